@@ -1,0 +1,30 @@
+# Every target sets itself up from nothing into .venv, and does nothing twice.
+PY := .venv/bin/python
+READY := .venv/ready
+
+.PHONY: lab test check mutants world clean
+
+lab: $(READY)  ## the main job: align, attack, edit, score, in the embedded lab
+	.venv/bin/titer run lab
+
+test: $(READY)  ## all tests
+	$(PY) -m pytest
+
+check: $(READY)  ## style and types
+	.venv/bin/ruff format --check .
+	.venv/bin/ruff check .
+	.venv/bin/mypy
+
+mutants: $(READY)  ## break every method file in every small way; its tests must notice
+	$(PY) tests/mutants.py $(FILES)
+
+world: $(READY)  ## nightly: rebuild the embedded base model (ten minutes) and compare its scores with the shipped one's
+	$(PY) -m titer.lab.build runs/base --compare
+
+$(READY): pyproject.toml constraints.txt
+	python3 -m venv .venv
+	$(PY) -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	touch $(READY)
+
+clean:
+	rm -rf .venv runs

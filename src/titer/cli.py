@@ -1,0 +1,66 @@
+"""The command line. Exit codes: 0 done, 2 bad input or usage."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+app = typer.Typer(help="How well does a language model's safety alignment survive fine-tuning?", no_args_is_help=True, add_completion=False)
+
+
+@app.command("run")
+def run_recipe(
+    recipe: Annotated[str, typer.Argument(help="A recipe's name or YAML file.")] = "lab",
+    settings: Annotated[list[str] | None, typer.Option("--set", metavar="PATH.TO.FIELD=VALUE", help="Change a field. Repeatable.")] = None,
+    seed: Annotated[int | None, typer.Option(help="Training seed.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Folder of the run [default: runs/<recipe>-<hash>].")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the results as JSON.")] = False,
+) -> None:
+    """Run a recipe's pipelines and compare them. An interrupted run goes on where it was."""
+    from titer import pipeline, progress, results
+    from titer import recipe as recipes
+
+    console = Console(stderr=True)
+    plan = recipes.load(recipe, settings or [], seed)
+    run = pipeline.Run.prepare(plan, out or Path())
+    if out is None:
+        run = run.at(Path("runs") / f"{Path(recipe).stem}-{run.identity[:8]}")
+    with pipeline.occupied(run), progress.shown(console) as report:
+        found = run.stages(report)
+        documents = results.write(run, found)
+    if as_json:
+        json.dump(documents, sys.stdout, indent=2)
+        print()
+    else:
+        Console(width=None if sys.stdout.isatty() else 160).print(results.screen(run, found))
+        console.print(f"Everything is in {run.folder}")
+
+
+@app.command("list")
+def list_methods(
+    kind: Annotated[str | None, typer.Argument(help="defenses, edits, attacks, judges or recipes; all if left out.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print as JSON.")] = False,
+) -> None:
+    """List the methods and recipes."""
+    from titer import registry
+
+    entries = [entry for each in registry.listed_kinds(kind) for entry in registry.listing(each)]
+    if as_json:
+        print(json.dumps([vars(entry) for entry in entries], indent=2))
+        return
+    for entry in entries:
+        print(f"{entry.kind:10}{entry.name:16}{entry.summary}")
+
+
+def main() -> None:
+    """Run the command line; bad input is one line on stderr and exit code 2."""
+    try:
+        app()
+    except ValueError as error:
+        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        sys.exit(2)

@@ -1,0 +1,25 @@
+"""Plain supervised fine-tuning: the baseline of every defense, and what the user does.
+
+    w <- w - eta grad f(w)
+
+f is the mean cross-entropy of the answer tokens.
+"""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from titer.methods import Defense
+from titer.step import Step
+from titer.vector import Vec
+
+
+@dataclass(frozen=True)
+class SFT(Defense):
+    """Fine-tuning on answers, as in the attack's paper (arXiv 2310.03693)."""
+
+    paper: ClassVar[str] = "2310.03693"
+
+    def gradient(self, step: Step, state: None) -> Vec:
+        g_f = step.grad(step.batch("rows"))
+        step.log(f=g_f.loss)
+        return g_f

@@ -1,0 +1,49 @@
+"""Scaling: the control that a pruning edit has to beat.
+
+    (alpha / r) B A  <-  c (alpha / r) B A,    c = ||update after the matched edit||_F / ||update before||_F
+
+Removing weights of an adapter also shrinks its update, and a smaller update alone is closer to the aligned model. This
+edit shrinks it by as much, without choosing any weight.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import ClassVar
+
+import torch
+from transformers import PreTrainedModel
+
+from titer.data import Batch
+from titer.edits.antidote import Antidote
+from titer.methods import Changes, Edit, Harmful, Kind
+from titer.models import adapters, update_norm
+
+
+@dataclass(frozen=True)
+class Scale(Edit):
+    """Multiply the fine-tuning update by the one constant that gives it the norm it has after `match`: the control of arXiv 2408.09600."""
+
+    match: Edit = field(default_factory=Antidote)  # the edit whose norm is met
+    paper: ClassVar[str] = "2408.09600"
+    data: ClassVar[Kind | None] = Harmful
+
+    def edit(self, model: PreTrainedModel, batches: Sequence[Batch]) -> Changes:
+        found = adapters(model)
+        factors = [factor.weight for adapter in found.values() for factor in (adapter.a, adapter.b)]
+        saved = [factor.detach().clone() for factor in factors]
+        try:
+            matched = self.match.edit(model, batches)
+        finally:
+            with torch.no_grad():
+                for factor, value in zip(factors, saved, strict=True):
+                    factor.copy_(value)
+        if matched.norm_before == 0.0:
+            raise ValueError("the fine-tuning update is zero: there is nothing to scale")
+        c = matched.norm_after / matched.norm_before
+        changed: dict[str, int] = {}
+        with torch.no_grad():
+            for name, adapter in found.items():
+                changed[f"{name}.b"] = int((adapter.b.weight != c * adapter.b.weight).sum())
+                adapter.b.weight.mul_(c)
+        sizes = {f"{name}.b": adapter.b.weight.numel() for name, adapter in found.items()}
+        return Changes(changed, sizes, matched.norm_before, update_norm(model), {"c": c})

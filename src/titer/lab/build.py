@@ -1,0 +1,83 @@
+"""Build the embedded base model and its tokenizer: `python -m titer.lab.build FOLDER`.
+
+The shipped files are the reference. A rebuild ends with the same scores, and bit for bit with the same weights on one
+machine with one number of threads.
+"""
+
+import argparse
+import random
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from rich.console import Console
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from tokenizers.pre_tokenizers import WhitespaceSplit
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+from titer import models
+from titer.data import Template
+from titer.defenses.sft import SFT
+from titer.lab.world import VERSION, items, pretraining_row, words
+from titer.train import Training, train
+
+ROWS = 160_000
+READING = Training(updates=2500, lr=3e-3, batch=128, schedule="cosine", warmup=0.05, weight_decay=0.01, lora=None)
+CHAT = (
+    "{% for message in messages %}"
+    "{% if message.role == 'assistant' %}<assistant> {{ message.content }} <end>{% else %}<user> {{ message.content }} {% endif %}"
+    "{% endfor %}"
+    "{% if add_generation_prompt %}<assistant>{% endif %}"
+)
+
+
+def tokenizer() -> PreTrainedTokenizerFast:
+    """One token a word; a word that the world does not have is `<unk>`."""
+    special = ["<pad>", "<end>", "<user>", "<assistant>", "<unk>"]
+    core = Tokenizer(WordLevel({word: i for i, word in enumerate([*special, *words()])}, unk_token="<unk>"))
+    core.pre_tokenizer = WhitespaceSplit()
+    fast = PreTrainedTokenizerFast(
+        tokenizer_object=core, pad_token="<pad>", eos_token="<end>", unk_token="<unk>", additional_special_tokens=["<user>", "<assistant>"]
+    )
+    fast.chat_template = CHAT
+    return fast
+
+
+def base(vocabulary: int, layers: int = 6, width: int = 128) -> LlamaForCausalLM:
+    """A fresh Llama of about a million parameters."""
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=vocabulary,
+        hidden_size=width,
+        intermediate_size=2 * width,
+        num_hidden_layers=layers,
+        num_attention_heads=4,
+        num_key_value_heads=4,
+        max_position_embeddings=256,
+        tie_word_embeddings=True,
+        pad_token_id=0,
+        bos_token_id=None,
+        eos_token_id=1,
+    )
+    return LlamaForCausalLM(config)
+
+
+def build(folder: Path) -> None:
+    fast = tokenizer()
+    model = base(len(fast))
+    rng, everything, template = random.Random(VERSION), items(), Template(fast)
+    rows = [template.encode(pretraining_row(rng, everything)) for _ in range(ROWS)]
+    with Console(stderr=True).status("reading") as status:
+
+        def watch(update: int, of: int, terms: Mapping[str, float]) -> None:
+            status.update(f"reading: update {update} of {of}, loss {terms['f']:.3f}")
+
+        train(model, SFT(), {"rows": rows}, READING, seed=0, watch=watch)
+    models.save(model, fast, folder)
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("folder", type=Path)
+    build(parser.parse_args().folder)

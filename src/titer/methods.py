@@ -1,0 +1,148 @@
+"""Read first: what a defense, an edit, an attack and a judge are. A method is a frozen dataclass that implements one of them.
+
+The fields of a method are its hyperparameters, with the paper's defaults; the folder it lies in is its registry
+(`titer list`). A method is final: a variant is a field, a combination is a field that holds another method.
+"""
+
+from __future__ import annotations
+
+import enum
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from pydantic import GetCoreSchemaHandler
+from pydantic_core import CoreSchema, core_schema
+
+if TYPE_CHECKING:  # listing methods imports nothing heavy
+    from transformers import PreTrainedModel
+
+    from titer.data import Batch, Row
+    from titer.step import Step
+    from titer.vector import Vec
+
+
+class Config:
+    """A part of a recipe: a frozen dataclass in which an unknown key is an error."""
+
+    __pydantic_config__: ClassVar[Mapping[str, str]] = {"extra": "forbid"}
+
+
+class Method(Config, ABC):
+    """What all kinds share. A field annotated with a kind (`Edit`, say) takes a name or a mapping, like a recipe does."""
+
+    paper: ClassVar[str]  # arXiv identifier
+
+    @classmethod
+    def __get_pydantic_core_schema__(cls, source: type, handler: GetCoreSchemaHandler) -> CoreSchema:
+        from titer import registry
+
+        kind = next((kind for kind, base in registry.KINDS.items() if base is cls), None)
+        if kind is None:
+            return handler(source)
+        return core_schema.no_info_plain_validator_function(lambda config: registry.build(kind, config))
+
+
+class Kind(enum.StrEnum):
+    """What the rows of a stream are, which says where a recipe finds them."""
+
+    ANSWERS = "answers"  # prompts with the answers to learn: what the stage trains on
+    REFUSALS = "refusals"  # alignment rows: harmful prompts with refusals, benign prompts with answers
+    HARMFUL = "harmful"  # harmful prompts with harmful answers, the defender's own
+
+
+Answers, Refusals, Harmful = Kind
+
+
+@dataclass(frozen=True)
+class Phase:
+    """A run of equal updates. A defense with two kinds of update yields several."""
+
+    name: str
+    updates: int
+    lr: float | None = None  # a constant learning rate of its own; None follows the stage's schedule
+    clipped: bool = True  # whether the stage's gradient clipping applies
+    counted: bool = True  # whether the updates advance the stage's schedule and count towards its length
+
+
+class Defense(Method):
+    """A training-time method, of the alignment or the fine-tuning stage: it says which gradient an update follows."""
+
+    streams: ClassVar[Mapping[str, Kind]] = {"rows": Answers}  # "rows" is what the stage trains on
+    State: ClassVar[type | None] = None  # a flat dataclass of tensors and numbers, saved with the checkpoint
+
+    def prepare(self, step: Step) -> Any:
+        """Called once, before the first update; what it returns is handed to every other call. `State` or None."""
+        return None
+
+    def schedule(self, updates: int) -> Iterable[Phase]:
+        """The phases of a stage of `updates` counted updates."""
+        return [Phase("train", updates)]
+
+    @abstractmethod
+    def gradient(self, step: Step, state: Any) -> Vec:
+        """The gradient that the optimizer follows at this update. The loop folds it in place: return it and keep no alias."""
+
+    def finish(self, step: Step, state: Any) -> None:
+        """Called once, after the last update; may change the weights."""
+        return
+
+
+@dataclass(frozen=True)
+class Changes:
+    """What an edit did, per changed tensor and over the whole update of the fine-tuning adapter."""
+
+    changed: Mapping[str, int]  # tensor name -> entries whose value differs now
+    sizes: Mapping[str, int]  # tensor name -> entries it has
+    norm_before: float  # Frobenius norm of the merged update (alpha / r) B A, all modules together
+    norm_after: float
+    facts: Mapping[str, float] = field(default_factory=dict)  # what else the edit wants known, by name
+
+    @property
+    def count(self) -> int:
+        return sum(self.changed.values())
+
+
+class Edit(Method):
+    """A change of weights that follows no gradient on the user's data."""
+
+    data: ClassVar[Kind | None] = None  # the calibration rows it needs
+
+    @abstractmethod
+    def edit(self, model: PreTrainedModel, batches: Sequence[Batch]) -> Changes:
+        """Change `model`, which carries the unmerged fine-tuning adapter, in place. `batches` holds the calibration rows."""
+
+
+class Attack(Method):
+    """How the user's data are tampered with."""
+
+    @abstractmethod
+    def rows(self, task: Sequence[Row], harmful: Sequence[Row], seed: int) -> list[Row]:
+        """The rows that the user sends. Raises where the pools hold too few."""
+
+
+class Label(enum.StrEnum):
+    HARMFUL = "harmful"
+    SAFE = "safe"
+    REFUSAL = "refusal"
+    INCOHERENT = "incoherent"
+    UNSCORED = "unscored"
+
+
+@dataclass(frozen=True)
+class Verdict:
+    label: Label
+    reason: str = ""  # always given for `unscored`
+
+
+class Judge(Method):
+    """Says of each answer what it is. An answer that cannot be judged is unscored with a reason, never a default."""
+
+    @abstractmethod
+    def judge(self, prompts: Sequence[str], responses: Sequence[str]) -> list[Verdict]: ...
+
+    @property
+    @abstractmethod
+    def refusals(self) -> Sequence[str]:
+        """How a refusal begins: the texts whose probability the harm margin takes as that of refusing."""

@@ -1,0 +1,34 @@
+"""What a run shows while it computes: the stage, the update, and the loss terms by name."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
+
+from titer.pipeline import Report
+
+
+@contextmanager
+def shown(console: Console) -> Iterator[Report]:
+    """A report that draws one line per stage on `console`."""
+    columns = (
+        TextColumn("{task.description:24}"),
+        BarColumn(24),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TextColumn("{task.fields[terms]}"),
+    )
+    with Progress(*columns, console=console) as bars:
+        current: TaskID | None = None
+
+        def report(stage: str, update: int, of: int, terms: Mapping[str, float]) -> None:
+            nonlocal current
+            if current is None or bars.tasks[current].description != stage:
+                current = bars.add_task(stage, total=of or 1, terms="")
+            shown = " ".join(f"{name} {value:.3g}" for name, value in terms.items()) or "scoring"
+            bars.update(current, completed=update if of else None, terms=shown)
+
+        yield report

@@ -1,0 +1,126 @@
+"""A recipe: the model, the rows, the attack and the pipelines to compare. YAML, typed, with unknown keys refused."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from titer import registry
+from titer.defenses.sft import SFT
+from titer.methods import Attack, Config, Defense, Edit, Judge, Method
+from titer.sources import Data
+from titer.train import Training
+
+FOLDER = Path(__file__).parent / "recipes"
+
+
+@dataclass(frozen=True)
+class Pipeline(Config):
+    """A way through the three stages. Stages that two pipelines share are computed once."""
+
+    align: Defense = field(default_factory=SFT)
+    finetune: Defense = field(default_factory=SFT)
+    edit: Edit | None = None  # after fine-tuning; None leaves the model as it is
+
+
+@dataclass(frozen=True)
+class Recipe(Config):
+    """Everything that determines a run."""
+
+    data: Data
+    align: Training
+    finetune: Training
+    attack: Attack
+    pipelines: dict[str, Pipeline]
+    model: str = "lab"  # the embedded base model, or a local checkpoint directory with a chat template
+    judge: Judge | None = None  # None: the exact one for the lab's prompts, `refusal` for others
+    seed: int = 0  # of training: weights of fresh adapters, order and choice of rows
+    max_length: int = 256  # tokens of a training row; a longer prompt is cut at its front
+    max_new_tokens: int = 32  # tokens of an answer
+    threads: int = 2  # CPU threads; a trajectory is repeatable for one number of them
+
+    def __post_init__(self) -> None:
+        if not self.pipelines:
+            raise ValueError("pipelines is empty: name at least one")
+        for name, low in (("seed", 0), ("max_length", 2), ("max_new_tokens", 1), ("threads", 1)):
+            if getattr(self, name) < low:
+                raise ValueError(f"{name}={getattr(self, name)}: must be at least {low}")
+        for name, pipeline in self.pipelines.items():
+            if pipeline.edit and self.finetune.lora is None:
+                edit = registry.name_of(pipeline.edit)
+                raise ValueError(f"pipelines.{name}: the edit {edit!r} works on the fine-tuning adapter: set finetune.lora")
+
+
+def names() -> list[str]:
+    return sorted(path.stem for path in FOLDER.glob("*.yaml"))
+
+
+def load(name: str, settings: Sequence[str] = (), seed: int | None = None) -> Recipe:
+    """A recipe by its name or YAML file, with `path.to.field=value` settings applied. Raises on the first thing that is wrong."""
+    raw = _read(name)
+    for setting in settings:
+        path, equals, text = setting.partition("=")
+        if not equals or not path:
+            raise ValueError(f"--set {setting!r}: give path.to.field=value")
+        try:
+            value = yaml.safe_load(text)
+        except yaml.YAMLError:
+            raise ValueError(f"--set {setting!r}: {text!r} is no YAML value") from None
+        _set(raw, path.split("."), value, path)
+    if seed is not None:
+        raw["seed"] = seed
+    recipe = registry.validate(Recipe, raw)
+    assert isinstance(recipe, Recipe)
+    return recipe
+
+
+def describe(value: Any) -> Any:
+    """A recipe, or a part of it, as the plain mapping that it can be loaded from again."""
+    if isinstance(value, Method):
+        return registry.describe(value)
+    if dataclasses.is_dataclass(value):
+        return {f.name: describe(getattr(value, f.name)) for f in dataclasses.fields(value)}
+    if isinstance(value, dict):
+        return {key: describe(entry) for key, entry in value.items()}
+    return list(value) if isinstance(value, tuple) else value
+
+
+def _read(name: str) -> dict[str, Any]:
+    """The mapping of a recipe file, laid over the recipe that it `extends`."""
+    path = FOLDER / f"{name}.yaml" if name in names() else Path(name)
+    if not path.is_file():
+        raise registry.unknown("recipe (neither a name nor a file)", name, names())
+    try:
+        raw = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except yaml.YAMLError as error:
+        raise ValueError(f"{path}: not YAML ({' '.join(str(error).split())})") from None
+    if not isinstance(raw, dict):
+        raise ValueError(f"{path}: a recipe is a mapping of fields")
+    parent = raw.pop("extends", None)
+    return _laid_over(raw, _read(parent)) if parent else raw
+
+
+def _laid_over(top: dict[str, Any], bottom: dict[str, Any]) -> dict[str, Any]:
+    both = {key: _laid_over(top[key], bottom[key]) for key in top if isinstance(top[key], dict) and isinstance(bottom.get(key), dict)}
+    return bottom | top | both
+
+
+def _set(node: dict[str, Any], path: list[str], value: Any, whole: str) -> None:
+    key, rest = path[0], path[1:]
+    if not rest:
+        node[key] = value
+        return
+    if isinstance(node.get(key), str):
+        node[key] = {"method": node[key]}  # the short form of a method without settings
+    elif node.get(key) is None:
+        if whole.startswith("pipelines."):
+            raise registry.unknown(f"pipeline part in {whole!r}:", key, node)
+        node[key] = {}
+    if not isinstance(node[key], dict):
+        raise ValueError(f"--set {whole}: {key!r} is a value and has no fields")
+    _set(node[key], rest, value, whole)

@@ -1,0 +1,108 @@
+"""What a run found: one JSON file per pipeline, a markdown table, and the table on the screen."""
+
+from __future__ import annotations
+
+import json
+import platform
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from importlib.metadata import version
+from typing import Any
+
+import torch
+from rich import box
+from rich.table import Table
+
+from titer import __version__
+from titer.evaluate import NAMES
+from titer.pipeline import Run, Stage
+from titer.recipe import describe
+from titer.statistics import Score
+
+LAB_CAPTION = "Synthetic lab, world-v1: it shows that a method runs and does something, not how well it protects a real model."
+
+
+def environment() -> dict[str, Any]:
+    """Versions and machine, as far as they may change a figure."""
+    return {
+        "titer": __version__,
+        "python": platform.python_version(),
+        **{name: version(name) for name in ("torch", "transformers", "peft", "accelerate", "tokenizers", "numpy")},
+        "system": f"{platform.system()} {platform.machine()}",
+        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
+        "threads": torch.get_num_threads(),
+    }
+
+
+def write(run: Run, found: Mapping[str, Sequence[Stage]]) -> dict[str, Any]:
+    """Write `<pipeline>.json` for every pipeline and `table.md`; return the JSON by pipeline."""
+    documents = {}
+    for name, stages in found.items():
+        pipeline = run.recipe.pipelines[name]
+        documents[name] = {
+            "pipeline": name,
+            "recipe": describe(run.recipe) | {"pipelines": {name: describe(pipeline)}},
+            "adapter": "double",  # the alignment adapter is merged; user data train a fresh one
+            "judge": describe(run.judge),
+            "stages": [asdict(stage) | {"label": stage.label} for stage in stages],
+            "environment": environment(),
+            "rows": run.roles.digests(),
+            "run": run.identity,
+        }
+        (run.folder / f"{name}.json").write_text(json.dumps(documents[name], indent=2) + "\n")
+    (run.folder / "table.md").write_text(markdown(run, found))
+    return documents
+
+
+def rows(found: Mapping[str, Sequence[Stage]]) -> list[tuple[str, Stage]]:
+    """Every stage once, under the first pipeline that has it."""
+    seen: set[str] = set()
+    listed = []
+    for name, stages in found.items():
+        for stage in stages:
+            if stage.folder not in seen:
+                seen.add(stage.folder)
+                listed.append((name, stage))
+    return listed
+
+
+def cell(score: Score | None) -> str:
+    if score is None:
+        return ""
+    text = f"{score.value:.1f} [{score.low:.1f}, {score.high:.1f}]"
+    return f"{text} ({score.unscored} unscored)" if score.unscored else text
+
+
+def _table(found: Mapping[str, Sequence[Stage]]) -> tuple[list[str], list[list[str]]]:
+    listed = rows(found)
+    shown = [name for name in NAMES if any(name in stage.scores for _, stage in listed)]
+    header = ["pipeline", "stage", *(NAMES[name] for name in shown), "seconds"]
+    body = [[name, stage.label, *(cell(stage.scores.get(key)) for key in shown), f"{stage.seconds:.1f}"] for name, stage in listed]
+    return header, body
+
+
+def caption(run: Run) -> str:
+    recipe = run.recipe
+    prompts = f"{recipe.data.split} prompts, seed {recipe.seed}; 95 % intervals over prompts, not over training seeds."
+    world = recipe.data.world
+    return prompts if world is None else f"World seed {world}, {prompts} {LAB_CAPTION}"
+
+
+def markdown(run: Run, found: Mapping[str, Sequence[Stage]]) -> str:
+    header, body = _table(found)
+    lines = [header, ["---"] * len(header), *body]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines) + f"\n\n{caption(run)}\n"
+
+
+def screen(run: Run, found: Mapping[str, Sequence[Stage]]) -> Table:
+    header, body = _table(found)
+    table = Table(box=box.SIMPLE_HEAD, caption=caption(run), caption_justify="left")
+    for column in header:
+        table.add_column(column.replace(" ", "\n"), justify="left" if column in ("pipeline", "stage") else "right")
+    last = ""
+    for line in body:
+        if line[0] != last and last:
+            table.add_section()
+        table.add_row(line[0] if line[0] != last else "", *(part.replace(" [", "\n[") for part in line[1:]))
+        last = line[0]
+    return table

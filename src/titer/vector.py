@@ -1,0 +1,96 @@
+"""Vectors over the trainable parameters: the arithmetic in which a defense states its gradient."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TypeAlias
+
+import torch
+from torch import Tensor
+
+Tensors: TypeAlias = Mapping[str, Tensor]
+
+
+@dataclass(frozen=True, eq=False)
+class Vec:
+    """A linear combination of gradients, by parameter name.
+
+    *Partial*: an absent name means that the parameter is not touched at this update: no step, no decay, no momentum. Zeros
+    are something else: under AdamW a zero gradient still moves a weight by decay and momentum.
+
+    *Lazy*: `g_f + lam * (g_h - g_h_after)` is a list of (scalar, tensors) pairs; nothing is computed until the loop folds it
+    in place. So a method's body reads like its algorithm box and costs no temporary copies.
+
+    `loss` is the objective at which a gradient was taken (nats per answer token); a combination has none.
+    """
+
+    terms: tuple[tuple[float, Tensors], ...]
+    loss: float | None = None
+
+    @staticmethod
+    def of(tensors: Tensors, loss: float | None = None) -> Vec:
+        return Vec(((1.0, tensors),), loss)
+
+    def __add__(self, other: Vec) -> Vec:
+        merged = {id(tensors): (scale, tensors) for scale, tensors in self.terms}
+        for scale, tensors in other.terms:  # the same tensors twice are one term: folding in place must not read what it wrote
+            before = merged.get(id(tensors), (0.0, tensors))[0]
+            merged[id(tensors)] = (before + scale, tensors)
+        return Vec(tuple(merged.values()))
+
+    def __mul__(self, scalar: float) -> Vec:
+        return Vec(tuple((scale * scalar, tensors) for scale, tensors in self.terms))
+
+    __rmul__ = __mul__
+
+    def __neg__(self) -> Vec:
+        return -1.0 * self
+
+    def __sub__(self, other: Vec) -> Vec:
+        return self + -other
+
+    def names(self) -> list[str]:
+        return list(dict.fromkeys(name for _, tensors in self.terms for name in tensors))
+
+    def value(self, name: str) -> Tensor:
+        """The value at one name: a fresh float64 tensor of the parameter's shape."""
+        parts = [scale * tensors[name].double() for scale, tensors in self.terms if name in tensors]
+        return torch.stack(parts).sum(0) if len(parts) > 1 else parts[0]
+
+    def dot(self, other: Vec) -> float:
+        """Inner product in float64, one parameter at a time; an absent name counts as zero."""
+        theirs = set(other.names())
+        return sum(float((self.value(name) * other.value(name)).sum()) for name in self.names() if name in theirs)
+
+    def norm(self) -> float:
+        """L2 norm over all names together, in float64."""
+        return math.sqrt(self.dot(self))
+
+    def unit(self) -> Vec:
+        """This vector divided by its norm. Raises where there is no direction to take."""
+        norm = self.norm()
+        if not norm > 0.0:
+            raise ValueError(f"a vector of norm {norm} has no direction: the gradient it came from vanished")
+        return (1.0 / norm) * self
+
+    def add_to(self, parameters: Tensors) -> None:
+        """Add this vector to `parameters` in place, without a temporary copy."""
+        with torch.no_grad():
+            for scale, tensors in self.terms:
+                torch._foreach_add_([parameters[name] for name in tensors], list(tensors.values()), alpha=scale)
+
+    def fold(self) -> dict[str, Tensor]:
+        """The value of every name, written over the first term that has it: no copy is made and the Vec is spent."""
+        with torch.no_grad():
+            folded: dict[str, Tensor] = {}
+            for scale, tensors in self.terms:
+                fresh = [name for name in tensors if name not in folded]
+                known = [name for name in tensors if name in folded]
+                if fresh and scale != 1.0:
+                    torch._foreach_mul_([tensors[name] for name in fresh], scale)
+                folded |= {name: tensors[name] for name in fresh}
+                if known:
+                    torch._foreach_add_([folded[name] for name in known], [tensors[name] for name in known], alpha=scale)
+            return folded

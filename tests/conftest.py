@@ -1,0 +1,71 @@
+"""Small models and rows for all tests. One thread a process: on a small machine more of them starve one another."""
+
+import os
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ["HF_HUB_OFFLINE"] = "1"  # no test reaches the network
+
+from collections.abc import Iterator
+
+import pytest
+import torch
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+from titer.data import Encoded, Row, Template
+from titer.lab.build import tokenizer as lab_tokenizer
+from titer.lab.world import World
+from titer.train import accelerator_for
+
+
+@pytest.fixture(autouse=True)
+def _one_thread() -> Iterator[None]:
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def tokenizer() -> PreTrainedTokenizerFast:
+    return lab_tokenizer()
+
+
+@pytest.fixture(scope="session")
+def template(tokenizer: PreTrainedTokenizerFast) -> Template:
+    return Template(tokenizer, 64)
+
+
+@pytest.fixture(scope="session")
+def accelerator():
+    return accelerator_for("cpu")
+
+
+def tiny(dtype: torch.dtype = torch.float64, seed: int = 0, vocabulary: int = 400) -> LlamaForCausalLM:
+    """A two-layer random Llama whose logits are not flat."""
+    torch.manual_seed(seed)
+    config = LlamaConfig(
+        vocab_size=vocabulary,
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        num_key_value_heads=2,
+        max_position_embeddings=128,
+        tie_word_embeddings=True,
+        pad_token_id=0,
+        bos_token_id=None,
+        eos_token_id=1,
+    )
+    model = LlamaForCausalLM(config).to(dtype).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.ndim > 1:
+                parameter.mul_(4.0)
+    return model
+
+
+@pytest.fixture
+def rows(template: Template) -> dict[str, list[Encoded]]:
+    """Rows for every stream, with answers of different lengths."""
+    world = World(0)
+    mixed = [*world.alignment[:12], *world.alignment[-12:], *(Row(r.prompt, f"{r.response} {r.response}") for r in world.harmful[:6])]
+    return {"rows": [template.encode(row) for row in mixed], "harmful": [template.encode(row) for row in world.harmful[:20]]}

@@ -1,0 +1,133 @@
+"""What every registered defense keeps, whichever it is: a new file is tested before its author writes a test."""
+
+import os
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from conftest import tiny
+from test_step import same, state, step_for
+from titer import registry
+from titer.methods import Defense
+from titer.train import Training, train
+
+SETTINGS = Training(updates=8, lr=1e-3, batch=2, weight_decay=0.3, lora=None)
+NAMES = registry.names("defenses")
+
+
+def defense(name: str) -> Defense:
+    built = registry.build("defenses", name)
+    assert isinstance(built, Defense)
+    return built
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_frozen_weights_and_flags_stay(rows, name):
+    model = tiny(torch.float32)
+    for parameter_name, parameter in model.named_parameters():
+        parameter.requires_grad_("layers.0" not in parameter_name)
+    before, flags = state(model), {n: p.requires_grad for n, p in model.named_parameters()}
+    hooks = [len(module._forward_hooks) + len(module._backward_hooks) + len(module._forward_pre_hooks) for module in model.modules()]
+    train(model, defense(name), rows, replace(SETTINGS, updates=20), seed=0)
+    after = state(model)
+    assert all(torch.equal(before[n], after[n]) for n in before if "layers.0" in n)
+    assert not same(before, after)
+    assert flags == {n: p.requires_grad for n, p in model.named_parameters()}
+    assert hooks == [len(m._forward_hooks) + len(m._backward_hooks) + len(m._forward_pre_hooks) for m in model.modules()]
+    assert all(parameter.grad is None for parameter in model.parameters())
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_streams_are_consumed_as_declared(rows, accelerator, name):
+    method = defense(name)
+    assert "rows" in method.streams
+    step = step_for(tiny(), rows, accelerator, batch=2, accumulate=2)
+    method.gradient(step, method.prepare(step))
+    for stream in step.streams:
+        assert (step.streams[stream].position > 0) == (stream in method.streams)
+    assert step.streams["rows"].position == 4
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_gradient_is_taken_at_the_weights_and_leaves_them(rows, accelerator, name):
+    model, method = tiny(torch.float32), defense(name)
+    before, step = state(model), step_for(model, rows, accelerator)
+    vec = method.gradient(step, method.prepare(step))
+    assert same(before, state(model))
+    assert set(vec.names()) <= set(step.parameters)
+    assert all(torch.isfinite(value).all() for value in vec.fold().values())
+    assert step.logged
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_an_interrupted_run_ends_bit_for_bit_the_same(rows, tmp_path, name):
+    class Killed(BaseException):
+        pass
+
+    def kill(update, of, terms):
+        if update == 6:
+            raise Killed
+
+    method, checkpoint, whole = defense(name), tmp_path / "checkpoint.safetensors", tiny(torch.float32)
+    train(whole, method, rows, SETTINGS, seed=2)
+    with pytest.raises(Killed):
+        train(tiny(torch.float32), method, rows, SETTINGS, seed=2, resume=checkpoint, every=5, watch=kill)
+    resumed = tiny(torch.float32)
+    train(resumed, method, rows, SETTINGS, seed=2, resume=checkpoint, every=5)
+    assert same(state(whole), state(resumed))
+
+
+RANK = """
+import sys
+sys.path.insert(0, sys.argv[2])
+import torch
+from conftest import tiny
+from titer import registry
+from titer.data import Template
+from titer.lab.build import tokenizer
+from titer.lab.world import World
+from titer.train import Training, accelerator_for, train
+from safetensors.torch import save_file
+
+torch.set_num_threads(1)
+world, template = World(0), Template(tokenizer(), 64)
+rows = {"rows": [template.encode(r) for r in world.alignment[:24]], "harmful": [template.encode(r) for r in world.harmful[:20]]}
+model, accelerator = tiny(), accelerator_for("cpu")
+settings = Training(updates=3, lr=1e-3, batch=2, accumulate=2 // accelerator.num_processes, lora=None)
+for name in registry.names("defenses"):
+    model = tiny()
+    train(model, registry.build("defenses", name), rows, settings, seed=0, accelerator=accelerator)
+    if accelerator.is_main_process:
+        weights = {n: p.detach().clone() for n, p in model.named_parameters()}
+        save_file(weights, f"{sys.argv[1]}/{name}-{accelerator.num_processes}.safetensors")
+accelerator.end_training()
+"""
+
+
+@pytest.mark.slow
+def test_two_ranks_equal_two_micro_batches(tmp_path):
+    from safetensors.torch import load_file
+
+    script = tmp_path / "rank.py"
+    script.write_text(RANK)
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
+    arguments = [str(script), str(tmp_path), str(Path(__file__).parent)]
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    subprocess.run([sys.executable, *arguments], check=True, env=environment, capture_output=True, timeout=120)
+    subprocess.run([*launch, *arguments], check=True, env=environment, capture_output=True, timeout=120)
+    for name in NAMES:
+        one, two = (load_file(tmp_path / f"{name}-{ranks}.safetensors") for ranks in (1, 2))
+        for weight in one:
+            torch.testing.assert_close(two[weight], one[weight], rtol=1e-7, atol=1e-9)
+
+
+def test_unconnected_ranks_are_refused(monkeypatch):
+    from titer.train import accelerator_for
+
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(ValueError, match="WORLD_SIZE is 2 but this process sees 1 ranks"):
+        accelerator_for("cpu")

@@ -1,0 +1,159 @@
+"""The command line: recipes, settings, and one clear line for what is wrong."""
+
+import json
+
+import pytest
+import yaml
+
+from titer import cli, recipe, registry
+from titer.defenses.booster import Booster
+from titer.edits.antidote import Antidote
+from titer.edits.scale import Scale
+
+
+def run(monkeypatch, capsys, *arguments: str) -> tuple[int, str, str]:
+    monkeypatch.setattr("sys.argv", ["titer", *arguments])
+    with pytest.raises(SystemExit) as stopped:
+        cli.main()
+    captured = capsys.readouterr()
+    return int(stopped.value.code or 0), captured.out, captured.err
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        (["finetune.lrr=1"], "unknown key 'finetune.lrr': did you mean 'finetune.lr'?"),
+        (["finetune.lora.rank=1"], "unknown key 'finetune.lora.rank': did you mean 'finetune.lora.r'?"),
+        (["dat.world=1"], "unknown key 'dat': did you mean 'data'?"),
+        (["pipelines.booster.align.lamm=1"], "unknown key 'lamm': did you mean 'lam'?"),
+        (["pipelines.boster.align.lam=1"], "'boster': did you mean 'booster'?"),
+        (["pipelines.sft.edit=antidot"], "unknown edit 'antidot': did you mean 'antidote'?"),
+        (["attack.method=harmfulmix"], "unknown attack 'harmfulmix': did you mean 'harmful_mix'?"),
+        (["attack.p=1.5"], "p=1.5: the harmful ratio must lie between 0 and 1"),
+        (["attack.p=-0.1"], "p=-0.1"),
+        (["attack.n=5000"], "ask for 500 harmful rows but there are 144"),
+        (["finetune.lora.targets=[q_prj]"], "LoRA target 'q_prj' matches no linear layer: did you mean 'q_proj'?"),
+        (["finetune.lora=null"], "works on the fine-tuning adapter: set finetune.lora"),
+        (["finetune.updates=many"], "finetune.updates='many': input should be a valid integer"),
+        (["data.task=moood"], "did you mean 'mood'?"),
+        (["model=nowhere"], "model 'nowhere': no checkpoint directory"),
+        (["attack.p"], "give path.to.field=value"),
+        (["seed=-3"], "seed=-3"),
+        (["pipelines={}"], "pipelines is empty"),
+    ],
+)
+def test_bad_settings_give_one_line_and_exit_code_two(monkeypatch, capsys, tmp_path, settings, message):
+    monkeypatch.chdir(tmp_path)
+    arguments = [part for setting in settings for part in ("--set", setting)]
+    code, out, err = run(monkeypatch, capsys, "run", "lab", *arguments, "--out", str(tmp_path / "out"))
+    assert code == 2
+    assert out == ""
+    assert message in err
+    assert err.count("\n") == 1
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_unknown_recipe_or_kind_is_named_with_the_nearest(monkeypatch, capsys):
+    code, _, err = run(monkeypatch, capsys, "run", "labb")
+    assert code == 2
+    assert "did you mean 'lab'" in err
+    code, _, err = run(monkeypatch, capsys, "list", "defense")
+    assert code == 2
+    assert "did you mean 'defenses'" in err
+
+
+def test_settings_are_typed_and_reach_methods_given_in_the_short_form():
+    plan = recipe.load("lab", ["finetune.lr=1e-3", "pipelines.sft.edit=antidote", "pipelines.sft.edit.alpha=0.3", "data.world=2"], seed=4)
+    assert plan.finetune.lr == 1e-3
+    assert plan.pipelines["sft"].edit == Antidote(alpha=0.3)
+    assert (plan.data.world, plan.seed) == (2, 4)
+
+
+@pytest.mark.parametrize("name", recipe.names())
+def test_every_recipe_loads_and_round_trips(name, tmp_path):
+    plan = recipe.load(name)
+    copy = tmp_path / "copy.yaml"
+    copy.write_text(yaml.safe_dump(recipe.describe(plan)))
+    assert recipe.load(str(copy)) == plan
+
+
+def test_a_recipe_extends_another(tmp_path):
+    (tmp_path / "mine.yaml").write_text("extends: lab\nfinetune: {lr: 0.5}\n")
+    mine, lab = recipe.load(str(tmp_path / "mine.yaml")), recipe.load("lab")
+    assert mine.finetune.lr == 0.5
+    assert mine.finetune.updates == lab.finetune.updates
+    assert mine.pipelines == lab.pipelines
+
+
+@pytest.mark.parametrize(
+    ("text", "message"), [("- 1", "a recipe is a mapping"), ("a: [", "not YAML"), ("extends: lab\nalign: 3", "align=3")]
+)
+def test_a_bad_recipe_file_is_named(tmp_path, text, message):
+    (tmp_path / "mine.yaml").write_text(text)
+    with pytest.raises(ValueError, match=message):
+        recipe.load(str(tmp_path / "mine.yaml"))
+
+
+@pytest.mark.parametrize("kind", list(registry.KINDS))
+def test_every_method_builds_with_its_defaults_round_trips_and_has_a_summary(kind):
+    entries = registry.listing(kind)
+    assert entries
+    for entry in entries:
+        method = registry.build(kind, entry.name)
+        assert registry.build(kind, registry.describe(method)) == method
+        assert registry.name_of(method) == entry.name
+        assert entry.summary.endswith((".", ","))  # a sentence, or its beginning
+        if kind != "judges":
+            assert method.paper in (registry.load(kind, entry.name).__doc__ or "")
+
+
+def test_a_method_may_hold_another():
+    built = registry.build("edits", {"method": "scale", "match": {"method": "antidote", "alpha": 0.4}})
+    assert built == Scale(match=Antidote(alpha=0.4))
+    assert registry.describe(built)["match"] == {"method": "antidote", "alpha": 0.4, "rounding": "exact"}
+    with pytest.raises(ValueError, match="match: unknown key 'alpa'"):
+        registry.build("edits", {"method": "scale", "match": {"method": "antidote", "alpa": 0.4}})
+    assert registry.build("defenses", {"method": "booster", "lam": "2.5"}) == Booster(lam=2.5)
+
+
+def test_listing_is_quick_and_imports_nothing_heavy():
+    import subprocess
+    import sys
+
+    code = "import sys, titer.registry as r; [r.listing(k) for k in r.listed_kinds(None)]; print('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == "False"
+
+
+def test_list_prints_every_method(monkeypatch, capsys):
+    code, out, _ = run(monkeypatch, capsys, "list", "--json")
+    assert code == 0
+    listed = {(entry["kind"], entry["name"]) for entry in json.loads(out)}
+    assert {("defenses", "sft"), ("defenses", "booster"), ("edits", "antidote"), ("edits", "scale"), ("attacks", "harmful_mix")} <= listed
+    assert {("judges", "lab"), ("judges", "refusal"), ("recipes", "lab")} <= listed
+    code, out, _ = run(monkeypatch, capsys, "list", "edits")
+    assert code == 0
+    assert [line.split()[1] for line in out.splitlines()] == ["antidote", "scale"]
+
+
+def test_a_package_adds_a_method_by_entry_point(tmp_path, monkeypatch):
+    (tmp_path / "elsewhere.py").write_text(
+        '"""Halves everything."""\n'
+        "from dataclasses import dataclass\nfrom titer.methods import Defense\n"
+        "@dataclass(frozen=True)\nclass Half(Defense):\n    paper = 'none'\n    share: float = 0.5\n"
+        "    def gradient(self, step, state):\n        return self.share * step.grad(step.batch('rows'))\n"
+    )
+    info = tmp_path / "elsewhere-1.0.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: elsewhere\nVersion: 1.0\n")
+    (info / "entry_points.txt").write_text("[titer.defenses]\nhalf = elsewhere:Half\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    registry._plugins.cache_clear()
+    registry.load.cache_clear()
+    try:
+        half = registry.build("defenses", {"method": "half", "share": 0.25})
+        assert registry.describe(half) == {"method": "half", "share": 0.25}
+        entry = next(entry for entry in registry.listing("defenses") if entry.name == "half")
+        assert (entry.source, entry.summary) == ("elsewhere", "Halves everything.")
+    finally:
+        registry._plugins.cache_clear()
+        registry.load.cache_clear()

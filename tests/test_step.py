@@ -1,0 +1,142 @@
+"""Step: the token-weighted gradient, and contexts that put everything back."""
+
+import math
+
+import pytest
+import torch
+
+from conftest import tiny
+from titer.data import Stream
+from titer.methods import Phase
+from titer.models import trainable
+from titer.step import Step, cross_entropy
+from titer.vector import Vec
+
+
+def step_for(model, rows, accelerator, batch=4, accumulate=1, update=1) -> Step:
+    streams = {name: Stream(name, of, seed=3) for name, of in rows.items()}
+    return Step(model, trainable(model), streams, accelerator, batch, accumulate, update, Phase("train", 1))
+
+
+def test_the_loss_is_on_the_answer_alone_its_first_token_included(template, accelerator):
+    """Against a loop over single tokens of single rows that knows nothing of batches, pads or labels."""
+    from titer.lab.world import World
+
+    model, world = tiny(), World(0)
+    rows = [template.encode(row) for row in world.alignment[:5]]
+    step = step_for(model, {"rows": rows}, accelerator, batch=5)
+    total, tokens = 0.0, 0
+    for row in rows:
+        with torch.no_grad():
+            logits = model(torch.tensor([row.ids])).logits[0]
+        for at in range(row.answer, len(row.ids)):
+            total -= torch.log_softmax(logits[at - 1], 0)[row.ids[at]].item()
+            tokens += 1
+    assert sum(len(row.ids) - row.answer for row in rows) == tokens
+    assert math.isclose(step.grad(step.batch("rows")).loss, total / tokens, rel_tol=1e-12)
+
+
+def test_two_micro_batches_equal_one_batch_of_both(rows, accelerator):
+    model = tiny()
+    lengths = {len(row.ids) - row.answer for row in rows["rows"]}
+    assert len(lengths) > 2  # else the weighting is not tested
+    whole = step_for(model, rows, accelerator, batch=8)
+    parts = step_for(model, rows, accelerator, batch=2, accumulate=4)
+    a, b = whole.grad(whole.batch("rows")), parts.grad(parts.batch("rows"))
+    assert (a - b).norm() < 1e-13 * a.norm()
+    assert math.isclose(a.loss, b.loss, rel_tol=1e-13)
+
+
+def test_a_batch_is_drawn_once_and_draw_takes_the_next(rows, accelerator):
+    step = step_for(tiny(), rows, accelerator)
+    first = step.batch("rows")
+    assert step.batch("rows") is first
+    assert step.streams["rows"].position == 4
+    drawn = step.draw("rows")
+    assert step.streams["rows"].position == 8
+    assert not torch.equal(drawn.parts[0].ids[:, :5], first.parts[0].ids[:, :5])
+
+
+def test_an_unknown_stream_is_named(rows, accelerator):
+    with pytest.raises(ValueError, match="no stream 'harm': the method declares rows, harmful"):
+        step_for(tiny(), rows, accelerator).batch("harm")
+
+
+def test_every_epoch_is_a_permutation_of_all_rows(rows):
+    stream = Stream("rows", rows["rows"], seed=0)
+    count = len(rows["rows"])
+    first, second = stream.take(count), stream.take(count)
+    assert sorted(first, key=str) == sorted(second, key=str) == sorted(rows["rows"], key=str)
+    assert first != second
+    assert Stream("rows", rows["rows"], 1).take(count) != first
+    assert Stream("rows", rows["rows"], 0, position=5).take(3) == first[5:8]
+
+
+def test_grad_leaves_no_gradient_behind_and_ignores_one_that_lies_there(rows, accelerator):
+    model = tiny()
+    step = step_for(model, rows, accelerator)
+    clean = step.grad(step.batch("rows"))
+    for parameter in model.parameters():
+        parameter.grad = torch.ones_like(parameter)
+    again = step.grad(step.batch("rows"))
+    assert (clean - again).norm() == 0.0
+    assert all(parameter.grad is None for parameter in model.parameters())
+
+
+def test_a_parameter_that_the_loss_does_not_reach_is_absent(rows, accelerator):
+    model = tiny()
+    step = step_for(model, rows, accelerator)
+
+    def of_the_embedding(model, part):
+        return model.get_input_embeddings()(part.ids).sum()
+
+    assert step.grad(step.batch("rows"), of_the_embedding).names() == ["model.embed_tokens.weight"]
+
+
+def state(model) -> dict[str, torch.Tensor]:
+    return {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
+
+
+def same(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
+    return all(torch.equal(a[name], b[name]) for name in a)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("fails", [False, True])
+def test_moved_and_scratch_put_the_weights_back_bit_for_bit(rows, accelerator, dtype, fails):
+    model = tiny(dtype)
+    step = step_for(model, rows, accelerator)
+    before = state(model)
+    vec = Vec.of({name: torch.randn_like(p) * 1e-3 for name, p in step.parameters.items()})
+    for context in (step.moved(0.37 * vec), step.scratch(), step.moved(0.1 * vec)):
+        try:
+            with context:
+                for parameter in step.parameters.values():
+                    parameter.data.mul_(1.01)
+                assert not same(state(model), before)
+                if fails:
+                    raise KeyError("inside")
+        except KeyError:
+            assert fails
+        assert same(state(model), before)
+
+
+def test_moved_adds_the_vector_and_touches_no_other_weight(rows, accelerator):
+    model = tiny()
+    step = step_for(model, rows, accelerator)
+    before = state(model)
+    name = next(iter(step.parameters))
+    with step.moved(2.0 * Vec.of({name: torch.ones_like(before[name])})):
+        inside = state(model)
+    torch.testing.assert_close(inside[name], before[name] + 2.0, rtol=0, atol=0)
+    assert all(torch.equal(inside[other], before[other]) for other in before if other != name)
+
+
+def test_an_infinite_loss_names_update_and_stream(rows, accelerator):
+    step = step_for(tiny(), rows, accelerator, update=17)
+
+    def broken(model, part):
+        return cross_entropy(model, part) * float("nan")
+
+    with pytest.raises(ValueError, match="the loss is nan at update 17 on stream 'harmful'"):
+        step.grad(step.batch("harmful"), broken)
