@@ -140,3 +140,9 @@ def test_an_infinite_loss_names_update_and_stream(rows, accelerator):
 
     with pytest.raises(ValueError, match="the loss is nan at update 17 on stream 'harmful'"):
         step.grad(step.batch("harmful"), broken)
+
+    def steep(model, part):  # finite itself, with an infinite slope
+        return cross_entropy(model, part) + next(model.parameters()).square().sum().mul(0.0).sqrt()
+
+    with pytest.raises(ValueError, match="the gradient is not finite at update 17 on stream 'rows'"):
+        step.grad(step.batch("rows"), steep)

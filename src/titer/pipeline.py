@@ -150,6 +150,9 @@ class Run:
         with _measured() as scoring:
             report(label, 0, 0, {})
             result = evaluate(model, template, self.roles.benchmarks, self.judge, self.recipe.max_new_tokens)
+        if result.scores["harm"].n == 0:
+            reason = next(record.reason for record in result.records if record.benchmark == "harm")
+            raise ValueError(f"the judge {name_of(self.judge)!r} could not score any harm prompt ({reason}): choose another one")
         _keep(result.records, folder / "answers.jsonl")
         stage = Stage(
             kind,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import platform
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
@@ -39,7 +40,7 @@ def write(run: Run, found: Mapping[str, Sequence[Stage]]) -> dict[str, Any]:
     documents = {}
     for name, stages in found.items():
         pipeline = run.recipe.pipelines[name]
-        documents[name] = {
+        document = {
             "pipeline": name,
             "recipe": describe(run.recipe) | {"pipelines": {name: describe(pipeline)}},
             "adapter": "double",  # the alignment adapter is merged; user data train a fresh one
@@ -49,9 +50,19 @@ def write(run: Run, found: Mapping[str, Sequence[Stage]]) -> dict[str, Any]:
             "rows": run.roles.digests(),
             "run": run.identity,
         }
+        documents[name] = plain(document)
         (run.folder / f"{name}.json").write_text(json.dumps(documents[name], indent=2) + "\n")
     (run.folder / "table.md").write_text(markdown(run, found))
     return documents
+
+
+def plain(value: Any) -> Any:
+    """The value with null for every figure that is not finite: JSON has no other word for it."""
+    if isinstance(value, dict):
+        return {key: plain(entry) for key, entry in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(entry) for entry in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def rows(found: Mapping[str, Sequence[Stage]]) -> list[tuple[str, Stage]]:

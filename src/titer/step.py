@@ -67,7 +67,7 @@ class Step:
     def grad(self, batch: Batch, loss: Loss = cross_entropy) -> Vec:
         """Gradient of the token-weighted mean of `loss` (a sum over tokens) over the whole update: micro-batches and ranks.
 
-        A parameter that the loss does not reach is absent. Raises where the loss is not finite.
+        A parameter that the loss does not reach is absent. Raises where loss or gradient is not finite.
         """
         self._clear()  # an inner optimizer may have left its own behind
         total = torch.zeros((), dtype=torch.float64, device=self.accelerator.device)
@@ -80,9 +80,10 @@ class Step:
         finally:
             self._clear()
         mean = float(self.accelerator.reduce(total, "sum"))
-        if not math.isfinite(mean):
+        wrong = f"loss is {mean}" if not math.isfinite(mean) else "gradient is not finite"
+        if not math.isfinite(mean) or not nn.utils.get_total_norm(reached.values()).isfinite():
             where = f"update {self.update}" if self.update else "preparation"
-            raise ValueError(f"the loss is {mean} at {where} on stream {batch.stream!r}: lower the learning rate or look at these rows")
+            raise ValueError(f"the {wrong} at {where} on stream {batch.stream!r}: lower the learning rate or look at these rows")
         return Vec.of(reached, mean)
 
     @contextmanager
