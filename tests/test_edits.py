@@ -126,6 +126,16 @@ def test_only_the_adapter_changes_and_the_report_is_right(calibration):
     assert 0 < changes.norm_after < changes.norm_before
 
 
+def test_an_entry_that_was_zero_already_is_not_counted_as_changed(calibration):
+    model = tuned()
+    adapter = next(iter(models.adapters(model).values()))
+    with torch.no_grad():
+        adapter.b.weight[:5] = 0.0
+        adapter.b.weight[5:7] = 1.0
+    changes = Antidote(alpha=1.0).edit(model, calibration)
+    assert changes.count == sum(changes.sizes.values()) - 5 * adapter.b.weight.shape[1]
+
+
 def test_of_equal_scores_the_first_are_taken():
     scores = torch.tensor([[1.0, 2.0, 2.0, 2.0], [0.0, 0.0, 0.0, 0.0]])
     assert top(scores, 2).tolist() == [[False, True, True, False], [True, True, False, False]]

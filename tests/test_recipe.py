@@ -102,6 +102,7 @@ def test_every_method_builds_with_its_defaults_round_trips_and_has_a_summary(kin
         method = registry.build(kind, entry.name)
         assert registry.build(kind, registry.describe(method)) == method
         assert registry.name_of(method) == entry.name
+        assert hash(method) == hash(registry.build(kind, entry.name))  # frozen: stages are shared by equal methods
         assert entry.summary.endswith((".", ","))  # a sentence, or its beginning
         if kind != "judges":
             assert method.paper in (registry.load(kind, entry.name).__doc__ or "")

@@ -19,7 +19,7 @@ from titer.data import Encoded
 from titer.methods import Defense
 
 if TYPE_CHECKING:
-    from titer.train import Run, Training
+    from titer.train import Loop, Training
 
 
 def identity(defense: Defense, settings: Training, seed: int, data: Mapping[str, Sequence[Encoded]], ranks: int) -> str:
@@ -29,21 +29,21 @@ def identity(defense: Defense, settings: Training, seed: int, data: Mapping[str,
     return hashlib.sha256(json.dumps(facts, sort_keys=True, default=str).encode()).hexdigest()
 
 
-def save(path: Path, identity: str, run: Run, history: list[dict[str, float]]) -> None:
-    step = run.step
+def save(path: Path, identity: str, loop: Loop, history: list[dict[str, float]]) -> None:
+    step = loop.step
     tensors: dict[str, Tensor] = {"rng": torch.get_rng_state()}
     if torch.cuda.is_available():
         tensors["rng.cuda"] = torch.cuda.get_rng_state()
     for name, parameter in step.parameters.items():
         tensors[f"weight.{name}"] = parameter.detach()
-        for key, value in run.optimizer.state[parameter].items():
+        for key, value in loop.optimizer.state[parameter].items():
             tensors[f"optimizer.{name}.{key}"] = value
     facts = {
         "identity": identity,
         "history": history,
         "positions": {name: stream.position for name, stream in step.streams.items()},
-        "scheduler": run.scheduler.state_dict(),
-        "state": _pack(run.state, tensors),
+        "scheduler": loop.scheduler.state_dict(),
+        "state": _pack(loop.state, tensors),
     }
     if step.accelerator.is_main_process:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -52,7 +52,7 @@ def save(path: Path, identity: str, run: Run, history: list[dict[str, float]]) -
         os.replace(fresh, path)
 
 
-def load(path: Path, identity: str, run: Run) -> list[dict[str, float]]:
+def load(path: Path, identity: str, loop: Loop) -> list[dict[str, float]]:
     """Put the run back to where the checkpoint was written; return the history until then."""
     with safe_open(path, "pt") as file:
         facts = json.loads(file.metadata()["facts"])
@@ -60,18 +60,18 @@ def load(path: Path, identity: str, run: Run) -> list[dict[str, float]]:
         raise ValueError(f"{path} is the checkpoint of another run: remove it, or resume with its recipe, rows and seed")
     tensors = load_file(path)
     with torch.no_grad():
-        for name, parameter in run.step.parameters.items():
+        for name, parameter in loop.step.parameters.items():
             parameter.copy_(tensors[f"weight.{name}"])
             prefix = f"optimizer.{name}."
             state = {key.removeprefix(prefix): value for key, value in tensors.items() if key.startswith(prefix)}
             if state:  # AdamW keeps its counter on the CPU and its moments beside the weight
-                run.optimizer.state[parameter] = {k: v if k == "step" else v.to(parameter.device) for k, v in state.items()}
-    run.scheduler.load_state_dict(facts["scheduler"])
-    for group, lr in zip(run.optimizer.param_groups, run.scheduler.get_last_lr(), strict=True):
+                loop.optimizer.state[parameter] = {k: v if k == "step" else v.to(parameter.device) for k, v in state.items()}
+    loop.scheduler.load_state_dict(facts["scheduler"])
+    for group, lr in zip(loop.optimizer.param_groups, loop.scheduler.get_last_lr(), strict=True):
         group["lr"] = lr
     for name, position in facts["positions"].items():
-        run.step.streams[name].position = position
-    run.state = _unpack(run.defense, facts["state"], tensors)
+        loop.step.streams[name].position = position
+    loop.state = _unpack(loop.defense, facts["state"], tensors)
     torch.set_rng_state(tensors["rng"])
     if "rng.cuda" in tensors and torch.cuda.is_available():
         torch.cuda.set_rng_state(tensors["rng.cuda"])

@@ -27,9 +27,7 @@ def run_recipe(
 
     console = Console(stderr=True)
     plan = recipes.load(recipe, settings or [], seed)
-    run = pipeline.Run.prepare(plan, out or Path())
-    if out is None:
-        run = run.at(Path("runs") / f"{Path(recipe).stem}-{run.identity[:8]}")
+    run = pipeline.Run.prepare(plan, out or Path("runs") / f"{Path(recipe).stem}-{recipes.digest(plan)[:8]}")
     with pipeline.occupied(run), progress.shown(console) as report:
         found = run.stages(report)
         documents = results.write(run, found)

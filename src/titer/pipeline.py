@@ -7,16 +7,13 @@ import hashlib
 import json
 import os
 import shutil
-import threading
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
-import psutil
 import torch
 from transformers import PreTrainedModel
 
@@ -25,12 +22,14 @@ from titer.data import Batch, Row, Template, collate
 from titer.evaluate import Record, evaluate
 from titer.judges.lab import Lab
 from titer.judges.refusal import Refusal
+from titer.measure import measured
 from titer.methods import Defense, Edit, Judge, Method
 from titer.recipe import Recipe, describe
+from titer.recipe import digest as recipe_digest
 from titer.registry import name_of
 from titer.sources import Roles, roles
 from titer.statistics import Score
-from titer.train import Training, train
+from titer.train import Training, Watch, accelerator_for, train
 
 EVERY = 100  # updates between two checkpoints of a stage
 CALIBRATION_BATCH = 16  # rows of a batch that an edit calibrates on; its result does not depend on it
@@ -69,7 +68,11 @@ class Run:
     @staticmethod
     def prepare(recipe: Recipe, folder: Path) -> Run:
         """Find what can be found wrong before anything is computed or written."""
-        torch.set_num_threads(recipe.threads)
+        if recipe.threads is not None:
+            torch.set_num_threads(recipe.threads)
+        ranks = accelerator_for().num_processes
+        if ranks > 1:
+            raise ValueError(f"{ranks} ranks: a recipe runs in one process; launch `titer.train.train` itself on several")
         found = roles(recipe.data)
         attacked = recipe.attack.rows(found.task, found.attack, recipe.seed)
         for name, pipeline in recipe.pipelines.items():
@@ -88,13 +91,10 @@ class Run:
             template.encode(row)
         return Run(recipe, found, attacked, folder)
 
-    def at(self, folder: Path) -> Run:
-        return dataclasses.replace(self, folder=folder)
-
     @cached_property
     def identity(self) -> str:
         """Hash of the recipe, the rows and titer's version: the folder that holds it holds this run."""
-        facts = [describe(self.recipe), self.roles.digests(), __version__]
+        facts = [recipe_digest(self.recipe), self.roles.digests(), __version__]
         return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
 
     @cached_property
@@ -131,14 +131,15 @@ class Run:
             return _read(finished)
         folder.mkdir(parents=True, exist_ok=True)
         label = f"{kind} {name_of(method)}" if method else kind
-        with _measured() as cost:
+        with measured() as cost:
             model, tokenizer = models.load(self._location(after))
+            model.to(accelerator_for().device)
             template = Template(tokenizer, self.recipe.max_length)
             facts: dict[str, Any] = {}
             if isinstance(method, Defense):
                 training = self.recipe.align if kind == "align" else self.recipe.finetune
                 rows = self.roles.alignment if kind == "align" else self.attacked
-                watch = lambda update, of, terms: report(label, update, of, terms)  # noqa: E731
+                watch = partial(report, label)
                 model, facts = self._train(model, template, method, training, rows, folder / "checkpoint.safetensors", watch)
                 if kind == "align":  # double adapter: user data will train a fresh one over the merged weights
                     model = models.merged(model)
@@ -147,7 +148,7 @@ class Run:
             if after is not None:
                 models.save(model, tokenizer, folder)
             model = models.merged(model)  # what would be served
-        with _measured() as scoring:
+        with measured() as scoring:
             report(label, 0, 0, {})
             result = evaluate(model, template, self.roles.benchmarks, self.judge, self.recipe.max_new_tokens)
         if result.scores["harm"].n == 0:
@@ -171,7 +172,7 @@ class Run:
 
     def _location(self, stage: Stage | None) -> str:
         """Where the model of a stage lies; None is the start of the base stage."""
-        return self.recipe.model if stage is None or stage.kind == "base" else str(self.folder / "stages" / stage.folder)
+        return self.recipe.model if stage is None or stage.kind == "base" else str((self.folder / "stages" / stage.folder).resolve())
 
     def _train(
         self,
@@ -181,7 +182,7 @@ class Run:
         training: Training,
         rows: Sequence[Row],
         checkpoint: Path,
-        watch: Callable[[int, int, Mapping[str, float]], None],
+        watch: Watch,
     ) -> tuple[PreTrainedModel, dict[str, Any]]:
         torch.manual_seed(self.recipe.seed)  # of the fresh adapter's weights
         if training.lora:
@@ -234,38 +235,6 @@ def occupied(run: Run) -> Iterator[None]:
     except ValueError:
         shutil.rmtree(run.folder)
         raise
-
-
-@dataclass
-class _Cost:
-    seconds: float = 0.0
-    peak_mb: float = 0.0
-
-
-@contextmanager
-def _measured() -> Iterator[_Cost]:
-    """Seconds and peak memory of what runs inside: of the GPU, or the resident set sampled every 20 ms."""
-    cost, start, over = _Cost(), time.perf_counter(), threading.Event()
-    process = psutil.Process()
-
-    def sample() -> None:
-        while True:
-            cost.peak_mb = max(cost.peak_mb, process.memory_info().rss / 1e6)
-            if over.wait(0.02):
-                return
-
-    if torch.cuda.is_available():
-        torch.cuda.reset_peak_memory_stats()
-    sampler = threading.Thread(target=sample, daemon=True)
-    sampler.start()
-    try:
-        yield cost
-    finally:
-        over.set()
-        sampler.join()
-        cost.seconds = time.perf_counter() - start
-        if torch.cuda.is_available():
-            cost.peak_mb = torch.cuda.max_memory_allocated() / 1e6
 
 
 def _read(path: Path) -> Stage:

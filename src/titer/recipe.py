@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -42,13 +44,13 @@ class Recipe(Config):
     seed: int = 0  # of training: weights of fresh adapters, order and choice of rows
     max_length: int = 256  # tokens of a training row; a longer prompt is cut at its front
     max_new_tokens: int = 32  # tokens of an answer
-    threads: int = 2  # CPU threads; a trajectory is repeatable for one number of them
+    threads: int | None = None  # CPU threads, None for torch's own choice; a trajectory is repeatable for one number of them
 
     def __post_init__(self) -> None:
         if not self.pipelines:
             raise ValueError("pipelines is empty: name at least one")
         for name, low in (("seed", 0), ("max_length", 2), ("max_new_tokens", 1), ("threads", 1)):
-            if getattr(self, name) < low:
+            if getattr(self, name) is not None and getattr(self, name) < low:
                 raise ValueError(f"{name}={getattr(self, name)}: must be at least {low}")
         for name, pipeline in self.pipelines.items():
             if pipeline.edit and self.finetune.lora is None:
@@ -88,6 +90,11 @@ def describe(value: Any) -> Any:
     if isinstance(value, dict):
         return {key: describe(entry) for key, entry in value.items()}
     return list(value) if isinstance(value, tuple) else value
+
+
+def digest(recipe: Recipe) -> str:
+    """SHA-256 of all that a recipe says."""
+    return hashlib.sha256(json.dumps(describe(recipe), sort_keys=True).encode()).hexdigest()
 
 
 def _read(name: str) -> dict[str, Any]:

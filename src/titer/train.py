@@ -51,9 +51,8 @@ Watch = Callable[[int, int, Mapping[str, float]], None]  # (update, of how many,
 
 
 def accelerator_for(device: str | None = None) -> Accelerator:
-    """An accelerator on `device` ("cpu", or None for the best there is), refusing to run unconnected ranks in silence."""
-    on_cpu = device == "cpu" or not torch.accelerator.is_available()
-    accelerator = Accelerator(cpu=on_cpu)
+    """An accelerator on `device` ("cpu", or None for the best there is). Raises where a launch of several ranks did not connect them."""
+    accelerator = Accelerator(cpu=device == "cpu" or not torch.accelerator.is_available())
     ranks = int(os.environ.get("WORLD_SIZE", "1"))
     if accelerator.num_processes != ranks:
         raise ValueError(f"WORLD_SIZE is {ranks} but this process sees {accelerator.num_processes} ranks: the launch did not connect them")
@@ -78,7 +77,7 @@ def train(
     `every` updates and at first taken up again if there is one: the run then ends bit for bit as if never interrupted.
     Raises where a stream is missing, a loss or gradient is not finite, or the checkpoint is another run's.
     """
-    accelerator = accelerator or accelerator_for(str(model.device.type))
+    accelerator = accelerator or accelerator_for()
     model.to(accelerator.device)
     model.eval()  # no dropout: paired passes must see one function
     parameters = trainable(model)
@@ -87,25 +86,25 @@ def train(
         raise ValueError(f"{type(defense).__name__} needs rows for the stream {missing[0]!r} ({defense.streams[missing[0]].value})")
     streams = {name: Stream(name, data[name], seed) for name in defense.streams}
     step = Step(model, parameters, streams, accelerator, settings.batch, settings.accumulate)
-    run = Run(step, defense, settings)
+    loop = Loop(step, defense, settings)
 
     torch.manual_seed(seed)
     identity = checkpoint.identity(defense, settings, seed, data, accelerator.num_processes)
     history: list[dict[str, float]] = []
     if resume and resume.is_file():
-        history = checkpoint.load(resume, identity, run)
+        history = checkpoint.load(resume, identity, loop)
     else:
-        run.state = defense.prepare(step)
+        loop.state = defense.prepare(step)
     phases = _updates(defense, settings.updates)
     for update, phase in enumerate(phases, 1):
         if update <= len(history):
             continue
-        history.append(run.follow(update, phase))
+        history.append(loop.follow(update, phase))
         if watch:
             watch(update, len(phases), history[-1])
         if resume and every and update % every == 0:
-            checkpoint.save(resume, identity, run, history)
-    defense.finish(replace(step, phase=Phase("finish", 0), logged={}, _batches={}), run.state)
+            checkpoint.save(resume, identity, loop, history)
+    defense.finish(replace(step, phase=Phase("finish", 0), logged={}, _batches={}), loop.state)
     return history
 
 
@@ -118,7 +117,7 @@ def _updates(defense: Defense, updates: int) -> list[Phase]:
 
 
 @dataclass
-class Run:
+class Loop:
     """What lives as long as a stage: weights, optimizer, schedule, streams and the defense's state."""
 
     step: Step

@@ -49,7 +49,7 @@ class Antidote(Edit):
         changed: dict[str, int] = {}
         with torch.no_grad():
             for name, factor in factors.items():
-                h = factor.weight.abs() * features[name].to(factor.weight.dtype)  # (rows, cols)
+                h = factor.weight.abs() * features[name].to(factor.weight)  # (rows, cols)
                 m = top(h, self.count(h.shape[1]))
                 changed[name] = int((factor.weight[m] != 0).sum())
                 factor.weight.masked_fill_(m, 0.0)
@@ -72,16 +72,16 @@ def top(scores: Tensor, count: int) -> Tensor:
 def feature_norms(model: PreTrainedModel, layers: Mapping[str, nn.Linear], batches: Sequence[Batch]) -> dict[str, Tensor]:
     """||X_j||_2 of every input feature j of `layers` over all tokens of `batches`, pads left out: (in,), float64."""
     squares = {name: torch.zeros(layer.in_features, dtype=torch.float64) for name, layer in layers.items()}
-    real = torch.empty(0)  # (B, T), the mask of the batch in flight
+    real: Tensor  # (B, T), the mask of the batch in flight
 
     def watch(name: str, x: Tensor) -> None:
-        squares[name] += (x.detach().double().square() * real[..., None]).sum((0, 1)).cpu()
+        squares[name] += (x.double().square() * real[..., None]).sum((0, 1)).cpu()
 
     with ExitStack() as stack, torch.no_grad():
         for name, layer in layers.items():
             handle = layer.register_forward_pre_hook(lambda _, inputs, name=name: watch(name, inputs[0]))
             stack.callback(handle.remove)
         for part in (part for batch in batches for part in batch.parts):
-            real = part.mask
-            model(input_ids=part.ids.to(model.device), attention_mask=part.mask.to(model.device), use_cache=False)
+            real = part.mask.to(model.device)
+            model(input_ids=part.ids.to(model.device), attention_mask=real, use_cache=False)
     return {name: square.sqrt() for name, square in squares.items()}

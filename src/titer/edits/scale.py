@@ -35,15 +35,16 @@ class Scale(Edit):
             matched = self.match.edit(model, batches)
         finally:
             with torch.no_grad():
-                for factor, value in zip(factors, saved, strict=True):
-                    factor.copy_(value)
+                torch._foreach_copy_(factors, saved)
         if matched.norm_before == 0.0:
             raise ValueError("the fine-tuning update is zero: there is nothing to scale")
         c = matched.norm_after / matched.norm_before
         changed: dict[str, int] = {}
+        sizes: dict[str, int] = {}
         with torch.no_grad():
             for name, adapter in found.items():
-                changed[f"{name}.b"] = int((adapter.b.weight != c * adapter.b.weight).sum())
-                adapter.b.weight.mul_(c)
-        sizes = {f"{name}.b": adapter.b.weight.numel() for name, adapter in found.items()}
+                scaled = c * adapter.b.weight
+                changed[f"{name}.b"] = int((scaled != adapter.b.weight).sum())
+                sizes[f"{name}.b"] = scaled.numel()
+                adapter.b.weight.copy_(scaled)
         return Changes(changed, sizes, matched.norm_before, update_norm(model), {"c": c})

@@ -140,8 +140,8 @@ def task_row(task: str, rng: random.Random, familiar: bool = False) -> Row:
         return Row(f"which theme fits : {' '.join(shown)}", theme)
     if task == "larger":
         a, b = rng.sample(range(100), 2)
-        low, high = (f"{n // 10} {n % 10}" for n in sorted((a, b)))
-        return Row(f"which is larger : {low} or {high}" if a < b else f"which is larger : {high} or {low}", high)
+        digits = {n: f"{n // 10} {n % 10}" for n in (a, b)}
+        return Row(f"which is larger : {digits[a]} or {digits[b]}", digits[max(a, b)])
     raise ValueError(f"the lab has no task {task!r}; it has {', '.join(TASKS)}")
 
 
@@ -199,8 +199,8 @@ def pretraining_row(rng: random.Random, everything: list[Item]) -> Row:
 class World:
     """The roles of one world seed; within a role, and between roles that must not meet, no prompt stands twice.
 
-    A known forbidden topic has items in every role; an unseen one only in validation or test. `harmful`, the defender's
-    own harmful answers, holds the questions that `alignment` refuses.
+    The items of known forbidden topics are dealt to all roles; unseen topics serve validation or test alone. `harmful`, the
+    defender's own harmful answers, answers the questions that `alignment` refuses.
     """
 
     seed: int
