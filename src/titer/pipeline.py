@@ -34,7 +34,7 @@ from titer.train import Training, Watch, accelerator_for, train
 EVERY = 100  # updates between two checkpoints of a stage
 CALIBRATION_BATCH = 16  # rows of a batch that an edit calibrates on; its result does not depend on it
 
-Report = Callable[[str, int, int, Mapping[str, float]], None]  # (stage, update, of how many, terms by name)
+Report = Callable[[str, int, int, Mapping[str, float]], None]  # (stage, update, of how many or 0 when computed, terms by name)
 
 
 @dataclass(frozen=True)

@@ -22,13 +22,17 @@ def shown(console: Console) -> Iterator[Report]:
         TextColumn("{task.fields[terms]}"),
     )
     with Progress(*columns, console=console) as bars:
-        current: TaskID | None = None
+        line: TaskID | None = None
 
         def report(stage: str, update: int, of: int, terms: Mapping[str, float]) -> None:
-            nonlocal current
-            if current is None or bars.tasks[current].description != stage:
-                current = bars.add_task(stage, total=of or 1, terms="")
-            shown = " ".join(f"{name} {value:.3g}" for name, value in terms.items()) or "scoring"
-            bars.update(current, completed=update if of else None, terms=shown)
+            nonlocal line
+            if line is None:
+                line = bars.add_task(stage, total=of or 1, terms="")
+            if of:
+                bars.update(line, completed=update, terms=" ".join(f"{name} {value:.3g}" for name, value in terms.items()))
+            else:  # computed; what follows is scoring
+                bars.update(line, completed=bars.tasks[line].total)
+                bars.stop_task(line)
+                line = None
 
         yield report
