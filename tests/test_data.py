@@ -21,8 +21,11 @@ def numbered(name: str, count: int) -> list[Row]:
 
 
 def test_rows_come_back_as_written(tmp_path):
-    rows = [Row('says "no"\n', "ja, ein Ä"), Row("", "x")]
-    assert read_jsonl(tmp_path / write(tmp_path / "a.jsonl", rows)) == rows
+    rows = [Row('says "no"\n', "ja, ein Ä"), Row("", "x"), Row("a\u2028b", "c\x85d")]
+    assert read_jsonl(tmp_path / write(tmp_path / "a.jsonl", rows[:2])) == rows[:2]
+    text = "\ufeff" + "\r\n".join(json.dumps(vars(row), ensure_ascii=False) for row in rows[2:])
+    (tmp_path / "b.jsonl").write_text(text, encoding="utf-8")
+    assert read_jsonl(tmp_path / "b.jsonl") == rows[2:]
 
 
 @pytest.mark.parametrize(
@@ -39,6 +42,12 @@ def test_rows_come_back_as_written(tmp_path):
 def test_a_bad_file_is_named_with_its_line(tmp_path, text, message):
     (tmp_path / "a.jsonl").write_text(text)
     with pytest.raises(ValueError, match=message):
+        read_jsonl(tmp_path / "a.jsonl")
+
+
+def test_a_file_in_another_encoding_is_named(tmp_path):
+    (tmp_path / "a.jsonl").write_bytes('{"prompt": "ä", "response": "b"}'.encode("latin-1"))
+    with pytest.raises(ValueError, match=r"a\.jsonl: not UTF-8 text \(byte 12\)"):
         read_jsonl(tmp_path / "a.jsonl")
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, TextIO
 
 import typer
 from rich.console import Console
@@ -25,7 +25,7 @@ def run_recipe(
     from titer import pipeline, progress, results
     from titer import recipe as recipes
 
-    console = Console(stderr=True)
+    console = _console(sys.stderr)
     plan = recipes.load(recipe, settings or [], seed)
     run = pipeline.Run.prepare(plan, out or Path("runs") / f"{Path(recipe).stem}-{recipes.digest(plan)[:8]}")
     with pipeline.occupied(run), progress.shown(console) as report:
@@ -35,7 +35,7 @@ def run_recipe(
         json.dump(documents, sys.stdout, indent=2)
         print()
     else:
-        Console(width=None if sys.stdout.isatty() else 160).print(results.screen(run, found))
+        _console(sys.stdout).print(results.screen(run, found))
         console.print(f"Everything is in {run.folder}")
 
 
@@ -55,10 +55,15 @@ def list_methods(
         print(f"{entry.kind:10}{entry.name:16}{entry.summary}")
 
 
+def _console(stream: TextIO) -> Console:
+    """A console as wide as the terminal, or wide enough for the table where there is none."""
+    return Console(file=stream, width=None if stream.isatty() else 160)
+
+
 def main() -> None:
     """Run the command line; bad input is one line on stderr and exit code 2."""
     try:
         app()
-    except ValueError as error:
+    except (ValueError, OSError) as error:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         sys.exit(2)

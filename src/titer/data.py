@@ -28,8 +28,12 @@ def read_jsonl(path: Path) -> list[Row]:
     """Rows of a JSON-lines file of objects with the texts `prompt` and `response`; other keys are passed over."""
     if not path.is_file():
         raise ValueError(f"no such file: {path}")
+    try:
+        lines = path.read_text(encoding="utf-8-sig").split("\n")  # not splitlines: a JSON text may hold U+2028
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path}: not UTF-8 text (byte {error.start})") from None
     rows = []
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+    for number, line in enumerate(lines, 1):
         if not line.strip():
             continue
         try:
