@@ -158,12 +158,7 @@ def save(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Pat
 def fingerprint(model: nn.Module) -> str:
     """SHA-256 over the names and bytes of all weights."""
     hasher = hashlib.sha256()
-    for name, chunk in _chunks(model):
-        hasher.update(name.encode())
-        hasher.update(chunk)
-    return hasher.hexdigest()
-
-
-def _chunks(model: nn.Module) -> Iterator[tuple[str, memoryview]]:
     for name, tensor in sorted(model.state_dict().items()):
-        yield name, memoryview(tensor.detach().cpu().contiguous().view(torch.uint8).numpy())
+        hasher.update(name.encode())
+        hasher.update(tensor.detach().cpu().reshape(-1).view(torch.uint8).numpy())
+    return hasher.hexdigest()
