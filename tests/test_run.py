@@ -222,8 +222,9 @@ def test_an_incomplete_checkpoint_is_named(tmp_path, spoil, message):
         models.load(str(tmp_path))
 
 
-def test_a_stage_can_be_loaded_from_its_folder(recipe_file, tmp_path):
-    plan = recipe.load(recipe_file, ['pipelines={"sft": {"edit": {"method": "antidote", "alpha": 1}}}'])
+@pytest.mark.parametrize("lora", ["null", "{r: 4, targets: [q_proj, up_proj]}"])
+def test_user_data_train_a_fresh_adapter_over_the_merged_aligned_model(recipe_file, tmp_path, lora):
+    plan = recipe.load(recipe_file, [f"align.lora={lora}", 'pipelines={"sft": {"edit": {"method": "antidote", "alpha": 1}}}'])
     stages = Run.prepare(plan, tmp_path / "run").stages(lambda *_: None)["sft"]
     edited, _ = models.load(str(tmp_path / "run/stages" / stages[3].folder))
     assert models.fingerprint(models.merged(edited)) == stages[3].weights == stages[1].weights  # all of the update removed

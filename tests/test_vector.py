@@ -57,6 +57,7 @@ def test_norm_and_dot_run_over_all_names_together():
     assert g.dot(h) == 3.0
     assert (g - g).norm() == 0.0
     assert (2.0 * g - vec(a=[6.0, 0.0], b=[4.0])).norm() == 4.0
+    assert (-2.0 * g).norm() == 10.0
 
 
 def test_norm_is_exact_where_single_precision_is_not():

@@ -65,8 +65,12 @@ class Vec:
         return sum(float((self.value(name) * other.value(name)).sum()) for name in self.names() if name in theirs)
 
     def norm(self) -> float:
-        """L2 norm over all names together, in float64."""
-        return math.sqrt(self.dot(self))
+        """L2 norm over all names together, in float64; of a single gradient without a copy."""
+        if len(self.terms) > 1:
+            return math.sqrt(self.dot(self))
+        [(scale, tensors)] = self.terms
+        norms = [float(torch.linalg.vector_norm(tensor, dtype=torch.float64)) for tensor in tensors.values()]
+        return abs(scale) * math.hypot(*norms)
 
     def unit(self) -> Vec:
         """This vector divided by its norm. Raises where there is no direction to take."""
