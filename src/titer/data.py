@@ -66,10 +66,12 @@ def identity(prompt: str) -> str:
     return " ".join(prompt.lower().split())
 
 
-def check_disjoint(roles: Mapping[str, Sequence[Row]]) -> None:
-    """Raise where two roles share a prompt."""
+def check_disjoint(roles: Mapping[str, Sequence[Row]], but: tuple[str, str] | None = None) -> None:
+    """Raise where two roles share a prompt, unless they are the pair `but`."""
     prompts = {role: {identity(row.prompt): row.prompt for row in rows} for role, rows in roles.items()}
     for (a, first), (b, second) in combinations(prompts.items(), 2):
+        if (a, b) == but:
+            continue
         shared = [first[key] for key in first if key in second]
         if shared:
             example = shared[0] if len(shared[0]) <= 60 else shared[0][:60] + "..."

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import hashlib
 import math
 import warnings
@@ -18,6 +17,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, P
 from transformers.utils import logging as transformers_logging
 
 from titer.methods import Config
+from titer.registry import nearest
 
 transformers_logging.disable_progress_bar()  # a run has its own
 LAB = "lab"  # the name of the embedded base model
@@ -78,9 +78,7 @@ def check_targets(model: nn.Module, lora: Lora) -> None:
     lasts = sorted({name.rsplit(".", 1)[-1] for name in known})
     for target in lora.targets:
         if not any(name == target or name.endswith("." + target) for name in known):
-            near = difflib.get_close_matches(target, lasts, 1)
-            hint = f"did you mean {near[0]!r}? " if near else ""
-            raise ValueError(f"LoRA target {target!r} matches no linear layer: {hint}The model has {', '.join(lasts)}")
+            raise ValueError(f"LoRA target {target!r} matches no linear layer: {nearest(target, lasts)}The model has {', '.join(lasts)}")
 
 
 def add_lora(model: PreTrainedModel, lora: Lora) -> PreTrainedModel:

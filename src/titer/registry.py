@@ -41,9 +41,13 @@ class Listing:
 def unknown(what: str, given: str, known: Iterable[str]) -> ValueError:
     """The error for a name that is none of `known`, with the nearest one."""
     names = sorted(known)
-    near = difflib.get_close_matches(given, names, 1, 0.5)
-    hint = f"did you mean {near[0]!r}? " if near else ""
-    return ValueError(f"unknown {what} {given!r}: {hint}There is {', '.join(names) or 'none'}")
+    return ValueError(f"unknown {what} {given!r}: {nearest(given, names)}There is {', '.join(names) or 'none'}")
+
+
+def nearest(given: str, names: Iterable[str]) -> str:
+    """A question after the name most like the given one, or nothing."""
+    near = difflib.get_close_matches(given, list(names), 1, 0.5)
+    return f"did you mean {near[0]!r}? " if near else ""
 
 
 def names(kind: str) -> list[str]:
