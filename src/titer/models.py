@@ -9,9 +9,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Annotated, Any, cast
 
 import torch
+from pydantic import BeforeValidator
 from torch import nn
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging as transformers_logging
@@ -23,13 +24,17 @@ transformers_logging.disable_progress_bar()  # a run has its own
 LAB = "lab"  # the name of the embedded base model
 
 
+ALL = "all-linear"  # every linear layer but the head
+Names = Annotated[tuple[str, ...], BeforeValidator(lambda names: (names,) if isinstance(names, str) else names)]
+
+
 @dataclass(frozen=True)
 class Lora(Config):
     """A low-rank adapter: every target W becomes W + (alpha / r) B A."""
 
     r: int = 8
     alpha: float = 16.0
-    targets: tuple[str, ...] = ("q_proj", "v_proj")  # names of linear layers, or of the last part of their names
+    targets: Names = ("q_proj", "v_proj")  # names of linear layers, or of the last part of their names, or `all-linear`
 
     def __post_init__(self) -> None:
         if self.r < 1:
@@ -77,7 +82,7 @@ def check_targets(model: nn.Module, lora: Lora) -> None:
     known = [name for name, module in model.named_modules() if isinstance(module, nn.Linear)]
     lasts = sorted({name.rsplit(".", 1)[-1] for name in known})
     for target in lora.targets:
-        if not any(name == target or name.endswith("." + target) for name in known):
+        if target != ALL and not any(name == target or name.endswith("." + target) for name in known):
             raise ValueError(f"LoRA target {target!r} matches no linear layer: {nearest(target, lasts)}The model has {', '.join(lasts)}")
 
 
@@ -86,7 +91,8 @@ def add_lora(model: PreTrainedModel, lora: Lora) -> PreTrainedModel:
     from peft import LoraConfig, get_peft_model
 
     check_targets(model, lora)
-    config = LoraConfig(r=lora.r, lora_alpha=lora.alpha, target_modules=list(lora.targets), lora_dropout=0.0)  # type: ignore[arg-type]
+    targets: Any = ALL if ALL in lora.targets else list(lora.targets)
+    config = LoraConfig(r=lora.r, lora_alpha=lora.alpha, target_modules=targets, lora_dropout=0.0)  # type: ignore[arg-type]
     with _without_peft_warning():
         return get_peft_model(model, config)  # type: ignore[return-value]
 
