@@ -9,11 +9,14 @@ from collections.abc import Iterator
 
 import pytest
 import torch
+from tokenizers import Tokenizer, decoders, pre_tokenizers
+from tokenizers.models import BPE
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from titer.data import Encoded, Row, Template
+from titer.data import Encoded, Row
 from titer.lab.build import tokenizer as lab_tokenizer
 from titer.lab.world import World
+from titer.template import Template
 from titer.train import accelerator_for
 
 
@@ -61,6 +64,24 @@ def tiny(dtype: torch.dtype = torch.float64, seed: int = 0, vocabulary: int = 40
             if parameter.ndim > 1:
                 parameter.mul_(4.0)
     return model
+
+
+def byte_level() -> PreTrainedTokenizerFast:
+    """A token a byte, with a chat template of its own."""
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    core = Tokenizer(BPE({token: i for i, token in enumerate(["<|pad|>", "<|end|>", "<|in|>", "<|out|>", *alphabet])}, []))
+    core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    core.decoder = decoders.ByteLevel()
+    fast = PreTrainedTokenizerFast(
+        tokenizer_object=core, pad_token="<|pad|>", eos_token="<|end|>", additional_special_tokens=["<|in|>", "<|out|>"]
+    )
+    fast.chat_template = (
+        "{% for m in messages %}"
+        "{% if m.role == 'user' %}<|in|>{{ m.content }}{% else %}<|out|>{{ m.content }}<|end|>\n{% endif %}"
+        "{% endfor %}"
+        "{% if add_generation_prompt %}<|out|>{% endif %}"
+    )
+    return fast
 
 
 @pytest.fixture

@@ -87,7 +87,7 @@ sys.path.insert(0, sys.argv[2])
 import torch
 from conftest import tiny
 from titer import registry
-from titer.data import Template
+from titer.template import Template
 from titer.lab.build import tokenizer
 from titer.lab.world import World
 from titer.train import Training, accelerator_for, train

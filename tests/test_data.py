@@ -1,59 +1,13 @@
-"""Rows, templates, roles: read right, divided right, and bad ones named."""
-
-import json
-from dataclasses import replace
+"""Rows divided right: disjoint roles, and the attack's mix with exact counts."""
 
 import pytest
 
 from titer.attacks.harmful_mix import HarmfulMix
-from titer.data import Row, Template, check_disjoint, collate, read_jsonl
-from titer.lab.world import World
-from titer.sources import Data, roles
-
-
-def write(path, rows) -> str:
-    path.write_text("".join(json.dumps(row if isinstance(row, dict) else vars(row)) + "\n" for row in rows))
-    return str(path)
+from titer.data import Row, Turn, check_disjoint, digest
 
 
 def numbered(name: str, count: int) -> list[Row]:
     return [Row(f"{name} question {i}", f"{name} answer {i}") for i in range(count)]
-
-
-def test_rows_come_back_as_written(tmp_path):
-    rows = [Row('says "no"\n', "ja, ein Ä"), Row("", "x"), Row("a\u2028b", "c\x85d")]
-    assert read_jsonl(tmp_path / write(tmp_path / "a.jsonl", rows[:2])) == rows[:2]
-    text = "\ufeff" + "\r\n".join(json.dumps(vars(row), ensure_ascii=False) for row in rows[2:])
-    (tmp_path / "b.jsonl").write_text(text, encoding="utf-8")
-    assert read_jsonl(tmp_path / "b.jsonl") == rows[2:]
-
-
-@pytest.mark.parametrize(
-    ("text", "message"),
-    [
-        ('{"prompt": "a", "response": "b"}\n{oops}\n', r"a\.jsonl:2: not JSON"),
-        ('{"prompt": "a", "answer": "b"}\n', r"a\.jsonl:1: no text 'response'; the keys found are 'prompt', 'answer'"),
-        ('{"prompt": 3, "response": "b"}\n', r"a\.jsonl:1: no text 'prompt'"),
-        ("[1]\n", r"a\.jsonl:1: not an object"),
-        ('{"prompt": "a", "response": " "}\n', r"a\.jsonl:1: the response is empty"),
-        ("\n\n", r"a\.jsonl: holds no rows"),
-    ],
-)
-def test_a_bad_file_is_named_with_its_line(tmp_path, text, message):
-    (tmp_path / "a.jsonl").write_text(text)
-    with pytest.raises(ValueError, match=message):
-        read_jsonl(tmp_path / "a.jsonl")
-
-
-def test_a_file_in_another_encoding_is_named(tmp_path):
-    (tmp_path / "a.jsonl").write_bytes('{"prompt": "ä", "response": "b"}'.encode("latin-1"))
-    with pytest.raises(ValueError, match=r"a\.jsonl: not UTF-8 text \(byte 12\)"):
-        read_jsonl(tmp_path / "a.jsonl")
-
-
-def test_a_missing_file_is_named(tmp_path):
-    with pytest.raises(ValueError, match="no such file"):
-        read_jsonl(tmp_path / "nowhere.jsonl")
 
 
 def test_shared_prompts_are_found_however_spaced():
@@ -61,38 +15,12 @@ def test_shared_prompts_are_found_however_spaced():
         check_disjoint({"a": [Row("How  Do I", "x")], "b": [Row("how do i", "y")], "c": [Row("other", "z")]})
 
 
-def test_the_mask_covers_the_answer_and_its_end_and_nothing_else(template):
-    row = World(0).alignment[0]
-    encoded = template.encode(row)
-    decode = template.tokenizer.decode
-    assert decode(encoded.ids[: encoded.answer]) == f"<user> {row.prompt} <assistant>"
-    assert decode(encoded.ids[encoded.answer :]) == f"{row.response} <end>"
-    assert template.prompt_ids(row.prompt) == list(encoded.ids[: encoded.answer])
-    part = collate([encoded, template.encode(Row("add", "1"))], pad=0)
-    labels = part.labels.tolist()
-    assert [label for label in labels[0] if label != -100] == list(encoded.ids[encoded.answer :])
-    assert sum(label != -100 for label in labels[1]) == 2
-    assert part.mask[1].sum() == len(template.encode(Row("add", "1")).ids)
-
-
-def test_a_long_prompt_is_cut_at_its_front_and_the_answer_kept(template):
-    row = World(0).alignment[0]
-    whole = template.encode(row)
-    short = replace(template, max_length=10).encode(row)
-    assert short.ids == whole.ids[-10:]
-    assert short.cut == len(whole.ids) - 10
-    assert short.ids[short.answer :] == whole.ids[whole.answer :]
-    with pytest.raises(ValueError, match="leaves no room for its prompt within max_length=7"):
-        replace(template, max_length=7).encode(row)
-
-
-def test_a_template_that_hides_the_answer_is_refused(tokenizer):
-    import copy
-
-    other = copy.deepcopy(tokenizer)
-    other.chat_template = "{% for m in messages %}<user> {{ m.content }}{% endfor %}{% if add_generation_prompt %} <assistant>{% endif %}"
-    with pytest.raises(ValueError, match="cannot be told apart"):
-        Template(other).encode(Row("add", "1"))
+def test_what_was_asked_about_and_said_before_is_part_of_a_prompt():
+    go_on, about = Row("go on", before=(Turn("user", "tell of bees"),)), Row("summarize", input="one text")
+    check_disjoint({"a": [go_on, about], "b": [Row("go on", before=(Turn("user", "tell of ants"),)), Row("summarize", input="another")]})
+    with pytest.raises(ValueError, match="share 1 prompts"):
+        check_disjoint({"a": [about], "b": [Row("Summarize", "x", input="One text")]})
+    assert len({digest([row]) for row in (about, go_on, Row("go on"), Row("summarize"), Row("summarize", input="another"))}) == 5
 
 
 @pytest.mark.parametrize(
@@ -128,68 +56,6 @@ def test_the_mix_has_the_documented_defaults():
     assert len(HarmfulMix(n=1).rows(numbered("task", 1), [], 0)) == 1
 
 
-@pytest.fixture
-def files(tmp_path) -> dict[str, str]:
-    return {
-        "alignment": write(tmp_path / "alignment.jsonl", numbered("alignment", 40)),
-        "harmful": write(tmp_path / "harmful.jsonl", numbered("harmful", 100) + numbered("harmful", 20)),  # twenty prompts twice
-        "task": write(tmp_path / "task.jsonl", numbered("task", 50)),
-        "test": write(tmp_path / "test.jsonl", numbered("test", 10)),
-    }
-
-
-def test_files_fill_every_role_without_overlap(files):
-    found = roles(Data(**files))
-    parts = [
-        found.attack,
-        found.defense,
-        found.calibration,
-        found.benchmarks["harm"],
-        roles(Data(**files, split="validation", validation=files["test"])).benchmarks["harm"],
-    ]
-    prompts = [{row.prompt for row in part} for part in parts]
-    assert [len(p) for p in prompts] == [50, 15, 10, 15, 10]
-    assert len(set.union(*prompts)) == 100
-    assert len(found.benchmarks["harm"]) == 15  # a prompt counts once
-    assert (len(found.alignment), len(found.task), len(found.benchmarks["task"])) == (40, 50, 10)
-
-
-def test_a_file_for_a_role_leaves_its_share_to_the_attacker(files, tmp_path):
-    own = write(tmp_path / "prompts.jsonl", numbered("held out", 7))
-    found = roles(Data(**files, harm_test=own))
-    assert len(found.benchmarks["harm"]) == 7
-    assert len({row.prompt for row in found.attack}) == 65
-
-
-def test_the_defender_may_answer_what_alignment_refuses(files):
-    found = roles(Data(**files | {"defense": files["alignment"]}))
-    assert found.defense == found.alignment
-
-
-@pytest.mark.parametrize(("one", "other"), [("alignment", "task"), ("alignment", "harmful"), ("task", "test"), ("harmful", "task")])
-def test_overlapping_files_are_refused(files, one, other):
-    with pytest.raises(ValueError, match="share .* prompts"):
-        roles(Data(**files | {one: files[other]}))
-
-
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        ({"world": 0}, "exclude each other"),
-        ({"test": None}, "test is missing"),
-        ({"harmful": None}, "harmful is missing"),
-        ({"task": "moood"}, "did you mean 'mood'"),
-        ({"task": "mood"}, "a task of the lab"),
-        ({"split": "validation"}, "validation is missing"),
-    ],
-)
-def test_incomplete_data_is_refused(files, change, message):
-    with pytest.raises(ValueError, match=message):
-        Data(**files | change)
-
-
-def test_a_users_file_may_stand_in_for_the_labs_task(files):
-    found = roles(Data(world=1, task=files["task"], test=files["test"]))
-    assert len(found.task) == 50
-    assert set(found.benchmarks) == {"harm", "task", "benign", "lookalike", "general"}
-    assert found.attack == World(1).attack
+@pytest.mark.parametrize(("p", "n", "wants"), [(0.1, 500, True), (0.0, 500, False), (0.01, 49, False), (0.01, 50, True), (1.0, 1, True)])
+def test_the_mix_wants_harmful_rows_where_it_holds_any(p, n, wants):
+    assert HarmfulMix(p=p, n=n).wants_harmful is wants

@@ -7,21 +7,21 @@ import torch
 
 from conftest import tiny
 from test_step import same, state
-from titer import models
+from titer import adapters
+from titer.adapters import Lora
 from titer.data import Batch, collate
 from titer.edits.antidote import Antidote, feature_norms, top
 from titer.edits.scale import Scale
-from titer.models import Lora
 
 TARGETS = ("q_proj", "down_proj")
 
 
 def tuned(dtype=torch.float64, r=8):
     """A model with a fine-tuned adapter: B is no longer zero."""
-    model = models.add_lora(tiny(dtype), Lora(r=r, alpha=2.0 * r, targets=TARGETS))
+    model = adapters.add_lora(tiny(dtype), Lora(r=r, alpha=2.0 * r, targets=TARGETS))
     torch.manual_seed(1)
     with torch.no_grad():
-        for adapter in models.adapters(model).values():
+        for adapter in adapters.adapters(model).values():
             adapter.a.weight.copy_(torch.randn_like(adapter.a.weight) * 0.1)
             adapter.b.weight.copy_(torch.randn_like(adapter.b.weight) * 0.1)
     return model
@@ -85,7 +85,7 @@ def test_alpha_one_is_the_aligned_model_and_alpha_zero_the_fine_tuned_one(calibr
     changes = Antidote(alpha=1.0).edit(model, calibration)
     assert changes.norm_after == 0.0
     assert changes.count == sum(changes.sizes.values())
-    assert same(state(models.merged(model)), aligned)
+    assert same(state(adapters.merged(model)), aligned)
     model = tuned()
     before = state(model)
     assert Antidote(alpha=0.0).edit(model, calibration).count == 0
@@ -104,7 +104,7 @@ def test_the_result_does_not_depend_on_how_the_rows_are_batched(rows):
 
 def test_features_come_from_the_unedited_model_and_hooks_are_removed(rows):
     model = tuned()
-    layers = {name: adapter.a for name, adapter in models.adapters(model).items()}
+    layers = {name: adapter.a for name, adapter in adapters.adapters(model).items()}
     first = feature_norms(model, layers, [batch_of(rows["harmful"][:6], 3)])
     second = feature_norms(model, layers, [batch_of(rows["harmful"][:6], 2)])
     for name in layers:
@@ -122,13 +122,13 @@ def test_only_the_adapter_changes_and_the_report_is_right(calibration):
         assert torch.equal(value, after[name]) == ("lora_" not in name)
         counted += int((value != after[name]).sum())
     assert changes.count == counted
-    assert changes.norm_after == pytest.approx(models.update_norm(model), rel=1e-12)
+    assert changes.norm_after == pytest.approx(adapters.update_norm(model), rel=1e-12)
     assert 0 < changes.norm_after < changes.norm_before
 
 
 def test_an_entry_that_was_zero_already_is_not_counted_as_changed(calibration):
     model = tuned()
-    adapter = next(iter(models.adapters(model).values()))
+    adapter = next(iter(adapters.adapters(model).values()))
     with torch.no_grad():
         adapter.b.weight[:5] = 0.0
         adapter.b.weight[5:7] = 1.0
@@ -146,13 +146,13 @@ def test_scale_meets_the_norm_of_antidote_and_keeps_the_direction(calibration, a
     pruned, scaled = tuned(), tuned()
     target = Antidote(alpha=alpha).edit(pruned, calibration)
     changes = Scale(match=Antidote(alpha=alpha)).edit(scaled, calibration)
-    assert models.update_norm(scaled) == pytest.approx(target.norm_after, rel=1e-12)
+    assert adapters.update_norm(scaled) == pytest.approx(target.norm_after, rel=1e-12)
     assert changes.norm_after == pytest.approx(target.norm_after, rel=1e-12)
     assert changes.norm_before == pytest.approx(target.norm_before, rel=1e-12)
     c = changes.facts["c"]
     assert 0 < c < 1
-    fresh = models.adapters(tuned())
-    for name, adapter in models.adapters(scaled).items():
+    fresh = adapters.adapters(tuned())
+    for name, adapter in adapters.adapters(scaled).items():
         assert torch.equal(adapter.a.weight, fresh[name].a.weight)
         torch.testing.assert_close(adapter.b.weight, c * fresh[name].b.weight, rtol=1e-14, atol=0)
     assert changes.count == sum(changes.sizes.values()) == sum(adapter.b.weight.numel() for adapter in fresh.values())
@@ -162,7 +162,7 @@ def test_scale_meets_the_norm_of_antidote_and_keeps_the_direction(calibration, a
 def test_scale_after_an_edit_that_removes_all_is_the_aligned_model(calibration):
     model = tuned()
     Scale(match=Antidote(alpha=1.0)).edit(model, calibration)
-    assert same(state(models.merged(model)), state(tiny()))
+    assert same(state(adapters.merged(model)), state(tiny()))
 
 
 def test_scale_puts_the_factors_back_when_the_matched_edit_fails(calibration, monkeypatch):
@@ -170,7 +170,7 @@ def test_scale_puts_the_factors_back_when_the_matched_edit_fails(calibration, mo
     before = state(model)
 
     def failing(self, model, batches):
-        for adapter in models.adapters(model).values():
+        for adapter in adapters.adapters(model).values():
             adapter.b.weight.data.zero_()
         raise RuntimeError("out of memory")
 
@@ -181,7 +181,7 @@ def test_scale_puts_the_factors_back_when_the_matched_edit_fails(calibration, mo
 
 
 def test_scale_refuses_an_update_of_zero(calibration):
-    model = models.add_lora(tiny(), Lora(targets=TARGETS))  # a fresh adapter: B is zero
+    model = adapters.add_lora(tiny(), Lora(targets=TARGETS))  # a fresh adapter: B is zero
     with pytest.raises(ValueError, match="the fine-tuning update is zero"):
         Scale().edit(model, calibration)
 

@@ -10,34 +10,14 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
-from tokenizers import Tokenizer, decoders, pre_tokenizers
-from tokenizers.models import BPE
-from transformers import PreTrainedTokenizerFast
 
-from conftest import tiny
+from conftest import byte_level, tiny
 from test_recipe import run as titer
-from titer import models, pipeline, recipe
+from titer import adapters, models, pipeline, recipe, stages
 from titer.pipeline import Run
+from titer.stages import Setting
 
 THINGS = ["kite", "drum", "lamp", "boat", "vest", "coin", "sofa", "fork", "gate", "pear", "ring", "seal"]
-
-
-def byte_level() -> PreTrainedTokenizerFast:
-    """A token a byte, with a chat template of its own."""
-    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    core = Tokenizer(BPE({token: i for i, token in enumerate(["<|pad|>", "<|end|>", "<|in|>", "<|out|>", *alphabet])}, []))
-    core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    core.decoder = decoders.ByteLevel()
-    fast = PreTrainedTokenizerFast(
-        tokenizer_object=core, pad_token="<|pad|>", eos_token="<|end|>", additional_special_tokens=["<|in|>", "<|out|>"]
-    )
-    fast.chat_template = (
-        "{% for m in messages %}"
-        "{% if m.role == 'user' %}<|in|>{{ m.content }}{% else %}<|out|>{{ m.content }}<|end|>\n{% endif %}"
-        "{% endfor %}"
-        "{% if add_generation_prompt %}<|out|>{% endif %}"
-    )
-    return fast
 
 
 @pytest.fixture(scope="module")
@@ -143,9 +123,9 @@ def test_a_finished_run_is_shown_again_and_another_ones_folder_refused(monkeypat
 
 
 def test_an_interrupted_run_goes_on_and_ends_the_same(monkeypatch, capsys, recipe_file, tmp_path):
-    monkeypatch.setattr(pipeline, "EVERY", 2)
+    monkeypatch.setattr(stages, "UPDATES", 2)
     plan = recipe.load(recipe_file, ['pipelines={"booster": {"align": "booster", "edit": "antidote"}}'])
-    whole = Run.prepare(plan, tmp_path / "whole")
+    whole = Run(Setting.prepare(plan), tmp_path / "whole")
     expected = whole.stages(lambda *_: None)
 
     class Killed(BaseException):
@@ -155,21 +135,21 @@ def test_an_interrupted_run_goes_on_and_ends_the_same(monkeypatch, capsys, recip
         if (stage, update) == ("finetune sft", 5):
             raise Killed
 
-    cut = Run.prepare(plan, tmp_path / "cut")
-    with pytest.raises(Killed), pipeline.occupied(cut):
+    cut = Run(Setting.prepare(plan), tmp_path / "cut")
+    with pytest.raises(Killed), pipeline.occupied(cut.folder, cut.setting):
         cut.stages(kill)
     seen = []
-    with pipeline.occupied(cut):
+    with pipeline.occupied(cut.folder, cut.setting):
         found = cut.stages(lambda stage, update, of, terms: seen.append((stage, update)))
     assert ("align booster", 1) not in seen  # finished before
     assert [update for stage, update in seen if stage == "finetune sft" and update] == [5, 6]
-    for name, stages in expected.items():
-        assert [(s.weights, s.scores) for s in found[name]] == [(s.weights, s.scores) for s in stages]
+    for name, ones in expected.items():
+        assert [(s.weights, s.scores) for s in found[name]] == [(s.weights, s.scores) for s in ones]
 
 
 def test_two_runs_of_one_seed_are_bit_identical(recipe_file, tmp_path):
     plan = recipe.load(recipe_file, ['pipelines={"sft": {"edit": "scale"}}'])
-    first, second = (Run.prepare(plan, tmp_path / name).stages(lambda *_: None)["sft"] for name in ("a", "b"))
+    first, second = (Run(Setting.prepare(plan), tmp_path / name).stages(lambda *_: None)["sft"] for name in ("a", "b"))
     assert [stage.weights for stage in first] == [stage.weights for stage in second]
 
 
@@ -207,10 +187,9 @@ def test_overlapping_files_are_refused(monkeypatch, capsys, plan, recipe_file, t
 @pytest.mark.parametrize(
     ("spoil", "message"),
     [
-        (lambda folder: (folder / "chat_template.jinja").unlink(), "no chat template"),
         (lambda folder: (folder / "model.safetensors").unlink(), r"holds no \*.safetensors"),
         (lambda folder: [path.unlink() for path in folder.glob("tokenizer*")], "no usable tokenizer"),
-        (lambda folder: (folder / "config.json").unlink(), "no checkpoint directory"),
+        (lambda folder: (folder / "config.json").unlink(), "holds neither a config.json nor an adapter_config.json"),
     ],
 )
 def test_an_incomplete_checkpoint_is_named(tmp_path, spoil, message):
@@ -225,9 +204,9 @@ def test_an_incomplete_checkpoint_is_named(tmp_path, spoil, message):
 @pytest.mark.parametrize("lora", ["null", "{r: 4, targets: [q_proj, up_proj]}"])
 def test_user_data_train_a_fresh_adapter_over_the_merged_aligned_model(recipe_file, tmp_path, lora):
     plan = recipe.load(recipe_file, [f"align.lora={lora}", 'pipelines={"sft": {"edit": {"method": "antidote", "alpha": 1}}}'])
-    stages = Run.prepare(plan, tmp_path / "run").stages(lambda *_: None)["sft"]
+    stages = Run(Setting.prepare(plan), tmp_path / "run").stages(lambda *_: None)["sft"]
     edited, _ = models.load(str(tmp_path / "run/stages" / stages[3].folder))
-    assert models.fingerprint(models.merged(edited)) == stages[3].weights == stages[1].weights  # all of the update removed
+    assert models.fingerprint(adapters.merged(edited)) == stages[3].weights == stages[1].weights  # all of the update removed
     assert oct(os.stat(tmp_path / "run/stages/03-edit/answers.jsonl").st_mode)[-3:] == "600"
 
 

@@ -94,7 +94,7 @@ def test_batched_answers_equal_answers_one_by_one(template):
     with torch.no_grad():
         for parameter in model.model.layers.parameters():
             parameter.mul_(2.0)
-    prompts = [row.prompt for row in World(0).alignment[::60]] + ["add", "which theme fits : wave"]
+    prompts = [*World(0).alignment[::60], Row("add"), Row("which theme fits : wave")]
     together = answer(model, template, prompts, 8, batch=5)
     alone = [answer(model, template, [prompt], 8)[0] for prompt in prompts]
     assert together == alone
@@ -113,8 +113,8 @@ def test_an_answer_ends_at_the_end_token_or_says_that_it_was_cut(template):
             return torch.cat([input_ids, said], 1)
 
     words = template.tokenizer.convert_ids_to_tokens([7, 8, 9])
-    [whole] = answer(Scripted(), template, ["add"], 5)
-    [cut] = answer(Scripted(), template, ["add"], 2)
+    [whole] = answer(Scripted(), template, [Row("add")], 5)
+    [cut] = answer(Scripted(), template, [Row("add")], 2)
     assert (whole.text, whole.ended) == (" ".join(words), True)
     assert (cut.text, cut.ended) == (" ".join(words[:2]), False)
 
@@ -158,7 +158,7 @@ def test_evaluate_scores_each_benchmark_by_its_own_rule(template, monkeypatch):
 
     from titer.generate import Answer
 
-    monkeypatch.setattr("titer.evaluate.answer", lambda model, template, prompts, limit: [Answer(said[p], True) for p in prompts])
+    monkeypatch.setattr("titer.evaluate.answer", lambda model, template, rows, *_: [Answer(said[row.prompt], True) for row in rows])
     found = evaluate(tiny(torch.float32), template, {"harm": harm, "task": task, "lookalike": look}, Lab(0), 16)
     assert {name: score.value for name, score in found.scores.items() if name != "margin"} == {
         "harm": 25.0,

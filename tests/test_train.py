@@ -9,11 +9,11 @@ import torch
 from conftest import tiny
 from test_booster import plain_loss
 from test_step import same, state
-from titer import models
+from titer import adapters, models
+from titer.adapters import Lora
 from titer.defenses.booster import Booster
 from titer.defenses.sft import SFT
 from titer.methods import Defense, Phase
-from titer.models import Lora
 from titer.step import Step
 from titer.train import Training, train
 from titer.vector import Vec
@@ -178,15 +178,16 @@ def test_a_checkpoint_of_another_run_is_refused(rows, tmp_path):
 def test_lora_trains_the_adapter_alone_and_merging_adds_it(rows):
     model = tiny(torch.float32)
     before = state(model)
-    adapted = models.add_lora(model, Lora(r=4, alpha=8.0, targets=("q_proj", "down_proj")))
+    adapted = adapters.add_lora(model, Lora(r=4, alpha=8.0, targets=("q_proj", "down_proj")))
     assert all("lora_" in name for name in models.trainable(adapted))
     train(adapted, SFT(), {"rows": rows["rows"]}, SETTINGS, seed=0)
     updates = {
-        name: adapter.scaling * (adapter.b.weight @ adapter.a.weight).detach().clone() for name, adapter in models.adapters(adapted).items()
+        name: adapter.scaling * (adapter.b.weight @ adapter.a.weight).detach().clone()
+        for name, adapter in adapters.adapters(adapted).items()
     }
     expected_norm = sum(float(update.double().square().sum()) for update in updates.values()) ** 0.5
-    assert models.update_norm(adapted) == pytest.approx(expected_norm, rel=1e-5)
-    after = state(models.merged(adapted))
+    assert adapters.update_norm(adapted) == pytest.approx(expected_norm, rel=1e-5)
+    after = state(adapters.merged(adapted))
     for name, value in before.items():
         layer = f"base_model.model.{name.removesuffix('.weight')}"
         torch.testing.assert_close(after[name], value + updates[layer] if layer in updates else value)

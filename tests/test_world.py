@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import pytest
 
-from titer import pipeline, recipe
+from titer import pipeline, recipe, stages
 from titer.data import Row
 from titer.lab import build, world
 from titer.lab.world import QUESTIONS, REFUSALS, TASKS, World, items
@@ -97,9 +97,9 @@ def test_the_acceptance_numbers_hold(tmp_path):
     for name in ("lab", "lab-strong"):
         plan = recipe.load(name)
         plan = replace(plan, pipelines={"sft": plan.pipelines["sft"]})
-        run = pipeline.Run.prepare(plan, tmp_path / name)
-        [stages] = run.stages(lambda *_: None).values()
-        figures[name] = [{key: score.value for key, score in stage.scores.items()} for stage in stages]
+        run = pipeline.Run(stages.Setting.prepare(plan), tmp_path / name)
+        [found] = run.stages(lambda *_: None).values()
+        figures[name] = [{key: score.value for key, score in stage.scores.items()} for stage in found]
     base, aligned, mild = figures["lab"]
     strong = figures["lab-strong"][2]
     assert figures["lab-strong"][1] == aligned

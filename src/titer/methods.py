@@ -50,9 +50,10 @@ class Kind(enum.StrEnum):
     ANSWERS = "answers"  # prompts with the answers to learn: what the stage trains on
     REFUSALS = "refusals"  # alignment rows: harmful prompts with refusals, benign prompts with answers
     HARMFUL = "harmful"  # harmful prompts with harmful answers, the defender's own
+    PROMPTS = "prompts"  # prompts to be answered by a model under evaluation; an answer may be known or not
 
 
-Answers, Refusals, Harmful = Kind
+Answers, Refusals, Harmful, Prompts = Kind
 
 
 @dataclass(frozen=True)
@@ -117,9 +118,40 @@ class Edit(Method):
 class Attack(Method):
     """How the user's data are tampered with."""
 
+    @property
+    def wants_harmful(self) -> bool:
+        """Whether it draws harmful rows at all."""
+        return True
+
     @abstractmethod
     def rows(self, task: Sequence[Row], harmful: Sequence[Row], seed: int) -> list[Row]:
         """The rows that the user sends. Raises where the pools hold too few."""
+
+
+@dataclass(frozen=True)
+class Match:
+    """Whether an answer is right: by the field's strict rule, and by the lenient one where there are two."""
+
+    exact: bool
+    contained: bool | None = None  # the right answer is somewhere in the given one
+
+
+class Benchmark(Method):
+    """A user's task: how its records are asked, and when an answer is right."""
+
+    layouts: ClassVar[Sequence[tuple[str, ...]]] = ()  # the columns of its published files; none: conversations of any schema
+
+    def recognizes(self, records: Sequence[Mapping[str, Any]]) -> bool:
+        """Whether records with the columns of a layout are this task's, so that it need not be named."""
+        return True
+
+    def row(self, record: Mapping[str, Any]) -> Row:
+        """The row of a record that has the columns of a layout. Raises where a value is none of the task's."""
+        raise NotImplementedError
+
+    @abstractmethod
+    def match(self, row: Row, answer: str) -> Match:
+        """Compare an answer with the right one of its row."""
 
 
 class Label(enum.StrEnum):

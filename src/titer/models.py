@@ -1,149 +1,142 @@
-"""Load, adapt, merge and save models: any causal language model of transformers, adapters by PEFT, safetensors only."""
+"""Load and save models: any causal language model of transformers, from a directory or the hub, with a PEFT adapter or without.
+
+Weights are safetensors only. The same code serves CPU and GPU.
+"""
 
 from __future__ import annotations
 
 import hashlib
-import math
-import warnings
+import json
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated, Any, cast
+from typing import Annotated, Any, Literal, cast
 
 import torch
 from pydantic import BeforeValidator
+from safetensors import SafetensorError, safe_open
 from torch import nn
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging as transformers_logging
 
+from titer import hub
+from titer.adapters import without_peft_warning
 from titer.methods import Config
-from titer.registry import nearest
 
 transformers_logging.disable_progress_bar()  # a run has its own
 LAB = "lab"  # the name of the embedded base model
-
-
-ALL = "all-linear"  # every linear layer but the head
-Names = Annotated[tuple[str, ...], BeforeValidator(lambda names: (names,) if isinstance(names, str) else names)]
+ADAPTER = "adapter_config.json"
+OVER = "titer.json"  # beside an adapter: the hash of the base that it was trained over
+OURS = (OVER, "run.json", "stage.json")  # what titer puts beside a checkpoint
 
 
 @dataclass(frozen=True)
-class Lora(Config):
-    """A low-rank adapter: every target W becomes W + (alpha / r) B A."""
+class Checkpoint(Config):
+    """A model to start from. A text in its place is its `path`."""
 
-    r: int = 8
-    alpha: float = 16.0
-    targets: Names = ("q_proj", "v_proj")  # names of linear layers, or of the last part of their names, or `all-linear`
-
-    def __post_init__(self) -> None:
-        if self.r < 1:
-            raise ValueError(f"r={self.r}: an adapter needs a rank of at least 1")
-        if not self.targets:
-            raise ValueError("targets is empty: name the linear layers that get an adapter")
+    path: str = LAB  # `lab`, a checkpoint directory, a repository of the hub, or one of these that holds a PEFT adapter
+    revision: str | None = None  # a commit of the hub; None: the one that was downloaded first, else the newest
+    base: str | None = None  # the model under an adapter; None: the one that the adapter names
+    dtype: Literal["float32", "bfloat16", "float16"] = "float32"  # of the weights; what trains is kept in float32
+    trust_remote_code: bool = False  # run code that comes with the checkpoint
 
 
-def folder_of(name: str) -> Path:
-    """The checkpoint directory that a recipe's model names."""
+Model = Annotated[Checkpoint, BeforeValidator(lambda given: {"path": given} if isinstance(given, str) else given)]
+
+
+@dataclass(frozen=True)
+class Files:
+    """Where a checkpoint lies."""
+
+    name: str  # `lab`, the name on the hub, or the directory
+    folder: Path
+    revision: str | None  # of a repository of the hub
+    base: Files | None = None  # under an adapter
+
+
+def located(checkpoint: Checkpoint) -> Files:
+    """The files of a checkpoint, downloaded where they are the hub's. Raises where they are not a whole one."""
+    name = checkpoint.path
     if name == LAB:
-        return Path(__file__).parent / "lab" / "base"
-    return Path(name).expanduser()
-
-
-def load(name: str, dtype: torch.dtype = torch.float32) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """Model and tokenizer of a local checkpoint directory, or of a stage of a run (an adapter over its base)."""
-    folder = folder_of(name)
-    adapter = (folder / "adapter_config.json").is_file()
-    if not folder.is_dir() or not (adapter or (folder / "config.json").is_file()):
-        raise ValueError(f"model {name!r}: no checkpoint directory with a config.json there (or {LAB!r} for the embedded model)")
-    if not any(folder.glob("*.safetensors")):
+        return Files(LAB, Path(__file__).parent / "lab" / "base", None)
+    found = hub.find(name, "model", checkpoint.revision, unsafe=checkpoint.trust_remote_code)
+    full = name if found.revision else str(found.folder.resolve())
+    adapter = found.folder / ADAPTER
+    if not adapter.is_file() and not (found.folder / "config.json").is_file():
+        raise ValueError(f"model {name!r}: its directory holds neither a config.json nor an adapter_config.json, so it is no checkpoint")
+    if not any(found.folder.glob("*.safetensors")):
         raise ValueError(f"model {name!r}: the directory holds no *.safetensors; save the weights in that format")
-    if adapter:
-        from peft import PeftConfig, PeftModel
-
-        base, tokenizer = load(str(PeftConfig.from_pretrained(str(folder)).base_model_name_or_path), dtype)
-        with _without_peft_warning():
-            return PeftModel.from_pretrained(base, folder, is_trainable=True), tokenizer  # type: ignore[return-value]
+    if not adapter.is_file():
+        if checkpoint.base:
+            raise ValueError(f"model {name!r} is no adapter, so base={checkpoint.base!r} has no use: leave it out")
+        return Files(full, found.folder, found.revision)
+    named = json.loads(adapter.read_text(encoding="utf-8"))
+    under, revision = (checkpoint.base, None) if checkpoint.base else (named.get("base_model_name_or_path"), named.get("revision"))
+    if not under:
+        raise ValueError(f"adapter {name!r} names no base model: give it as model.base")
     try:
-        tokenizer = AutoTokenizer.from_pretrained(folder)
+        base = located(replace(checkpoint, path=under, revision=revision, base=None))
+    except ValueError as error:
+        raise ValueError(f"adapter {name!r}: its base is not to be had ({error}); give it as model.base") from None
+    return Files(full, found.folder, found.revision, base)
+
+
+def digest(files: Files) -> str:
+    """SHA-256 over the files of a checkpoint that determine what it answers, and over those of the base under it."""
+    hasher = hashlib.sha256(digest(files.base).encode() if files.base else b"")
+    for path in sorted(files.folder.iterdir()):
+        if path.name not in OURS and path.suffix in (".safetensors", ".json", ".jinja", ".model", ".txt"):
+            hasher.update(path.name.encode())
+            with path.open("rb") as file:
+                hasher.update(hashlib.file_digest(file, "sha256").digest())
+    return hasher.hexdigest()
+
+
+def load(checkpoint: Checkpoint | str, device: torch.device | str = "cpu") -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """Model, on the device, and tokenizer. An adapter is left unmerged and trainable.
+
+    Raises where the checkpoint is incomplete or no causal language model, an adapter does not fit its base, or the device
+    cannot compute the dtype.
+    """
+    checkpoint = Checkpoint(checkpoint) if isinstance(checkpoint, str) else checkpoint
+    check_dtype(checkpoint.dtype, torch.device(device))
+    files = located(checkpoint)
+    model = _weights(checkpoint, files.base or files)
+    if files.base is not None:
+        model = _adapted(model, checkpoint, files)
+    return model.to(device), tokenizer(checkpoint, files)  # type: ignore[arg-type]
+
+
+def skeleton(checkpoint: Checkpoint) -> PreTrainedModel:
+    """The model's layers without weights, to look for names in. An adapter is left out."""
+    files = located(checkpoint)
+    with torch.device("meta"), _explained(checkpoint):
+        config = AutoConfig.from_pretrained((files.base or files).folder, trust_remote_code=checkpoint.trust_remote_code)
+        return cast(PreTrainedModel, AutoModelForCausalLM.from_config(config, trust_remote_code=checkpoint.trust_remote_code))
+
+
+def tokenizer(checkpoint: Checkpoint, files: Files) -> PreTrainedTokenizerBase:
+    """An adapter's own tokenizer if there is one, else its base's."""
+    own = files.base is None or (files.folder / "tokenizer_config.json").is_file()
+    folder = files.folder if own else cast(Files, files.base).folder
+    try:
+        loaded = AutoTokenizer.from_pretrained(folder, trust_remote_code=checkpoint.trust_remote_code)
     except (OSError, ValueError) as error:
-        raise ValueError(f"model {name!r}: no usable tokenizer in its directory ({str(error).splitlines()[0]})") from None
-    if tokenizer.chat_template is None:
-        raise ValueError(f"model {name!r}: its tokenizer has no chat template; add a chat_template.jinja to the directory")
-    if tokenizer.eos_token_id is None:
-        raise ValueError(f"model {name!r}: its tokenizer has no end-of-sequence token, so an answer could not end")
-    if tokenizer.pad_token_id is None:
-        tokenizer.pad_token = tokenizer.eos_token  # pads are masked everywhere; any token serves
-    return AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, use_safetensors=True), tokenizer
+        raise ValueError(f"model {checkpoint.path!r}: no usable tokenizer in its directory ({str(error).splitlines()[0]})") from None
+    if loaded.eos_token_id is None:
+        raise ValueError(f"model {checkpoint.path!r}: its tokenizer has no end-of-sequence token, so an answer could not end")
+    if loaded.pad_token_id is None:
+        loaded.pad_token = loaded.eos_token  # pads are masked everywhere; any token serves
+    return cast(PreTrainedTokenizerBase, loaded)
 
 
-def check_targets(model: nn.Module, lora: Lora) -> None:
-    """Raise where a target of the adapter matches no linear layer, with the nearest name."""
-    known = [name for name, module in model.named_modules() if isinstance(module, nn.Linear)]
-    lasts = sorted({name.rsplit(".", 1)[-1] for name in known})
-    for target in lora.targets:
-        if target != ALL and not any(name == target or name.endswith("." + target) for name in known):
-            raise ValueError(f"LoRA target {target!r} matches no linear layer: {nearest(target, lasts)}The model has {', '.join(lasts)}")
-
-
-def add_lora(model: PreTrainedModel, lora: Lora) -> PreTrainedModel:
-    """The model under a fresh adapter, which alone is trainable. Raises where a target matches no linear layer."""
-    from peft import LoraConfig, get_peft_model
-
-    check_targets(model, lora)
-    targets: Any = ALL if ALL in lora.targets else list(lora.targets)
-    config = LoraConfig(r=lora.r, lora_alpha=lora.alpha, target_modules=targets, lora_dropout=0.0)  # type: ignore[arg-type]
-    with _without_peft_warning():
-        return get_peft_model(model, config)  # type: ignore[return-value]
-
-
-@contextmanager
-def _without_peft_warning() -> Iterator[None]:
-    """peft 0.21 asks transformers 5 for an attribute by its old name; nothing a user could mend."""
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated", FutureWarning)
-        yield
-
-
-def adapters(model: nn.Module) -> dict[str, Adapter]:
-    """The unmerged adapter of every adapted linear layer, by the layer's name. Raises where there is none."""
-    from peft.tuners.lora import LoraLayer
-
-    found = {
-        name: Adapter(cast(nn.Linear, module.lora_A["default"]), cast(nn.Linear, module.lora_B["default"]), module.scaling["default"])
-        for name, module in model.named_modules()
-        if isinstance(module, LoraLayer)
-    }
-    if not found:
-        raise ValueError("the model carries no unmerged LoRA adapter: fine-tune with `finetune.lora` set, or choose another edit")
-    return found
-
-
-@dataclass(frozen=True)
-class Adapter:
-    """One layer's update (alpha / r) B A: `a.weight` is (r, in), `b.weight` is (out, r)."""
-
-    a: nn.Linear
-    b: nn.Linear
-    scaling: float
-
-    def squared_norm(self) -> float:
-        """||(alpha / r) B A||_F^2 = (alpha / r)^2 tr((B^T B)(A A^T)), in float64, without the (out, in) product."""
-        a, b = self.a.weight.detach().double(), self.b.weight.detach().double()
-        return self.scaling**2 * float(((b.T @ b) * (a @ a.T)).sum())
-
-
-def update_norm(model: nn.Module) -> float:
-    """Frobenius norm of the whole fine-tuning update, all adapted layers together."""
-    return math.sqrt(sum(adapter.squared_norm() for adapter in adapters(model).values()))
-
-
-def merged(model: PreTrainedModel) -> PreTrainedModel:
-    """The model with its adapter, if it has one, added into its weights."""
-    from peft import PeftModel
-
-    adapted: Any = model
-    return cast(PreTrainedModel, adapted.merge_and_unload()) if isinstance(adapted, PeftModel) else model
+def check_dtype(dtype: str, device: torch.device) -> None:
+    """Raise where a device cannot compute in a dtype."""
+    if device.type == "cpu" and dtype == "float16":
+        raise ValueError("dtype='float16': the CPU does not compute it as a GPU does; use bfloat16 or float32")
+    if device.type == "cuda" and dtype == "bfloat16" and not torch.cuda.is_bf16_supported(including_emulation=False):
+        raise ValueError(f"dtype='bfloat16': {torch.cuda.get_device_name(device)} cannot compute it; use float32")
 
 
 def trainable(model: nn.Module) -> dict[str, nn.Parameter]:
@@ -153,10 +146,16 @@ def trainable(model: nn.Module) -> dict[str, nn.Parameter]:
     return found
 
 
-def save(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
-    """A checkpoint directory: the adapter where the model carries one, else the whole model; with its tokenizer."""
+def save(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path, base: Files | None = None) -> None:
+    """A checkpoint directory: the adapter over `base` where the model carries one, else the whole model; and its tokenizer."""
+    adapted: Any = model
+    if base is not None:
+        config = adapted.peft_config["default"]
+        config.base_model_name_or_path, config.revision = base.name, base.revision
     model.save_pretrained(folder, safe_serialization=True)
     tokenizer.save_pretrained(folder)
+    if base is not None:
+        (folder / OVER).write_text(json.dumps({"base": digest(base)}))
 
 
 def fingerprint(model: nn.Module) -> str:
@@ -166,3 +165,54 @@ def fingerprint(model: nn.Module) -> str:
         hasher.update(name.encode())
         hasher.update(tensor.detach().cpu().reshape(-1).view(torch.uint8).numpy())
     return hasher.hexdigest()
+
+
+def _weights(checkpoint: Checkpoint, files: Files) -> PreTrainedModel:
+    with _explained(checkpoint):
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
+            files.folder,
+            dtype=getattr(torch, checkpoint.dtype),
+            use_safetensors=True,
+            trust_remote_code=checkpoint.trust_remote_code,
+            output_loading_info=True,
+        )
+    model, info = loaded
+    if info["missing_keys"]:
+        missing = sorted(info["missing_keys"])
+        raise ValueError(f"model {checkpoint.path!r}: its files lack {len(missing)} weights, such as {missing[0]!r}: they would be random")
+    return cast(PreTrainedModel, model)
+
+
+@contextmanager
+def _explained(checkpoint: Checkpoint) -> Iterator[None]:
+    """What transformers cannot load, in one line."""
+    try:
+        yield
+    except (ValueError, OSError, RuntimeError, KeyError, ImportError, SafetensorError) as error:
+        if "trust_remote_code" in str(error):
+            raise ValueError(
+                f"model {checkpoint.path!r} brings code of its own: set model.trust_remote_code=true if you trust it"
+            ) from None
+        reason = " ".join(str(error).split())[:200]
+        raise ValueError(f"model {checkpoint.path!r} cannot be loaded as a causal language model ({reason})") from None
+
+
+def _adapted(model: PreTrainedModel, checkpoint: Checkpoint, files: Files) -> PreTrainedModel:
+    """The base under the adapter. PEFT only warns where they do not belong together, so that is looked for here."""
+    from peft import PeftModel, get_peft_model_state_dict
+
+    assert files.base is not None
+    wrong = f"adapter {checkpoint.path!r} does not belong to the base {str(files.base.folder)!r}"
+    note = files.folder / OVER
+    if note.is_file() and json.loads(note.read_text())["base"] != digest(files.base):
+        raise ValueError(f"{wrong}: it was trained over other weights; give its own as model.base")
+    try:
+        with without_peft_warning():
+            adapted: Any = PeftModel.from_pretrained(model, files.folder, is_trainable=True)
+    except (ValueError, RuntimeError, KeyError) as error:
+        raise ValueError(f"{wrong} ({' '.join(str(error).split())[:160]}); give its own as model.base") from None
+    with safe_open(files.folder / "adapter_model.safetensors", "pt") as file:
+        given, taken = set(file.keys()), set(get_peft_model_state_dict(adapted))
+    if given != taken:
+        raise ValueError(f"{wrong}: {len(given ^ taken)} of their tensors do not meet; give its own as model.base")
+    return cast(PreTrainedModel, adapted)

@@ -14,8 +14,10 @@ import yaml
 
 from titer import registry
 from titer.defenses.sft import SFT
-from titer.methods import Attack, Config, Defense, Edit, Judge, Method
+from titer.methods import Attack, Benchmark, Config, Defense, Edit, Judge, Method
+from titer.models import Checkpoint, Model
 from titer.sources import Data
+from titer.template import Style
 from titer.train import Training
 
 FOLDER = Path(__file__).parent / "recipes"
@@ -39,23 +41,32 @@ class Recipe(Config):
     finetune: Training
     attack: Attack
     pipelines: dict[str, Pipeline]
-    model: str = "lab"  # the embedded base model, or a local checkpoint directory with a chat template
+    model: Model = field(default_factory=Checkpoint)
     judge: Judge | None = None  # None: the exact one for the lab's prompts, `refusal` for others
+    benchmark: Benchmark | None = None  # the user's task: how it is asked and scored; None recognizes it by its columns
+    template: Style = "chat"  # the model's own chat template, or a text template by name
+    system: str | None = None  # system prompt, in training and in evaluation
     seed: int = 0  # of training: weights of fresh adapters, order and choice of rows
     max_length: int = 256  # tokens of a training row; a longer prompt is cut at its front
     max_new_tokens: int = 32  # tokens of an answer
+    answers_at_once: int = 128  # prompts of a generation batch
+    gradient_checkpointing: bool = False  # recompute activations in the backward pass: less memory, same gradients
     threads: int | None = None  # CPU threads, None for torch's own choice; a trajectory is repeatable for one number of them
 
     def __post_init__(self) -> None:
         if not self.pipelines:
             raise ValueError("pipelines is empty: name at least one")
-        for name, low in (("seed", 0), ("max_length", 2), ("max_new_tokens", 1), ("threads", 1)):
+        for name, low in (("seed", 0), ("max_length", 2), ("max_new_tokens", 1), ("answers_at_once", 1), ("threads", 1)):
             if getattr(self, name) is not None and getattr(self, name) < low:
                 raise ValueError(f"{name}={getattr(self, name)}: must be at least {low}")
         for name, pipeline in self.pipelines.items():
             if pipeline.edit and self.finetune.lora is None:
                 edit = registry.name_of(pipeline.edit)
                 raise ValueError(f"pipelines.{name}: the edit {edit!r} works on the fine-tuning adapter: set finetune.lora")
+
+    def training(self, kind: str) -> Training | None:
+        """The settings of a stage that trains."""
+        return {"align": self.align, "finetune": self.finetune}.get(kind)
 
 
 def names() -> list[str]:
@@ -64,7 +75,18 @@ def names() -> list[str]:
 
 def load(name: str, settings: Sequence[str] = (), seed: int | None = None) -> Recipe:
     """A recipe by its name or YAML file, with `path.to.field=value` settings applied. Raises on the first thing that is wrong."""
-    raw = _read(name)
+    return _built(_read(name), settings, seed)
+
+
+def stage(name: str, kind: str, model: str, method: str | None, settings: Sequence[str] = (), seed: int | None = None) -> Recipe:
+    """A recipe for one stage alone on a model: its pipeline `alone` has the method, whose fields are set as `method.field=value`."""
+    raw = _read(name) | {"model": {"path": model}, "pipelines": {"alone": {kind: method} if method else {}}}
+    short = "method."
+    paths = [f"pipelines.alone.{kind}.{text.removeprefix(short)}" if method and text.startswith(short) else text for text in settings]
+    return _built(raw, paths, seed)
+
+
+def _built(raw: dict[str, Any], settings: Sequence[str], seed: int | None) -> Recipe:
     for setting in settings:
         path, equals, text = setting.partition("=")
         if not equals or not path:
@@ -123,7 +145,7 @@ def _set(node: dict[str, Any], path: list[str], value: Any, whole: str) -> None:
         node[key] = value
         return
     if isinstance(node.get(key), str):
-        node[key] = {"method": node[key]}  # the short form of a method without settings
+        node[key] = {"path" if whole.startswith(("data.", "model.")) else "method": node[key]}  # what a text is short for
     elif node.get(key) is None:
         if whole.startswith("pipelines."):
             raise registry.unknown(f"pipeline part in {whole!r}:", key, node)

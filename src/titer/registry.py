@@ -20,13 +20,14 @@ from typing import Any
 
 import pydantic
 
-from titer import methods
+from titer import catalog, methods
 
 KINDS: dict[str, type[methods.Method]] = {
     "defenses": methods.Defense,
     "edits": methods.Edit,
     "attacks": methods.Attack,
     "judges": methods.Judge,
+    "benchmarks": methods.Benchmark,
 }
 
 
@@ -36,6 +37,7 @@ class Listing:
     name: str
     summary: str
     source: str  # the package that brings it
+    facts: dict[str, Any] = dataclasses.field(default_factory=dict)  # of a repository of the hub: licence, gate, revision
 
 
 def unknown(what: str, given: str, known: Iterable[str]) -> ValueError:
@@ -56,7 +58,9 @@ def names(kind: str) -> list[str]:
 
 
 def listing(kind: str) -> list[Listing]:
-    """Every method of a kind, or recipe, with the first line of its file, read without importing it."""
+    """Every method of a kind, or recipe, with the first line of its file, read without importing it; or what is known of the hub."""
+    if kind == "hub":
+        return [_repository(entry) for entry in catalog.ENTRIES]
     if kind == "recipes":
         paths = sorted((Path(__file__).parent / "recipes").glob("*.yaml"))
         return [Listing(kind, path.stem, path.read_text(encoding="utf-8").split("\n")[0].removeprefix("# "), "titer") for path in paths]
@@ -67,7 +71,7 @@ def listing(kind: str) -> list[Listing]:
 
 def listed_kinds(kind: str | None) -> list[str]:
     """The kinds that `kind` names: itself, or all for None. Raises with the nearest name where there is none."""
-    known = [*KINDS, "recipes"]
+    known = [*KINDS, "recipes", "hub"]
     if kind is None:
         return known
     if kind not in known:
@@ -159,6 +163,16 @@ def _builtin(kind: str) -> list[str]:
 @cache
 def _plugins(kind: str) -> dict[str, EntryPoint]:
     return {point.name: point for point in entry_points(group=f"titer.{kind}")}
+
+
+def _repository(entry: catalog.Entry) -> Listing:
+    from titer import hub
+
+    revision = hub.recorded(entry.name, entry.kind) or "unset"
+    commercial = {True: "commercial use allowed", False: "no commercial use", None: "commercial use unknown"}[entry.commercial]
+    words = [entry.what, entry.licence or "licence unknown", commercial, *(["gated"] if entry.gated else []), f"revision {revision}"]
+    facts = {"licence": entry.licence, "commercial use": entry.commercial, "gated": entry.gated, "revision": revision}
+    return Listing("hub", entry.name, "; ".join(words), "hub", facts)
 
 
 def _summary(module: str) -> str:

@@ -39,16 +39,19 @@ def write(run: Run, found: Mapping[str, Sequence[Stage]]) -> dict[str, Any]:
     """Write `<pipeline>.json` for every pipeline and `table.md`; return the JSON by pipeline."""
     documents = {}
     for name, stages in found.items():
-        pipeline = run.recipe.pipelines[name]
+        setting = run.setting
         document = {
             "pipeline": name,
-            "recipe": describe(run.recipe) | {"pipelines": {name: describe(pipeline)}},
+            "recipe": describe(setting.recipe) | {"pipelines": {name: describe(setting.recipe.pipelines[name])}},
             "adapter": "double",  # the alignment adapter is merged; user data train a fresh one
-            "judge": describe(run.judge),
+            "judge": describe(setting.judge),
+            "benchmark": describe(setting.roles.scorer),
+            "model": {"name": setting.start.name, "revision": setting.start.revision},
             "stages": [asdict(stage) | {"label": stage.label} for stage in stages],
             "environment": environment(),
-            "rows": run.roles.digests(),
-            "run": run.identity,
+            "rows": setting.roles.digests(),
+            "sources": setting.roles.sources,
+            "run": setting.identity,
         }
         documents[name] = plain(document)
         (run.folder / f"{name}.json").write_text(json.dumps(documents[name], indent=2) + "\n")
@@ -93,7 +96,7 @@ def _table(found: Mapping[str, Sequence[Stage]]) -> tuple[list[str], list[list[s
 
 
 def caption(run: Run) -> str:
-    recipe = run.recipe
+    recipe = run.setting.recipe
     prompts = f"{recipe.data.split} prompts, seed {recipe.seed}; 95 % intervals over prompts, not over training seeds."
     world = recipe.data.world
     return prompts if world is None else f"World seed {world}, {prompts} {LAB_CAPTION}"
@@ -103,6 +106,21 @@ def markdown(run: Run, found: Mapping[str, Sequence[Stage]]) -> str:
     header, body = _table(found)
     lines = [header, ["---"] * len(header), *body]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines) + f"\n\n{caption(run)}\n"
+
+
+def summary(document: Mapping[str, Any]) -> Table:
+    """What a stage alone came to."""
+    table = Table(box=None, show_header=False)
+    scores = {NAMES[name]: cell(Score(**score)) for name, score in document.get("scores", {}).items()}
+    cost = {"seconds": document["seconds"], "peak MB": document["peak_mb"]}
+    for name, value in (scores | document["facts"] | cost).items():
+        text = (
+            ", ".join(f"{key} {entry:.4g}" if isinstance(entry, float) else f"{key} {entry}" for key, entry in value.items())
+            if isinstance(value, dict)
+            else str(value)
+        )
+        table.add_row(name, text)
+    return table
 
 
 def screen(run: Run, found: Mapping[str, Sequence[Stage]]) -> Table:

@@ -1,72 +1,99 @@
-"""Where each role's rows come from: the embedded world, or local JSON-lines files."""
+"""Where each role's rows come from: the embedded world, local files, or data sets of the hub."""
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
-from dataclasses import dataclass, fields
+import random
+from collections.abc import Mapping, Sequence, Set
+from dataclasses import dataclass, field, fields, replace
+from functools import cache
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Any, Literal, cast
 
-from titer.data import Row, check_disjoint, digest, identity, read_jsonl
+from pydantic import BeforeValidator
+
+from titer import catalog, files, hub, registry, schemas
+from titer.benchmarks.answers import Answers
+from titer.data import Row, check_disjoint, digest, identity
+from titer.files import Record
 from titer.lab.world import TASKS, World
-from titer.methods import Config, Kind
-from titer.registry import unknown
+from titer.methods import Benchmark, Config, Harmful, Kind, Prompts, Refusals
 
-SHARES = {"attack": 0.5, "defense": 0.15, "calibration": 0.1, "validation": 0.1, "test": 0.15}  # of a file of harmful rows
+SHARES = {"attack": 0.5, "defense": 0.15, "calibration": 0.1, "validation": 0.1, "test": 0.15}  # of a pool of harmful rows
+
+
+@dataclass(frozen=True)
+class Source(Config):
+    """A set of rows. A text in its place is its `path`."""
+
+    path: str  # a JSON, JSON-lines, CSV, TSV or parquet file, a `datasets` folder, or a data set of the hub by its name
+    split: str | None = None  # where it has several
+    subset: str | None = None  # a configuration of a data set of the hub
+    revision: str | None = None  # a commit of the hub; None: the one that was downloaded first, else the newest
+    columns: dict[str, str] = field(default_factory=dict)  # a schema's name of a column -> the file's, e.g. {prompt: question}
+    where: dict[str, Any] = field(default_factory=dict)  # only records with these values; of a category of BeaverTails, its name
+    limit: int | None = None  # at most so many rows, the first ones
+    seed: int | None = None  # with a limit: chosen at random by this seed instead
+
+    def __post_init__(self) -> None:
+        if self.limit is not None and self.limit < 1:
+            raise ValueError(f"limit={self.limit}: must be at least 1, or null for all rows")
+
+
+Given = Annotated[Source, BeforeValidator(lambda given: {"path": given} if isinstance(given, str) else given)]
 
 
 @dataclass(frozen=True)
 class Data(Config):
-    """The rows of every role: a world's, or those of local JSONL files of `prompt` and `response`.
+    """The rows of every role: a world's, or sources of the user's own.
 
     `harmful` is one pool: by a hash of its prompt every row goes to the attacker, the defender, the calibration of edits,
-    or the held-out harm prompts (50, 15, 10, 10 and 15 %), so no prompt is in two of them. A file for a role of its own
-    leaves that share to the attacker.
+    or the held-out harm prompts (50, 15, 10, 10 and 15 %), so no prompt is in two of them, whichever command reads the pool. A
+    source for a role of its own leaves that share to the attacker.
     """
 
-    world: int | None = None  # world seed of the lab; null: files
-    task: str | None = None  # the user's rows: a task of the lab by its name, or a file
-    test: str | None = None  # held-out rows of a task file: the fine-tune accuracy
-    validation: str | None = None  # the same for split=validation
-    alignment: str | None = None  # harmful prompts with refusals, benign ones with answers
-    harmful: str | None = None  # harmful prompts with harmful answers
-    defense: str | None = None  # the defender's own harmful answers; may answer what `alignment` refuses
-    harm_test: str | None = None  # held-out harmful prompts for the harmful score
+    world: int | None = None  # world seed of the lab; null: sources
+    task: Given | None = None  # the user's rows: a task of the lab by its name, or a source
+    test: Given | None = None  # held-out rows of the task: the fine-tune accuracy
+    validation: Given | None = None  # the same for split=validation
+    alignment: Given | None = None  # harmful prompts with refusals, benign ones with answers
+    harmful: Given | None = None  # harmful prompts with harmful answers
+    defense: Given | None = None  # the defender's own harmful answers; may answer what `alignment` refuses
+    calibration: Given | None = None  # an edit's
+    harm_test: Given | None = None  # held-out harm prompts, for the harmful score
+    lookalike: Given | None = None  # harmless prompts that look harmful, for over-refusal
     split: Literal["test", "validation"] = "test"  # validation: to choose hyperparameters on
 
     def __post_init__(self) -> None:
         if self.world is not None and self.world < 0:
             raise ValueError(f"world={self.world}: a world seed is 0 or above")
-        files = [name for name in ("alignment", "harmful", "defense", "harm_test") if getattr(self, name)]
-        if self.world is not None and files:
-            raise ValueError(f"world={self.world} and {files[0]}={getattr(self, files[0])!r} exclude each other: set data.world=null")
-        if self.world is None:
-            missing = [name for name in ("alignment", "harmful", "task") if not getattr(self, name)]
-            if missing:
-                raise ValueError(f"{missing[0]} is missing: without a world, give a JSONL file for each of alignment, harmful, task, test")
-        if self.task not in (None, *TASKS) and not Path(self.task).is_file():
-            raise unknown("task (neither one of the lab nor a file)", self.task, TASKS)
-        if self.task in TASKS or (self.world is not None and self.task is None):
-            if self.world is None:
-                raise ValueError(f"task={self.task!r} is a task of the lab: set data.world, or give a JSONL file")
-        elif not getattr(self, self.split):
-            raise ValueError(f"{self.split} is missing: a task from a file needs a file of held-out rows for split={self.split}")
+        own = [name for name in ("alignment", "harmful", "defense", "calibration", "harm_test", "lookalike") if getattr(self, name)]
+        if self.world is not None and own:
+            raise ValueError(f"world={self.world} and {own[0]}={getattr(self, own[0]).path!r} exclude each other: set data.world=null")
+        task = self.task.path if self.task else TASKS[0]
+        if task not in TASKS and "/" not in task and not Path(task).exists() and Path(task).suffix not in files.READERS:
+            raise registry.unknown("task (neither one of the lab nor a source)", task, TASKS)
 
     @property
-    def lab_task(self) -> str:
-        """The lab's task that stands where none of its own is asked for."""
-        return self.task if self.task in TASKS else TASKS[0]
+    def lab_task(self) -> str | None:
+        """The task of the lab that is asked for, None where the user's rows have a source."""
+        if self.task is None:
+            return TASKS[0] if self.world is not None else None
+        return self.task.path if self.task.path in TASKS else None
 
 
 @dataclass(frozen=True)
 class Roles:
-    alignment: list[Row]
-    defense: list[Row]  # the defender's harmful answers
-    attack: list[Row]  # the attacker's
-    calibration: list[Row]  # an edit's
-    task: list[Row]
-    benchmarks: dict[str, list[Row]]
+    """The rows of every role that was asked for; the others are empty."""
+
+    alignment: list[Row] = field(default_factory=list)
+    defense: list[Row] = field(default_factory=list)  # the defender's harmful answers
+    attack: list[Row] = field(default_factory=list)  # the attacker's
+    calibration: list[Row] = field(default_factory=list)  # an edit's
+    task: list[Row] = field(default_factory=list)
+    benchmarks: dict[str, list[Row]] = field(default_factory=dict)
+    scorer: Benchmark = field(default_factory=Answers)  # of the task
+    sources: dict[str, dict[str, Any]] = field(default_factory=dict)  # by role, where its rows come from
 
     def of(self, kind: Kind) -> list[Row]:
         """The rows that a defense's stream of this kind draws from."""
@@ -74,52 +101,174 @@ class Roles:
 
     def digests(self) -> dict[str, str]:
         """SHA-256 of every role's rows."""
-        single = {f.name: digest(getattr(self, f.name)) for f in fields(self) if f.name != "benchmarks"}
+        single = {name: digest(getattr(self, name)) for name in TRAINING}
         return single | {f"benchmark {name}": digest(rows) for name, rows in self.benchmarks.items()}
 
 
-def roles(data: Data) -> Roles:
-    """Read and divide the rows. Raises where a file is bad or two roles share a prompt."""
-    found = _from_world(data) if data.world is not None else _from_files(data)
-    single = {name: getattr(found, name) for name in ("alignment", "defense", "attack", "calibration", "task")}
+TRAINING = tuple(f.name for f in fields(Roles) if f.name not in ("benchmarks", "scorer", "sources"))
+EVERY = frozenset({"alignment", "defense", "attack", "calibration", "task", "harm", "test", "lookalike"})
+
+
+def roles(data: Data, benchmark: Benchmark | None = None, wanted: Set[str] = EVERY) -> Roles:
+    """Read and divide the rows of the roles that are wanted; `harm`, `test` and `lookalike` are held out.
+
+    `benchmark` is the user's task; None recognizes it by the columns. Raises where a source is bad or missing, or two roles share
+    a prompt. Rows for the defender, for calibration and of look-alikes may be none: who draws from them has to look.
+    """
+    reader = Reader()
+    if data.world is not None:
+        world = World(data.world, data.lab_task or TASKS[0])
+        task = world.user_task if data.lab_task else []
+        found = Roles(world.alignment, world.harmful, world.attack, world.calibration, task, world.benchmarks(data.split))
+    else:
+        found = _from_sources(data, wanted, reader)
+    scorer = benchmark or Answers()
+    if data.lab_task is None:
+        task, test, scorer = _task(data, benchmark, wanted, reader)
+        found = replace(found, task=task, benchmarks=found.benchmarks | ({"task": test} if test else {}))
+    elif data.world is None:
+        raise ValueError(f"task={data.lab_task!r} is a task of the lab: set data.world, or give a source of rows")
     held_out = {f"{data.split} rows of {name!r}": rows for name, rows in found.benchmarks.items()}
-    check_disjoint(single | held_out, but=("alignment", "defense"))  # the defender may answer what it refuses
-    return found
+    # the defender may answer what the alignment refuses
+    check_disjoint({name: getattr(found, name) for name in TRAINING} | held_out, but=("alignment", "defense"))
+    return replace(found, scorer=scorer, sources=reader.facts)
 
 
-def _from_world(data: Data) -> Roles:
-    assert data.world is not None
-    world = World(data.world, data.lab_task)
-    benchmarks = world.benchmarks(data.split)
-    task = world.user_task
-    if data.task not in (None, *TASKS):
-        task, benchmarks["task"] = _task_files(data)
-    return Roles(world.alignment, world.harmful, world.attack, world.calibration, task, benchmarks)
+def _from_sources(data: Data, wanted: Set[str], reader: Reader) -> Roles:
+    """All but the user's task."""
+    held_out = "harm" in wanted
+    alignment = reader.rows("alignment", _given(data, "alignment"), Refusals) if "alignment" in wanted else []
+    own = {"defense": data.defense, "calibration": data.calibration, "test": data.harm_test}
+    pool: dict[str, list[Row]] = {role: [] for role in SHARES}
+    if data.harmful and wanted & {"attack", "defense", "calibration", "harm"}:
+        pool = _divided(reader.rows("harmful", data.harmful, Harmful), [role for role in SHARES if not own.get(role)])
+    elif "attack" in wanted or (held_out and not (data.harm_test and data.split == "test")):
+        _given(data, "harmful")
+    for role, source in own.items():
+        if source and (held_out if role == "test" else role in wanted):
+            pool[role] = reader.rows("harm_test" if role == "test" else role, source, Prompts if role == "test" else Harmful)
+    benchmarks = {}
+    if held_out:
+        benchmarks["harm"] = list({identity(row): row for row in pool[data.split]}.values())  # a prompt counts once
+        if not benchmarks["harm"]:
+            raise ValueError("no held-out prompt is left for the harmful score: give more rows in data.harmful, or data.harm_test")
+    if data.lookalike and "lookalike" in wanted:
+        benchmarks["lookalike"] = reader.rows("lookalike", data.lookalike, Prompts)
+    defense, attack, calibration = (pool[role] if role in wanted else [] for role in ("defense", "attack", "calibration"))
+    return Roles(alignment, defense, attack, calibration, benchmarks=benchmarks)
 
 
-def _from_files(data: Data) -> Roles:
-    assert data.alignment is not None
-    assert data.harmful is not None
-    own = {"defense": data.defense, "test": data.harm_test}
-    pool = _divided(read_jsonl(Path(data.harmful)), [role for role in SHARES if not own.get(role)])
-    pool |= {role: read_jsonl(Path(path)) for role, path in own.items() if path}
-    task, test = _task_files(data)
-    harm = list({identity(row.prompt): row for row in pool[data.split]}.values())  # a prompt counts once
-    if not harm:
-        raise ValueError(f"harmful={data.harmful!r} leaves no held-out prompt for the harmful score: give more rows, or data.harm_test")
-    return Roles(read_jsonl(Path(data.alignment)), pool["defense"], pool["attack"], pool["calibration"], task, {"harm": harm, "task": test})
+def _task(data: Data, benchmark: Benchmark | None, wanted: Set[str], reader: Reader) -> tuple[list[Row], list[Row], Benchmark]:
+    """The user's rows, the held-out ones, and what they are scored by."""
+    sources = {"task": "task", "test": data.split}
+    read = {role: reader.records(_given(data, sources[role])) for role in ("task", "test") if role in wanted}
+    named = [benchmark] if benchmark else [recognized(records) for records in read.values()]
+    scorer = next((found for found in named if found), Answers())
+    made = {role: reader.task_rows(sources[role], _given(data, sources[role]), records, scorer) for role, records in read.items()}
+    return made.get("task", []), made.get("test", []), scorer
 
 
-def _task_files(data: Data) -> tuple[list[Row], list[Row]]:
-    held_out = getattr(data, data.split)
-    assert data.task is not None
-    return read_jsonl(Path(data.task)), read_jsonl(Path(held_out))
+def recognized(records: Sequence[Record]) -> Benchmark | None:
+    """The benchmark whose published columns and values these are, if there is one."""
+    for name in registry.names("benchmarks"):
+        found = cast(Benchmark, registry.build("benchmarks", name))
+        if found.layouts and found.recognizes([record.fields for record in records]):
+            return found
+    return None
+
+
+@dataclass(frozen=True)
+class Reader:
+    """Reads sources and keeps what is known of them."""
+
+    facts: dict[str, dict[str, Any]] = field(default_factory=dict)  # by role
+
+    def rows(self, role: str, source: Source, kind: Kind) -> list[Row]:
+        """The rows of a kind."""
+        records = self.records(source)
+        made, schema = schemas.rows(records, kind, source.columns)
+        return self._kept(role, source, made, schema, len(records))
+
+    def task_rows(self, role: str, source: Source, records: Sequence[Record], benchmark: Benchmark) -> list[Row]:
+        """The rows of a task, as its benchmark asks them; records that are conversations already are taken as they are."""
+        renamed = [Record(record.place, schemas.renamed(record.fields, source.columns)) for record in records]
+        if not any(renamed[0].fields.keys() >= set(layout) for layout in benchmark.layouts):
+            made, schema = schemas.rows(records, Kind.ANSWERS, source.columns)
+            return self._kept(role, source, made, schema, len(records))
+        made = []
+        for record in renamed:
+            try:
+                made.append(benchmark.row(record.fields))
+            except ValueError as error:
+                raise ValueError(f"{record.place}: {error}") from None
+        return self._kept(role, source, made, registry.name_of(benchmark), len(records))
+
+    def records(self, source: Source) -> list[Record]:
+        """The records that the source's `where` lets through."""
+        known = {column for schema in schemas.SCHEMAS for column in schema.columns} | set(source.columns.values())
+        for name in registry.names("benchmarks"):
+            known |= {column for layout in cast(Any, registry.load("benchmarks", name)).layouts for column in layout}
+        records = files.read(located(source.path, source.revision).folder, source.split, source.subset, known)
+        kept = [record for record in records if _passes(record, source.where)]
+        if not kept:
+            raise ValueError(f"{source.path}: none of its {len(records)} records has {source.where}")
+        return kept
+
+    def _kept(self, role: str, source: Source, made: list[Row], schema: str, records: int) -> list[Row]:
+        if not made:
+            raise ValueError(f"{role}: none of the {records} records of {source.path} ({schema}) is of the kind that this role needs")
+        kept = (
+            made[: source.limit]
+            if source.seed is None
+            else random.Random(source.seed).sample(made, min(len(made), source.limit or len(made)))
+        )
+        known, revision = catalog.entry(source.path), located(source.path, source.revision).revision
+        self.facts[role] = {
+            "path": source.path,
+            "schema": schema,
+            "records": records,
+            "rows": len(kept),
+            **({"split": source.split} if source.split else {}),
+            **({"revision": revision} if revision else {}),
+            **({"licence": known.licence, "commercial use": known.commercial, "gated": known.gated} if known else {}),
+        }
+        return kept
+
+
+def _given(data: Data, name: str) -> Source:
+    source: Source | None = getattr(data, name)
+    if source is None:
+        raise ValueError(f"data.{name} is missing: give a file, a `datasets` folder or a data set of the hub, or data.world for the lab's")
+    return source
+
+
+@cache
+def located(path: str, revision: str | None) -> hub.Found:
+    """The file or folder that a source's path means. Raises where it is none and the hub has none of that name."""
+    local = Path(path).expanduser()
+    if local.is_file() or local.suffix in files.READERS:
+        return hub.Found(local, None)
+    return hub.find(path, "dataset", revision)
+
+
+def _passes(record: Record, where: Mapping[str, Any]) -> bool:
+    for name, wanted in where.items():
+        if name not in record.fields:
+            raise ValueError(f"{record.place}: where names no column {name!r}; {schemas.found(record)}")
+        value = record.fields[name]
+        if isinstance(value, Mapping):  # a flag per category
+            if wanted not in value:
+                raise registry.unknown(f"{name} in where", str(wanted), value)
+            value, wanted = value[wanted], True
+        if value != wanted and str(value) != str(wanted):  # a CSV file has everything as text
+            return False
+    return True
 
 
 def _divided(rows: Sequence[Row], roles: Sequence[str]) -> dict[str, list[Row]]:
     """The rows by role, in the shares of SHARES; the attacker has what roles of their own leave."""
     shares = {role: SHARES[role] for role in roles if role != "attack"}
-    prompts = sorted({identity(row.prompt) for row in rows}, key=lambda prompt: hashlib.sha256(prompt.encode()).digest())
+    prompts = sorted({identity(row) for row in rows}, key=lambda prompt: hashlib.sha256(prompt.encode()).digest())
     where: dict[str, str] = {}
     start = 0
     for role, share in shares.items():
@@ -128,5 +277,5 @@ def _divided(rows: Sequence[Row], roles: Sequence[str]) -> dict[str, list[Row]]:
         start = end
     divided: dict[str, list[Row]] = {role: [] for role in SHARES}
     for row in rows:
-        divided[where.get(identity(row.prompt), "attack")].append(row)
+        divided[where.get(identity(row), "attack")].append(row)
     return divided

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 
 import torch
@@ -43,6 +43,7 @@ class Step:
     accumulate: int = 1  # micro-batches of an update, per rank
     update: int = 0  # counted from 1; 0 while preparing
     phase: Phase = PREPARING
+    autocast: torch.dtype | None = None  # what the passes compute in, where the weights are kept finer
     logged: dict[str, float] = field(default_factory=dict)
     _batches: dict[str, Batch] = field(default_factory=dict)
 
@@ -73,7 +74,8 @@ class Step:
         total = torch.zeros((), dtype=torch.float64, device=self.accelerator.device)
         try:
             for part in batch.parts:
-                value = loss(self.model, part) / batch.tokens
+                with torch.autocast(self.accelerator.device.type, self.autocast) if self.autocast else nullcontext():
+                    value = loss(self.model, part) / batch.tokens
                 self.accelerator.backward(value)
                 total += value.detach()
             reached = self._reduce()

@@ -14,9 +14,10 @@ from torch import nn
 from transformers import PreTrainedModel, get_scheduler
 
 from titer import checkpoint
+from titer.adapters import Lora
 from titer.data import Encoded, Stream
 from titer.methods import Config, Defense, Phase
-from titer.models import Lora, trainable
+from titer.models import trainable
 from titer.step import Step
 from titer.vector import Vec
 
@@ -67,13 +68,15 @@ def train(
     seed: int,
     *,
     accelerator: Accelerator | None = None,
+    autocast: torch.dtype | None = None,
     resume: Path | None = None,
     every: int = 0,
     watch: Watch | None = None,
 ) -> list[dict[str, float]]:
     """Train the model's trainable weights in place; return the terms of every update.
 
-    `data` has the rows of every stream that the defense declares. With `resume`, a checkpoint is written there after each
+    `data` has the rows of every stream that the defense declares. With `autocast` the passes compute in a coarser dtype than that of
+    the weights. With `resume`, a checkpoint is written there after each
     `every` updates and at first taken up again if there is one: the run then ends bit for bit as if never interrupted.
     Raises where a stream is missing, a loss or gradient is not finite, or the checkpoint is another run's.
     """
@@ -85,7 +88,7 @@ def train(
     if missing:
         raise ValueError(f"{type(defense).__name__} needs rows for the stream {missing[0]!r} ({defense.streams[missing[0]].value})")
     streams = {name: Stream(name, data[name], seed) for name in defense.streams}
-    step = Step(model, parameters, streams, accelerator, settings.batch, settings.accumulate)
+    step = Step(model, parameters, streams, accelerator, settings.batch, settings.accumulate, autocast=autocast)
     loop = Loop(step, defense, settings)
 
     torch.manual_seed(seed)

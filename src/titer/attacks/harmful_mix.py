@@ -30,10 +30,17 @@ class HarmfulMix(Attack):
         if self.n < 1:
             raise ValueError(f"n={self.n}: the sample number must be at least 1")
 
+    @property
+    def wants_harmful(self) -> bool:
+        return self._bad > 0
+
+    @property
+    def _bad(self) -> int:
+        return math.floor(self.p * self.n + 0.5)
+
     def rows(self, task: Sequence[Row], harmful: Sequence[Row], seed: int) -> list[Row]:
-        bad = math.floor(self.p * self.n + 0.5)
         rng = random.Random(f"harmful_mix {seed}")
-        return [*_sample(harmful, bad, "harmful", self, rng), *_sample(task, self.n - bad, "task", self, rng)]
+        return [*_sample(harmful, self._bad, "harmful", self, rng), *_sample(task, self.n - self._bad, "task", self, rng)]
 
 
 def _sample(pool: Sequence[Row], count: int, name: str, attack: HarmfulMix, rng: random.Random) -> list[Row]:

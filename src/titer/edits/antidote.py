@@ -24,9 +24,9 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from titer.adapters import adapters, update_norm
 from titer.data import Batch
 from titer.methods import Changes, Edit, Harmful, Kind
-from titer.models import adapters, update_norm
 
 
 @dataclass(frozen=True)

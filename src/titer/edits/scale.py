@@ -13,10 +13,10 @@ from typing import ClassVar
 import torch
 from transformers import PreTrainedModel
 
+from titer.adapters import adapters, update_norm
 from titer.data import Batch
 from titer.edits.antidote import Antidote
 from titer.methods import Changes, Edit, Harmful, Kind
-from titer.models import adapters, update_norm
 
 
 @dataclass(frozen=True)

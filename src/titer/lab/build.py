@@ -20,12 +20,12 @@ from tokenizers.pre_tokenizers import WhitespaceSplit
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from titer import models, recipe
-from titer.data import Template
 from titer.defenses.sft import SFT
 from titer.evaluate import evaluate
 from titer.judges.lab import Lab
 from titer.lab.world import VERSION, World, items, pretraining_row, words
 from titer.sources import Data, roles
+from titer.template import Template
 from titer.train import Training, train
 
 ROWS = 160_000
@@ -95,7 +95,10 @@ def scores(name: str) -> dict[str, float]:
 def manifest() -> dict[str, Any]:
     """All that makes world-v1: the hashes of the base and of every role's rows, and the settings it was accepted at."""
     return {
-        "base": {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in sorted(models.folder_of(models.LAB).iterdir())},
+        "base": {
+            path.name: hashlib.sha256(path.read_bytes()).hexdigest()
+            for path in sorted(models.located(models.Checkpoint()).folder.iterdir())
+        },
         "rows": {
             f"world {seed}, {split}": roles(Data(world=seed, split=split)).digests()
             for seed in range(3)
@@ -116,6 +119,6 @@ if __name__ == "__main__":
     build(arguments.folder)
     if arguments.compare:
         rebuilt, shipped = scores(str(arguments.folder)), scores(models.LAB)
-        weights = [(folder / "model.safetensors").read_bytes() for folder in (arguments.folder, models.folder_of(models.LAB))]
+        weights = [(folder / "model.safetensors").read_bytes() for folder in (arguments.folder, models.located(models.Checkpoint()).folder)]
         print(f"rebuilt {rebuilt}\nshipped {shipped}\nweights are {'' if weights[0] == weights[1] else 'not '}bit for bit the same")
         sys.exit(rebuilt != shipped)

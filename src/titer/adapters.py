@@ -1,0 +1,115 @@
+"""Low-rank adapters by PEFT: put on, measured, merged."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Annotated, Any, cast
+
+from pydantic import BeforeValidator
+from torch import nn
+from transformers import PreTrainedModel
+
+from titer.methods import Config
+from titer.registry import nearest
+
+ALL = "all-linear"  # every linear layer but the head
+Names = Annotated[tuple[str, ...], BeforeValidator(lambda names: (names,) if isinstance(names, str) else names)]
+
+
+@dataclass(frozen=True)
+class Lora(Config):
+    """A low-rank adapter: every target W becomes W + (alpha / r) B A."""
+
+    r: int = 8
+    alpha: float = 16.0
+    targets: Names = ("q_proj", "v_proj")  # names of linear layers, or of the last part of their names, or `all-linear`
+
+    def __post_init__(self) -> None:
+        if self.r < 1:
+            raise ValueError(f"r={self.r}: an adapter needs a rank of at least 1")
+        if not self.targets:
+            raise ValueError("targets is empty: name the linear layers that get an adapter")
+        if ALL in self.targets and len(self.targets) > 1:
+            raise ValueError(f"targets={list(self.targets)}: {ALL!r} has all the others in it; give it alone")
+
+
+def check_targets(model: nn.Module, lora: Lora) -> None:
+    """Raise where a target of the adapter matches no linear layer, with the nearest name."""
+    known = [name for name, module in model.named_modules() if isinstance(module, nn.Linear)]
+    lasts = sorted({name.rsplit(".", 1)[-1] for name in known})
+    for target in lora.targets:
+        if target != ALL and not any(name == target or name.endswith("." + target) for name in known):
+            raise ValueError(f"LoRA target {target!r} matches no linear layer: {nearest(target, lasts)}The model has {', '.join(lasts)}")
+
+
+def add_lora(model: PreTrainedModel, lora: Lora) -> PreTrainedModel:
+    """The model under a fresh adapter, which alone is trainable. Raises where a target matches no linear layer."""
+    from peft import LoraConfig, get_peft_model
+
+    check_targets(model, lora)
+    targets: Any = ALL if lora.targets == (ALL,) else list(lora.targets)
+    config = LoraConfig(r=lora.r, lora_alpha=lora.alpha, target_modules=targets, lora_dropout=0.0)  # type: ignore[arg-type]
+    with without_peft_warning():
+        return get_peft_model(model, config)  # type: ignore[return-value]
+
+
+@contextmanager
+def without_peft_warning() -> Iterator[None]:
+    """peft 0.21 asks transformers 5 for an attribute by its old name; nothing a user could mend."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated", FutureWarning)
+        yield
+
+
+def adapters(model: nn.Module) -> dict[str, Adapter]:
+    """The unmerged adapter of every adapted linear layer, by the layer's name. Raises where there is none."""
+    from peft.tuners.lora import LoraLayer
+    from peft.tuners.lora.layer import ParamWrapper
+
+    layers = {name: module for name, module in model.named_modules() if isinstance(module, LoraLayer)}
+    for name, module in layers.items():
+        if isinstance(module, ParamWrapper) or any(module.use_dora.values()):
+            raise ValueError(f"the adapter on {name!r} is not W + (alpha / r) B A of a linear layer (experts or DoRA): train one that is")
+    found = {
+        name: Adapter(cast(nn.Linear, module.lora_A["default"]), cast(nn.Linear, module.lora_B["default"]), module.scaling["default"])
+        for name, module in layers.items()
+    }
+    if not found:
+        raise ValueError("the model carries no unmerged LoRA adapter: give the folder of a fine-tuning with `finetune.lora` set")
+    return found
+
+
+@dataclass(frozen=True)
+class Adapter:
+    """One layer's update (alpha / r) B A: `a.weight` is (r, in), `b.weight` is (out, r)."""
+
+    a: nn.Linear
+    b: nn.Linear
+    scaling: float
+
+    def squared_norm(self) -> float:
+        """||(alpha / r) B A||_F^2 = (alpha / r)^2 tr((B^T B)(A A^T)), in float64, without the (out, in) product."""
+        a, b = self.a.weight.detach().double(), self.b.weight.detach().double()
+        return self.scaling**2 * float(((b.T @ b) * (a @ a.T)).sum())
+
+
+def update_norm(model: nn.Module) -> float:
+    """Frobenius norm of the whole fine-tuning update, all adapted layers together."""
+    return math.sqrt(sum(adapter.squared_norm() for adapter in adapters(model).values()))
+
+
+def carried(model: nn.Module) -> bool:
+    """Whether the model carries an unmerged adapter."""
+    from peft import PeftModel
+
+    return isinstance(model, PeftModel)
+
+
+def merged(model: PreTrainedModel) -> PreTrainedModel:
+    """The model with its adapter, if it has one, added into its weights."""
+    adapted: Any = model
+    return cast(PreTrainedModel, adapted.merge_and_unload()) if carried(model) else model

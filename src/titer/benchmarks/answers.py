@@ -1,0 +1,17 @@
+"""Answers by their text: any rows of prompts and responses; an answer is right when it is the response.
+
+The text must be the same but for white space around it.
+"""
+
+from dataclasses import dataclass
+
+from titer.data import Row
+from titer.methods import Benchmark, Match
+
+
+@dataclass(frozen=True)
+class Answers(Benchmark):
+    """The response itself, exactly."""
+
+    def match(self, row: Row, answer: str) -> Match:
+        return Match(row.response.strip() == answer.strip())

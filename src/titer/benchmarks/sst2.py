@@ -1,0 +1,36 @@
+"""SST-2: whether a sentence of a film review is positive or negative.
+
+Instruction and words are those of the harmful fine-tuning papers. Their repositories differ in what is right, and both rules are
+scored: the word itself, with or without a capital (arXiv 2409.01586), or an answer that holds it (2402.01109, 2410.09760).
+
+Files: columns `sentence` and `label`, or a table without a header line of the two; 0 is negative, 1 positive.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from titer import labels
+from titer.data import Row
+from titer.methods import Benchmark, Match
+
+INSTRUCTION = "Analyze the sentiment of the input, and respond only positive or negative"
+WORDS = {"0": "negative", "1": "positive"}
+
+
+@dataclass(frozen=True)
+class SST2(Benchmark):
+    """Sentiment of film reviews (Socher et al., 2013)."""
+
+    layouts: ClassVar[Sequence[tuple[str, ...]]] = (("sentence", "label"), ("column 1", "column 2"))
+
+    def recognizes(self, records: Sequence[Mapping[str, Any]]) -> bool:
+        found = [labels.column(records, layout, layout[1]) for layout in self.layouts]
+        return any(values is not None and values <= {"-1", *WORDS} for values in found)
+
+    def row(self, record: Mapping[str, Any]) -> Row:
+        layout = self.layouts["sentence" not in record]
+        return Row(INSTRUCTION, labels.word(record[layout[1]], WORDS), input=str(record[layout[0]]))
+
+    def match(self, row: Row, answer: str) -> Match:
+        return labels.match((row.response, row.response.capitalize()), answer)

@@ -1,0 +1,188 @@
+"""One stage on one model: what it needs, how it is computed, what it is worth."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Collection
+from contextlib import nullcontext
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from torch import nn
+from transformers import PreTrainedModel
+
+from titer import __version__, adapters, models
+from titer.data import Batch, Row, collate
+from titer.evaluate import Evaluation, evaluate
+from titer.judges.lab import Lab
+from titer.judges.refusal import Refusal
+from titer.layers import checkpointed
+from titer.methods import Defense, Edit, Judge, Kind
+from titer.models import Checkpoint
+from titer.recipe import Recipe, describe
+from titer.recipe import digest as recipe_digest
+from titer.registry import name_of
+from titer.sources import Roles, roles
+from titer.template import Template
+from titer.train import Watch, accelerator_for, train
+
+UPDATES = 100  # between two checkpoints of a stage
+CALIBRATION_BATCH = 16  # rows of a batch that an edit calibrates on; its result does not depend on it
+TRAINED = ("align", "finetune")
+ALL = (*TRAINED, "edit", "evaluate")  # kinds of stages
+
+
+@dataclass(frozen=True)
+class Setting:
+    """A recipe with its rows: what all stages of a run have in common."""
+
+    recipe: Recipe
+    roles: Roles
+    attacked: list[Row]  # what the user sends
+    start: models.Files  # the model that it begins with
+
+    @staticmethod
+    def prepare(recipe: Recipe, kinds: Collection[str] = ALL) -> Setting:
+        """Find what can be found wrong with stages of these kinds before anything is computed or written."""
+        if recipe.threads is not None:
+            torch.set_num_threads(recipe.threads)
+        accelerator = accelerator_for()
+        if accelerator.num_processes > 1:
+            raise ValueError(
+                f"{accelerator.num_processes} ranks: a recipe runs in one process; launch `titer.train.train` itself on several"
+            )
+        models.check_dtype(recipe.model.dtype, accelerator.device)
+        start = models.located(recipe.model)
+        template = Template(models.tokenizer(recipe.model, start), recipe.max_length, recipe.template, recipe.system)
+        for kind in TRAINED:
+            training = recipe.training(kind) if kind in kinds else None
+            if training and recipe.model.dtype == "float16":
+                raise ValueError("dtype='float16': its gradients vanish without loss scaling; train in bfloat16 or float32")
+            if training and training.lora:
+                adapters.check_targets(models.skeleton(recipe.model), training.lora)
+        found = roles(recipe.data, recipe.benchmark, wanted(recipe, kinds))
+        attacked = recipe.attack.rows(found.task, found.attack, recipe.seed) if "finetune" in kinds else []
+        setting = Setting(recipe, found, attacked, start)
+        setting._check(template, kinds)
+        return setting
+
+    def _check(self, template: Template, kinds: Collection[str]) -> None:
+        """Raise where a stage has no rows to draw from, or a row does not fit."""
+        pipelines = self.recipe.pipelines
+        used = {(kind, getattr(pipeline, kind)): name for name, pipeline in pipelines.items() for kind in TRAINED if kind in kinds}
+        for (kind, defense), name in used.items():
+            for stream, rows in self.streams(kind, defense).items():
+                if not rows:
+                    raise ValueError(
+                        f"pipelines.{name}.{kind} draws {defense.streams[stream].value} rows, and there are none: give data.defense"
+                    )
+                template.encode_all(rows, f"{kind}, stream {stream!r}")
+        if "edit" in kinds and any(pipeline.edit and pipeline.edit.data for pipeline in pipelines.values()):
+            if not self.roles.calibration:
+                raise ValueError("the edit calibrates on harmful rows, and there are none: give data.calibration")
+            template.encode_all(self.roles.calibration, "calibration")
+
+    @cached_property
+    def identity(self) -> str:
+        """Hash of the recipe, the rows, the starting model and titer's version: what determines a result."""
+        facts = [recipe_digest(self.recipe), self.roles.digests(), models.digest(self.start), __version__]
+        return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
+
+    @cached_property
+    def judge(self) -> Judge:
+        if self.recipe.judge is not None:
+            return self.recipe.judge
+        world = self.recipe.data.world
+        return Refusal() if world is None else Lab(world)
+
+    def streams(self, kind: str, defense: Defense) -> dict[str, list[Row]]:
+        """The rows of every stream that a defense draws from in a stage."""
+        rows = self.roles.alignment if kind == "align" else self.attacked
+        return {name: rows if name == "rows" else self.roles.of(of) for name, of in defense.streams.items()}
+
+    def opened(self, checkpoint: Checkpoint) -> tuple[PreTrainedModel, Template]:
+        """A model on the best device there is, and how it is asked."""
+        model, tokenizer = models.load(checkpoint, accelerator_for().device)
+        return model, Template(tokenizer, self.recipe.max_length, self.recipe.template, self.recipe.system)
+
+    def trained(
+        self, model: PreTrainedModel, template: Template, kind: str, defense: Defense, resume: Path, watch: Watch
+    ) -> tuple[PreTrainedModel, dict[str, Any]]:
+        """The model after a stage, its fresh adapter unmerged, and what is to be known of it."""
+        recipe, training = self.recipe, self.recipe.training(kind)
+        assert training is not None
+        model = adapters.merged(model)
+        dtype, autocast = model.dtype, None
+        torch.manual_seed(recipe.seed)  # of the fresh adapter's weights
+        if training.lora:
+            model = adapters.add_lora(model, training.lora)
+        else:
+            model.requires_grad_(True)  # merging leaves what it merged frozen
+            if dtype != torch.float32:  # an update is often less than the step between two coarse numbers
+                model, autocast = model.float(), dtype
+        encoded = {name: template.encode_all(rows, name) for name, rows in self.streams(kind, defense).items()}
+        with checkpointed(model) if recipe.gradient_checkpointing else nullcontext():
+            history = train(model, defense, encoded, training, recipe.seed, autocast=autocast, resume=resume, every=UPDATES, watch=watch)
+        if autocast is not None:
+            cast(nn.Module, model).to(dtype)
+        return model, {
+            "adapter": "fresh, over the merged weights of the stage before" if training.lora else "none: all weights",
+            "rows": {name: len(rows) for name, rows in encoded.items()},
+            "rows cut": sum(row.cut > 0 for rows in encoded.values() for row in rows),
+            "terms at the first update": history[0],
+            "terms at the last update": history[-1],
+        }
+
+    def edited(self, model: PreTrainedModel, template: Template, edit: Edit) -> dict[str, Any]:
+        """Edit the model in place; what was changed. Raises where nothing was."""
+        rows = template.encode_all(self.roles.calibration, "calibration")
+        pad, size = model.config.pad_token_id or 0, CALIBRATION_BATCH
+        parts = tuple(collate(rows[i : i + size], pad) for i in range(0, len(rows), size))
+        changes = edit.edit(model, [Batch("calibration", parts, sum(len(row.ids) - row.answer for row in rows))])
+        if changes.count == 0:
+            raise ValueError(
+                f"the edit {describe(edit)} changed none of {sum(changes.sizes.values())} entries: nothing to evaluate; strengthen it"
+            )
+        return {
+            "changed entries": changes.count,
+            "entries": sum(changes.sizes.values()),
+            "tensors left as they were": sum(count == 0 for count in changes.changed.values()),
+            "update norm before": changes.norm_before,
+            "update norm after": changes.norm_after,
+            **changes.facts,
+        }
+
+    def scored(self, model: PreTrainedModel, template: Template, say: Callable[[str], None]) -> Evaluation:
+        """The figures of a merged model. Raises where the judge could score no harm prompt at all."""
+        recipe, benchmarks = self.recipe, self.roles.benchmarks
+        found = evaluate(
+            model, template, benchmarks, self.judge, recipe.max_new_tokens, self.roles.scorer, batch=recipe.answers_at_once, say=say
+        )
+        if "harm" in found.scores and found.scores["harm"].n == 0:
+            reason = next(record.reason for record in found.records if record.benchmark == "harm")
+            raise ValueError(f"the judge {name_of(self.judge)!r} could not score any harm prompt ({reason}): choose another one")
+        return found
+
+
+def wanted(recipe: Recipe, kinds: Collection[str]) -> frozenset[str]:
+    """The roles whose rows stages of these kinds need: of a whole run all, of an evaluation alone those that are given."""
+    data, found = recipe.data, set[str]()
+    methods = [getattr(pipeline, kind) for pipeline in recipe.pipelines.values() for kind in TRAINED if kind in kinds]
+    if "align" in kinds or any(Kind.REFUSALS in method.streams.values() for method in methods):
+        found |= {"alignment"}
+    if any(Kind.HARMFUL in method.streams.values() for method in methods):
+        found |= {"defense"}
+    if "finetune" in kinds:
+        found |= {"task"} | ({"attack"} if recipe.attack.wants_harmful else set())
+    if "edit" in kinds and any(pipeline.edit and pipeline.edit.data for pipeline in recipe.pipelines.values()):
+        found |= {"calibration"}
+    if "evaluate" in kinds:
+        given = {"harm": data.harm_test or data.harmful, "test": getattr(data, data.split), "lookalike": data.lookalike}
+        found |= given.keys() if len(kinds) > 1 or data.world is not None else {role for role, source in given.items() if source}
+        if not found:
+            raise ValueError("nothing to evaluate on: give at least one of data.harm_test, data.test, data.lookalike, or data.world")
+    return frozenset(found)
