@@ -62,7 +62,7 @@ def load(name: str, dtype: torch.dtype = torch.float32) -> tuple[PreTrainedModel
         from peft import PeftConfig, PeftModel
 
         base, tokenizer = load(str(PeftConfig.from_pretrained(str(folder)).base_model_name_or_path), dtype)
-        with _without_peft_warning():
+        with _literal_peft():
             return PeftModel.from_pretrained(base, folder, is_trainable=True), tokenizer  # type: ignore[return-value]
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder)
@@ -93,22 +93,39 @@ def add_lora(model: PreTrainedModel, lora: Lora) -> PreTrainedModel:
     check_targets(model, lora)
     targets: Any = ALL if ALL in lora.targets else list(lora.targets)
     config = LoraConfig(r=lora.r, lora_alpha=lora.alpha, target_modules=targets, lora_dropout=0.0)  # type: ignore[arg-type]
-    with _without_peft_warning():
+    with _literal_peft():
         return get_peft_model(model, config)  # type: ignore[return-value]
 
 
 @contextmanager
-def _without_peft_warning() -> Iterator[None]:
-    """peft 0.21 asks transformers 5 for an attribute by its old name; nothing a user could mend."""
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated", FutureWarning)
-        yield
+def _literal_peft() -> Iterator[None]:
+    """PEFT that adapts the layers it is told to.
+
+    For MoE families it reads the names of an MLP's linear layers, also those behind `all-linear`, as transformers 4 meant
+    them: the router and the experts, which are parameters now. The linear layers of these names, those of dense layers and
+    shared experts, it leaves out without a word; an adapter that has these is read back by `load`, not by PEFT alone. It also
+    warns of an attribute's old name, which no user could mend.
+    """
+    from peft.utils import transformers_weight_conversion as conversion
+
+    convert = conversion.convert_peft_config_for_transformers
+    conversion.convert_peft_config_for_transformers = lambda *_, **__: None
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated", FutureWarning)
+            yield
+    finally:
+        conversion.convert_peft_config_for_transformers = convert
 
 
 def adapters(model: nn.Module) -> dict[str, Adapter]:
-    """The unmerged adapter of every adapted linear layer, by the layer's name. Raises where there is none."""
+    """The unmerged adapter of every adapted linear layer, by the layer's name. Raises where there is none, or one of another kind."""
     from peft.tuners.lora import LoraLayer
+    from peft.tuners.lora.layer import ParamWrapper
 
+    for name, module in model.named_modules():
+        if isinstance(module, ParamWrapper):  # its A and B hold all experts' factors, side by side
+            raise ValueError(f"the adapter has {name}.{module.parameter_name}, which is no linear layer: fine-tune with `lora.targets`")
     found = {
         name: Adapter(cast(nn.Linear, module.lora_A["default"]), cast(nn.Linear, module.lora_B["default"]), module.scaling["default"])
         for name, module in model.named_modules()
