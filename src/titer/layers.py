@@ -1,0 +1,160 @@
+"""The layers of a causal language model by role, found by the names that transformers gives them, never by class.
+
+Roles are checked, not guessed: a layer with a part of unknown role raises, because a method that misses a matrix would
+quietly do less than it says.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from torch import nn
+from torch.utils.checkpoint import checkpoint
+from transformers import Cache, GradientCheckpointingLayer, PreTrainedModel
+
+ATTENTION = ("self_attn", "attention")
+ROUTER = ("gate", "router")  # of a sparse MLP, the one that has `experts`
+WRITERS = ("o_proj", "out_proj", "dense", "down_proj", "dense_4h_to_h", "fc2")
+READERS = (
+    *("q_proj", "k_proj", "v_proj", "qkv_proj", "query_key_value"),
+    *("q_a_proj", "q_b_proj", "kv_a_proj_with_mqa", "kv_b_proj"),  # multi-head latent attention
+    *("gate_proj", "up_proj", "gate_up_proj", "dense_h_to_4h", "fc1"),
+    *ROUTER,
+)
+
+
+@dataclass(frozen=True)
+class Writer:
+    """A parameter whose output is added to the residual stream; `axis` is the one that faces it, of length hidden_size.
+
+    That is 0 of a weight (hidden, in), of the factor B (hidden, r) of an adapter and of a bias (hidden,). Fused experts are
+    (E, hidden, inter), axis 1, or (E, inter, hidden), axis 2; their bias is (E, hidden), axis 1.
+    """
+
+    parameter: nn.Parameter
+    axis: int
+
+
+@dataclass(frozen=True)
+class Layer:
+    """One decoder layer. `name` is its name in `model.named_modules()` of the model that it was asked of, adapter included."""
+
+    name: str
+    module: nn.Module  # returns the residual stream: (B, T, D)
+    attention: nn.Module  # returns a tuple whose first entry is (B, T, D)
+    mlp: tuple[nn.Module, ...]  # the last one returns (B, T, D): (mlp,), in GptOss a tuple that begins so; OPT's (fc1, fc2): (B*T, D)
+    router: nn.Module | None  # of a sparse layer: returns (logits (B*T, E), weights (B*T, k), experts (B*T, k)), pads included
+
+    def writers(self) -> dict[str, Writer]:
+        """What writes to the residual stream, by the name in `model.named_parameters()`; with all of them 0 the layer is the identity.
+
+        Under an adapter, B writes too. In Gemma and Olmo 2 a norm stands between these and the stream: it keeps zeros, not
+        directions. Raises where a matrix of the layer has no known role.
+        """
+        found: dict[str, Writer] = {}
+        for name, parameter in self.module.named_parameters():
+            *path, last = (part for part in name.split(".") if part != "base_layer")
+            if "lora_A" in path:  # reads for its B
+                continue
+            path = path[: path.index("lora_B")] if "lora_B" in path else path
+            owner = path[-1] if last in ("weight", "bias") else last.removesuffix("_bias")  # fused experts are bare parameters
+            if owner in WRITERS:
+                found[f"{self.name}.{name}"] = Writer(parameter, self._axis(name, parameter))
+            elif owner not in READERS and parameter.ndim > 1:
+                raise ValueError(
+                    f"{type(self.module).__name__} has a matrix {name!r} of unknown role: say in titer/layers.py whether it "
+                    "writes to the residual stream"
+                )
+        widths = {writer.parameter.shape[writer.axis] for writer in found.values()}
+        if len(widths) != 1:
+            raise ValueError(f"{type(self.module).__name__}: the matrices that write to the residual stream have widths {sorted(widths)}")
+        return found
+
+    def _axis(self, name: str, parameter: nn.Parameter) -> int:
+        path, _, last = name.rpartition(".")
+        if last in ("weight", "bias"):
+            return 0
+        if last.endswith("_bias"):
+            return 1
+        transposed = getattr(self.module.get_submodule(path), "is_transposed", None)  # how transformers marks (E, in, out)
+        if transposed is None:
+            raise ValueError(f"{type(self.module).__name__}: {name!r} does not say which of its axes faces the residual stream")
+        return 2 if transposed else 1
+
+
+def decoder_layers(model: nn.Module) -> list[nn.Module]:
+    """The decoder layers in order, of a model with or without an adapter. Raises, naming the model's class, where they are not found."""
+    base = _base(model)
+    if not isinstance(base, PreTrainedModel):
+        raise ValueError(f"{type(base).__name__} is no model of transformers: its decoder layers are unknown")
+    lists = [child for child in base.get_decoder().children() if isinstance(child, nn.ModuleList)]
+    found: list[nn.Module] = [layer for child in lists for layer in child if isinstance(layer, GradientCheckpointingLayer)]
+    of = base.config.get_text_config().num_hidden_layers
+    if not found or len(found) != of:
+        raise ValueError(f"{type(base).__name__}: found {len(found)} of its {of} decoder layers; this model family is not supported")
+    return found
+
+
+def layers(model: nn.Module) -> list[Layer]:
+    """The decoder layers with their parts. Raises, naming the model's class and the part, where one is not found."""
+    names = {module: name for name, module in model.named_modules()}
+    family = type(_base(model)).__name__
+    return [_layer(names[module], module, family) for module in decoder_layers(model)]
+
+
+@contextmanager
+def checkpointed(model: nn.Module) -> Iterator[None]:
+    """Inside, a backward pass recomputes every decoder layer instead of keeping its activations (non-reentrant).
+
+    The layers' `forward` is wrapped here because transformers' own switch works in training mode alone, and that mode turns
+    dropout on: in the layer itself where it is an attribute (OPT). So no flag changes, and the switch cannot be lost to
+    `model.eval()`. Hooks on a layer run once; hooks on its parts run again in the backward pass.
+
+    Raises for a model that says it cannot be recomputed, and in a pass that keeps a key-value cache.
+    """
+    base = _base(model)
+    found = decoder_layers(model)
+    if not base.supports_gradient_checkpointing:
+        raise ValueError(f"{type(base).__name__} does not support gradient checkpointing: train it without")
+    before = [vars(layer).get("forward") for layer in found]
+    try:
+        for layer in found:
+            layer.forward = partial(_recomputed, layer.forward)
+        yield
+    finally:
+        for layer, forward in zip(found, before, strict=True):
+            del layer.forward
+            if forward is not None:
+                layer.forward = forward
+
+
+def _recomputed(forward: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    if not torch.is_grad_enabled():
+        return forward(*args, **kwargs)
+    if any(isinstance(value, Cache) for value in (*args, *kwargs.values())):
+        raise ValueError("gradient checkpointing with a key-value cache would append to it twice: pass use_cache=False")
+    return checkpoint(forward, *args, use_reentrant=False, **kwargs)
+
+
+def _base(model: nn.Module) -> Any:
+    from peft import PeftModel  # not needed to import this file
+
+    return model.get_base_model() if isinstance(model, PeftModel) else model
+
+
+def _layer(name: str, module: nn.Module, family: str) -> Layer:
+    children = dict(module.named_children())
+    attention = next((children[key] for key in ATTENTION if key in children), None)
+    mlp = (children["mlp"],) if "mlp" in children else tuple(children[key] for key in ("fc1", "fc2") if key in children)
+    parts = dict(mlp[0].named_children()) if mlp else {}
+    router = next((parts[key] for key in ROUTER if key in parts), None) if "experts" in parts else None
+    missing = "attention" if attention is None else "MLP" if not mlp else "router" if "experts" in parts and router is None else None
+    if missing:
+        raise ValueError(f"{family}: layer {name!r} has no {missing} among its parts {', '.join(children)}")
+    assert attention is not None  # said above
+    return Layer(name, module, attention, mlp, router)
