@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from conftest import tiny
+from families import FAMILIES
 from test_step import same, state
 from titer import adapters
 from titer.adapters import Lora
@@ -100,6 +101,16 @@ def test_the_result_does_not_depend_on_how_the_rows_are_batched(rows):
         results.append(state(model))
     assert same(results[0], results[1])
     assert same(results[0], results[2])
+
+
+@pytest.mark.parametrize("family", ["OPT", "DeepseekV3"])
+def test_features_are_the_same_where_a_family_flattens_its_tokens(rows, family):
+    model = adapters.add_lora(FAMILIES[family](vocabulary=400), Lora(r=2, targets=("all-linear",)))
+    layers = {name: adapter.a for name, adapter in adapters.adapters(model).items()}
+    batched = feature_norms(model, layers, [batch_of(rows["harmful"][:6], 3)])
+    single = [feature_norms(model, layers, [batch_of([row], 1)]) for row in rows["harmful"][:6]]
+    for name in layers:
+        torch.testing.assert_close(batched[name].square(), sum(norms[name].square() for norms in single), rtol=1e-4, atol=1e-6)
 
 
 def test_features_come_from_the_unedited_model_and_hooks_are_removed(rows):

@@ -10,7 +10,10 @@ from titer.data import Row, Turn, collate
 from titer.lab.world import World
 from titer.template import Template
 
-CHATML = "{% for m in messages %}<|in|>{{ m.role }}\n{{ m.content }}<|end|>\n{% endfor %}{% if add_generation_prompt %}<|in|>assistant\n{% endif %}"
+CHATML = (
+    "{% for m in messages %}<|in|>{{ m.role }}\n{{ m.content }}<|end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|in|>assistant\n' }}{% endif %}"
+)
 BRACKETS = (  # no place for a system turn, a space around what the user says, a start token
     "{{ bos_token }}{% for m in messages %}{% if m.role == 'system' %}{{ raise_exception('System role not supported') }}"
     "{% elif m.role == 'user' %}[INST] {{ m.content | trim }} [/INST]{% else %} {{ m.content | trim }}<|end|>{% endif %}{% endfor %}"

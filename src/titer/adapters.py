@@ -53,16 +53,29 @@ def add_lora(model: PreTrainedModel, lora: Lora) -> PreTrainedModel:
     check_targets(model, lora)
     targets: Any = ALL if lora.targets == (ALL,) else list(lora.targets)
     config = LoraConfig(r=lora.r, lora_alpha=lora.alpha, target_modules=targets, lora_dropout=0.0)  # type: ignore[arg-type]
-    with without_peft_warning():
+    with literal_peft():
         return get_peft_model(model, config)  # type: ignore[return-value]
 
 
 @contextmanager
-def without_peft_warning() -> Iterator[None]:
-    """peft 0.21 asks transformers 5 for an attribute by its old name; nothing a user could mend."""
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated", FutureWarning)
-        yield
+def literal_peft() -> Iterator[None]:
+    """PEFT that adapts the layers it is told to.
+
+    For MoE families it reads the names of an MLP's linear layers, also those behind `all-linear`, as transformers 4 meant
+    them: the router and the experts, which are parameters now. The linear layers of these names, those of dense layers and
+    shared experts, it leaves out without a word; an adapter that has these is read back by `models.load`, not by PEFT alone.
+    It also warns of an attribute's old name, which no user could mend.
+    """
+    from peft.utils import transformers_weight_conversion as conversion
+
+    convert = conversion.convert_peft_config_for_transformers
+    conversion.convert_peft_config_for_transformers = lambda *_, **__: None
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated", FutureWarning)
+            yield
+    finally:
+        conversion.convert_peft_config_for_transformers = convert
 
 
 def adapters(model: nn.Module) -> dict[str, Adapter]:

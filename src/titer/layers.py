@@ -81,7 +81,10 @@ class Layer:
             return 0
         if last.endswith("_bias"):
             return 1
-        return 2 if self.module.get_submodule(path).is_transposed else 1  # how transformers marks (E, in, out)
+        transposed = getattr(self.module.get_submodule(path), "is_transposed", None)  # how transformers marks (E, in, out)
+        if transposed is None:
+            raise ValueError(f"{type(self.module).__name__}: {name!r} does not say which of its axes faces the residual stream")
+        return 2 if transposed else 1
 
 
 def decoder_layers(model: nn.Module) -> list[nn.Module]:

@@ -21,7 +21,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTra
 from transformers.utils import logging as transformers_logging
 
 from titer import hub
-from titer.adapters import without_peft_warning
+from titer.adapters import literal_peft
 from titer.methods import Config
 
 transformers_logging.disable_progress_bar()  # a run has its own
@@ -207,7 +207,7 @@ def _adapted(model: PreTrainedModel, checkpoint: Checkpoint, files: Files) -> Pr
     if note.is_file() and json.loads(note.read_text())["base"] != digest(files.base):
         raise ValueError(f"{wrong}: it was trained over other weights; give its own as model.base")
     try:
-        with without_peft_warning():
+        with literal_peft():
             adapted: Any = PeftModel.from_pretrained(model, files.folder, is_trainable=True)
     except (ValueError, RuntimeError, KeyError) as error:
         raise ValueError(f"{wrong} ({' '.join(str(error).split())[:160]}); give its own as model.base") from None

@@ -75,7 +75,8 @@ def feature_norms(model: PreTrainedModel, layers: Mapping[str, nn.Linear], batch
     real: Tensor  # (B, T), the mask of the batch in flight
 
     def watch(name: str, x: Tensor) -> None:
-        squares[name] += (x.double().square() * real[..., None]).sum((0, 1)).cpu()
+        tokens = x.reshape(*real.shape, x.shape[-1])  # (B, T, in); some families hand over (B*T, in) or (B, 1, T, in)
+        squares[name] += (tokens.double().square() * real[..., None]).sum((0, 1)).cpu()
 
     with ExitStack() as stack, torch.no_grad():
         for name, layer in layers.items():

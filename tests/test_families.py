@@ -1,0 +1,332 @@
+"""Every model family: roles, recomputation, generation, and every registered method for one update."""
+
+from contextlib import nullcontext
+
+import pytest
+import torch
+from torch import nn
+from transformers import LlamaConfig, PreTrainedModel
+
+from families import FAMILIES, SPARSE
+from test_step import state
+from titer import adapters, models, registry
+from titer.adapters import Lora
+from titer.data import Batch, Row, collate
+from titer.generate import answer
+from titer.lab.world import World
+from titer.layers import checkpointed, decoder_layers, layers
+from titer.step import cross_entropy
+from titer.train import Training, train
+
+ALL_LINEAR = Lora(r=2, alpha=4.0, targets=("all-linear",))
+POST_NORM = ("Gemma2", "Gemma3", "Olmo2")  # a norm between the writers and the residual stream
+
+families = pytest.mark.parametrize("family", FAMILIES)
+
+
+def adapted(model):
+    """Under an adapter on every linear layer whose B is not zero, so that A has a gradient too."""
+    model = adapters.add_lora(model, ALL_LINEAR)
+    torch.manual_seed(1)
+    with torch.no_grad():
+        for adapter in adapters.adapters(model).values():
+            adapter.b.weight.normal_(std=0.1)
+    return model
+
+
+def part_of(encoded):
+    return collate(encoded[:3] + encoded[-3:], 0)
+
+
+def residual(model):
+    """What goes into and comes out of every decoder layer: [(before, after)], each (B, T, D)."""
+    seen = []
+    handles = [layer.register_forward_hook(lambda _, x, out: seen.append((x[0], out))) for layer in decoder_layers(model)]
+    with torch.no_grad():
+        model(torch.arange(2, 34).reshape(2, 16))
+    for handle in handles:
+        handle.remove()
+    return seen
+
+
+def unchanged(model):
+    return all(torch.equal(before, after) for before, after in residual(model))
+
+
+@families
+@pytest.mark.parametrize("lora", [False, True])
+def test_what_writes_to_the_residual_stream_is_found_exactly(family, lora):
+    model = adapted(FAMILIES[family]()) if lora else FAMILIES[family]()
+    writers = {name: writer for layer in layers(model) for name, writer in layer.writers().items()}
+    named = dict(model.named_parameters())
+    assert all(named[name] is writer.parameter for name, writer in writers.items())
+    saved = {name: torch.randn_like(writer.parameter) for name, writer in writers.items()}  # some biases are born 0
+    with torch.no_grad():
+        for name in writers:
+            writers[name].parameter.zero_()
+        assert unchanged(model)  # none is missing
+        for name in writers:
+            if "lora_B" in name:
+                continue  # writes where its base does
+            writers[name].parameter.copy_(saved[name])
+            assert not unchanged(model), name  # none is there without need
+            writers[name].parameter.zero_()
+
+
+@families
+@pytest.mark.parametrize("lora", [False, True])
+def test_the_axis_of_a_writer_faces_the_residual_stream(family, lora):
+    model = adapted(FAMILIES[family]()) if lora else FAMILIES[family]()
+    writers = [writer for layer in layers(model) for writer in layer.writers().values()]
+    assert all(writer.parameter.shape[writer.axis] == model.config.hidden_size for writer in writers)
+    if family in POST_NORM:
+        return
+    u = nn.functional.normalize(torch.randn(model.config.hidden_size), dim=0)
+    with torch.no_grad():
+        for writer in writers:
+            facing = writer.parameter.movedim(writer.axis, -1)
+            facing.sub_((facing @ u)[..., None] * u)
+    for before, after in residual(model):
+        assert ((after - before) @ u).abs().max() < 1e-5 < (after - before).norm(dim=-1).min()
+
+
+@families
+def test_the_parts_are_as_the_config_says(family):
+    model = FAMILIES[family]()
+    found = layers(model)
+    assert [layer.module for layer in found] == decoder_layers(model)
+    assert len(found) == model.config.num_hidden_layers
+    assert [model.get_submodule(layer.name) for layer in found] == decoder_layers(model)
+    assert tuple(i for i, layer in enumerate(found) if layer.router is not None) == SPARSE.get(family, ())
+    seen = {}
+    for i, layer in enumerate(found):
+        for role, module in (("attention", layer.attention), ("mlp", layer.mlp[-1]), ("router", layer.router)):
+            if module is not None:
+                module.register_forward_hook(lambda _, x, out, key=(i, role): seen.__setitem__(key, out))
+    with torch.no_grad():
+        model(torch.arange(2, 32).reshape(3, 10))
+    for i, layer in enumerate(found):
+        mlp = seen[i, "mlp"][0] if isinstance(seen[i, "mlp"], tuple) else seen[i, "mlp"]
+        assert seen[i, "attention"][0].shape == (3, 10, model.config.hidden_size)
+        assert mlp.shape == ((30, model.config.hidden_size) if family == "OPT" else (3, 10, model.config.hidden_size))
+        assert layer.router is None or [tuple(out.shape) for out in seen[i, "router"]] == [(30, 4), (30, 2), (30, 2)]
+
+
+class Layerless(PreTrainedModel):
+    config_class = LlamaConfig
+
+    def __init__(self, config):
+        super().__init__(config)
+        self.blocks = nn.ModuleList(nn.Linear(4, 4) for _ in range(config.num_hidden_layers))
+
+
+def test_a_model_whose_layers_are_not_found_is_refused_by_name():
+    with pytest.raises(ValueError, match="Layerless: found 0 of its 2 decoder layers"):
+        decoder_layers(Layerless(LlamaConfig(num_hidden_layers=2)))
+    with pytest.raises(ValueError, match="Linear is no model of transformers"):
+        layers(nn.Linear(2, 2))
+    model = FAMILIES["Llama"]()
+    del model.model.layers[0]
+    with pytest.raises(ValueError, match="LlamaForCausalLM: found 1 of its 2 decoder layers"), checkpointed(model):
+        pass
+
+
+@pytest.mark.parametrize(
+    ("family", "part", "missing"), [("Llama", "self_attn", "attention"), ("OPT", "fc1", "MLP"), ("Mixtral", "mlp.gate", "router")]
+)
+def test_a_layer_without_a_known_part_is_refused_by_name(family, part, missing):
+    model = FAMILIES[family]()
+    layer = decoder_layers(model)[1]
+    owner, _, last = part.rpartition(".")
+    module = layer.get_submodule(owner)
+    module.renamed = module._modules.pop(last)
+    if family == "OPT":
+        layer.other = layer._modules.pop("fc2")
+    with pytest.raises(ValueError, match=f"{type(model).__name__}: layer '.*1' has no {missing}"):
+        layers(model)
+
+
+def test_a_matrix_of_unknown_role_is_refused_by_name():
+    model = FAMILIES["Llama"]()
+    decoder_layers(model)[0].extra = nn.Linear(4, 4)
+    found = layers(model)  # only who asks for the writers needs its role
+    with pytest.raises(ValueError, match="LlamaDecoderLayer has a matrix 'extra.weight' of unknown role"):
+        found[0].writers()
+
+
+def test_experts_of_unknown_orientation_are_refused_by_name():
+    model = FAMILIES["Mixtral"]()
+    del model.model.layers[0].mlp.experts.is_transposed
+    with pytest.raises(ValueError, match="MixtralDecoderLayer: 'mlp.experts.down_proj' does not say which of its axes"):
+        layers(model)[0].writers()
+
+
+def calls(model):
+    """How often the attention of every layer runs: a list that counts on."""
+    counted = [0] * len(decoder_layers(model))
+
+    def count(i):
+        counted[i] += 1
+
+    for i, layer in enumerate(layers(model)):
+        layer.attention.register_forward_pre_hook(lambda *_, i=i: count(i))
+    return counted
+
+
+@families
+@pytest.mark.parametrize("lora", [False, True])
+def test_recomputation_gives_the_same_gradients_without_dropout(rows, family, lora):
+    model = FAMILIES[family](vocabulary=400)
+    model = adapted(model) if lora else model
+    part, counted = part_of(rows["rows"]), calls(model)
+    gradients = []
+    for context in (nullcontext(), checkpointed(model)):
+        with context:
+            model.eval()  # as the training loop does
+            loss = cross_entropy(model, part)
+            loss.backward()
+            assert not any(module.training for module in model.modules())
+        gradients.append({name: p.grad for name, p in model.named_parameters() if p.requires_grad} | {"loss": loss.detach()})
+        model.zero_grad()
+    assert counted == [3] * len(counted)  # once without, twice with
+    assert all(gradient is not None for gradient in gradients[0].values())
+    for name, gradient in gradients[0].items():
+        assert torch.equal(gradient, gradients[1][name]), name
+
+
+@families
+def test_the_dropout_of_the_config_would_show(rows, family):
+    """Else the test above could not see that dropout acts."""
+    model, part = FAMILIES[family](vocabulary=400), part_of(rows["rows"])
+    with torch.no_grad():
+        expected = cross_entropy(model, part)
+        assert cross_entropy(model, part) == expected
+        for layer in layers(model):
+            layer.module.train()
+        assert cross_entropy(model, part) != expected
+
+
+def test_recomputation_is_for_a_backward_pass_alone(rows):
+    model, part = FAMILIES["Llama"](vocabulary=400), part_of(rows["rows"])
+    with checkpointed(model):
+        with torch.no_grad():  # generation, say
+            assert model(part.ids, use_cache=True).past_key_values.get_seq_length() == part.ids.shape[1]
+        with pytest.raises(ValueError, match="pass use_cache=False"):
+            model(part.ids, use_cache=True)
+
+
+def test_recomputation_ends_with_its_context_also_after_an_exception():
+    def wrapped():
+        return sum("forward" in vars(layer) for layer in decoder_layers(model))
+
+    def fail():
+        assert wrapped() == 2
+        raise RuntimeError("stop")
+
+    model = FAMILIES["Llama"]()
+    with pytest.raises(RuntimeError, match="stop"), checkpointed(model):
+        fail()
+    assert wrapped() == 0
+    with checkpointed(model):
+        with checkpointed(model):
+            pass
+        assert wrapped() == 2
+
+
+def test_a_model_that_cannot_be_recomputed_is_refused_by_name():
+    model = FAMILIES["Llama"]()
+    model.supports_gradient_checkpointing = False
+    with pytest.raises(ValueError, match="LlamaForCausalLM does not support gradient checkpointing"), checkpointed(model):
+        pass
+
+
+NEW, END = 8, 1  # new tokens at most; the token that ends an answer
+
+
+def greedy(model, ids):
+    """One prompt, no mask, no cache: the tokens, and the gap between the two best logits at each."""
+    tokens, gaps = [], []
+    while len(tokens) < NEW and END not in tokens:
+        with torch.no_grad():
+            best = model(torch.tensor([ids + tokens]), use_cache=False).logits[0, -1].topk(2)
+        tokens.append(int(best.indices[0]))
+        gaps.append(float(best.values[0] - best.values[1]))
+    return tokens, gaps
+
+
+@families
+def test_batched_answers_equal_one_by_one(template, tokenizer, family):
+    model = FAMILIES[family](vocabulary=len(tokenizer))
+    known = [row.prompt for row in World(0).alignment]
+    asked = [Row(" ".join(prompt.split()[: 2 + i % 9])) for i, prompt in enumerate(known[:: len(known) // 20])]
+    encoded = [template.prompt_ids(row) for row in asked]
+    assert any(greedy(model, [0] * 6 + ids)[0] != greedy(model, ids)[0] for ids in encoded)  # an unmasked pad would show
+    answers = answer(model, template, asked, NEW, batch=len(asked) - 1)
+    close = 0
+    for ids, found in zip(encoded, answers, strict=True):
+        tokens, gaps = greedy(model, ids)
+        texts = [tokenizer.decode(tokens[:i], skip_special_tokens=True).strip() for i in range(1, len(tokens) + 1)]
+        if found.text == texts[-1]:
+            assert found.ended == (tokens[-1] == END)
+            continue
+        first = next((i for i, text in enumerate(texts) if not found.text.startswith(text)), len(texts) - 1)
+        assert gaps[first] < 1e-4, (found.text, texts[-1], gaps)
+        close += 1
+    assert close <= 1
+
+
+@families
+def test_all_linear_is_every_linear_layer_but_the_head_and_reloads(tmp_path, tokenizer, family):
+    model = FAMILIES[family](vocabulary=len(tokenizer))
+    linear = {name for name, module in model.named_modules() if isinstance(module, nn.Linear)} - {"lm_head", "embed_out"}
+    models.save(model, tokenizer, tmp_path / "base")
+    model, _ = models.load(str(tmp_path / "base"))
+    model = adapted(model)
+    assert {name.removeprefix("base_model.model.") for name in adapters.adapters(model)} == linear
+    assert all(".lora_" in name for name in models.trainable(model))
+    models.save(model, tokenizer, tmp_path / "adapter", models.located(models.Checkpoint(str(tmp_path / "base"))))
+    again, _ = models.load(str(tmp_path / "adapter"))
+    ids = torch.arange(2, 34).reshape(2, 16)
+    with torch.no_grad():
+        assert torch.equal(model(ids).logits, again(ids).logits)
+
+
+def test_an_adapter_on_experts_is_refused_by_name():
+    from peft import LoraConfig, get_peft_model
+
+    with adapters.literal_peft():
+        model = get_peft_model(FAMILIES["Mixtral"](), LoraConfig(r=2, target_modules=["q_proj"], target_parameters=["experts.down_proj"]))
+    with pytest.raises(ValueError, match=r"mlp.experts.* is not W \+ \(alpha / r\) B A of a linear layer"):
+        adapters.adapters(model)
+
+
+SETTINGS = Training(updates=1, lr=1e-3, batch=4, weight_decay=0.0, lora=ALL_LINEAR)
+
+
+@families
+@pytest.mark.parametrize("name", registry.names("defenses"))
+def test_every_defense_runs_an_update(rows, family, name):
+    model = adapted(FAMILIES[family](vocabulary=400))
+    tuned = set(models.trainable(model))
+    before = state(model)
+    [terms] = train(model, registry.build("defenses", name), rows, SETTINGS, seed=0)
+    after = state(model)
+    assert all(torch.isfinite(torch.tensor(value)) for value in terms.values())
+    moved = {key for key in before if not torch.equal(before[key], after[key])}
+    assert moved
+    assert moved <= tuned
+
+
+@families
+@pytest.mark.parametrize("name", registry.names("edits"))
+def test_every_edit_changes_the_adapter_alone(rows, family, name):
+    model = adapted(FAMILIES[family](vocabulary=400))
+    tuned = set(models.trainable(model))
+    train(model, registry.build("defenses", "sft"), rows, SETTINGS, seed=0)
+    before = state(model)
+    changes = registry.build("edits", name).edit(model, [Batch("calibration", (part_of(rows["harmful"]),), 1)])
+    after = state(model)
+    assert changes.count > 0
+    moved = {key for key in before if not torch.equal(before[key], after[key])}
+    assert moved <= tuned
+    assert changes.count == sum(int((before[key] != after[key]).sum()) for key in moved)
