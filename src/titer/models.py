@@ -148,14 +148,15 @@ def trainable(model: nn.Module) -> dict[str, nn.Parameter]:
 
 def save(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path, base: Files | None = None) -> None:
     """A checkpoint directory: the adapter over `base` where the model carries one, else the whole model; and its tokenizer."""
-    adapted: Any = model
-    if base is not None:
-        config = adapted.peft_config["default"]
-        config.base_model_name_or_path, config.revision = base.name, base.revision
-    model.save_pretrained(folder, safe_serialization=True)
     tokenizer.save_pretrained(folder)
-    if base is not None:
-        (folder / OVER).write_text(json.dumps({"base": digest(base)}))
+    if base is None:
+        model.save_pretrained(folder, safe_serialization=True)
+        return
+    adapted: Any = model
+    config = adapted.peft_config["default"]
+    config.base_model_name_or_path, config.revision = base.name, base.revision
+    adapted.save_pretrained(folder, save_embedding_layers=False)  # else PEFT asks the hub for the base's vocabulary
+    (folder / OVER).write_text(json.dumps({"base": digest(base)}))
 
 
 def fingerprint(model: nn.Module) -> str:
