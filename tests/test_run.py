@@ -16,7 +16,7 @@ from transformers import PreTrainedTokenizerFast
 
 from conftest import tiny
 from test_recipe import run as titer
-from titer import models, pipeline, recipe
+from titer import models, pipeline, recipe, report
 from titer.pipeline import Run
 
 THINGS = ["kite", "drum", "lamp", "boat", "vest", "coin", "sofa", "fork", "gate", "pear", "ring", "seal"]
@@ -118,6 +118,13 @@ def test_a_recipe_over_local_files_runs_through(monkeypatch, capsys, recipe_file
     table = (out / "table.md").read_text()
     assert table.count("\n| ") == 8
     assert "over prompts, not over training seeds" in table
+    page = (out / "report.html").read_text(encoding="utf-8")
+    assert page == report.page(documents)
+    (out / "report.html").unlink()
+    assert titer(monkeypatch, capsys, "report", str(out))[0] == 0
+    assert (out / "report.html").read_text(encoding="utf-8") == page
+    for line in (out / "stages/02-finetune/answers.jsonl").read_text().splitlines():
+        assert json.loads(line)["prompt"] not in page
 
 
 def test_a_finished_run_is_shown_again_and_another_ones_folder_refused(monkeypatch, capsys, recipe_file, tmp_path):

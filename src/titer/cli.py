@@ -22,21 +22,30 @@ def run_recipe(
     as_json: Annotated[bool, typer.Option("--json", help="Print the results as JSON.")] = False,
 ) -> None:
     """Run a recipe's pipelines and compare them. An interrupted run goes on where it was."""
-    from titer import pipeline, progress, results
+    from titer import pipeline, progress, report, results
     from titer import recipe as recipes
 
     console = _console(sys.stderr)
     plan = recipes.load(recipe, settings or [], seed)
     run = pipeline.Run.prepare(plan, out or Path("runs") / f"{Path(recipe).stem}-{recipes.digest(plan)[:8]}")
-    with pipeline.occupied(run), progress.shown(console) as report:
-        found = run.stages(report)
+    with pipeline.occupied(run), progress.shown(console) as watch:
+        found = run.stages(watch)
         documents = results.write(run, found)
+    report.write(documents, run.folder)
     if as_json:
         json.dump(documents, sys.stdout, indent=2)
         print()
     else:
         _console(sys.stdout).print(results.screen(run, found))
         console.print(f"Everything is in {run.folder}")
+
+
+@app.command("report")
+def make_report(folder: Annotated[Path, typer.Argument(help="Folder of a finished run.")]) -> None:
+    """Make a run's HTML page again, from its JSON files."""
+    from titer import report
+
+    print(report.write(report.read(folder), folder))
 
 
 @app.command("list")
