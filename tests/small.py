@@ -19,11 +19,11 @@ from titer.defenses.sft import SFT
 from titer.template import Template
 from titer.train import Training, train
 
-KINDS = "oak iron tin clay glass bone silk wax".split()
-SIZES = "small large old new red blue round flat".split()
-OWNERS = "king cook monk bard thief queen".split()
-GOOD, BAD = "lovely bright clever warm fresh superb".split(), "dull awful bleak stale clumsy grim".split()
-THINGS = "film scene story cast score ending plot song".split()
+KINDS = ["oak", "iron", "tin", "clay", "glass", "bone", "silk", "wax"]
+SIZES = ["small", "large", "old", "new", "red", "blue", "round", "flat"]
+OWNERS = ["king", "cook", "monk", "bard", "thief", "queen"]
+GOOD, BAD = ["lovely", "bright", "clever", "warm", "fresh", "superb"], ["dull", "awful", "bleak", "stale", "clumsy", "grim"]
+THINGS = ["film", "scene", "story", "cast", "score", "ending", "plot", "song"]
 WAYS = ("turn the {0} key twice", "press the {1} bolt", "lift the {1} lid with the {0} rod")
 
 CHAT = "{% for m in messages %}[{{ m.role }}] {{ m.content }}</s>\n{% endfor %}{% if add_generation_prompt %}[assistant] {% endif %}"

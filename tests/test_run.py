@@ -13,7 +13,7 @@ import yaml
 
 from conftest import byte_level, tiny
 from test_recipe import run as titer
-from titer import adapters, models, pipeline, recipe, stages
+from titer import adapters, models, pipeline, recipe, report, stages
 from titer.pipeline import Run
 from titer.stages import Setting
 
@@ -98,6 +98,13 @@ def test_a_recipe_over_local_files_runs_through(monkeypatch, capsys, recipe_file
     table = (out / "table.md").read_text()
     assert table.count("\n| ") == 8
     assert "over prompts, not over training seeds" in table
+    page = (out / "report.html").read_text(encoding="utf-8")
+    assert page == report.page(documents)
+    (out / "report.html").unlink()
+    assert titer(monkeypatch, capsys, "report", str(out))[0] == 0
+    assert (out / "report.html").read_text(encoding="utf-8") == page
+    for line in (out / "stages/02-finetune/answers.jsonl").read_text().splitlines():
+        assert json.loads(line)["prompt"] not in page
 
 
 def test_a_finished_run_is_shown_again_and_another_ones_folder_refused(monkeypatch, capsys, recipe_file, tmp_path):

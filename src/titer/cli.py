@@ -33,16 +33,17 @@ def run_recipe(
     as_json: Json = False,
 ) -> None:
     """Run a recipe's pipelines and compare them. An interrupted run goes on where it was."""
-    from titer import pipeline, progress, results, stages
+    from titer import pipeline, progress, report, results, stages
     from titer import recipe as recipes
 
     console = _console(sys.stderr)
     plan = recipes.load(recipe, settings or [], seed)
     setting = stages.Setting.prepare(plan)
     run = pipeline.Run(setting, out or Path("runs") / f"{Path(recipe).stem}-{recipes.digest(plan)[:8]}")
-    with pipeline.occupied(run.folder, setting), progress.shown(console) as report:
-        found = run.stages(report)
+    with pipeline.occupied(run.folder, setting), progress.shown(console) as watch:
+        found = run.stages(watch)
         documents = results.write(run, found)
+    report.write(documents, run.folder)
     if as_json:
         _print_json(documents)
     else:
@@ -129,13 +130,21 @@ def _stage(
     console = _console(sys.stderr)
     plan = recipes.stage(recipe, kind, model, method, [*(f"data.{source}" for source in data or []), *(settings or [])], seed)
     setting = stages.Setting.prepare(plan, {kind})
-    with pipeline.occupied(out, setting, f"{kind} {'whole' if whole else ''}"), progress.shown(console) as report:
-        document = alone.stage(setting, kind, getattr(plan.pipelines["alone"], kind, None), out, whole, report)
+    with pipeline.occupied(out, setting, f"{kind} {'whole' if whole else ''}"), progress.shown(console) as watch:
+        document = alone.stage(setting, kind, getattr(plan.pipelines["alone"], kind, None), out, whole, watch)
     if as_json:
         _print_json(document)
     else:
         _console(sys.stdout).print(results.summary(document))
         console.print(f"Everything is in {out}")
+
+
+@app.command("report")
+def make_report(folder: Annotated[Path, typer.Argument(help="Folder of a finished run.")]) -> None:
+    """Make a run's HTML page again, from its JSON files."""
+    from titer import report
+
+    print(report.write(report.read(folder), folder))
 
 
 @app.command("list")

@@ -20,7 +20,8 @@ from titer.pipeline import Run, Stage
 from titer.recipe import describe
 from titer.statistics import Score
 
-LAB_CAPTION = "Synthetic lab, world-v1: it shows that a method runs and does something, not how well it protects a real model."
+LAB = "synthetic lab, world-v1"
+LAB_CAPTION = f"{LAB.capitalize()}: it shows that a method runs and does something, not how well it protects a real model."
 
 
 def environment() -> dict[str, Any]:
@@ -95,17 +96,18 @@ def _table(found: Mapping[str, Sequence[Stage]]) -> tuple[list[str], list[list[s
     return header, body
 
 
-def caption(run: Run) -> str:
-    recipe = run.setting.recipe
-    prompts = f"{recipe.data.split} prompts, seed {recipe.seed}; 95 % intervals over prompts, not over training seeds."
-    world = recipe.data.world
+def caption(recipe: Mapping[str, Any]) -> str:
+    """What a table or figure of this described recipe is over."""
+    data = recipe["data"]
+    prompts = f"{data['split']} prompts, seed {recipe['seed']}; 95 % intervals over prompts, not over training seeds."
+    world = data["world"]
     return prompts if world is None else f"World seed {world}, {prompts} {LAB_CAPTION}"
 
 
 def markdown(run: Run, found: Mapping[str, Sequence[Stage]]) -> str:
     header, body = _table(found)
     lines = [header, ["---"] * len(header), *body]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines) + f"\n\n{caption(run)}\n"
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines) + f"\n\n{caption(describe(run.setting.recipe))}\n"
 
 
 def summary(document: Mapping[str, Any]) -> Table:
@@ -125,7 +127,7 @@ def summary(document: Mapping[str, Any]) -> Table:
 
 def screen(run: Run, found: Mapping[str, Sequence[Stage]]) -> Table:
     header, body = _table(found)
-    table = Table(box=box.SIMPLE_HEAD, caption=caption(run), caption_justify="left")
+    table = Table(box=box.SIMPLE_HEAD, caption=caption(describe(run.setting.recipe)), caption_justify="left")
     for column in header:
         table.add_column(column.replace(" ", "\n"), justify="left" if column in ("pipeline", "stage") else "right")
     last = ""

@@ -1,0 +1,44 @@
+"""One self-contained HTML page per run, made from its JSON documents alone, so it can be made again from the run's folder.
+
+It loads nothing from anywhere, and holds no prompt and no answer: the figures, what they cost and what they were made from.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+PAGE = "report.html"
+
+
+def page(documents: Mapping[str, Any]) -> str:
+    """The page of the documents, by pipeline, that `titer.results.write` returns. Raises where they are of more than one run."""
+    from titer.report.html import render  # jinja2 and matplotlib, for those who want a page
+
+    return render(documents)
+
+
+def write(documents: Mapping[str, Any], folder: Path) -> Path:
+    path = folder / PAGE
+    path.write_text(page(documents), encoding="utf-8")
+    return path
+
+
+def read(folder: Path) -> dict[str, Any]:
+    """The documents in a run's folder, in the recipe's order. Raises where there are none."""
+    found = {path.stem: _json(path) for path in folder.glob("*.json") if path.name != "run.json"}
+    found = {name: document for name, document in found.items() if isinstance(document, dict) and "stages" in document}
+    if not found:
+        raise ValueError(f"{folder} holds no results (<pipeline>.json): give the folder of a finished `titer run`")
+    marker = folder / "run.json"
+    order = list(_json(marker)["recipe"]["pipelines"]) if marker.is_file() else []
+    return {name: found[name] for name in sorted(found, key=lambda name: (order.index(name) if name in order else len(order), name))}
+
+
+def _json(path: Path) -> Any:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path}: not JSON ({error}); run the recipe again") from None

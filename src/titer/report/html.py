@@ -1,0 +1,117 @@
+"""The page's parts, in the order in which it shows them. The template is `page.html.j2`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import yaml
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
+
+from titer.report import figure, rules
+from titer.report.stages import Stage, figures, once, stages
+from titer.report.verdict import verdicts
+from titer.results import LAB, caption
+from titer.statistics import Score
+
+SHOWN = {"pipeline", "recipe", "stages", "run"}  # of a document; whatever else it tells is provenance
+STAGE = {"kind", "label", "folder", "scores", "seconds", "scoring_seconds", "peak_mb"}  # of a stage; the rest are its facts
+ANSWERS = "answers.jsonl"
+HIDDEN = {"answer", "answers", "completion", "completions", "prompt", "prompts", "records", "response", "responses", "text", "texts"}
+
+
+@dataclass(frozen=True)
+class Row:
+    """A stage in the table."""
+
+    pipeline: str
+    stage: Stage
+    scores: list[tuple[Score | None, bool]]  # a column each; whether it is struck out
+    reasons: list[str]
+
+
+def render(documents: Mapping[str, Any]) -> str:
+    runs = {document.get("run") for document in documents.values()}
+    if len(runs) != 1:
+        raise ValueError(f"{len(runs)} runs in one report: give the documents of one run")
+    found = stages(documents)
+    first = next(iter(documents.values()))
+    recipe = first["recipe"] | {"pipelines": {k: v for document in documents.values() for k, v in document["recipe"]["pipelines"].items()}}
+    struck, names = rules.broken(found), figures(found)
+    lab = recipe["data"].get("world") is not None
+    environment = Environment(
+        loader=PackageLoader("titer.report", "."), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    environment.filters |= {"plain": _plain, "number": _number}
+    return environment.get_template("page.html.j2").render(
+        documents=documents,
+        recipe=recipe,
+        recipe_yaml=yaml.safe_dump(recipe, sort_keys=False, allow_unicode=True),
+        run=str(first.get("run")),
+        caption=caption(recipe),
+        lab=lab,
+        attack=_settings(recipe["attack"]),
+        judge=_settings(first.get("judge") or {}),
+        version=first.get("environment", {}).get("titer", "?"),
+        verdicts=verdicts(found, attacked=recipe["attack"].get("p") != 0),
+        rules=rules,
+        panels=_panels(found, struck, LAB if lab else ""),
+        names=names,
+        prompts=_prompts(found, names),
+        rows=_rows(found, names, struck),
+        facts=[(name, stage, {k: v for k, v in stage.fields.items() if k not in STAGE}) for name, stage in once(found)],
+        provenance=_provenance(documents),
+        answers=ANSWERS,
+        hidden=HIDDEN,
+    )
+
+
+def _panels(found: Mapping[str, Sequence[Stage]], struck: Mapping[str, Sequence[str]], note: str) -> list[Markup]:
+    slots = max(map(len, found.values()))
+    # what matplotlib wrote is markup; it has escaped the names in it
+    return [Markup(figure.svg(name, of, struck, note, slots, f"panel{i}")) for i, (name, of) in enumerate(found.items())]
+
+
+def _rows(found: Mapping[str, Sequence[Stage]], names: Mapping[str, str], struck: Mapping[str, list[str]]) -> list[Row]:
+    return [
+        Row(name, stage, [(stage.score(key), key == "harm" and stage.folder in struck) for key in names], struck.get(stage.folder, []))
+        for name, stage in once(found)
+    ]
+
+
+def _prompts(found: Mapping[str, Sequence[Stage]], names: Mapping[str, str]) -> dict[str, str]:
+    """How many prompts each figure is over, scored or not: one number, or the numbers that occur."""
+    scores = [stage.scores for _, stage in once(found)]
+    counts = {key: sorted({each[key].n + each[key].unscored for each in scores if key in each}) for key in names}
+    return {key: " or ".join(map(str, of)) for key, of in counts.items()}
+
+
+def _provenance(documents: Mapping[str, Any]) -> dict[str, Any]:
+    """What the documents tell beside their stages: once where all agree, by pipeline where they do not."""
+    keys = {key: None for document in documents.values() for key in document if key not in SHOWN}
+    told = {}
+    for key in keys:
+        values = {name: document[key] for name, document in documents.items() if key in document}
+        first = next(iter(values.values()))
+        told[key] = first if all(value == first for value in values.values()) else values
+    return told
+
+
+def _settings(described: Mapping[str, Any]) -> str:
+    settings = ", ".join(f"{key}={_plain(value)}" for key, value in described.items() if key != "method")
+    return f"{described.get('method', '?')}{f' ({settings})' if settings else ''}"
+
+
+def _number(value: Any, places: int) -> str:
+    return f"{value:z.{places}f}" if isinstance(value, int | float) and value == value else "not known"
+
+
+def _plain(value: Any) -> str:
+    """A scalar as a reader says it."""
+    if value is None:
+        return "none"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return f"{value:.6g}" if isinstance(value, float) else str(value)
