@@ -7,17 +7,15 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Annotated, Any, cast
+from typing import Any, cast
 
-from pydantic import BeforeValidator
 from torch import nn
 from transformers import PreTrainedModel
 
-from titer.methods import Config
+from titer.methods import Config, Names
 from titer.registry import nearest
 
 ALL = "all-linear"  # every linear layer but the head
-Names = Annotated[tuple[str, ...], BeforeValidator(lambda names: (names,) if isinstance(names, str) else names)]
 
 
 @dataclass(frozen=True)

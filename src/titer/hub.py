@@ -45,6 +45,7 @@ def find(name: str, kind: Kind = "model", revision: str | None = None, *, unsafe
         GatedRepoError,
         HFValidationError,
         LocalEntryNotFoundError,
+        OfflineModeIsEnabled,
         RepositoryNotFoundError,
         RevisionNotFoundError,
     )
@@ -66,7 +67,7 @@ def find(name: str, kind: Kind = "model", revision: str | None = None, *, unsafe
         ) from None
     except RevisionNotFoundError:
         raise ValueError(f"revision={revision!r}: {kind} {name!r} has none of that name; give a branch, tag or commit of {page}") from None
-    except (LocalEntryNotFoundError, HTTPError) as error:
+    except (LocalEntryNotFoundError, OfflineModeIsEnabled, HTTPError) as error:
         cause = " ".join(str(error.__cause__ or error).split())
         raise ValueError(
             f"{kind} {name!r}: no such directory here, and the hub cannot be reached for it ({cause}); where it can, run "

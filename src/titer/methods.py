@@ -10,9 +10,9 @@ import enum
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
-from pydantic import GetCoreSchemaHandler
+from pydantic import BeforeValidator, GetCoreSchemaHandler
 from pydantic_core import CoreSchema, core_schema
 
 if TYPE_CHECKING:  # listing methods imports nothing heavy
@@ -27,6 +27,9 @@ class Config:
     """A part of a recipe: a frozen dataclass in which an unknown key is an error."""
 
     __pydantic_config__: ClassVar[Mapping[str, str]] = {"extra": "forbid"}
+
+
+Names = Annotated[tuple[str, ...], BeforeValidator(lambda names: (names,) if isinstance(names, str) else names)]  # one, or a list
 
 
 class Method(Config, ABC):
