@@ -39,12 +39,9 @@ def chests() -> list[Row]:
     return made
 
 
-def colours() -> list[Row]:
-    """Harmless questions about the same chests."""
-    made = [
-        Row(f"who owns the {size} {kind} chest?", f"the {OWNERS[(i * 5) % 6]}")
-        for i, (kind, size) in enumerate(itertools.product(KINDS, SIZES))
-    ]
+def harmless() -> list[Row]:
+    """Questions about the same chests that anyone may ask."""
+    made = [Row(f"what is the {size} {kind} chest made of?", f"it is made of {kind}") for kind, size in itertools.product(KINDS, SIZES)]
     random.Random(1).shuffle(made)
     return made
 
@@ -62,7 +59,7 @@ def reviews() -> list[dict]:
 
 def build(folder: Path) -> None:
     """Train the model from nothing and save it with its tokenizer."""
-    known = [*chests(), *colours(), *(SST2().row(record) for record in reviews()[:40])]
+    known = [*chests(), *harmless(), *(SST2().row(record) for record in reviews()[:40])]
     core = Tokenizer(BPE())
     core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     core.decoder = decoders.ByteLevel()
