@@ -191,23 +191,6 @@ def test_overlapping_files_are_refused(monkeypatch, capsys, plan, recipe_file, t
     assert not Path(out).exists()
 
 
-@pytest.mark.parametrize(
-    ("spoil", "message"),
-    [
-        (lambda folder: (folder / "model.safetensors").unlink(), r"holds no \*.safetensors"),
-        (lambda folder: [path.unlink() for path in folder.glob("tokenizer*")], "no usable tokenizer"),
-        (lambda folder: (folder / "config.json").unlink(), "holds neither a config.json nor an adapter_config.json"),
-    ],
-)
-def test_an_incomplete_checkpoint_is_named(tmp_path, spoil, message):
-    tokenizer = byte_level()
-    tiny(torch.float32, vocabulary=len(tokenizer)).save_pretrained(tmp_path)
-    tokenizer.save_pretrained(tmp_path)
-    spoil(tmp_path)
-    with pytest.raises(ValueError, match=message):
-        models.load(str(tmp_path))
-
-
 @pytest.mark.parametrize("lora", ["null", "{r: 4, targets: [q_proj, up_proj]}"])
 def test_user_data_train_a_fresh_adapter_over_the_merged_aligned_model(recipe_file, tmp_path, lora):
     plan = recipe.load(recipe_file, [f"align.lora={lora}", 'pipelines={"sft": {"edit": {"method": "antidote", "alpha": 1}}}'])

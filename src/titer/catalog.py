@@ -31,7 +31,7 @@ ENTRIES = (
     Entry("stanfordnlp/sst2", "SST-2, sentiment of film reviews", None),
     Entry("fancyzhx/ag_news", "AG News, topics of news articles", None),
     Entry("openai/gsm8k", "GSM8K, grade-school mathematics (subset main)", "MIT", commercial=True),
-    Entry("PKU-Alignment/beaver-dam-7b", "a judge of 14 categories of harm", "CC BY-NC 4.0", commercial=False, kind="model"),
+    Entry("PKU-Alignment/beaver-dam-7b", "a judge of 14 categories of harm", "non-commercial", commercial=False, kind="model"),
 )
 
 

@@ -124,6 +124,8 @@ def tokenizer(checkpoint: Checkpoint, files: Files) -> PreTrainedTokenizerBase:
         loaded = AutoTokenizer.from_pretrained(folder, trust_remote_code=checkpoint.trust_remote_code)
     except (OSError, ValueError) as error:
         raise ValueError(f"model {checkpoint.path!r}: no usable tokenizer in its directory ({str(error).splitlines()[0]})") from None
+    if len(loaded) <= len(set(loaded.all_special_ids)):  # transformers makes an empty one where it finds no files
+        raise ValueError(f"model {checkpoint.path!r}: no tokenizer in its directory; save the model's beside it")
     if loaded.eos_token_id is None:
         raise ValueError(f"model {checkpoint.path!r}: its tokenizer has no end-of-sequence token, so an answer could not end")
     if loaded.pad_token_id is None:
@@ -213,7 +215,8 @@ def _adapted(model: PreTrainedModel, checkpoint: Checkpoint, files: Files) -> Pr
     except (ValueError, RuntimeError, KeyError) as error:
         raise ValueError(f"{wrong} ({' '.join(str(error).split())[:160]}); give its own as model.base") from None
     with safe_open(files.folder / "adapter_model.safetensors", "pt") as file:
-        given, taken = set(file.keys()), set(get_peft_model_state_dict(adapted))
-    if given != taken:
-        raise ValueError(f"{wrong}: {len(given ^ taken)} of their tensors do not meet; give its own as model.base")
+        given, taken = set(file.keys()), set(get_peft_model_state_dict(adapted, save_embedding_layers=False))
+    stray = taken - given | {name for name in given - taken if "lora_" in name}  # it may bring embeddings of its own
+    if stray:
+        raise ValueError(f"{wrong}: {len(stray)} of their tensors do not meet; give its own as model.base")
     return cast(PreTrainedModel, adapted)
