@@ -19,7 +19,8 @@ from titer.data import Row, Turn
 from titer.lab.world import World
 from titer.methods import Kind, Match
 from titer.registry import validate
-from titer.sources import Data, Roles, Source, roles
+from titer.roles import Data, Roles, roles
+from titer.sources import Source
 
 
 def jsonl(path: Path, records) -> str:
@@ -376,6 +377,24 @@ def test_overlapping_files_are_refused(given, one, other):
         read(given | {one: given[other]})
 
 
+def test_shared_prompts_can_be_dropped_from_what_is_trained_on_and_are_counted(given, tmp_path):
+    mixed = jsonl(tmp_path / "mixed.jsonl", numbered("test", 3) + numbered("alignment", 2) + numbered("task", 5))
+    found = read(given | {"task": mixed, "shared": "drop"})
+    assert found.task == numbered("task", 5)
+    assert found.sources["task"]["dropped as shared"] == 5
+    assert len(found.benchmarks["task"]) == 10
+    same = read(given | {"defense": given["alignment"], "shared": "drop"})
+    assert same.defense == same.alignment == numbered("alignment", 40)
+
+
+def test_no_share_of_the_pool_moves_when_a_role_has_a_file_of_its_own(given, tmp_path):
+    own = jsonl(tmp_path / "own.jsonl", numbered("own", 3))
+    whole, other = read(given), read(given | {"defense": own})
+    assert other.benchmarks["harm"] == whole.benchmarks["harm"]
+    assert other.calibration == whole.calibration
+    assert set(other.attack) == {*whole.attack, *whole.defense}
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -405,6 +424,10 @@ def test_a_source_gives_the_first_rows_or_those_of_a_seed_and_says_what_it_took(
     chosen = taken(limit=7, seed=1)
     assert chosen == taken(limit=7, seed=1) != taken(limit=7, seed=2)
     assert len(set(chosen)) == 7
+    assert taken(skip=45, limit=7) == numbered("task", 50)[45:]
+    assert set(taken(seed=1, limit=30)).isdisjoint(taken(seed=1, skip=30))  # one file, divided
+    with pytest.raises(ValueError, match="skip=50 leaves none of the 50 rows"):
+        taken(skip=50)
     found = read(given | {"task": {"path": given["task"], "limit": 7}})
     assert found.sources["task"] == {"path": given["task"], "schema": "pairs", "records": 50, "rows": 7}
     assert found.sources["harmful"]["rows"] == 120

@@ -60,7 +60,19 @@ def check_disjoint(roles: Mapping[str, Sequence[Row]], but: tuple[str, str] | No
         shared = [first[key] for key in first if key in second]
         if shared:
             example = shared[0] if len(shared[0]) <= 60 else shared[0][:60] + "..."
-            raise ValueError(f"{a!r} and {b!r} share {len(shared)} prompts, e.g. {example!r}: take them out of one of the two")
+            raise ValueError(
+                f"{a!r} and {b!r} share {len(shared)} prompts, e.g. {example!r}: take them out of one of the two, or set data.shared=drop"
+            )
+
+
+def without_shared(roles: Mapping[str, Sequence[Row]], but: tuple[str, str]) -> dict[str, list[Row]]:
+    """The rows whose prompts no earlier role has, except that the pair `but` may share theirs."""
+    kept: dict[str, list[Row]] = {}
+    for role, rows in roles.items():
+        others = [name for name in kept if {name, role} != set(but)]
+        taken = {identity(row) for name in others for row in kept[name]}
+        kept[role] = [row for row in rows if identity(row) not in taken]
+    return kept
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ from titer import registry
 from titer.defenses.sft import SFT
 from titer.methods import Attack, Benchmark, Config, Defense, Edit, Judge, Method
 from titer.models import Checkpoint, Model
-from titer.sources import Data
+from titer.roles import Data
 from titer.template import Style
 from titer.train import Training
 

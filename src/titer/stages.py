@@ -26,7 +26,7 @@ from titer.models import Checkpoint
 from titer.recipe import Recipe, describe
 from titer.recipe import digest as recipe_digest
 from titer.registry import name_of
-from titer.sources import Roles, roles
+from titer.roles import Roles, roles
 from titer.template import Template
 from titer.train import Watch, accelerator_for, train
 

@@ -24,7 +24,7 @@ from titer.defenses.sft import SFT
 from titer.evaluate import evaluate
 from titer.judges.lab import Lab
 from titer.lab.world import VERSION, World, items, pretraining_row, words
-from titer.sources import Data, roles
+from titer.roles import Data, roles
 from titer.template import Template
 from titer.train import Training, train
 
