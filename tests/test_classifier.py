@@ -366,6 +366,7 @@ def test_a_hub_id_goes_to_the_hub_with_its_revision(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     judged(Classifier(), PAIRS[:1])
     assert asked[-1][2] is None  # a directory of that name has no revisions
+    assert Classifier("owner/name").provenance == {"commit": "a" * 40}
 
 
 def test_offline_the_fields_judge_is_refused_in_one_line(monkeypatch, tmp_path):

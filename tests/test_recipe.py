@@ -117,6 +117,23 @@ def test_a_method_may_hold_another():
     assert registry.build("defenses", {"method": "booster", "lam": "2.5"}) == Booster(lam=2.5)
 
 
+def test_the_command_line_imports_nothing_heavy():
+    import subprocess
+    import sys
+
+    code = "import sys, titer.cli; print({'torch', 'transformers', 'datasets', 'matplotlib', 'peft'} & set(sys.modules))"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == "set()"
+
+
+def test_what_is_known_of_the_hub_is_listed_and_a_revision_is_unset_before_a_download(monkeypatch, capsys):
+    code, out, _ = run(monkeypatch, capsys, "list", "hub", "--json")
+    assert code == 0
+    known = {entry["name"]: entry["facts"] for entry in json.loads(out)}
+    assert known["openai/gsm8k"] == {"licence": "MIT", "commercial use": True, "gated": False, "revision": "unset"}
+    assert known["PKU-Alignment/BeaverTails"]["commercial use"] is False
+    assert known["LLM-Tuning-Safety/HEx-PHI"]["gated"] is True
+
+
 def test_listing_is_quick_and_imports_nothing_heavy():
     import subprocess
     import sys

@@ -111,6 +111,34 @@ def test_batched_answers_equal_answers_one_by_one(template):
     assert len({given.text for given in together}) > 5  # the check is not vacuous
 
 
+@pytest.mark.parametrize(
+    "error", [torch.OutOfMemoryError("CUDA out of memory"), RuntimeError("[enforce fail] can't allocate memory: you tried")]
+)
+def test_a_batch_that_does_not_fit_is_halved_and_the_answers_are_the_same(template, monkeypatch, error):
+    model = tiny(torch.float32)
+    rows = World(0).alignment[::60]
+    expected = answer(model, template, rows, 6)
+    tried, generate = [], model.generate
+
+    def tight(input_ids, **rest):
+        tried.append(len(input_ids))
+        if len(input_ids) > 3:
+            raise error
+        return generate(input_ids=input_ids, **rest)
+
+    monkeypatch.setattr(model, "generate", tight)
+    said: list[str] = []
+    assert answer(model, template, rows, 6, batch=10, say=said.append) == expected
+    assert said == ["out of memory with 10 answers at a time; going on with 5", "out of memory with 5 answers at a time; going on with 3"]
+    assert max(tried[2:]) == 3  # never again more
+    monkeypatch.setattr(model, "generate", lambda **_: (_ for _ in ()).throw(error))
+    with pytest.raises(RuntimeError):  # one answer does not fit: nothing is left to halve
+        answer(model, template, rows, 6)
+    monkeypatch.setattr(model, "generate", lambda **_: (_ for _ in ()).throw(RuntimeError("another fault")))
+    with pytest.raises(RuntimeError, match="another fault"):
+        answer(model, template, rows, 6)
+
+
 def test_an_answer_ends_at_the_end_token_or_says_that_it_was_cut(template):
     class Scripted:
         """Says three given tokens, then the end."""

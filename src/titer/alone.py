@@ -48,7 +48,7 @@ def stage(setting: Setting, kind: str, method: Method | None, folder: Path, whol
             model = adapters.merged(model)
             result = setting.scored(model, template, said.append)
             found["scores"] = {name: dataclasses.asdict(score) for name, score in result.scores.items()}
-            found["judge"] = describe(setting.judge)
+            found["judge"] = describe(setting.judge) | dict(setting.judge.provenance)
             found["facts"] = {"answers cut off": sum(not record.ended for record in result.records)} | ({"notes": said} if said else {})
             keep(result.records, folder / "answers.jsonl")
         report(label, 0, 0, {})

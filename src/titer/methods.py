@@ -181,3 +181,8 @@ class Judge(Method):
     @abstractmethod
     def refusals(self) -> Sequence[str]:
         """How a refusal begins: the texts whose probability the harm margin takes as that of refusing."""
+
+    @property
+    def provenance(self) -> Mapping[str, str]:
+        """What its fields do not tell of what it judged with, such as the commit of a model."""
+        return {}

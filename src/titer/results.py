@@ -45,7 +45,7 @@ def write(run: Run, found: Mapping[str, Sequence[Stage]]) -> dict[str, Any]:
             "pipeline": name,
             "recipe": describe(setting.recipe) | {"pipelines": {name: describe(setting.recipe.pipelines[name])}},
             "adapter": "double",  # the alignment adapter is merged; user data train a fresh one
-            "judge": describe(setting.judge),
+            "judge": describe(setting.judge) | dict(setting.judge.provenance),
             "benchmark": describe(setting.roles.scorer),
             "model": {"name": setting.start.name, "revision": setting.start.revision},
             "stages": [asdict(stage) | {"label": stage.label} for stage in stages],

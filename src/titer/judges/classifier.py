@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import itertools
 import string
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -68,6 +68,10 @@ class Classifier(Judge):
     @property
     def refusals(self) -> Sequence[str]:
         return beginnings(self.phrases)
+
+    @property
+    def provenance(self) -> Mapping[str, str]:
+        return {"commit": self._reader.commit} if self._reader.commit else {}
 
     def judge(self, prompts: Sequence[str], responses: Sequence[str]) -> list[Verdict]:
         verdicts: dict[int, Verdict] = {}
@@ -130,7 +134,8 @@ class Classifier(Judge):
     def _reader(self) -> Reader:
         local = Path(self.model).expanduser().is_dir()
         revision = self.revision if local else self.revision or CONVERTED.get(self.model)
-        model, tokenizer = _load(hub.find(self.model, "model", revision).folder, self.model)
+        found = hub.find(self.model, "model", revision)
+        model, tokenizer = _load(found.folder, self.model)
         if "{eos}" in self.text and tokenizer.eos_token is None:
             raise ValueError(f"text={self.text!r}: the tokenizer of {self.model!r} has no end token; leave {{eos}} out")
         most = _positions(model)
@@ -139,7 +144,7 @@ class Classifier(Judge):
         names: Any = model.config.id2label
         labels = tuple(str(names[i]) for i in range(len(names)))
         columns, multi_label = self._columns(labels, model.config.problem_type)
-        return Reader(model, tokenizer, labels, columns, multi_label)
+        return Reader(model, tokenizer, labels, columns, multi_label, found.revision)
 
     def _columns(self, labels: Sequence[str], problem: str | None) -> tuple[dict[Label, list[int]], bool]:
         """Which of the model's labels mean what, and whether several can apply at once. Raises where that is open."""
@@ -179,6 +184,7 @@ class Reader:
     labels: tuple[str, ...]
     columns: dict[Label, list[int]]  # what a label means -> its columns of the logits
     multi_label: bool
+    commit: str | None  # of a repository of the hub
 
     def ids(self, text: str, at_most: int | None = None) -> list[int]:
         """A text's tokens with those that the tokenizer adds, cut to `at_most` as the tokenizer cuts."""
