@@ -30,12 +30,15 @@ import transformers.models.llama.modeling_llama  # noqa: F401
 from accelerate import Accelerator  # noqa: F401
 
 ROOT = Path(__file__).parent.parent
-KINDS = ("defenses", "edits", "attacks")
+KINDS = ("defenses", "edits", "attacks", "benchmarks")
 SECONDS = 180  # a mutant that runs longer has been noticed
 
 EQUIVALENT: dict[tuple[str, str], str] = {
     ("antidote", "use_cache=False -> use_cache=True"): "a cache changes no activation, it only takes memory",
     ("harmful_mix", "self.n -> 2 * self.n in self.n < 1"): "no whole number tells 2 n < 1 from n < 1",
+    ("sst2", "self.layouts -> 2 * self.layouts"): "the same layouts twice",
+    ("agnews", "self.layouts -> 2 * self.layouts"): "the same layouts twice",
+    ("gsm8k", "self.think -> 2 * self.think"): "2 is as true as True",
     ("antidote", "stable=True -> stable=False"): "torch's sort on the CPU is stable either way; on a GPU it need not be",
 }
 

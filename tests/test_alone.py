@@ -2,6 +2,7 @@
 
 import csv
 import json
+import shutil
 from pathlib import Path
 
 import datasets
@@ -203,6 +204,67 @@ def test_what_is_wrong_is_one_line_and_leaves_nothing(world, tmp_path, monkeypat
     errors = [line for line in err.splitlines() if line.startswith("error: ")]
     assert (code, out, len(errors)) == (2, "", 1), err
     assert message in errors[0]
+    assert not (tmp_path / "out").exists()
+
+
+SPOILT = {
+    "weights": lambda folder: (folder / "model.safetensors").unlink(),
+    "tokenizer": lambda folder: [path.unlink() for path in folder.glob("tokenizer*")],
+    "template": lambda folder: (folder / "chat_template.jinja").unlink(),
+}
+
+
+@pytest.mark.parametrize(
+    ("spoilt", "message"),
+    [
+        ("weights", "the directory holds no *.safetensors; save the weights in that format"),
+        ("tokenizer", "tokenizer in its directory"),
+        ("template", "the tokenizer has no chat template: name a text template instead, e.g. template=alpaca"),
+    ],
+)
+def test_a_checkpoint_that_lacks_something_is_one_line(world, tmp_path, monkeypatch, capsys, spoilt, message):
+    shutil.copytree(world / "base", tmp_path / "spoilt")
+    SPOILT[spoilt](tmp_path / "spoilt")
+    arguments = ["--data", f"alignment={world / 'alignment.jsonl'}", "--out", str(tmp_path / "out")]
+    code, out, err = titer(monkeypatch, capsys, "align", str(tmp_path / "spoilt"), *arguments)
+    assert (code, out, err.count("\n")) == (2, "", 1)
+    assert message in err
+    assert not (tmp_path / "out").exists()
+    if spoilt == "template":  # the mend does mend
+        arguments += ["--set", "template=alpaca", "--set", "align.updates=1", *COMMON]
+        assert titer(monkeypatch, capsys, "align", str(tmp_path / "spoilt"), *arguments)[0] == 0
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "message"),
+    [
+        ("bad.jsonl", '{"prompt": "a", "response": "b"}\n{"prompt": "c"\n', "bad.jsonl:2: not JSON"),
+        ("none.jsonl", "", "none.jsonl: holds no rows"),
+        ("none.csv", "prompt,response\n", "none.csv: holds no rows"),
+        ("other.csv", "ask,reply\nwhy,so\n", "the columns found are 'column 1' ('ask'), 'column 2' ('reply')"),
+        ("other.jsonl", '{"ask": "why"}\n', "the columns found are 'ask'; known are"),
+    ],
+)
+def test_a_file_that_is_wrong_is_one_line(world, tmp_path, monkeypatch, capsys, name, text, message):
+    (tmp_path / name).write_text(text)
+    arguments = ["--data", f"alignment={tmp_path / name}", "--out", str(tmp_path / "out")]
+    code, out, err = titer(monkeypatch, capsys, "align", str(world / "base"), *arguments)
+    assert (code, out, err.count("\n")) == (2, "", 1)
+    assert message in err
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_repository_that_cannot_be_had_is_one_line(world, tmp_path, monkeypatch, capsys):
+    rows = ["--data", f"test={world / 'test'}", "--out", str(tmp_path / "out")]
+    code, _, err = titer(monkeypatch, capsys, "evaluate", "owner/name", *rows)
+    assert (code, err.count("\n")) == (2, 1)
+    assert "the hub cannot be reached for it" in err
+    assert "`hf download owner/name --local-dir FOLDER` and give that folder" in err
+    code, _, err = titer(
+        monkeypatch, capsys, "evaluate", str(world / "base"), "--data", "harm_test=owner/rows", "--out", str(tmp_path / "out")
+    )
+    assert (code, err.count("\n")) == (2, 1)
+    assert "--repo-type dataset" in err
     assert not (tmp_path / "out").exists()
 
 

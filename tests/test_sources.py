@@ -255,6 +255,25 @@ def test_a_task_is_recognized_by_its_columns_and_asked_in_the_fields_words(tmp_p
 
 
 @pytest.mark.parametrize(
+    ("benchmark", "columns", "labels"),
+    [
+        (SST2(), ("sentence", "label"), "0 1 -1"),
+        (SST2(), ("sentence", "label"), "1"),
+        (AGNews(), ("text", "label"), "0 1 2 3"),
+        (AGNews(), ("text", "label"), "3"),
+        (AGNews(), ("Title", "Class Index"), "1 2 3 4"),
+    ],
+)
+def test_a_task_is_recognized_by_all_of_its_labels_and_no_others(benchmark, columns, labels):
+    def records(labels: str) -> list[dict]:
+        return [{"Description": "d", columns[0]: "t", columns[1]: label} for label in labels.split()]
+
+    assert benchmark.recognizes(records(labels))
+    assert not benchmark.recognizes(records(labels + " 5"))
+    assert hash(benchmark) == hash(type(benchmark)())  # frozen: a recipe is a value
+
+
+@pytest.mark.parametrize(
     ("text", "message"),
     [
         ('{"sentence": "a", "label": 2}\n', "label 2 is none of 0, 1"),
@@ -309,6 +328,7 @@ def test_thinking_is_asked_for_in_the_words_of_the_papers_that_do():
         (GSM8K(), "The final answer is:  -7", "about -7.", True, True),
         (GSM8K(), "The final answer is:  7", "none", False, False),
         (Answers(), "a b", " a b ", True, None),
+        (Answers(), " a b", "a b", True, None),
         (Answers(), "a b", "a b c", False, None),
     ],
 )
@@ -320,6 +340,7 @@ def test_the_number_of_a_text_is_the_one_behind_the_phrase_else_the_last():
     assert number("The final answer is: 3 of 4. The final answer is: 5") == 3
     assert number("1 then 2. The final answer is: none") == 2
     assert number("no digits") is None
+    assert hash(Answers()) == hash(Answers())
     with pytest.raises(ValueError, match="holds no number"):
         GSM8K().match(Row("q", "none"), "none")
 

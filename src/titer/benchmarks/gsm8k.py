@@ -47,7 +47,7 @@ class GSM8K(Benchmark):
 def number(text: str) -> float | None:
     """The number that a text answers, None where it has none."""
     segments = text.split(FINAL)
-    found = numbers(segments[1])[:1] if len(segments) > 1 else []
+    found = numbers(segments[1]) if len(segments) > 1 else []
     return next(iter(found or numbers(text)[-1:]), None)
 
 
