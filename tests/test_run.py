@@ -1,5 +1,6 @@
 """Whole runs through the command line: on local files with a model of their own, interrupted, repeated, and refused."""
 
+import hashlib
 import json
 import math
 import os
@@ -112,6 +113,8 @@ def test_a_finished_run_is_shown_again_and_another_ones_folder_refused(monkeypat
     small = ["--set", 'pipelines={"sft": {}}', "--out", out]
     assert titer(monkeypatch, capsys, "run", recipe_file, *small)[0] == 0
     answers = tmp_path / "out/stages/01-align/answers.jsonl"
+    facts = json.loads((answers.parent / "stage.json").read_text())["facts"]
+    assert facts["answers sha256"] == hashlib.sha256(answers.read_bytes()).hexdigest()
     assert stat.S_IMODE(answers.stat().st_mode) == 0o600
     written = answers.stat().st_mtime_ns
     code, printed, _ = titer(monkeypatch, capsys, "run", recipe_file, *small)

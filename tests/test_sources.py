@@ -10,7 +10,7 @@ import pyarrow.parquet
 import pytest
 
 from test_data import numbered
-from titer import files, schemas
+from titer import files, schemas, sources
 from titer.benchmarks.agnews import AGNews
 from titer.benchmarks.answers import Answers
 from titer.benchmarks.gsm8k import GSM8K, number
@@ -89,6 +89,40 @@ def test_a_folder_of_several_splits_asks_which(tmp_path):
         read({"harm_test": source | {"split": "dev"}}, "harm")
 
 
+def test_a_data_set_of_the_hub_is_read_from_its_cache_as_its_readme_lays_it_out(tmp_path, monkeypatch):
+    """The whole way, offline: refs, snapshot, blobs and the configurations of a README, as a download leaves them."""
+    import huggingface_hub
+
+    repository, commit = tmp_path / "datasets--openai--gsm8k", "a1" * 20
+    for folder in ("refs", "blobs", *(f"snapshots/{commit}/{subset}" for subset in ("main", "socratic"))):
+        (repository / folder).mkdir(parents=True)
+    (repository / "refs/main").write_text(commit)
+    readme = "---\nconfigs:\n"
+    for subset in ("main", "socratic"):
+        readme += f"- config_name: {subset}\n  data_files:\n"
+        for split, count in (("train", 5), ("test", 2)):
+            records = [{"question": f"{subset} {split} {i}?", "answer": f"it is\n#### {i}"} for i in range(count)]
+            blob = repository / "blobs" / f"{subset}-{split}"
+            pyarrow.parquet.write_table(pyarrow.Table.from_pylist(records), blob)
+            (repository / f"snapshots/{commit}/{subset}/{split}-0.parquet").symlink_to(blob)
+            readme += f"  - split: {split}\n    path: {subset}/{split}-*\n"
+    (repository / f"snapshots/{commit}/README.md").write_text(readme + "---\n")
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
+    download = huggingface_hub.snapshot_download
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", lambda *given, **rest: download(*given, cache_dir=str(tmp_path), **rest))
+    source = {"path": "openai/gsm8k", "subset": "main", "split": "test"}
+    sources.located.cache_clear()
+    try:
+        found = read({"task": source}, "task")
+        assert [row.prompt for row in found.task] == ["main test 0?", "main test 1?"]
+        assert found.scorer == GSM8K()
+        assert found.sources["task"]["revision"] == commit
+        with pytest.raises(ValueError, match="has several subsets: name one; there is main, socratic"):
+            read({"task": source | {"subset": None}}, "task")
+    finally:
+        sources.located.cache_clear()
+
+
 @pytest.mark.parametrize(
     ("name", "text", "message"),
     [
@@ -129,7 +163,7 @@ def test_a_missing_file_or_folder_is_named(tmp_path):
     with pytest.raises(ValueError, match="no such file"):
         read({"harm_test": str(tmp_path / "nowhere.jsonl")}, "harm")
     (tmp_path / "empty").mkdir()
-    with pytest.raises(ValueError, match="`datasets` cannot read this folder"):
+    with pytest.raises(ValueError, match="cannot be read by `datasets`: "):
         read({"harm_test": str(tmp_path / "empty")}, "harm")
     with pytest.raises(ValueError, match="'nobody/nothing'.*hub"):
         read({"harm_test": "nobody/nothing"}, "harm")
@@ -455,7 +489,7 @@ def test_a_source_gives_the_first_rows_or_those_of_a_seed_and_says_what_it_took(
 
 
 def test_what_is_known_of_a_hub_repository_is_kept_with_its_revision(tmp_path, monkeypatch):
-    from titer import hub, sources
+    from titer import hub
 
     folder = tmp_path / ("c0ffee" * 7)[:40]
     folder.mkdir()

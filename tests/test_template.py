@@ -24,6 +24,11 @@ THINKING = (  # an empty thought before every answer, unless the model is to thi
     "{% if add_generation_prompt %}<|in|>assistant\n"
     "{% if enable_thinking is defined and not enable_thinking %}<think>\n\n</think>\n\n{% endif %}{% endif %}"
 )
+CHANNELS = (  # an answer names its channel, which the generation prompt leaves to the model
+    "{% for m in messages %}<|in|>{{ m.role }}{% if m.role == 'assistant' %}<|out|>final{% endif %}<|out|>{{ m.content }}<|end|>"
+    "{% endfor %}"
+    "{% if add_generation_prompt %}<|in|>assistant{% endif %}"
+)
 ALPACA = "Below is an instruction that describes a task. Write a response that appropriately completes the request."
 ALPACA_INPUT = (
     "Below is an instruction that describes a task, paired with an input that provides further context. "
@@ -54,6 +59,16 @@ CASES = {
     "thinking": (
         Template(tokenizer(THINKING)),
         "<|in|>user\nAdd {x} up\n\n1 2<|end|>\n<|in|>assistant\n<think>\n\n</think>\n\n",
+        "It is 3<|end|>",
+    ),
+    "thinking, without a switch": (
+        Template(tokenizer(THINKING.replace("enable_thinking is defined and not enable_thinking", "false"))),
+        "<|in|>user\nAdd {x} up\n\n1 2<|end|>\n<|in|>assistant\n<think>\n\n</think>\n\n",
+        "It is 3<|end|>",
+    ),
+    "channels": (
+        Template(tokenizer(CHANNELS)),
+        "<|in|>user<|out|>Add {x} up\n\n1 2<|end|><|in|>assistant<|out|>final<|out|>",
         "It is 3<|end|>",
     ),
     "alpaca": (

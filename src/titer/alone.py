@@ -8,17 +8,21 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from transformers import PreTrainedModel
+
 from titer import adapters, models
 from titer.measure import measured
 from titer.methods import Defense, Edit, Method
 from titer.models import Checkpoint
-from titer.pipeline import Report, keep, write
+from titer.pipeline import Report, answered, keep, write
 from titer.recipe import describe
 from titer.registry import name_of
 from titer.results import environment, plain
 from titer.stages import Setting
+from titer.template import Template
 
 USED = ("model", "data", "benchmark", "template", "system", "seed", "max_length", "gradient_checkpointing", "threads")  # by every stage
+EVALUATION = ("judge", "max_new_tokens", "answers_at_once")
 
 
 def stage(setting: Setting, kind: str, method: Method | None, folder: Path, whole: bool, report: Report) -> dict[str, Any]:
@@ -30,7 +34,6 @@ def stage(setting: Setting, kind: str, method: Method | None, folder: Path, whol
     if finished.is_file():
         return dict(json.loads(finished.read_text()))
     label = f"{kind} {name_of(method)}" if method else kind
-    said: list[str] = []
     found: dict[str, Any] = {}
     with measured() as cost:
         model, template = setting.opened(setting.recipe.model)
@@ -45,33 +48,39 @@ def stage(setting: Setting, kind: str, method: Method | None, folder: Path, whol
         elif isinstance(method, Edit):
             found["facts"] = setting.edited(model, template, method)
         else:
-            model = adapters.merged(model)
-            result = setting.scored(model, template, said.append)
-            found["scores"] = {name: dataclasses.asdict(score) for name, score in result.scores.items()}
-            found["judge"] = describe(setting.judge) | dict(setting.judge.provenance)
-            found["facts"] = {"answers cut off": sum(not record.ended for record in result.records)} | ({"notes": said} if said else {})
-            keep(result.records, folder / "answers.jsonl")
+            found = _scored(setting, adapters.merged(model), template, folder)
         report(label, 0, 0, {})
     if method is not None:
         model = adapters.merged(model) if whole else model
         models.save(model, template.tokenizer, folder, base if adapters.carried(model) else None)
-    recipe = describe(setting.recipe)
-    document: dict[str, Any] = plain(
-        {
-            "stage": kind,
-            "method": describe(method) if method else {},
-            **found,
-            "seconds": round(cost.seconds, 2),
-            "peak_mb": round(cost.peak_mb, 1),
-            "weights": models.fingerprint(adapters.merged(model)),
-            "recipe": {name: recipe[name] for name in (*USED, *((kind,) if kind in recipe else ()))}
-            | ({"attack": recipe["attack"]} if kind == "finetune" else {}),
-            "model": {"name": setting.start.name, "revision": setting.start.revision, "sha256": models.digest(setting.start)},
-            "data": setting.roles.digests(),
-            "sources": setting.roles.sources,
-            "environment": environment(),
-        }
-    )
+    document = plain({"stage": kind, "method": describe(method) if method else {}, **found, **_provenance(setting, kind)})
+    document |= {"seconds": round(cost.seconds, 2), "peak_mb": round(cost.peak_mb, 1)}
+    document |= {"weights": models.fingerprint(adapters.merged(model))}
     write(finished, document)
     (folder / "checkpoint.safetensors").unlink(missing_ok=True)
-    return document
+    return dict(document)
+
+
+def _scored(setting: Setting, model: PreTrainedModel, template: Template, folder: Path) -> dict[str, Any]:
+    said: list[str] = []
+    result = setting.scored(model, template, said.append)
+    sha256 = keep(result.records, folder / "answers.jsonl")
+    return {
+        "scores": {name: dataclasses.asdict(score) for name, score in result.scores.items()},
+        "judge": describe(setting.judge) | dict(setting.judge.provenance),
+        "benchmark": describe(setting.roles.scorer),
+        "facts": answered(result.records, sha256, said),
+    }
+
+
+def _provenance(setting: Setting, kind: str) -> dict[str, Any]:
+    """What the stage was made from and by."""
+    recipe = describe(setting.recipe)
+    used = (*USED, *{"align": ["align"], "finetune": ["finetune", "attack"], "evaluate": EVALUATION}.get(kind, []))
+    return {
+        "recipe": {name: recipe[name] for name in used},
+        "model": {"name": setting.start.name, "revision": setting.start.revision, "sha256": models.digest(setting.start)},
+        "data": setting.roles.digests(),
+        "sources": setting.roles.sources,
+        "environment": environment(),
+    }

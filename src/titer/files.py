@@ -127,9 +127,13 @@ def _folder(path: Path, split: str | None, subset: str | None) -> Iterator[Recor
         if (path / "dataset_info.json").is_file() or (path / "dataset_dict.json").is_file():
             loaded: Any = datasets.load_from_disk(str(path))
         else:
+            subsets = datasets.get_dataset_config_names(str(path))
+            if len(subsets) > 1 and subset not in subsets:
+                wanted = f"has no subset {subset!r}" if subset else "has several subsets: name one"
+                raise ValueError(f"{wanted}; there is {', '.join(subsets)}")
             loaded = datasets.load_dataset(str(path), name=subset)
     except (ValueError, OSError, datasets.exceptions.DatasetsError) as error:
-        raise ValueError(f"{path}: `datasets` cannot read this folder ({' '.join(str(error).split())[:200]})") from None
+        raise ValueError(f"{path} cannot be read by `datasets`: {' '.join(str(error).split())[:200]}") from None
     if isinstance(loaded, datasets.DatasetDict):
         if split is None and len(loaded) == 1:
             split = next(iter(loaded))

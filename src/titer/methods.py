@@ -170,6 +170,9 @@ class Verdict:
     label: Label
     reason: str = ""  # always given for `unscored`
 
+    def __post_init__(self) -> None:
+        assert self.reason or self.label is not Label.UNSCORED, "an answer that is not scored must say why"
+
 
 class Judge(Method):
     """Says of each answer what it is. An answer that cannot be judged is unscored with a reason, never a default."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
 import os
 import shutil
@@ -97,7 +98,7 @@ class Run:
         with measured() as scoring:
             report(label, 0, 0, {})
             result = setting.scored(model, template, said.append)
-        keep(result.records, folder / "answers.jsonl")
+        answers = keep(result.records, folder / "answers.jsonl")
         stage = Stage(
             kind,
             describe(method) if method else {},
@@ -107,7 +108,7 @@ class Run:
             scoring_seconds=round(scoring.seconds, 2),
             peak_mb=round(max(cost.peak_mb, scoring.peak_mb), 1),
             weights=models.fingerprint(model),
-            facts=facts | {"answers cut off": sum(not record.ended for record in result.records)} | ({"notes": said} if said else {}),
+            facts=facts | answered(result.records, answers, said),
         )
         write(finished, dataclasses.asdict(stage))
         (folder / "checkpoint.safetensors").unlink(missing_ok=True)
@@ -154,8 +155,16 @@ def write(path: Path, value: Any) -> None:
     os.replace(fresh, path)
 
 
-def keep(records: Sequence[Record], path: Path) -> None:
-    """The answers, readable by their maker alone: a real model's may be harmful."""
+def keep(records: Sequence[Record], path: Path) -> str:
+    """Write the answers, readable by their maker alone, since a real model's may be harmful; their SHA-256."""
+    text = "".join(json.dumps(dataclasses.asdict(record)) + "\n" for record in records).encode()
     descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
-    with os.fdopen(descriptor, "w", encoding="utf-8") as file:
-        file.writelines(json.dumps(dataclasses.asdict(record)) + "\n" for record in records)
+    with os.fdopen(descriptor, "wb") as file:
+        file.write(text)
+    return hashlib.sha256(text).hexdigest()
+
+
+def answered(records: Sequence[Record], sha256: str, notes: Sequence[str]) -> dict[str, Any]:
+    """What is to be known of the answers that a stage was scored by."""
+    cut = sum(not record.ended for record in records)
+    return {"answers cut off": cut, "answers sha256": sha256} | ({"notes": list(notes)} if notes else {})

@@ -65,7 +65,7 @@ class Template:
     def prompt(self, row: Row) -> str:
         """The text before the answer; a text template's special tokens come on top of it."""
         if self.style == "chat":
-            return self._rendered(self._turns(row), True)
+            return self._rendered(self._turns(row), True) + self._header
         system = self.system
         for turn in row.before:
             if turn.role != "system":
@@ -125,6 +125,17 @@ class Template:
         """The tokens that end an answer: the tokenizer's end of sequence, and what the template puts behind an answer."""
         return sorted({self._eos, self.answer_ids(Row("a", "a"))[-1]})
 
+    @cached_property
+    def _header(self) -> str:
+        """What a chat template puts between its generation prompt and an answer, such as an empty thought or a channel's name.
+
+        It belongs to the prompt: the model is asked for the answer alone, in training and in generation.
+        """
+        turns, probe = self._turns(Row("How are you?")), "answer-probe"
+        both, prompt = self._rendered([*turns, {"role": "assistant", "content": probe}], False), self._rendered(turns, True)
+        header = both.removeprefix(prompt).partition(probe)[0] if both.startswith(prompt) else ""
+        return header if header.strip() else ""  # a space alone is the answer's, and in its first token
+
     def _turns(self, row: Row) -> list[dict[str, str]]:
         own = any(turn.role == "system" for turn in row.before)
         system = [{"role": "system", "content": self.system}] if self.system and not own else []
@@ -133,7 +144,6 @@ class Template:
 
     def _rendered(self, turns: Sequence[dict[str, str]], generating: bool) -> str:
         try:
-            # a model that can think aloud is asked for the answer alone, in training and in generation
             return str(
                 self.tokenizer.apply_chat_template(list(turns), tokenize=False, add_generation_prompt=generating, enable_thinking=False)
             )
