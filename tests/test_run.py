@@ -17,6 +17,7 @@ from test_recipe import run as titer
 from titer import adapters, models, pipeline, recipe, report, stages
 from titer.pipeline import Run
 from titer.stages import Setting
+from titer.store import Store
 
 THINGS = ["kite", "drum", "lamp", "boat", "vest", "coin", "sofa", "fork", "gate", "pear", "ring", "seal"]
 
@@ -116,15 +117,16 @@ def test_a_finished_run_is_shown_again_and_another_ones_folder_refused(monkeypat
     facts = json.loads((answers.parent / "stage.json").read_text())["facts"]
     assert facts["answers sha256"] == hashlib.sha256(answers.read_bytes()).hexdigest()
     assert stat.S_IMODE(answers.stat().st_mode) == 0o600
-    written = answers.stat().st_mtime_ns
+    written = sorted(path.stat().st_mtime_ns for path in (tmp_path / "store").rglob("*.safetensors"))
+    assert len(written) == 2
     code, printed, _ = titer(monkeypatch, capsys, "run", recipe_file, *small)
     assert code == 0
     assert "align sft" in printed
-    assert answers.stat().st_mtime_ns == written
+    assert sorted(path.stat().st_mtime_ns for path in (tmp_path / "store").rglob("*.safetensors")) == written
     code, _, err = titer(monkeypatch, capsys, "run", recipe_file, *small, "--seed", "1")
     assert code == 2
     assert "holds something else" in err
-    assert answers.stat().st_mtime_ns == written
+    assert sorted(path.stat().st_mtime_ns for path in (tmp_path / "store").rglob("*.safetensors")) == written
     (tmp_path / "thesis").mkdir()
     (tmp_path / "thesis/chapter.txt").write_text("precious")
     code, _, err = titer(monkeypatch, capsys, "run", recipe_file, "--out", str(tmp_path / "thesis"))
@@ -135,7 +137,7 @@ def test_a_finished_run_is_shown_again_and_another_ones_folder_refused(monkeypat
 def test_an_interrupted_run_goes_on_and_ends_the_same(monkeypatch, capsys, recipe_file, tmp_path):
     monkeypatch.setattr(stages, "UPDATES", 2)
     plan = recipe.load(recipe_file, ['pipelines={"booster": {"align": "booster", "edit": "antidote"}}'])
-    whole = Run(Setting.prepare(plan), tmp_path / "whole")
+    whole = Run(Setting.prepare(plan), tmp_path / "whole", Store(tmp_path / "one"))
     expected = whole.stages(lambda *_: None)
 
     class Killed(BaseException):
@@ -145,7 +147,7 @@ def test_an_interrupted_run_goes_on_and_ends_the_same(monkeypatch, capsys, recip
         if (stage, update) == ("finetune sft", 5):
             raise Killed
 
-    cut = Run(Setting.prepare(plan), tmp_path / "cut")
+    cut = Run(Setting.prepare(plan), tmp_path / "cut", Store(tmp_path / "other"))
     with pytest.raises(Killed), pipeline.occupied(cut.folder, cut.setting):
         cut.stages(kill)
     seen = []
@@ -159,7 +161,8 @@ def test_an_interrupted_run_goes_on_and_ends_the_same(monkeypatch, capsys, recip
 
 def test_two_runs_of_one_seed_are_bit_identical(recipe_file, tmp_path):
     plan = recipe.load(recipe_file, ['pipelines={"sft": {"edit": "scale"}}'])
-    first, second = (Run(Setting.prepare(plan), tmp_path / name).stages(lambda *_: None)["sft"] for name in ("a", "b"))
+    runs = [Run(Setting.prepare(plan), tmp_path / name, Store(tmp_path / f"store-{name}")) for name in "ab"]
+    first, second = (run.stages(lambda *_: None)["sft"] for run in runs)
     assert [stage.weights for stage in first] == [stage.weights for stage in second]
 
 
@@ -197,8 +200,8 @@ def test_overlapping_files_are_refused(monkeypatch, capsys, plan, recipe_file, t
 @pytest.mark.parametrize("lora", ["null", "{r: 4, targets: [q_proj, up_proj]}"])
 def test_user_data_train_a_fresh_adapter_over_the_merged_aligned_model(recipe_file, tmp_path, lora):
     plan = recipe.load(recipe_file, [f"align.lora={lora}", 'pipelines={"sft": {"edit": {"method": "antidote", "alpha": 1}}}'])
-    stages = Run(Setting.prepare(plan), tmp_path / "run").stages(lambda *_: None)["sft"]
-    edited, _ = models.load(str(tmp_path / "run/stages" / stages[3].folder))
+    stages = Run(Setting.prepare(plan), tmp_path / "run", Store(tmp_path / "store")).stages(lambda *_: None)["sft"]
+    edited, _ = models.load(str(tmp_path / "run/stages" / stages[3].folder / "model"))
     assert models.fingerprint(adapters.merged(edited)) == stages[3].weights == stages[1].weights  # all of the update removed
     assert oct(os.stat(tmp_path / "run/stages/03-edit/answers.jsonl").st_mode)[-3:] == "600"
 

@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import pytest
 
-from titer import pipeline, recipe, stages
+from titer import pipeline, recipe, stages, store
 from titer.data import Row
 from titer.lab import build, world
 from titer.lab.world import QUESTIONS, REFUSALS, TASKS, World, items
@@ -97,7 +97,7 @@ def test_the_acceptance_numbers_hold(tmp_path):
     for name in ("lab", "lab-strong"):
         plan = recipe.load(name)
         plan = replace(plan, pipelines={"sft": plan.pipelines["sft"]})
-        run = pipeline.Run(stages.Setting.prepare(plan), tmp_path / name)
+        run = pipeline.Run(stages.Setting.prepare(plan), tmp_path / name, store.Store(tmp_path / "store"))
         [found] = run.stages(lambda *_: None).values()
         figures[name] = [{key: score.value for key, score in stage.scores.items()} for stage in found]
     base, aligned, mild = figures["lab"]

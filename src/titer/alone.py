@@ -14,11 +14,12 @@ from titer import adapters, models
 from titer.measure import measured
 from titer.methods import Defense, Edit, Method
 from titer.models import Checkpoint
-from titer.pipeline import Report, answered, keep, write
+from titer.pipeline import Report, answered, keep
 from titer.recipe import describe
 from titer.registry import name_of
 from titer.results import environment, plain
 from titer.stages import Setting
+from titer.store import write
 from titer.template import Template
 
 USED = ("model", "data", "benchmark", "template", "system", "seed", "max_length", "gradient_checkpointing", "threads")  # by every stage

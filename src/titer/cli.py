@@ -21,6 +21,7 @@ RecipeName = Annotated[str, typer.Option("--recipe", help="Where all other setti
 Seed = Annotated[int | None, typer.Option(help="Training seed.")]
 Out = Annotated[Path, typer.Option(help="Folder to write.")]
 Whole = Annotated[bool, typer.Option("--whole", help="Write the merged model rather than the adapter.")]
+StoreFolder = Annotated[Path | None, typer.Option("--store", help="Folder of finished stages [default: store, beside the run's].")]
 Json = Annotated[bool, typer.Option("--json", help="Print the results as JSON.")]
 
 
@@ -30,16 +31,19 @@ def run_recipe(
     settings: Settings = None,
     seed: Seed = None,
     out: Annotated[Path | None, typer.Option(help="Folder of the run [default: runs/<recipe>-<hash>].")] = None,
+    store: StoreFolder = None,
     as_json: Json = False,
 ) -> None:
-    """Run a recipe's pipelines and compare them. An interrupted run goes on where it was."""
+    """Run a recipe's pipelines and compare them. Stages that the store has are not computed again."""
     from titer import pipeline, progress, report, results, stages
     from titer import recipe as recipes
+    from titer.store import Store
 
     console = _console(sys.stderr)
     plan = recipes.load(recipe, settings or [], seed)
     setting = stages.Setting.prepare(plan)
-    run = pipeline.Run(setting, out or Path("runs") / f"{Path(recipe).stem}-{recipes.digest(plan)[:8]}")
+    folder = out or Path("runs") / f"{Path(recipe).stem}-{recipes.digest(plan)[:8]}"
+    run = pipeline.Run(setting, folder, Store(store or folder.parent / "store"))
     with pipeline.occupied(run.folder, setting), progress.shown(console) as watch:
         found = run.stages(watch)
         documents = results.write(run, found)
@@ -145,6 +149,55 @@ def make_report(folder: Annotated[Path, typer.Argument(help="Folder of a finishe
     from titer import report
 
     print(report.write(report.read(folder), folder))
+
+
+stored = typer.Typer(help="The finished stages in a store: ls, du, verify, gc.", no_args_is_help=True)
+app.add_typer(stored, name="store")
+Root = Annotated[Path, typer.Argument(help="Folder of the store.")]
+
+
+@stored.command("ls")
+def list_stages(root: Root = Path("runs/store")) -> None:
+    """List the finished stages."""
+    from titer.store import open_store
+
+    for entry in open_store(root).entries():
+        method = (entry.about.get("method") or {}).get("method", "")
+        print(f"{entry.key}  {entry.about['kind']:9} {method:16} {entry.size / 1e6:10.1f} MB{'  weights taken' if entry.dropped else ''}")
+
+
+@stored.command("du")
+def disk_use(root: Root = Path("runs/store")) -> None:
+    """How much room the finished stages take, by kind."""
+    from titer.store import open_store
+
+    sizes: dict[str, int] = {}
+    for entry in open_store(root).entries():
+        sizes[entry.about["kind"]] = sizes.get(entry.about["kind"], 0) + entry.size
+    for kind, size in (sizes | {"all": sum(sizes.values())}).items():
+        print(f"{kind:9} {size / 1e6:10.1f} MB")
+
+
+@stored.command("verify")
+def verify(root: Root = Path("runs/store")) -> None:
+    """Compare every file with its hash. Exit code 1 where one is not as it was written; the next run computes its stage again."""
+    from titer.store import open_store
+
+    store = open_store(root)
+    faults = store.verify()
+    for key, files in faults.items():
+        print(f"{key}  {', '.join(files)}")
+    print(f"{len(faults)} of {len(store.entries()) + sum(store.entry(key) is None for key in faults)} stages are not as they were written")
+    if faults:
+        raise typer.Exit(1)
+
+
+@stored.command("gc")
+def collect(root: Root = Path("runs/store")) -> None:
+    """Take away attacked weights that no unfinished run needs, broken stages, and what was begun and given up."""
+    from titer.store import open_store
+
+    print(f"{open_store(root).gc() / 1e6:.1f} MB freed")
 
 
 @app.command("list")

@@ -22,6 +22,7 @@ from titer.recipe import describe
 from titer.registry import name_of
 from titer.stages import Setting
 from titer.statistics import Score
+from titer.store import Store, key_of, write
 
 Report = Callable[[str, int, int, Mapping[str, float]], None]  # (stage, update, of how many or 0 when computed, terms by name)
 
@@ -46,81 +47,119 @@ class Stage:
 
 
 @dataclass(frozen=True)
+class Node:
+    """A stage to be: what it is, and the one that it starts from."""
+
+    kind: str
+    method: Method | None
+    after: Node | None
+
+
+@dataclass(frozen=True)
 class Run:
-    """All pipelines of a recipe, to be computed in a folder."""
+    """All pipelines of a recipe. Stages lie in the store, what they came to in the run's folder."""
 
     setting: Setting
     folder: Path
+    store: Store
 
-    def stages(self, report: Report) -> dict[str, list[Stage]]:
-        """Compute every pipeline, or take up what an interrupted run left; its stages in order, by its name."""
-        done: dict[tuple[str, str, Method | None], Stage] = {}
-
-        def stage(kind: str, method: Method | None = None, after: Stage | None = None) -> Stage:
-            key = (after.folder if after else "", kind, method)
-            if key not in done:
-                done[key] = self._stage(f"{len(done):02d}-{kind}", kind, method, after, report)
-            return done[key]
-
-        found: dict[str, list[Stage]] = {}
+    def nodes(self) -> dict[str, list[Node]]:
+        """The stages of every pipeline in order, by its name. Equal ones are one stage."""
+        found: dict[str, list[Node]] = {}
         for name, pipeline in self.setting.recipe.pipelines.items():
-            base = stage("base")
-            aligned = stage("align", pipeline.align, base)
-            tuned = stage("finetune", pipeline.finetune, aligned)
-            found[name] = [base, aligned, tuned]
-            if pipeline.edit is not None:
-                found[name].append(stage("edit", pipeline.edit, tuned))
+            base = Node("base", None, None)
+            aligned = Node("align", pipeline.align, base)
+            tuned = Node("finetune", pipeline.finetune, aligned)
+            found[name] = [base, aligned, tuned] + ([Node("edit", pipeline.edit, tuned)] if pipeline.edit else [])
         return found
 
-    def _stage(self, name: str, kind: str, method: Method | None, after: Stage | None, report: Report) -> Stage:
+    def stages(self, report: Report) -> dict[str, list[Stage]]:
+        """Compute every pipeline, or take from the store what is there; its stages in order, by its name."""
+        found = self.nodes()
+        order = list(dict.fromkeys(node for nodes in found.values() for node in nodes))
+        keys = [key_of(about) for node in order for about in (self._made_of(node), self._scored_of(node))]
+        with self.store.needed(self.setting.identity, keys):
+            done = {node: self._stage(f"{i:02d}-{node.kind}", node, report) for i, node in enumerate(order)}
+        return {name: [done[node] for node in nodes] for name, nodes in found.items()}
+
+    def _stage(self, name: str, node: Node, report: Report) -> Stage:
+        """A stage as the run's folder shows it: what it came to, its answers, and the way to its model."""
+        scored = self.store.stage(self._scored_of(node), partial(self._score, node, report))
         folder = self.folder / "stages" / name
-        finished = folder / "stage.json"
-        if finished.is_file():
-            return _read(finished)
-        folder.mkdir(parents=True, exist_ok=True)
-        label = f"{kind} {name_of(method)}" if method else kind
-        setting, start = self.setting, self._checkpoint(after)
+        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        for file in (scored / "answers.jsonl", scored / "stage.json"):
+            shutil.copy(file, folder)  # with its mode
+        made = self.store.root.resolve() / "stages" / key_of(self._made_of(node))
+        if made.is_dir() and not (folder / "model").is_symlink():
+            (folder / "model").symlink_to(made)
+        fields = json.loads((scored / "stage.json").read_text())
+        fields["scores"] = {benchmark: Score(**score) for benchmark, score in fields["scores"].items()}
+        return Stage(**fields | {"folder": name})
+
+    def _made_of(self, node: Node) -> dict[str, Any]:
+        """All that determines a stage's model."""
+        start = key_of(self._made_of(node.after)) if node.after else self.setting.start_digest
+        return {"kind": node.kind, "from": start} | (self.setting.made_of(node.kind, node.method) if node.method else {})
+
+    def _scored_of(self, node: Node) -> dict[str, Any]:
+        """All that determines a stage's scores."""
+        return {"kind": "score", "of": key_of(self._made_of(node))} | self.setting.scored_of()
+
+    def _checkpoint(self, node: Node, report: Report) -> models.Checkpoint:
+        """The model of a stage, made first where the store has none."""
+        given = self.setting.recipe.model
+        if node.after is None:
+            return given
+        folder = self.store.stage(self._made_of(node), partial(self._make, node, report), weights=True)
+        return dataclasses.replace(given, path=str(folder.resolve()), revision=None, base=None)
+
+    def _make(self, node: Node, report: Report, folder: Path) -> None:
+        """Compute a stage's model in a folder."""
+        assert node.after is not None
+        assert node.method is not None
+        setting, start, method = self.setting, self._checkpoint(node.after, report), node.method
+        label = f"{node.kind} {name_of(method)}"
+        facts: dict[str, Any] = {}
         with measured() as cost:
             model, template = setting.opened(start)
-            facts: dict[str, Any] = {}
             if isinstance(method, Defense):
                 resume = folder / "checkpoint.safetensors"
-                model, facts = setting.trained(model, template, kind, method, resume, partial(report, label))
-                if kind == "align":  # double adapter: user data will train a fresh one over the merged weights
+                model, facts = setting.trained(model, template, node.kind, method, resume, partial(report, label))
+                resume.unlink(missing_ok=True)
+                if node.kind == "align":  # double adapter: user data will train a fresh one over the merged weights
                     model = adapters.merged(model)
             elif isinstance(method, Edit):
                 facts = setting.edited(model, template, method)
-            if after is not None:
-                files = models.located(start)
-                models.save(model, template.tokenizer, folder, (files.base or files) if adapters.carried(model) else None)
-            model = adapters.merged(model)  # what would be served
+            files = models.located(start)
+            models.save(model, template.tokenizer, folder, (files.base or files) if adapters.carried(model) else None)
+        write(folder / "made.json", {"facts": facts, "seconds": round(cost.seconds, 2), "peak_mb": round(cost.peak_mb, 1)})
+
+    def _score(self, node: Node, report: Report, folder: Path) -> None:
+        """Score a stage's model, and write down in a folder all that is to be known of the stage."""
+        setting, checkpoint = self.setting, self._checkpoint(node, report)
+        made: dict[str, Any] = {"facts": {}, "seconds": 0.0, "peak_mb": 0.0}
+        if node.after is not None:
+            made = json.loads((Path(checkpoint.path) / "made.json").read_text())
+        label = f"{node.kind} {name_of(node.method)}" if node.method else node.kind
         said: list[str] = []
-        with measured() as scoring:
+        with measured() as cost:
             report(label, 0, 0, {})
+            model, template = setting.opened(checkpoint)
+            model = adapters.merged(model)  # what would be served
             result = setting.scored(model, template, said.append)
         answers = keep(result.records, folder / "answers.jsonl")
         stage = Stage(
-            kind,
-            describe(method) if method else {},
-            name,
+            node.kind,
+            describe(node.method) if node.method else {},
+            "",  # named by the run that shows it
             result.scores,
-            seconds=round(cost.seconds, 2),
-            scoring_seconds=round(scoring.seconds, 2),
-            peak_mb=round(max(cost.peak_mb, scoring.peak_mb), 1),
+            seconds=made["seconds"],
+            scoring_seconds=round(cost.seconds, 2),
+            peak_mb=max(made["peak_mb"], round(cost.peak_mb, 1)),
             weights=models.fingerprint(model),
-            facts=facts | answered(result.records, answers, said),
+            facts=made["facts"] | answered(result.records, answers, said),
         )
-        write(finished, dataclasses.asdict(stage))
-        (folder / "checkpoint.safetensors").unlink(missing_ok=True)
-        return stage
-
-    def _checkpoint(self, stage: Stage | None) -> models.Checkpoint:
-        """The model after a stage; None is the start of the base stage."""
-        given = self.setting.recipe.model
-        if stage is None or stage.kind == "base":
-            return given
-        path = str((self.folder / "stages" / stage.folder).resolve())
-        return dataclasses.replace(given, path=path, revision=None, base=None)
+        write(folder / "stage.json", dataclasses.asdict(stage))
 
 
 @contextmanager
@@ -141,18 +180,6 @@ def occupied(folder: Path, setting: Setting, what: str = "run") -> Iterator[None
     except ValueError:
         shutil.rmtree(folder)
         raise
-
-
-def _read(path: Path) -> Stage:
-    fields = json.loads(path.read_text())
-    fields["scores"] = {name: Score(**score) for name, score in fields["scores"].items()}
-    return Stage(**fields)
-
-
-def write(path: Path, value: Any) -> None:
-    fresh = path.with_name(path.name + ".new")
-    fresh.write_text(json.dumps(value, indent=2))
-    os.replace(fresh, path)
 
 
 def keep(records: Sequence[Record], path: Path) -> str:

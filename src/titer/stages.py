@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import ast
 import hashlib
+import importlib
+import inspect
 import json
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import cached_property
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any, cast
 
@@ -16,12 +20,12 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from titer import __version__, adapters, models
-from titer.data import Batch, Row, collate
+from titer.data import Batch, Row, collate, digest
 from titer.evaluate import Evaluation, evaluate
 from titer.judges.lab import Lab
 from titer.judges.refusal import Refusal
 from titer.layers import checkpointed
-from titer.methods import Defense, Edit, Judge, Kind
+from titer.methods import Defense, Edit, Judge, Kind, Method
 from titer.models import Checkpoint
 from titer.recipe import Recipe, describe
 from titer.recipe import digest as recipe_digest
@@ -32,6 +36,8 @@ from titer.train import Watch, accelerator_for, train
 
 UPDATES = 100  # between two checkpoints of a stage
 CALIBRATION_BATCH = 16  # rows of a batch that an edit calibrates on; its result does not depend on it
+TRAINING_CODE = tuple(f"titer.{name}" for name in ("adapters", "data", "models", "stages", "step", "template", "train", "vector"))
+SCORING_CODE = tuple(f"titer.{name}" for name in ("data", "evaluate", "generate", "models", "statistics", "template"))
 TRAINED = ("align", "finetune")
 ALL = (*TRAINED, "edit", "evaluate")  # kinds of stages
 
@@ -89,8 +95,49 @@ class Setting:
     @cached_property
     def identity(self) -> str:
         """Hash of the recipe, the rows, the starting model and titer's version: what determines a result."""
-        facts = [recipe_digest(self.recipe), self.roles.digests(), models.digest(self.start), __version__]
+        facts = [recipe_digest(self.recipe), self.roles.digests(), self.start_digest, __version__]
         return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
+
+    @cached_property
+    def start_digest(self) -> str:
+        """Of the bytes of the model that it begins with, and the dtype that they are read in."""
+        return hashlib.sha256(f"{models.digest(self.start)} {self.recipe.model.dtype}".encode()).hexdigest()
+
+    def made_of(self, kind: str, method: Method) -> dict[str, Any]:
+        """All that determines what a stage makes of the model before it."""
+        recipe, training = self.recipe, self.recipe.training(kind)
+        streams = self.streams(kind, method) if isinstance(method, Defense) else {"calibration": self.roles.calibration}
+        return {
+            "method": describe(method),
+            "training": describe(training) if training else None,
+            "rows": {name: digest(rows) for name, rows in streams.items()},
+            "seed": recipe.seed if training else None,
+            "code": code(method, TRAINING_CODE),
+            **self._asked,
+        }
+
+    def scored_of(self) -> dict[str, Any]:
+        """All that determines the scores of a model."""
+        recipe, roles = self.recipe, self.roles
+        return {
+            "judge": describe(self.judge),
+            "benchmark": describe(roles.scorer),
+            "rows": {name: digest(rows) for name, rows in roles.benchmarks.items()},
+            "answers": [recipe.max_new_tokens, recipe.answers_at_once],
+            "code": [code(method, SCORING_CODE) for method in (self.judge, roles.scorer)],
+            **self._asked,
+        }
+
+    @property
+    def _asked(self) -> dict[str, Any]:
+        """How models are asked and computed, in training and in scoring."""
+        recipe = self.recipe
+        return {
+            "template": [recipe.template, recipe.system, recipe.max_length],
+            "threads": torch.get_num_threads(),
+            "device": accelerator_for().device.type,
+            "versions": {name: version(name) for name in ("torch", "transformers", "peft", "tokenizers")},
+        }
 
     @cached_property
     def judge(self) -> Judge:
@@ -166,6 +213,13 @@ class Setting:
             reason = next(record.reason for record in found.records if record.benchmark == "harm")
             raise ValueError(f"the judge {name_of(self.judge)!r} could not score any harm prompt ({reason}): choose another one")
         return found
+
+
+def code(method: Method, modules: Sequence[str]) -> str:
+    """Hash of the code that a method's result comes from: its file and the modules, but for comments and layout."""
+    names = [type(method).__module__, *modules]
+    trees = [ast.dump(ast.parse(inspect.getsource(importlib.import_module(name)))) for name in names]
+    return hashlib.sha256("\n".join(trees).encode()).hexdigest()
 
 
 def wanted(recipe: Recipe, kinds: Collection[str]) -> frozenset[str]:

@@ -1,0 +1,176 @@
+"""The store of finished stages, by the hash of all that determines them: computed once, whichever run or process asks.
+
+    stages/<key>/     what a stage left, with manifest.json: the SHA-256 of every file
+    partial/<key>/    a stage that is being computed, or that an interrupted process left to go on with
+    locks/<key>.lock  held by the process that computes it
+    runs/<name>.json  the stages that an unfinished run needs
+
+A stage appears under `stages` by one rename, so it is there whole or not at all. What a disk or a hand has changed since is found
+by its hash, and computed again.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock
+
+MANIFEST = "manifest.json"
+WEIGHTS = ".safetensors"
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A finished stage in the store."""
+
+    key: str
+    folder: Path
+    files: dict[str, str]  # SHA-256 by name
+    dropped: tuple[str, ...]  # weights that gc took
+    about: dict[str, Any]  # what was hashed for the key
+
+    @property
+    def size(self) -> int:
+        return sum((self.folder / name).stat().st_size for name in self.files if (self.folder / name).is_file())
+
+    def faults(self) -> list[str]:
+        """Its files that are not as they were written."""
+        kept = [name for name in self.files if name not in self.dropped]
+        return [name for name in kept if not (self.folder / name).is_file() or sha256(self.folder / name) != self.files[name]]
+
+
+@dataclass(frozen=True)
+class Store:
+    root: Path
+
+    def stage(self, about: dict[str, Any], compute: Callable[[Path], None], weights: bool = False) -> Path:
+        """The folder of the stage that is determined by `about`, computed by `compute(folder)` where it is not there whole.
+
+        With `weights` an entry whose weights gc took is computed again. An exception leaves what was begun to be gone on with, but
+        for a ValueError, which would come again. Another process that asks for the same stage waits.
+        """
+        key = key_of(about)
+        folder, partial = self.root / "stages" / key, self.root / "partial" / key
+        (self.root / "locks").mkdir(parents=True, exist_ok=True, mode=0o700)
+        with FileLock(self.root / "locks" / f"{key}.lock"):
+            entry = self.entry(key)
+            if entry and not entry.faults() and not (weights and entry.dropped):
+                return folder
+            if folder.exists():
+                shutil.rmtree(folder)
+            if not _whole(partial):
+                (partial / MANIFEST).unlink(missing_ok=True)
+                partial.mkdir(parents=True, exist_ok=True, mode=0o700)  # attacked weights and answers are for their maker alone
+                try:
+                    compute(partial)
+                except ValueError:
+                    shutil.rmtree(partial)
+                    raise
+                write(partial / MANIFEST, {"files": hashes(partial), "dropped": [], "about": about})
+            folder.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+            os.replace(partial, folder)
+        return folder
+
+    def entry(self, key: str) -> Entry | None:
+        """A finished stage, None where there is none or its manifest cannot be read."""
+        folder = self.root / "stages" / key
+        try:
+            manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+            return Entry(key, folder, manifest["files"], tuple(manifest["dropped"]), manifest["about"])
+        except (OSError, ValueError, KeyError):
+            return None
+
+    def entries(self) -> list[Entry]:
+        """All finished stages, the oldest first."""
+        folders = sorted((self.root / "stages").glob("*"), key=lambda folder: folder.stat().st_mtime_ns)
+        return [entry for folder in folders if (entry := self.entry(folder.name))]
+
+    @contextmanager
+    def needed(self, name: str, keys: Sequence[str]) -> Iterator[None]:
+        """Inside, gc leaves these stages alone; so it does after an interruption, until the run of this name has ended."""
+        marker = self.root / "runs" / f"{name}.json"
+        marker.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        write(marker, list(keys))
+        yield
+        marker.unlink(missing_ok=True)
+
+    def verify(self) -> dict[str, list[str]]:
+        """The faults of every entry that has some; a folder without a readable manifest is one itself."""
+        found: dict[str, list[str]] = {}
+        for folder in sorted((self.root / "stages").glob("*")):
+            entry = self.entry(folder.name)
+            faults = [MANIFEST] if entry is None else entry.faults()
+            if faults:
+                found[folder.name] = faults
+        return found
+
+    def gc(self) -> int:
+        """Take the attacked weights that no unfinished run needs, and what is broken; the bytes that were freed."""
+        kept = {key for marker in (self.root / "runs").glob("*.json") for key in json.loads(marker.read_text(encoding="utf-8"))}
+        freed = 0
+        for key in self.verify():
+            freed += _size(self.root / "stages" / key)
+            shutil.rmtree(self.root / "stages" / key)
+        for entry in self.entries():
+            taken = [name for name in entry.files if name.endswith(WEIGHTS) and name not in entry.dropped]
+            if entry.key in kept or not taken or entry.about.get("kind") not in ("finetune", "edit"):
+                continue
+            with FileLock(self.root / "locks" / f"{entry.key}.lock"):
+                freed += sum((entry.folder / name).stat().st_size for name in taken)
+                manifest = {"files": entry.files, "dropped": sorted({*entry.dropped, *taken}), "about": entry.about}
+                write(entry.folder / MANIFEST, manifest)  # first: a file that is gone before is a fault
+                for name in taken:
+                    (entry.folder / name).unlink()
+        for partial in (self.root / "partial").glob("*"):
+            if partial.name not in kept:
+                freed += _size(partial)
+                shutil.rmtree(partial)
+        return freed
+
+
+def open_store(root: Path) -> Store:
+    """The store in a folder. Raises where there is none."""
+    if not (root / "locks").is_dir():
+        raise ValueError(f"{root} holds no store of stages: give the folder `store` beside a run's")
+    return Store(root)
+
+
+def key_of(about: dict[str, Any]) -> str:
+    """The name of what `about` determines."""
+    return hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()[:32]
+
+
+def sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def hashes(folder: Path) -> dict[str, str]:
+    """SHA-256 of every file in a folder and below, by its name there."""
+    files = sorted(path for path in folder.rglob("*") if path.is_file() and path.name != MANIFEST)
+    return {str(path.relative_to(folder)): sha256(path) for path in files}
+
+
+def write(path: Path, value: Any) -> None:
+    """Write JSON, whole or not at all."""
+    fresh = path.with_name(f"{path.name}.{os.getpid()}.new")
+    fresh.write_text(json.dumps(value, indent=2), encoding="utf-8")
+    os.replace(fresh, path)
+
+
+def _whole(partial: Path) -> bool:
+    """Whether only the rename is left to do."""
+    manifest = partial / MANIFEST
+    return manifest.is_file() and json.loads(manifest.read_text(encoding="utf-8"))["files"] == hashes(partial)
+
+
+def _size(folder: Path) -> int:
+    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())

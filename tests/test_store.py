@@ -1,0 +1,271 @@
+"""The store: whole or not at all, shared by processes, mended where it was damaged, and the same after a kill at any moment."""
+
+import json
+import os
+import random
+import signal
+import time
+from pathlib import Path
+
+import pytest
+
+from test_recipe import run as titer
+from test_run import plan, recipe_file  # noqa: F401  fixtures
+from titer import recipe, store
+from titer.pipeline import Run
+from titer.stages import Setting
+from titer.store import Store, key_of
+
+ABOUT = {"kind": "finetune", "seed": 0}
+
+
+def filled(folder: Path) -> None:
+    (folder / "model.safetensors").write_bytes(b"weights")
+    (folder / "stage.json").write_text("{}")
+
+
+def never(folder: Path) -> None:
+    raise AssertionError("computed again")
+
+
+def test_a_stage_is_computed_once(tmp_path):
+    kept = Store(tmp_path / "store")
+    folder = kept.stage(ABOUT, filled)
+    assert folder == tmp_path / "store/stages" / key_of(ABOUT)
+    assert kept.stage(ABOUT, never) == folder
+    assert kept.stage(ABOUT | {"seed": 1}, filled) != folder
+    assert not list((tmp_path / "store/partial").iterdir())
+    assert [entry.about for entry in kept.entries()] == [ABOUT, ABOUT | {"seed": 1}]
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda folder: (folder / "model.safetensors").write_bytes(b"weighty"),
+        lambda folder: (folder / "model.safetensors").write_bytes(bytes([b"weights"[0] ^ 1]) + b"eights"),  # a flipped bit
+        lambda folder: (folder / "stage.json").unlink(),
+        lambda folder: (folder / "manifest.json").unlink(),
+        lambda folder: (folder / "manifest.json").write_text('{"files": {'),
+    ],
+)
+def test_a_damaged_stage_is_found_and_computed_again(tmp_path, damage):
+    kept = Store(tmp_path)
+    folder = kept.stage(ABOUT, filled)
+    assert kept.verify() == {}
+    damage(folder)
+    assert list(kept.verify()) == [folder.name]
+    assert kept.stage(ABOUT, filled) == folder
+    assert kept.verify() == {}
+    assert (folder / "model.safetensors").read_bytes() == b"weights"
+
+
+def test_an_interruption_leaves_what_was_begun_and_bad_input_leaves_nothing(tmp_path):
+    kept, partial = Store(tmp_path), tmp_path / "partial" / key_of(ABOUT)
+
+    def interrupted(folder: Path) -> None:
+        (folder / "checkpoint").write_text("half")
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        kept.stage(ABOUT, interrupted)
+    assert (partial / "checkpoint").read_text() == "half"
+
+    def resumed(folder: Path) -> None:
+        assert (folder / "checkpoint").read_text() == "half"
+        raise ValueError("bad input")
+
+    with pytest.raises(ValueError, match="bad input"):
+        kept.stage(ABOUT, resumed)
+    assert not partial.exists()
+
+
+def test_gc_takes_attacked_weights_that_no_unfinished_run_needs(tmp_path):
+    kept = Store(tmp_path)
+    aligned, tuned, edited = ({"kind": kind} for kind in ("align", "finetune", "edit"))
+    folders = [kept.stage(about, filled) for about in (aligned, tuned, edited)]
+    (tmp_path / "partial/given-up").mkdir(parents=True)
+    with pytest.raises(RuntimeError), kept.needed("run", [key_of(edited)]):
+        raise RuntimeError  # killed, say: it will go on
+    assert kept.gc() == len(b"weights")
+    assert [(folder / "model.safetensors").exists() for folder in folders] == [True, False, True]
+    assert not (tmp_path / "partial/given-up").exists()
+    assert kept.verify() == {}  # taken is not damaged
+    assert kept.stage(tuned, never) == folders[1]  # what it came to is still there
+    assert kept.stage(tuned, filled, weights=True) == folders[1]
+    assert (folders[1] / "model.safetensors").exists()
+    with kept.needed("run", [key_of(edited)]):
+        pass
+    assert kept.gc() == 2 * len(b"weights")
+    assert (folders[0] / "model.safetensors").exists()  # an aligned model attacks nobody
+
+
+def child(work) -> int:
+    """Do the work in a fork; its process."""
+    process = os.fork()
+    if process == 0:
+        try:
+            work()
+        finally:
+            os._exit(0)
+    return process
+
+
+def test_two_processes_that_want_one_stage_compute_it_once(tmp_path):
+    kept, log = Store(tmp_path / "store"), tmp_path / "log"
+
+    def slow(folder: Path) -> None:
+        with log.open("a") as file:
+            file.write(f"{os.getpid()}\n")
+        time.sleep(0.3)
+        filled(folder)
+
+    for process in [child(lambda: kept.stage(ABOUT, slow)) for _ in range(3)]:
+        os.waitpid(process, 0)
+    assert len(log.read_text().splitlines()) == 1
+    assert kept.verify() == {}
+
+
+def results(run: Run) -> dict:
+    found = run.stages(lambda *_: None)
+    return {name: [(stage.label, stage.weights, stage.scores) for stage in stages] for name, stages in found.items()}
+
+
+def die(*_, **__) -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def after(function, count: int):
+    """The function, whose process is killed behind its call of this count; before its first for a count of 0."""
+    calls = iter(range(1, 10**6))
+
+    def counted(*given, **rest):
+        if count == 0:
+            die()
+        result = function(*given, **rest)
+        if next(calls) == count:
+            die()
+        return result
+
+    return counted
+
+
+POINTS = {
+    "a checkpoint, before it is renamed": ("titer.checkpoint.os.replace", 0),
+    "a checkpoint, renamed": ("titer.checkpoint.os.replace", 2),
+    "a model, before it is saved": ("titer.pipeline.models.save", 0),
+    "a model, saved": ("titer.pipeline.models.save", 1),
+    "answers, written": ("titer.pipeline.keep", 2),
+    "what a stage came to, written": ("titer.pipeline.write", 2),
+    "a manifest, before it is renamed": ("titer.store.hashes", 1),
+    "a manifest, written": ("titer.store.write", 2),
+    "a stage, in its place": ("titer.store.os.replace", 6),
+    "a run's folder, half copied": ("titer.pipeline.shutil.copy", 3),
+}
+
+
+@pytest.fixture
+def small(recipe_file, monkeypatch):  # noqa: F811
+    monkeypatch.setattr("titer.stages.UPDATES", 2)
+    return recipe.load(recipe_file, ['pipelines={"sft": {"edit": "scale"}, "booster": {"align": "booster"}}'])
+
+
+@pytest.fixture
+def expected(small, tmp_path) -> dict:
+    return results(Run(Setting.prepare(small), tmp_path / "expected", Store(tmp_path / "store-expected")))
+
+
+@pytest.mark.slow
+def test_a_kill_at_any_point_changes_nothing(small, expected, tmp_path, monkeypatch):
+    import importlib
+
+    for i, (where, count) in enumerate(POINTS.values()):
+        run = Run(Setting.prepare(small), tmp_path / f"run{i}", Store(tmp_path / f"store{i}"))
+        path, _, name = where.rpartition(".")
+        with monkeypatch.context() as patch:
+            module = importlib.import_module(".".join(path.split(".")[:2]))
+            owner = module if path.count(".") == 1 else getattr(module, path.split(".")[2])
+            patch.setattr(owner, name, after(getattr(owner, name), count))
+            _, status = os.waitpid(child(lambda run=run: run.stages(lambda *_: None)), 0)
+        assert os.WIFSIGNALED(status), f"nobody was killed at {where}"
+        finished = {entry.key: entry.folder.stat().st_mtime_ns for entry in run.store.entries()}
+        assert results(run) == expected
+        assert {key: run.store.entry(key).folder.stat().st_mtime_ns for key in finished} == finished  # none computed again
+        assert run.store.verify() == {}
+
+
+@pytest.mark.slow
+def test_a_kill_at_five_random_moments_changes_nothing(small, expected, tmp_path):
+    run, rng = Run(Setting.prepare(small), tmp_path / "run", Store(tmp_path / "store")), random.Random(0)
+    killed = 0
+    for _ in range(5):
+        process = child(lambda: run.stages(lambda *_: None))
+        time.sleep(rng.uniform(0.05, 0.5))
+        os.kill(process, signal.SIGKILL)
+        killed += os.WIFSIGNALED(os.waitpid(process, 0)[1])
+    assert killed >= 3
+    assert results(run) == expected
+
+
+def test_a_damaged_store_gives_the_same_run(small, expected, tmp_path):
+    kept = Store(tmp_path / "store-expected")
+    for entry in kept.entries()[::2]:
+        name = next(iter(entry.files))
+        text = bytearray((entry.folder / name).read_bytes())
+        text[len(text) // 2] ^= 1
+        (entry.folder / name).write_bytes(text)
+    assert len(kept.verify()) >= 4
+    assert results(Run(Setting.prepare(small), tmp_path / "again", kept)) == expected
+    assert kept.verify() == {}
+
+
+@pytest.mark.slow
+def test_stages_are_shared_by_runs_and_a_change_of_anything_makes_another(small, expected, tmp_path, monkeypatch):
+    from dataclasses import replace
+
+    from titer.judges.refusal import Refusal
+
+    kept = Store(tmp_path / "store-expected")
+
+    def fresh(changed) -> list[str]:
+        before = {entry.key for entry in kept.entries()}
+        Run(Setting.prepare(changed), tmp_path / "again", kept).stages(lambda *_: None)
+        return sorted(entry.about["kind"] for entry in kept.entries() if entry.key not in before)
+
+    assert fresh(small) == []
+    assert fresh(replace(small, pipelines={"sft": small.pipelines["sft"]})) == []
+    assert fresh(replace(small, judge=Refusal("gcg"))) == ["score"] * 6  # nothing is trained for another judge
+    assert fresh(replace(small, max_new_tokens=11)) == ["score"] * 6
+    tuned = ["edit", "finetune", "finetune", "score", "score", "score"]
+    assert fresh(replace(small, finetune=replace(small.finetune, lr=1.0e-3))) == tuned
+    assert fresh(replace(small, attack=replace(small.attack, n=49))) == tuned
+    assert fresh(replace(small, seed=5)) == ["align", "align", *tuned[:3], *["score"] * 5]  # the base has no seed
+    monkeypatch.setattr("titer.stages.version", lambda name: "0")
+    assert len(fresh(small)) == 11
+
+
+def test_the_store_has_commands(small, expected, tmp_path, monkeypatch, capsys):
+    root = str(tmp_path / "store-expected")
+    code, out, _ = titer(monkeypatch, capsys, "store", "ls", root)
+    assert code == 0
+    assert len(out.splitlines()) == 11
+    assert "align     booster" in out
+    assert titer(monkeypatch, capsys, "store", "du", root)[1].splitlines()[-1].startswith("all")
+    code, out, _ = titer(monkeypatch, capsys, "store", "verify", root)
+    assert (code, out) == (0, "0 of 11 stages are not as they were written\n")
+    next(Path(root).rglob("answers.jsonl")).write_text("")
+    code, out, _ = titer(monkeypatch, capsys, "store", "verify", root)
+    assert code == 1
+    assert "answers.jsonl\n1 of 11 stages" in out
+    code, out, _ = titer(monkeypatch, capsys, "store", "gc", root)
+    assert code == 0
+    assert "MB freed" in out
+    assert "weights taken" in titer(monkeypatch, capsys, "store", "ls", root)[1]
+    code, _, err = titer(monkeypatch, capsys, "store", "ls", str(tmp_path / "nowhere"))
+    assert code == 2
+    assert "holds no store of stages" in err
+
+
+def test_what_is_written_is_whole(tmp_path):
+    store.write(tmp_path / "a.json", {"x": 1})
+    assert json.loads((tmp_path / "a.json").read_text()) == {"x": 1}
+    assert [path.name for path in tmp_path.iterdir()] == ["a.json"]
