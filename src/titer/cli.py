@@ -151,6 +151,41 @@ def make_report(folder: Annotated[Path, typer.Argument(help="Folder of a finishe
     print(report.write(report.read(folder), folder))
 
 
+@app.command("sweep")
+def run_sweep(
+    recipe: Annotated[str, typer.Argument(help="A recipe's name or YAML file.")],
+    grid: Annotated[
+        list[str] | None, typer.Option("--grid", metavar="PATH=V1,V2", help="Values of a field. Repeatable: all combinations.")
+    ] = None,
+    seeds: Annotated[str, typer.Option(help="Training seeds, as 0,1,2.")] = "0",
+    settings: Settings = None,
+    jobs: Annotated[int, typer.Option(min=1, help="Cells at a time.")] = 1,
+    out: Annotated[Path | None, typer.Option(help="Folder of the sweep [default: runs/sweep-<recipe>].")] = None,
+    store: StoreFolder = None,
+    as_json: Json = False,
+) -> None:
+    """Run a recipe over a grid and seeds, in processes that share finished stages. Started again it goes on. Exit code 1: cells missing."""
+    from titer import progress, results, sweep
+
+    try:
+        numbers = [int(seed) for seed in seeds.split(",")]
+    except ValueError:
+        raise ValueError(f"--seeds {seeds!r}: give whole numbers, as 0,1,2") from None
+    folder = out or Path("runs") / f"sweep-{Path(recipe).stem}"
+    plan = sweep.Sweep(recipe, sweep.cells(grid or [], settings or [], numbers), folder, store or folder.parent / "store", jobs)
+    plan.check()
+    console = _console(sys.stderr)
+    with progress.counted(console, len(plan.cells)) as watch:
+        bundle = plan.run(watch)
+    if as_json:
+        _print_json(bundle)
+    else:
+        _console(sys.stdout).print(results.grid(bundle))
+        console.print(f"{bundle['missing']} of {len(plan.cells)} cells are missing. Everything is in {folder}")
+    if bundle["missing"]:
+        raise typer.Exit(1)
+
+
 stored = typer.Typer(help="The finished stages in a store: ls, du, verify, gc.", no_args_is_help=True)
 app.add_typer(stored, name="store")
 Root = Annotated[Path, typer.Argument(help="Folder of the store.")]

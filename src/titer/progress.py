@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
 from titer.pipeline import Report
+from titer.sweep import Cell
 
 
 @contextmanager
@@ -34,5 +35,21 @@ def shown(console: Console) -> Iterator[Report]:
                 bars.update(line, completed=bars.tasks[line].total)
                 bars.stop_task(line)
                 line = None
+
+        yield report
+
+
+@contextmanager
+def counted(console: Console, cells: int) -> Iterator[Callable[[Cell, str], None]]:
+    """A report on a sweep: a bar of the cells that are done, and a line for each that failed."""
+    columns = (TextColumn("{task.description}"), BarColumn(24), MofNCompleteColumn(), TimeElapsedColumn(), TextColumn("{task.fields[now]}"))
+    with Progress(*columns, console=console) as bars:
+        line = bars.add_task("cells", total=cells, now="")
+
+        def report(cell: Cell, status: str) -> None:
+            what = f"{' '.join(cell.settings)} seed {cell.seed}"
+            bars.update(line, advance=status in ("done", "missing"), now=what)
+            if status in ("failed", "missing"):
+                bars.console.print(f"{status}: {what}")
 
         yield report

@@ -18,7 +18,7 @@ from titer import __version__
 from titer.evaluate import NAMES
 from titer.pipeline import Run, Stage
 from titer.recipe import describe
-from titer.statistics import Score
+from titer.statistics import Score, mean
 
 LAB = "synthetic lab, world-v1"
 LAB_CAPTION = f"{LAB.capitalize()}: it shows that a method runs and does something, not how well it protects a real model."
@@ -122,6 +122,22 @@ def summary(document: Mapping[str, Any]) -> Table:
             else str(value)
         )
         table.add_row(name, text)
+    return table
+
+
+def grid(bundle: Mapping[str, Any]) -> Table:
+    """A sweep's last stages: each figure's mean over the seeds, with the interval that a new seed would fall into."""
+    groups: dict[tuple[str, str], list[dict[str, Any]]] = {}
+    for each in bundle["cells"]:
+        for name, document in each.get("pipelines", {}).items():
+            groups.setdefault((" ".join(each["settings"]), name), []).append(document["stages"][-1]["scores"])
+    shown = [name for name in NAMES if any(name in scores for found in groups.values() for scores in found)]
+    table = Table(box=box.SIMPLE_HEAD, caption="95 % intervals over training seeds, from three seeds on.", caption_justify="left")
+    for column in ("settings", "pipeline", "seeds", *(NAMES[name] for name in shown)):
+        table.add_column(column.replace(" ", "\n"))
+    for (settings, name), found in groups.items():
+        figures = [mean([scores[key]["value"] for scores in found if key in scores]) for key in shown]
+        table.add_row(settings, name, str(len(found)), *map(cell, figures))
     return table
 
 

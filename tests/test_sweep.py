@@ -1,0 +1,139 @@
+"""Sweeps: every cell once, failures missing and never results, the same after an interruption."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from test_recipe import run as titer
+from test_run import plan, recipe_file  # noqa: F401  fixtures
+from titer import recipe
+from titer.pipeline import Run
+from titer.stages import Setting
+from titer.store import Store
+from titer.sweep import Cell, Sweep, cells
+
+
+def test_the_cells_are_all_combinations():
+    found = cells(["a.b=1,2.5", "c=x,null"], ["d=0"], [0, 3])
+    assert len(found) == len({cell.name for cell in found}) == 8
+    assert found[0] == Cell(("d=0", "a.b=1", 'c="x"'), 0)
+    assert found[-1] == Cell(("d=0", "a.b=2.5", "c=null"), 3)
+    assert [cell.settings for cell in cells(["p=[q, k],[v]"], [], [0])] == [('p=["q", "k"]',), ('p=["v"]',)]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--grid", "attack.p"], "--grid 'attack.p': give path.to.field=value,value"),
+        (["--grid", "attack.p="], "give path.to.field=value,value"),
+        (["--grid", "attack.pp=0,1"], "unknown key 'pp'"),
+        (["--grid", "attack.p=0,2"], "p=2.0: the harmful ratio must lie between 0 and 1"),
+        (["--seeds", "0,0"], "give different ones"),
+        (["--seeds", "a"], "--seeds 'a': give whole numbers"),
+        (["--set", "attack.p"], "give path.to.field=value"),
+    ],
+)
+def test_what_is_wrong_with_a_cell_is_found_before_any_is_run(monkeypatch, capsys, tmp_path, arguments, message):
+    code, out, err = titer(monkeypatch, capsys, "sweep", "lab", *arguments, "--out", str(tmp_path / "out"))
+    assert (code, out, err.count("\n")) == (2, "", 1)
+    assert message in err
+    assert list(tmp_path.iterdir()) == []
+
+
+def figures(bundle: dict) -> dict:
+    """What a bundle says, without what a clock says."""
+    return {
+        (*cell["settings"], cell["seed"]): [(stage["weights"], stage["scores"]) for stage in cell["pipelines"]["sft"]["stages"]]
+        for cell in bundle["cells"]
+        if cell["status"] == "done"
+    }
+
+
+SMALL = 'pipelines={"sft": {"edit": "scale"}}'
+
+
+@pytest.mark.slow
+def test_a_sweep_says_what_its_cells_came_to_and_counts_the_missing(monkeypatch, capsys, recipe_file, tmp_path):  # noqa: F811
+    arguments = [recipe_file, "--set", SMALL, "--grid", "attack.n=50,1000", "--seeds", "0,1", "--jobs", "2", "--out", str(tmp_path / "out")]
+    code, printed, _ = titer(monkeypatch, capsys, "sweep", *arguments, "--json")
+    bundle = json.loads(printed)
+    assert code == 1
+    assert json.loads((tmp_path / "out/sweep.json").read_text()) == bundle
+    assert [cell["status"] for cell in bundle["cells"]] == ["done", "done", "missing", "missing"]
+    assert bundle["missing"] == 2
+    assert {cell["tries"] for cell in bundle["cells"]} == {1, 2}
+    assert "ask for 200 harmful rows but there are 50" in bundle["cells"][2]["error"]
+    assert "pipelines" not in bundle["cells"][2]
+    for seed in (0, 1):
+        here = Run(Setting.prepare(recipe.load(recipe_file, [SMALL], seed)), tmp_path / f"run{seed}", Store(tmp_path / f"own{seed}"))
+        [stages] = here.stages(lambda *_: None).values()
+        assert [stage.weights for stage in stages] == [weights for weights, _ in figures(bundle)[SMALL, "attack.n=50", seed]]
+    written = {path: path.stat().st_mtime_ns for path in (tmp_path / "store").rglob("*.safetensors")}
+    assert len(written) == 6
+    code, printed, _ = titer(monkeypatch, capsys, "sweep", *arguments)
+    assert code == 1
+    assert "attack.n=50" in printed
+    assert {path: path.stat().st_mtime_ns for path in (tmp_path / "store").rglob("*.safetensors")} == written
+
+
+def start(recipe_path: str, folder: Path, store: Path) -> subprocess.Popen:
+    arguments = [
+        "sweep",
+        recipe_path,
+        "--set",
+        SMALL,
+        "--grid",
+        "finetune.lr=1e-3,2e-3",
+        "--seeds",
+        "0,1",
+        "--out",
+        str(folder),
+        "--store",
+        str(store),
+    ]
+    return subprocess.Popen([sys.executable, "-c", "from titer.cli import main; main()", *arguments], stderr=subprocess.DEVNULL)
+
+
+@pytest.mark.slow
+def test_an_interrupted_sweep_ends_its_cells_and_goes_on_to_the_same_end(recipe_file, tmp_path):  # noqa: F811
+    cut = start(recipe_file, tmp_path / "cut", tmp_path / "one")
+    deadline = time.monotonic() + 120
+    while not list((tmp_path / "one").glob("stages/*")) and time.monotonic() < deadline:
+        time.sleep(0.05)  # until a cell has finished a stage
+    cut.send_signal(signal.SIGINT)
+    assert cut.wait() == 130
+    assert not (tmp_path / "cut/sweep.json").exists()
+    running = [path for path in Path("/proc").glob("[0-9]*/cmdline") if str(tmp_path / "cut").encode() in _read(path)]
+    assert running == []
+    both = [start(recipe_file, tmp_path / "cut", tmp_path / "one"), start(recipe_file, tmp_path / "other", tmp_path / "one")]
+    assert [process.wait() for process in both] == [0, 0]  # two at once on one store
+    first, second = (json.loads((tmp_path / name / "sweep.json").read_text()) for name in ("cut", "other"))
+    assert len(figures(first)) == 4
+    assert figures(first) == figures(second)
+    kinds = [entry.about["kind"] for entry in Store(tmp_path / "one").entries()]
+    assert {kind: kinds.count(kind) for kind in set(kinds)} == {"align": 2, "finetune": 4, "edit": 4, "score": 1 + 2 + 4 + 4}
+    assert Store(tmp_path / "one").verify() == {}
+
+
+def _read(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError:
+        return b""  # it has ended meanwhile
+
+
+def test_a_cell_of_other_code_is_not_done(monkeypatch, tmp_path):
+    ran = []
+    sweep = Sweep("lab", [Cell((), 0)], tmp_path, tmp_path / "store")
+    monkeypatch.setattr(Sweep, "_process", lambda self, cell, folder: ran.append(cell) or (0, "{}", ""))
+    for version in ("a", "a", "b"):
+        monkeypatch.setattr("titer.sweep.code", lambda version=version: version)
+        assert sweep.run(lambda *_: None)["missing"] == 0
+    assert len(ran) == 2
+    assert os.listdir(tmp_path / "cells") == [f"{Cell((), 0).name}.json"]
