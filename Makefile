@@ -2,7 +2,7 @@
 PY := .venv/bin/python
 READY := .venv/ready
 
-.PHONY: lab test check mutants world clean
+.PHONY: lab test check mutants results results-check world clean
 
 lab: $(READY)  ## the main job: align, attack, edit, score, in the embedded lab
 	.venv/bin/titer run lab
@@ -17,6 +17,14 @@ check: $(READY)  ## style and types
 
 mutants: $(READY)  ## break every method file in every small way; its tests must notice
 	$(PY) tests/mutants.py $(FILES)
+
+results: $(READY)  ## the bundles in results/ and the tables made from them (resumable: twenty minutes from nothing)
+	$(PY) results/make.py $(CLAIMS)
+	$(PY) results/tables.py
+
+results-check: $(READY)  ## the tables are those of the bundles, and one cell computed afresh is as its bundle has it
+	$(PY) results/tables.py --check
+	$(PY) results/make.py --cell lab
 
 world: $(READY)  ## nightly: rebuild the embedded base model (ten minutes) and compare its scores with the shipped one's
 	$(PY) -m titer.lab.build runs/base --compare
