@@ -2,7 +2,7 @@
 PY := .venv/bin/python
 READY := .venv/ready
 
-.PHONY: lab test check mutants world clean
+.PHONY: lab test check mutants bench bench-compare world clean
 
 lab: $(READY)  ## the main job: align, attack, edit, score, in the embedded lab
 	.venv/bin/titer run lab
@@ -17,6 +17,12 @@ check: $(READY)  ## style and types
 
 mutants: $(READY)  ## break every method file in every small way; its tests must notice
 	$(PY) tests/mutants.py $(FILES)
+
+bench: $(READY)  ## the cost of an update of every defense, beside its counted floor (ten minutes on two quiet cores)
+	$(PY) -m bench.cost $(FILES) $(if $(OUT),--out $(OUT)) $(if $(QUICK),--quick)
+
+bench-compare: $(READY)  ## two files of `make bench` side by side; fails if B is slower than A by more than FACTOR (1.1)
+	$(PY) -m bench.compare $(A) $(B) $(if $(FACTOR),--factor $(FACTOR))
 
 world: $(READY)  ## nightly: rebuild the embedded base model (ten minutes) and compare its scores with the shipped one's
 	$(PY) -m titer.lab.build runs/base --compare
