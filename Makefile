@@ -2,7 +2,7 @@
 PY := .venv/bin/python
 READY := .venv/ready
 
-.PHONY: lab test check mutants results results-check world clean
+.PHONY: lab test check mutants bench bench-compare results results-check world clean
 
 lab: $(READY)  ## the main job: align, attack, edit, score, in the embedded lab
 	.venv/bin/titer run lab
@@ -25,6 +25,12 @@ results: $(READY)  ## the bundles in results/ and the tables made from them (res
 results-check: $(READY)  ## the tables are those of the bundles, and one cell computed afresh is as its bundle has it
 	$(PY) results/tables.py --check
 	$(PY) results/make.py --cell lab
+
+bench: $(READY)  ## the cost of an update of every defense, beside its counted floor (ten minutes on two quiet cores)
+	$(PY) -m bench.cost $(FILES) $(if $(OUT),--out $(OUT)) $(if $(QUICK),--quick)
+
+bench-compare: $(READY)  ## two files of `make bench` side by side; fails if B is slower than A by more than FACTOR (1.1)
+	$(PY) -m bench.compare $(A) $(B) $(if $(FACTOR),--factor $(FACTOR))
 
 world: $(READY)  ## nightly: rebuild the embedded base model (ten minutes) and compare its scores with the shipped one's
 	$(PY) -m titer.lab.build runs/base --compare

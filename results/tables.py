@@ -73,7 +73,8 @@ def short(bundle: dict[str, Any], settings: str) -> list[str]:
     tables = {column: stages(bundle, column) for column in columns}
     lines = [["HS / FA", *columns], ["---"] * (1 + len(columns))]
     for path in next(iter(tables.values())):
-        means = [[over_seeds(name, [scores[name] for scores in tables[column][path]]).value for name in ("harm", "task")] for column in columns]
+        seeds = [tables[column][path] for column in columns]
+        means = [[over_seeds(name, [scores[name] for scores in of]).value for name in ("harm", "task")] for of in seeds]
         if path[-1] != "base":
             lines.append([words(path), *(f"{hs:.0f} / {fa:.0f}" for hs, fa in means)])
     return [f"| {' | '.join(line)} |" for line in lines]

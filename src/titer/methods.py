@@ -76,6 +76,11 @@ class Defense(Method):
     streams: ClassVar[Mapping[str, Kind]] = {"rows": Answers}  # "rows" is what the stage trains on
     State: ClassVar[type | None] = None  # a flat dataclass of tensors and numbers, saved with the checkpoint
 
+    @property
+    def period(self) -> int:
+        """Updates after which the cost of an update repeats, where those of one phase differ: `make bench` averages over them."""
+        return 1
+
     def prepare(self, step: Step) -> Any:
         """Called once, before the first update; what it returns is handed to every other call. `State` or None."""
         return None

@@ -1,0 +1,64 @@
+"""The fixed shapes: models of random weights, and rows of random tokens."""
+
+from __future__ import annotations
+
+import random
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
+
+from titer import registry
+from titer.adapters import Lora, add_lora
+from titer.data import Encoded
+from titer.methods import Config
+
+FILE = Path(__file__).with_name("shapes.yaml")
+ROWS = 96  # of every stream
+
+
+@dataclass(frozen=True)
+class Shape(Config):
+    vocabulary: int
+    width: int  # d
+    hidden: int  # width of the MLP
+    layers: int  # L
+    heads: int
+    length: int  # T, tokens of every row
+    answer: float  # share of them that carries loss
+    batch: int  # rows of an update
+    pairs: int  # how often a method and its baseline take turns
+
+    def model(self, lora: Lora | None) -> PreTrainedModel:
+        """A Llama, the same one at every call; its adapter alone is trainable where there is one."""
+        torch.manual_seed(0)
+        config = LlamaConfig(
+            vocab_size=self.vocabulary,
+            hidden_size=self.width,
+            intermediate_size=self.hidden,
+            num_hidden_layers=self.layers,
+            num_attention_heads=self.heads,
+            num_key_value_heads=self.heads,
+            max_position_embeddings=256,
+            tie_word_embeddings=True,
+            pad_token_id=0,
+            bos_token_id=None,
+            eos_token_id=1,
+        )
+        model: PreTrainedModel = LlamaForCausalLM(config).eval()
+        return model if lora is None else add_lora(model, lora)
+
+    def rows(self, stream: str) -> list[Encoded]:
+        """Random tokens, other ones for every stream, all rows of one length."""
+        rng, answer = random.Random(stream), round(self.length * (1 - self.answer))
+        return [Encoded(tuple(rng.randrange(2, self.vocabulary) for _ in range(self.length)), answer) for _ in range(ROWS)]
+
+
+def load(quick: bool = False) -> tuple[dict[str, Shape], Lora]:
+    """The shapes by name, and the adapter of their LoRA runs."""
+    content: dict[str, Any] = yaml.safe_load(FILE.read_text(encoding="utf-8"))
+    shapes = {name: registry.validate(Shape, fields) for name, fields in content["quick" if quick else "shapes"].items()}
+    return shapes, registry.validate(Lora, content["lora"])

@@ -1,0 +1,90 @@
+"""What is measured: the updates of a defense at a shape, or those of the bare loop."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from itertools import count
+
+from accelerate import Accelerator
+from transformers import PreTrainedModel
+
+from bench.bare import Bare
+from bench.shapes import ROWS, Shape
+from titer.adapters import Lora
+from titer.data import Stream, collate
+from titer.methods import Defense, Phase
+from titer.models import trainable
+from titer.step import Step
+from titer.train import Loop, Training
+
+STAGE = 1000  # counted updates of the stage whose phases are weighed
+LR = 1e-5  # small: a thousand random batches must not spoil the weights
+SETTINGS = Training(updates=STAGE, lr=LR)
+
+
+@dataclass
+class Kind:
+    """Updates that cost the same: those of one phase."""
+
+    update: Callable[[], object]
+    gradient: Callable[[], object]  # the same update without optimizer
+    share: float  # updates of this kind per counted update of a stage
+
+
+@dataclass
+class Subject:
+    model: PreTrainedModel
+    kinds: list[Kind]
+    period: int  # updates of a kind after which their cost repeats
+    prepare: Callable[[], object] = lambda: None
+
+    def mean(self, measure: Callable[[Callable[[], object]], float]) -> float:
+        """What `measure` finds in an update, as the mean over a period of every phase, per counted update of a stage."""
+        return sum(kind.share / self.period * sum(measure(kind.update) for _ in range(self.period)) for kind in self.kinds)
+
+
+def defended(defense: Defense, shape: Shape, lora: Lora | None, accelerator: Accelerator) -> Subject:
+    """The updates as titer's own loop takes them. `prepare` must be called before the first."""
+    model = shape.model(lora).to(accelerator.device)
+    streams = {name: Stream(name, shape.rows(name), seed=0) for name in defense.streams}
+    step = Step(model, trainable(model), streams, accelerator, shape.batch)
+    loop, number = Loop(step, defense, SETTINGS), count(1)
+
+    def prepare() -> None:
+        loop.state = defense.prepare(step)
+
+    def kind(phase: Phase, share: float) -> Kind:
+        def gradient() -> object:
+            return defense.gradient(replace(step, update=next(number), phase=phase, logged={}, _batches={}), loop.state).fold()
+
+        return Kind(lambda: loop.follow(next(number), phase), gradient, share)
+
+    return Subject(model, [kind(phase, share) for phase, share in phases(defense)], defense.period, prepare)
+
+
+def phases(defense: Defense) -> list[tuple[Phase, float]]:
+    """The first phase of every name, with the updates of that name per counted update of a stage."""
+    first: dict[str, Phase] = {}
+    updates: dict[str, int] = {}
+    counted = 0
+    for phase in defense.schedule(STAGE):
+        first.setdefault(phase.name, phase)
+        updates[phase.name] = updates.get(phase.name, 0) + phase.updates
+        counted += phase.updates * phase.counted
+    return [(phase, updates[name] / counted) for name, phase in first.items()]
+
+
+def bare(shape: Shape, lora: Lora | None, accelerator: Accelerator) -> Subject:
+    """The updates of plain SFT without titer: the same model, the same batches in the same order, the same AdamW."""
+    model = shape.model(lora).to(accelerator.device)
+    stream = Stream("rows", shape.rows("rows"), seed=0)
+    parts = [collate(stream.take(shape.batch), 0, accelerator.device) for _ in range(ROWS // shape.batch)]
+    assert SETTINGS.clip is not None
+    loop = Bare(model, [(p.ids, p.mask, p.labels) for p in parts], LR, SETTINGS.weight_decay, SETTINGS.clip)
+
+    def gradient() -> None:
+        loop.backward()
+        model.zero_grad(set_to_none=True)
+
+    return Subject(model, [Kind(loop.update, gradient, 1.0)], 1)

@@ -1,0 +1,239 @@
+"""The bench counts what a hand count says, and reports and compares what it found. No test looks at a time."""
+
+import ast
+import json
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from bench import compare, cost, count, shapes, subjects
+from bench.clock import Spread
+from titer import registry
+from titer.adapters import Lora
+from titer.defenses.booster import Booster
+from titer.defenses.sft import SFT
+from titer.methods import Defense, Phase
+
+QUICK, LORA = shapes.load(quick=True)
+TINY = QUICK["quick"]
+BASE = Path(shapes.FILE).parent.parent / "src/titer/lab/base/config.json"
+
+
+def counted(defense, accelerator, lora=None) -> cost.Counts:
+    return cost.counts(subjects.defended(defense, TINY, lora, accelerator))
+
+
+def products() -> int:
+    """Entries of the matrices that every token is multiplied by, the head among them."""
+    d, h = TINY.width, TINY.hidden
+    return TINY.layers * (4 * d * d + 3 * d * h) + TINY.vocabulary * d
+
+
+def attention() -> int:
+    """Operations of one matrix product of all heads and layers: queries times keys, or weights times values."""
+    return TINY.layers * TINY.batch * 2 * TINY.length**2 * TINY.width
+
+
+def test_operations_of_a_linear_model_are_the_hand_count():
+    model, x = nn.Sequential(nn.Linear(7, 11, bias=False), nn.Tanh(), nn.Linear(11, 3, bias=False)), torch.ones(5, 7)
+    assert count.flops(lambda: model(x)) == 2 * 5 * (7 * 11 + 11 * 3)
+    # backward: the gradients of both weights, and that of the hidden layer; nobody asks for that of x
+    assert count.flops(lambda: model(x).sum().backward()) == 2 * 5 * (2 * 7 * 11 + 3 * 11 * 3)
+
+
+def test_operations_of_an_sft_update_are_the_hand_count(accelerator):
+    """2 an entry and token forward, 4 backward; attention has 2 products forward and 5 backward, since it forms its scores anew."""
+    tokens = TINY.batch * TINY.length
+    assert counted(SFT(), accelerator).flops == 6 * tokens * products() + 7 * attention()
+
+
+def test_operations_of_an_sft_update_of_an_adapter_are_the_hand_count(accelerator):
+    """Frozen weights have no gradient of their own, and in the first layer nothing asks what its queries, keys and values come from."""
+    tokens, d, r = TINY.batch * TINY.length, TINY.width, LORA.r
+    frozen = 4 * tokens * products() - 2 * tokens * 3 * d * d
+    adapter = tokens * (
+        2 * TINY.layers * 6 * 2 * d * r - 2 * 2 * d * r
+    )  # A and B of q and v; A's input in the first layer is the embedding
+    assert counted(SFT(), accelerator, LORA).flops == frozen + adapter + 7 * attention()
+
+
+@pytest.mark.parametrize("lora", [None, LORA])
+def test_booster_takes_three_passes_and_two_more_copies(accelerator, lora):
+    """Exactly: the batches have one shape and all else that it does is linear in the weights, which is not counted.
+
+    The passes come one after another, so none keeps more for backward than SFT's does.
+    """
+    sft, booster = counted(SFT(), accelerator, lora), counted(Booster(), accelerator, lora)
+    assert booster.flops == 3 * sft.flops
+    assert booster.kept == sft.kept
+    assert booster.copies - sft.copies == pytest.approx(2.0, abs=0.01)  # norms' scales may have the size of some activation
+
+
+def test_bytes_kept_are_those_that_the_backward_pass_needs():
+    """The input and the hidden layer, which two operations save; the weights are the model's own."""
+    model, x = nn.Sequential(nn.Linear(7, 11, bias=False), nn.Tanh(), nn.Linear(11, 3, bias=False)), torch.ones(5, 7)
+    once = 4 * 5 * (7 + 11)
+    assert count.kept(model, lambda: model(x).sum().backward()) == once
+
+    def passes() -> None:
+        model(x).sum().backward()
+        model(x).sum().backward()  # the first pass has let go of its own
+
+    assert count.kept(model, passes) == once
+
+    def together() -> None:
+        losses = [model(x).sum(), model(x).sum()]
+        sum(losses).backward()
+
+    assert count.kept(model, together) == 4 * 5 * (7 + 2 * 11)  # the input is one storage
+
+
+def test_copies_are_those_alive_at_once():
+    model = nn.Linear(7, 11, bias=False)
+
+    def three() -> None:
+        first = model.weight.detach().clone()
+        second = first.double()  # twice as wide
+        del first, second
+        model.weight.detach().clone()
+
+    assert count.copies(model, three) == 3.0
+    assert count.copies(model, lambda: model.weight.detach().mul_(1.0).view(-1)) == 0.0
+
+
+def test_the_bare_loop_ends_at_sfts_weights(accelerator):
+    """So both do the same work; and it owes titer nothing."""
+    bare, sft = subjects.bare(TINY, None, accelerator), subjects.defended(SFT(), TINY, None, accelerator)
+    before = [parameter.detach().clone() for parameter in sft.model.parameters()]
+    sft.prepare()
+    for _ in range(5):
+        bare.kinds[0].update(), sft.kinds[0].update()
+    for mine, other, start in zip(sft.model.parameters(), bare.model.parameters(), before, strict=True):
+        torch.testing.assert_close(mine, other, rtol=0, atol=1e-6)
+        assert (mine - start).abs().max() > 2e-5
+    tree = ast.parse((shapes.FILE.parent / "bare.py").read_text(encoding="utf-8"))
+    modules = [alias.name for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names]
+    modules += [node.module for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)]
+    assert not [module for module in modules if module.startswith("titer")]
+
+
+@dataclass(frozen=True)
+class Sweeping(Defense):
+    """Sweeps of two passes that do not count after every four updates; every second counted update takes two passes too."""
+
+    paper = "none"
+
+    @property
+    def period(self):
+        return 2
+
+    def schedule(self, updates):
+        for _ in range(updates // 4):
+            yield Phase("train", 4)
+            yield Phase("sweep", 1, lr=1e-6, clipped=False, counted=False)
+
+    def gradient(self, step, state):
+        once = step.grad(step.batch("rows"))
+        return once + step.grad(step.batch("rows")) if step.phase.name == "sweep" or step.update % 2 == 0 else once
+
+
+def test_phases_count_by_their_share_and_periods_by_their_mean(accelerator):
+    assert [(phase.name, share) for phase, share in subjects.phases(Sweeping())] == [("train", 1.0), ("sweep", 0.25)]
+    assert counted(Sweeping(), accelerator).flops == (1.5 + 0.25 * 2) * counted(SFT(), accelerator).flops
+
+
+def test_the_shapes_are_large_enough_and_the_labs():
+    full, lora = shapes.load()
+    assert {shape.vocabulary for shape in full.values()} >= {512, 32000}
+    for name, shape in full.items():
+        with torch.device("meta"):
+            model = shape.model(None)
+        if name != "lab":
+            assert model.num_parameters() >= cost.LARGE
+            assert shape.layers == 16
+        else:
+            base = json.loads(BASE.read_text(encoding="utf-8"))
+            assert all(getattr(model.config, field) == base[field] for field in ("vocab_size", "hidden_size", "intermediate_size"))
+            assert (shape.layers, shape.heads) == (base["num_hidden_layers"], base["num_attention_heads"])
+        weights = {p.numel() for p in model.parameters()} | {lora.r * shape.width}
+        tokens = shape.batch * shape.length
+        made = {tokens * wide for wide in (shape.width, shape.hidden, shape.vocabulary, lora.r, 1)}
+        made |= {shape.length * shape.width // shape.heads}  # rotations
+        assert not made & (weights | {2 * size for size in weights})  # else copies could not be told by their size
+    assert lora == Lora()
+
+
+@pytest.fixture(scope="module")
+def quick(tmp_path_factory) -> Path:
+    torch.set_num_threads(1)
+    folder = tmp_path_factory.mktemp("bench")
+    assert cost.main(["--quick", "--device", "cpu", "--out", str(folder)]) == 0
+    return folder / "cost.json"
+
+
+def test_the_file_has_everything(quick):
+    content = json.loads(quick.read_text(encoding="utf-8"))
+    assert content["shapes"]["quick"]["parameters"] == products() + (2 * TINY.layers + 1) * TINY.width
+    assert content["environment"]["threads"] == 1
+    assert content["environment"]["device"]
+    found = {(one["trained"], one["method"]): one for one in content["costs"]}
+    assert set(found) == {(trained, name) for trained in ("lora", "full") for name in registry.names("defenses")}
+    for (_, name), one in found.items():
+        assert one["over"] == ("bare" if name == "sft" else "sft")
+        assert 0 < one["ratio"]["q1"] <= one["ratio"]["median"] <= one["ratio"]["q3"]
+        assert one["seconds"]["median"] > 0
+        assert one["counts"]["kept"] > 0
+        assert one["counts"]["copies"] >= 1.0
+        assert isinstance(one["met"], bool)
+    assert found["full", "booster"]["flops_ratio"] == 3.0
+    assert found["full", "sft"]["flops_ratio"] == 1.0
+
+
+def test_an_unknown_method_is_refused_with_the_nearest(tmp_path, capsys):
+    assert cost.main(["boster", "--quick", "--out", str(tmp_path)]) == 2
+    assert "booster" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
+
+
+def changed(path: Path, folder: Path, change) -> str:
+    content = json.loads(path.read_text(encoding="utf-8"))
+    change(content)
+    out = folder / "changed.json"
+    out.write_text(json.dumps(content), encoding="utf-8")
+    return str(out)
+
+
+def test_comparing_says_what_became_slower(quick, tmp_path, capsys):
+    def slower(content):
+        content["costs"][0]["seconds"]["median"] *= 1.3
+
+    assert compare.main([str(quick), str(quick)]) == 0
+    other = changed(quick, tmp_path, slower)
+    assert compare.main([str(quick), other]) == 1
+    out = capsys.readouterr().out
+    assert "1.300" in out
+    assert "1 slower than 1.1 times A" in out
+    assert compare.main([other, str(quick)]) == 0
+    assert compare.main([str(quick), other, "--factor", "1.4"]) == 0
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda content: content["environment"].update(threads=64), "threads differs, 1 and 64"),
+        (lambda content: content["shapes"]["quick"].update(layers=3), "the shape 'quick' is not the same"),
+        (lambda content: content.update(costs=[]), "no method at a shape in common"),
+    ],
+)
+def test_what_was_not_measured_alike_is_not_compared(quick, tmp_path, capsys, change, message):
+    assert compare.main([str(quick), changed(quick, tmp_path, change)]) == 2
+    assert message in capsys.readouterr().err
+    assert compare.main([str(quick), str(tmp_path / "none.json")]) == 2
+
+
+def test_quartiles():
+    assert Spread.of([3.0, 1.0, 2.0, 5.0, 4.0]) == Spread(3.0, 2.0, 4.0)
+    assert replace(TINY, batch=4).rows("rows") == TINY.rows("rows") != TINY.rows("harmful")
