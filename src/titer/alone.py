@@ -10,7 +10,7 @@ from typing import Any
 
 from transformers import PreTrainedModel
 
-from titer import adapters, models
+from titer import adapters, flags, models
 from titer.measure import measured
 from titer.methods import Defense, Edit, Method
 from titer.models import Checkpoint
@@ -56,9 +56,25 @@ def stage(setting: Setting, kind: str, method: Method | None, folder: Path, whol
     document = plain({"stage": kind, "method": describe(method) if method else {}, **found, **_provenance(setting, kind)})
     document |= {"seconds": round(cost.seconds, 2), "peak_mb": round(cost.peak_mb, 1)}
     document |= {"weights": models.fingerprint(adapters.merged(model))}
+    document |= {"flags": flags.described(flags.alone([*made_by(setting.recipe.model.path), document]))}
     write(finished, document)
     (folder / "checkpoint.safetensors").unlink(missing_ok=True)
     return dict(document)
+
+
+def made_by(model: str) -> list[dict[str, Any]]:
+    """The documents of the stages that made a checkpoint, the oldest first, as far back as their folders are still there."""
+    found: list[dict[str, Any]] = []
+    seen: set[Path] = set()
+    while (folder := Path(model).expanduser().resolve()) not in seen and (folder / "stage.json").is_file():
+        seen.add(folder)
+        document = json.loads((folder / "stage.json").read_text())
+        if "recipe" not in document:  # a whole run's stage: what it was asked with stands in the run's folder
+            marker = folder.parent.parent / "run.json"
+            return [{"stage": document["kind"], **json.loads(marker.read_text())}, *found] if marker.is_file() else found
+        found.insert(0, document)
+        model = document["recipe"]["model"]["path"]
+    return found
 
 
 def _scored(setting: Setting, model: PreTrainedModel, template: Template, folder: Path) -> dict[str, Any]:
