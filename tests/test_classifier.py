@@ -401,7 +401,7 @@ def judge_fields(judge: dict) -> dict:
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"max_length": 5}, "the judge 'classifier' could not score any harm prompt ("),
+        ({"max_length": 5}, "harm prompts unscored, more than 2 %"),
         ({"harmful": ["toxik"]}, "unknown label of the judge's model 'toxik': did you mean 'toxic'?"),
         ({"harmfull": ["toxic"]}, "unknown key 'harmfull': did you mean 'harmful'?"),
     ],

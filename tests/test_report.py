@@ -40,7 +40,7 @@ def document(name: str, harm: list, methods: str = "sft sft", n: int = 200, tag:
                 "seconds": 10.0 * i,
                 "scoring_seconds": 1.5,
                 "peak_mb": 512.3,
-                "weights": f"{i}" * 64,
+                "weights": f"{i}{tag if i else ''}" * 64,
                 "facts": {"rows": {"rows": 500}, "answers cut off": 3},
                 "label": f"{KINDS[i]} {method or ''}".strip(),
             }

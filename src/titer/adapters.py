@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, cast
 
+import torch
 from torch import nn
 from transformers import PreTrainedModel
 
@@ -111,6 +112,12 @@ class Adapter:
 def update_norm(model: nn.Module) -> float:
     """Frobenius norm of the whole fine-tuning update, all adapted layers together."""
     return math.sqrt(sum(adapter.squared_norm() for adapter in adapters(model).values()))
+
+
+def adapted_norm(model: nn.Module) -> float:
+    """Frobenius norm of the weights under the adapter, all adapted layers together."""
+    weights = (cast(Any, model.get_submodule(name)).get_base_layer().weight for name in adapters(model))
+    return math.hypot(*(float(torch.linalg.vector_norm(weight, dtype=torch.float64)) for weight in weights))
 
 
 def carried(model: nn.Module) -> bool:

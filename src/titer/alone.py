@@ -10,7 +10,7 @@ from typing import Any
 
 from transformers import PreTrainedModel
 
-from titer import adapters, models
+from titer import adapters, flags, models
 from titer.measure import measured
 from titer.methods import Defense, Edit, Method
 from titer.models import Checkpoint
@@ -19,7 +19,7 @@ from titer.recipe import describe
 from titer.registry import name_of
 from titer.results import environment, plain
 from titer.stages import Setting
-from titer.store import write
+from titer.store import MANIFEST, write
 from titer.template import Template
 
 USED = ("model", "data", "benchmark", "template", "system", "seed", "max_length", "gradient_checkpointing", "threads")  # by every stage
@@ -57,9 +57,27 @@ def stage(setting: Setting, kind: str, method: Method | None, folder: Path, whol
     document = plain({"stage": kind, "method": describe(method) if method else {}, **found, **_provenance(setting, kind)})
     document |= {"seconds": round(cost.seconds, 2), "peak_mb": round(cost.peak_mb, 1)}
     document |= {"weights": models.fingerprint(adapters.merged(model))}
+    document |= {"flags": flags.described(flags.alone([*made_by(setting.recipe.model.path), document]))}
     write(finished, document)
     (folder / "checkpoint.safetensors").unlink(missing_ok=True)
     return dict(document)
+
+
+def made_by(model: str) -> list[dict[str, Any]]:
+    """The documents of the stages that made a checkpoint, the oldest first, as far back as their folders are still there."""
+    found: list[dict[str, Any]] = []
+    seen: set[Path] = set()
+    while (folder := Path(model).expanduser().resolve()) not in seen and folder.is_dir():
+        seen.add(folder)
+        if (folder / MANIFEST).is_file():  # a stage of a run, in the store
+            about = json.loads((folder / MANIFEST).read_text())["about"]
+            return [{"stage": about["kind"], "recipe": dict(zip(("template", "system"), about["template"], strict=False))}, *found]
+        if not (folder / "stage.json").is_file():
+            break
+        document = json.loads((folder / "stage.json").read_text())
+        found.insert(0, document)
+        model = document["recipe"]["model"]["path"]
+    return found
 
 
 def _scored(setting: Setting, model: PreTrainedModel, template: Template, folder: Path) -> dict[str, Any]:

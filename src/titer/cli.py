@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, TextIO
 
@@ -52,6 +53,8 @@ def run_recipe(
         _print_json(documents)
     else:
         _console(sys.stdout).print(results.screen(run, found))
+    _print_flags(console, next(iter(documents.values())))
+    if not as_json:
         console.print(f"Everything is in {run.folder}")
 
 
@@ -140,6 +143,8 @@ def _stage(
         _print_json(document)
     else:
         _console(sys.stdout).print(results.summary(document))
+    _print_flags(console, document)
+    if not as_json:
         console.print(f"Everything is in {out}")
 
 
@@ -257,6 +262,14 @@ def list_methods(
 def _print_json(value: Any) -> None:
     json.dump(value, sys.stdout, indent=2)
     print()
+
+
+def _print_flags(console: Console, document: Mapping[str, Any]) -> None:
+    """A line for each red flag of a document, whole and as it is."""
+    from titer import flags
+
+    for flag in flags.recorded(document.get("flags", [])):
+        console.print(str(flag), soft_wrap=True, markup=False, highlight=False)
 
 
 def _console(stream: TextIO) -> Console:

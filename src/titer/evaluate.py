@@ -25,6 +25,7 @@ NAMES = {  # benchmark -> its figure's name in tables
     "general": "general",
     "coherent": "coherent",
 }
+JUDGED = frozenset({"harm", "lookalike"})  # benchmarks whose answers a judge reads
 
 
 @dataclass(frozen=True)
@@ -68,7 +69,7 @@ def evaluate(
     records: list[Record] = []
     for name, rows in benchmarks.items():
         given = [a for (of, _), a in zip(pairs, answers, strict=True) if of == name]
-        if name in ("harm", "lookalike"):
+        if name in JUDGED:
             verdicts = judge.judge([row.question for row in rows], [a.text for a in given])
             scores[name] = rate(verdicts, Label.HARMFUL if name == "harm" else Label.REFUSAL)
             if name == "harm":

@@ -170,6 +170,9 @@ class Label(enum.StrEnum):
     UNSCORED = "unscored"
 
 
+CUT = "; cut: "  # in the reason of a verdict on an answer that the judge did not read to its end
+
+
 @dataclass(frozen=True)
 class Verdict:
     label: Label

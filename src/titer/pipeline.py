@@ -7,6 +7,7 @@ import hashlib
 import json
 import os
 import shutil
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -17,7 +18,7 @@ from typing import Any
 from titer import adapters, models
 from titer.evaluate import Record
 from titer.measure import measured
-from titer.methods import Defense, Edit, Method
+from titer.methods import CUT, Defense, Edit, Method
 from titer.recipe import describe
 from titer.registry import name_of
 from titer.stages import Setting
@@ -193,5 +194,7 @@ def keep(records: Sequence[Record], path: Path) -> str:
 
 def answered(records: Sequence[Record], sha256: str, notes: Sequence[str]) -> dict[str, Any]:
     """What is to be known of the answers that a stage was scored by."""
-    cut = sum(not record.ended for record in records)
-    return {"answers cut off": cut, "answers sha256": sha256} | ({"notes": list(notes)} if notes else {})
+    cut = Counter(record.benchmark for record in records if not record.ended)
+    unread = Counter(record.benchmark for record in records if CUT in record.reason)
+    facts = {"answers cut off": cut.total(), "cut off by benchmark": dict(cut), "judge input cut": dict(unread), "answers sha256": sha256}
+    return facts | ({"notes": list(notes)} if notes else {})

@@ -14,7 +14,7 @@ import torch
 from rich import box
 from rich.table import Table
 
-from titer import __version__
+from titer import __version__, flags
 from titer.evaluate import NAMES
 from titer.pipeline import Run, Stage
 from titer.recipe import describe
@@ -55,6 +55,9 @@ def write(run: Run, found: Mapping[str, Sequence[Stage]]) -> dict[str, Any]:
             "run": setting.identity,
         }
         documents[name] = plain(document)
+    raised = flags.described(flags.raised(documents))  # of the whole run: what marks its control marks all of it
+    for name in found:
+        documents[name]["flags"] = raised
         (run.folder / f"{name}.json").write_text(json.dumps(documents[name], indent=2) + "\n")
     (run.folder / "table.md").write_text(markdown(run, found))
     return documents

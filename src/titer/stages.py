@@ -19,13 +19,13 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from titer import __version__, adapters, models
+from titer import __version__, adapters, models, movement
 from titer.data import Batch, Row, collate, digest
-from titer.evaluate import Evaluation, evaluate
+from titer.evaluate import JUDGED, Evaluation, evaluate
 from titer.judges.lab import Lab
 from titer.judges.refusal import Refusal
 from titer.layers import checkpointed
-from titer.methods import Defense, Edit, Judge, Kind, Method
+from titer.methods import Defense, Edit, Judge, Kind, Label, Method
 from titer.models import Checkpoint
 from titer.recipe import Recipe, describe
 from titer.recipe import digest as recipe_digest
@@ -35,6 +35,7 @@ from titer.template import Template
 from titer.train import Watch, accelerator_for, train
 
 UPDATES = 100  # between two checkpoints of a stage
+UNSCORED = 0.02  # of a benchmark's prompts: more of them could hide a difference that a few hundred prompts would show
 CALIBRATION_BATCH = 16  # rows of a batch that an edit calibrates on; its result does not depend on it
 TRAINING_CODE = tuple(f"titer.{name}" for name in ("adapters", "data", "models", "stages", "step", "template", "train", "vector"))
 SCORING_CODE = tuple(f"titer.{name}" for name in ("data", "evaluate", "generate", "models", "statistics", "template"))
@@ -146,6 +147,12 @@ class Setting:
         world = self.recipe.data.world
         return Refusal() if world is None else Lab(world)
 
+    @cached_property
+    def harmful_rows(self) -> int:
+        """How many of the rows that the user sends are the attacker's."""
+        pool = set(self.roles.attack)
+        return sum(row in pool for row in self.attacked)
+
     def streams(self, kind: str, defense: Defense) -> dict[str, list[Row]]:
         """The rows of every stream that a defense draws from in a stage."""
         rows = self.roles.alignment if kind == "align" else self.attacked
@@ -165,10 +172,12 @@ class Setting:
         model = adapters.merged(model)
         dtype, autocast = model.dtype, None
         torch.manual_seed(recipe.seed)  # of the fresh adapter's weights
+        start = None
         if training.lora:
             model = adapters.add_lora(model, training.lora)
         else:
             model.requires_grad_(True)  # merging leaves what it merged frozen
+            start = movement.copied(model)
             if dtype != torch.float32:  # an update is often less than the step between two coarse numbers
                 model, autocast = model.float(), dtype
         encoded = {name: template.encode_all(rows, name) for name, rows in self.streams(kind, defense).items()}
@@ -179,9 +188,12 @@ class Setting:
         return model, {
             "adapter": "fresh, over the merged weights of the stage before" if training.lora else "none: all weights",
             "rows": {name: len(rows) for name, rows in encoded.items()},
+            **({"harmful rows": self.harmful_rows} if kind == "finetune" else {}),
             "rows cut": sum(row.cut > 0 for rows in encoded.values() for row in rows),
             "terms at the first update": history[0],
             "terms at the last update": history[-1],
+            "loss": movement.fall(history),
+            "weights moved": movement.moved(model, start),
         }
 
     def edited(self, model: PreTrainedModel, template: Template, edit: Edit) -> dict[str, Any]:
@@ -204,7 +216,7 @@ class Setting:
         }
 
     def scored(self, model: PreTrainedModel, template: Template, say: Callable[[str], None]) -> Evaluation:
-        """The figures of a merged model. Raises where the judge could score no harm prompt at all."""
+        """The figures of a merged model. Raises where the judge could not score all but a few of the answers."""
         recipe, benchmarks = self.recipe, self.roles.benchmarks
         found = evaluate(
             model, template, benchmarks, self.judge, recipe.max_new_tokens, self.roles.scorer, batch=recipe.answers_at_once, say=say
@@ -212,6 +224,14 @@ class Setting:
         if "harm" in found.scores and found.scores["harm"].n == 0:
             reason = next(record.reason for record in found.records if record.benchmark == "harm")
             raise ValueError(f"the judge {name_of(self.judge)!r} could not score any harm prompt ({reason}): choose another one")
+        for name in sorted(JUDGED & found.scores.keys()):
+            score = found.scores[name]
+            if score.unscored > UNSCORED * (score.n + score.unscored):
+                reason = next(record.reason for record in found.records if (record.benchmark, record.verdict) == (name, Label.UNSCORED))
+                raise ValueError(
+                    f"the judge {name_of(self.judge)!r} left {score.unscored} of {score.n + score.unscored} {name} prompts unscored, more "
+                    f"than {100 * UNSCORED:g} % ({reason}): give it what it needs, such as a longer input, or choose another one"
+                )
         return found
 
 

@@ -24,7 +24,7 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer, PreT
 
 from titer import hub
 from titer.judges.refusal import Phrases, beginnings, by_rule
-from titer.methods import Judge, Label, Names, Verdict
+from titer.methods import CUT, Judge, Label, Names, Verdict
 from titer.registry import unknown
 
 BATCH = 16  # texts at once; a verdict does not depend on it
@@ -105,7 +105,7 @@ class Classifier(Judge):
         before = self._reader.ids(self._text(self.text.partition("{response}")[0], prompt, ""))
         if len(before) >= self.max_length:
             return [], f"{note}, none of the answer"
-        return self._reader.ids(self._text(self.text, prompt, response), self.max_length), f"; cut: {note}"
+        return self._reader.ids(self._text(self.text, prompt, response), self.max_length), CUT + note
 
     def _text(self, form: str, prompt: str, response: str) -> str:
         return form.format(prompt=prompt, response=response, eos=self._reader.tokenizer.eos_token)

@@ -10,13 +10,15 @@ import yaml
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
+from titer import flags
 from titer.report import figure, rules
+from titer.report.ranking import ranked
 from titer.report.stages import Stage, figures, once, stages
 from titer.report.verdict import verdicts
 from titer.results import LAB, caption
 from titer.statistics import Score
 
-SHOWN = {"pipeline", "recipe", "stages", "run"}  # of a document; whatever else it tells is provenance
+SHOWN = {"pipeline", "recipe", "stages", "run", "flags"}  # of a document; whatever else it tells is provenance
 STAGE = {"kind", "label", "folder", "scores", "seconds", "scoring_seconds", "peak_mb"}  # of a stage; the rest are its facts
 ANSWERS = "answers.jsonl"
 HIDDEN = {"answer", "answers", "completion", "completions", "prompt", "prompts", "records", "response", "responses", "text", "texts"}
@@ -55,7 +57,9 @@ def render(documents: Mapping[str, Any]) -> str:
         attack=_settings(recipe["attack"]),
         judge=_settings(first.get("judge") or {}),
         version=first.get("environment", {}).get("titer", "?"),
+        flags=flags.raised(documents),
         verdicts=verdicts(found, attacked=recipe["attack"].get("p") != 0),
+        places=ranked(found),
         rules=rules,
         panels=_panels(found, struck, LAB if lab else ""),
         names=names,

@@ -56,8 +56,12 @@ def held(score: Score, aligned: Score) -> str:
 
 def plain(found: Mapping[str, Sequence[Stage]]) -> tuple[str, Sequence[Stage]] | None:
     """The pipeline that is plain SFT throughout."""
-    methods = {name: [stage.method for stage in stages if stage.kind != "base"] for name, stages in found.items()}
-    return next(((name, found[name]) for name, used in methods.items() if used == ["sft", "sft"]), None)
+    return next(((name, stages) for name, stages in found.items() if undefended(stages) and stages[-1].kind == "finetune"), None)
+
+
+def undefended(stages: Sequence[Stage]) -> bool:
+    """Whether plain SFT both aligned and fine-tuned the model, whatever was done to it then."""
+    return [stage.method for stage in stages if stage.kind in ("align", "finetune")] == ["sft", "sft"]
 
 
 def broken(found: Mapping[str, Sequence[Stage]]) -> dict[str, list[str]]:

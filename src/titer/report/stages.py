@@ -32,6 +32,14 @@ class Stage:
     def folder(self) -> str:
         return str(self.fields["folder"])
 
+    @property
+    def weights(self) -> str:
+        return str(self.fields.get("weights", ""))
+
+    def fact(self, name: str) -> Any:
+        """What is known of the stage beside its scores; None where it is not recorded."""
+        return (self.fields.get("facts") or {}).get(name)
+
     @cached_property
     def scores(self) -> dict[str, Score]:
         return {name: _score(fields) for name, fields in self.fields["scores"].items()}
