@@ -18,7 +18,7 @@ from titer import __version__, flags
 from titer.evaluate import NAMES
 from titer.pipeline import Run, Stage
 from titer.recipe import describe
-from titer.statistics import Score, mean
+from titer.statistics import Score, training_mean, training_of
 
 LAB = "synthetic lab, world-v1"
 LAB_CAPTION = f"{LAB.capitalize()}: it shows that a method runs and does something, not how well it protects a real model."
@@ -52,6 +52,7 @@ def write(run: Run, found: Mapping[str, Sequence[Stage]]) -> dict[str, Any]:
             "environment": environment(),
             "rows": setting.roles.digests(),
             "sources": setting.roles.sources,
+            "overlaps": setting.overlaps,
             "run": setting.identity,
         }
         documents[name] = plain(document)
@@ -139,9 +140,13 @@ def grid(bundle: Mapping[str, Any]) -> Table:
     for column in ("settings", "pipeline", "seeds", *(NAMES[name] for name in shown)):
         table.add_column(column.replace(" ", "\n"))
     for (settings, name), found in groups.items():
-        figures = [mean([scores[key]["value"] for scores in found if key in scores]) for key in shown]
-        table.add_row(settings, name, str(len(found)), *map(cell, figures))
+        table.add_row(settings, name, str(len(found)), *(cell(_over_seeds(key, found)) for key in shown))
     return table
+
+
+def _over_seeds(name: str, found: Sequence[Mapping[str, Any]]) -> Score:
+    scores = [Score(**scores[name]) for scores in found if name in scores]
+    return training_mean([score.value for score in scores]) if name == "margin" else training_of(scores)
 
 
 def screen(run: Run, found: Mapping[str, Sequence[Stage]]) -> Table:

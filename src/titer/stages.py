@@ -20,6 +20,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from titer import __version__, adapters, models, movement
+from titer.audit import audit
 from titer.data import Batch, Row, collate, digest
 from titer.evaluate import JUDGED, Evaluation, evaluate
 from titer.judges.lab import Lab
@@ -30,7 +31,7 @@ from titer.models import Checkpoint
 from titer.recipe import Recipe, describe
 from titer.recipe import digest as recipe_digest
 from titer.registry import name_of
-from titer.roles import Roles, roles
+from titer.roles import TRAINING, Roles, roles
 from titer.template import Template
 from titer.train import Watch, accelerator_for, train
 
@@ -139,6 +140,21 @@ class Setting:
             "device": accelerator_for().device.type,
             "versions": {name: version(name) for name in ("torch", "transformers", "peft", "tokenizers")},
         }
+
+    @cached_property
+    def overlaps(self) -> list[dict[str, Any]]:
+        """What the audit found in the roles: counts, and hashes of examples."""
+        held_out = {f"{self.recipe.data.split} {name}": rows for name, rows in self.roles.benchmarks.items()}
+        return [
+            {
+                "roles": list(found.roles),
+                "prompts": list(found.prompts),
+                "exact": found.exact,
+                "near": list(found.near),
+                "examples": [{"hashes": list(example.hashes), "jaccard": round(example.jaccard, 3)} for example in found.examples],
+            }
+            for found in audit({name: getattr(self.roles, name) for name in TRAINING} | held_out)
+        ]
 
     @cached_property
     def judge(self) -> Judge:
