@@ -134,7 +134,7 @@ def test_recall_near_the_threshold(monkeypatch):
     held, copies = prompts(1500, 4, length=40), []
     for i, row in enumerate(held):
         edge = rng.choice([5, 6])  # of 36 sequences, 30 or 31 stay: 30 / 42 and 31 / 41
-        copies.append(changed(row, {**{40 - k: f"n{i} {k}" for k in range(1, edge)}, 0: f"n{i}"}))
+        copies.append(changed(row, {**{40 - k: f"n{i}x{k}" for k in range(1, edge)}, 0: f"n{i}"}))
     planted = Counter(round(jaccard(sequences(a.prompt), sequences(b.prompt)), 2) for a, b in zip(held, copies, strict=True))
     assert all(NEAR <= closeness <= 0.78 for closeness in planted)
     [found] = audit({"attack": copies, "test": held})

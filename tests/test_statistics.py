@@ -45,7 +45,9 @@ def test_repeats_that_are_alike_count_about_once_and_unlike_ones_about_as_often(
     assert effective(alike, names) == pytest.approx(40 * factor)
     balanced = [True, False, True, False] * 30  # every cluster half and half: within is all there is
     four = [i for i in range(30) for _ in range(4)]
-    assert effective(balanced, four) == pytest.approx(120 / (1 + 3 * 0.5 / 30.5) * (stats.t.ppf(0.975, 119) / stats.t.ppf(0.975, 29)) ** 2)
+    assert effective(balanced, four) == pytest.approx(
+        120 / (1 + 3 * 0.25 / 30.25) * (stats.t.ppf(0.975, 119) / stats.t.ppf(0.975, 29)) ** 2
+    )
 
 
 def test_the_correlation_is_fleiss_and_cuzicks():
@@ -54,7 +56,7 @@ def test_the_correlation_is_fleiss_and_cuzicks():
     n, k, p = 14, 5, 6 / 14
     within = sum(sum(g) * (len(g) - sum(g)) / len(g) for g in groups)
     rho = 1 - within / ((n - k) * p * (1 - p))
-    rho = (3 * rho + 0.5) / 3.5  # three clusters have a hit
+    rho = (3 * rho + 0.25) / 3.25  # three clusters have a hit
     m = sum(len(g) ** 2 for g in groups) / n
     factor = (stats.t.ppf(0.975, n - 1) / stats.t.ppf(0.975, k - 1)) ** 2
     assert effective(found, names) == pytest.approx(n / (1 + (m - 1) * rho) * factor)
@@ -123,7 +125,7 @@ def test_seeds_that_are_equal_still_have_a_width(hits, shared):
     low, high = wilson(hits / 100, 100 if shared else 300)
     if shared or hits in (0, 100):  # the same answers from every seed: as wide as one seed's, over prompts
         assert score.high - score.low > 0.95 * 100 * (high - low)
-    assert score.high - score.low > 0.45 * 100 * (high - low)
+    assert score.high - score.low > 0.33 * 100 * (high - low)
     assert training_of([proportion(hits, 100)] * 3, shared).high == pytest.approx(score.high, rel=0.02)
 
 

@@ -14,6 +14,7 @@ from scipy import optimize, special
 from titer.statistics import SEEDS, Score, effective, mean, wilson
 
 LEVEL, POWER = 0.05, 0.8
+WIDEST = 10.0  # standard errors; the most that is needed is 5.7, with two degrees of freedom
 Z_LEVEL, Z_POWER = float(special.ndtri(1 - LEVEL / 2)), float(special.ndtri(POWER))
 
 
@@ -79,10 +80,10 @@ def detectable_over_seeds(seeds: int, spread: float, paired: bool = False) -> fl
     df = seeds - 1 if paired else 2 * (seeds - 1)
     critical = float(special.stdtrit(df, 1 - LEVEL / 2))
 
-    def excess(shift: float) -> float:  # power: a noncentral t beyond the critical value
-        return 1 - float(special.nctdtr(df, shift, critical)) + float(special.nctdtr(df, shift, -critical)) - POWER
+    def excess(shift: float) -> float:  # a noncentral t above the critical value; below the other one it is not at such a power
+        return 1 - float(special.nctdtr(df, shift, critical)) - POWER
 
-    return float(optimize.brentq(excess, 0.0, 50.0)) * spread * math.sqrt((1 if paired else 2) / seeds)
+    return float(optimize.brentq(excess, 0.0, WIDEST)) * spread * math.sqrt((1 if paired else 2) / seeds)
 
 
 def _phi(both: float, one: float, other: float, none: float) -> float:
