@@ -150,7 +150,7 @@ def test_list_prints_every_method(monkeypatch, capsys):
     assert {("judges", "lab"), ("judges", "refusal"), ("recipes", "lab")} <= listed
     code, out, _ = run(monkeypatch, capsys, "list", "edits")
     assert code == 0
-    assert [line.split()[1] for line in out.splitlines()] == ["antidote", "scale"]
+    assert [line.split()[1] for line in out.splitlines()] == ["antidote", "random_mask", "scale"]
 
 
 def test_a_package_adds_a_method_by_entry_point(tmp_path, monkeypatch):
