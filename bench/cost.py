@@ -131,7 +131,8 @@ def described(at: dict[str, Shape], lora: Lora) -> dict[str, Any]:
     """The shapes with the weights that their models have."""
     sizes = {}
     for name, shape in at.items():
-        full, adapted = shape.model(None), shape.model(lora)
+        with torch.device("meta"):
+            full, adapted = shape.model(None), shape.model(lora)
         sizes[name] = asdict(shape) | {"parameters": full.num_parameters(), "adapter": adapted.num_parameters(only_trainable=True)}
     return sizes
 
