@@ -83,8 +83,10 @@ def log_probabilities(model: PreTrainedModel, rows: Sequence[Encoded], batch: in
         chosen = order[start : start + batch]
         part = collate([rows[i] for i in chosen], 0, model.device)
         with torch.no_grad():
-            logits = model(input_ids=part.ids, attention_mask=part.mask, use_cache=False).logits[:, :-1].float()  # (B, T-1, V)
-        loss = torch.nn.functional.cross_entropy(logits.transpose(1, 2), part.labels[:, 1:], ignore_index=IGNORED, reduction="none")
+            logits = model(input_ids=part.ids, attention_mask=part.mask, use_cache=False).logits  # (B, T, V)
+        labels = torch.nn.functional.pad(part.labels[:, 1:], (0, 1), value=IGNORED)  # at the token that each is predicted from
+        loss = torch.nn.functional.cross_entropy(logits.flatten(0, 1).float(), labels.flatten(), ignore_index=IGNORED, reduction="none")
+        loss = loss.reshape(labels.shape)  # (B, T)
         result[chosen] = -loss.double().sum(1).cpu()
     return result
 

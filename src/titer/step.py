@@ -22,9 +22,11 @@ Loss = Callable[[PreTrainedModel, Part], Tensor]
 
 def cross_entropy(model: PreTrainedModel, part: Part) -> Tensor:
     """Sum over the answer tokens of -log p(token | what stands before it), in nats; the first answer token included."""
-    logits = model(input_ids=part.ids, attention_mask=part.mask, use_cache=False).logits[:, :-1]  # (B, T-1, V)
+    logits = model(input_ids=part.ids, attention_mask=part.mask, use_cache=False).logits  # (B, T, V)
     wide = torch.promote_types(logits.dtype, torch.float32)  # half precision cannot hold a log-softmax; float64 stays
-    return nn.functional.cross_entropy(logits.transpose(1, 2).to(wide), part.labels[:, 1:], ignore_index=IGNORED, reduction="sum")
+    # the labels move to the token that each is predicted from, not the logits, which are large: a slice of them would be copied
+    labels = nn.functional.pad(part.labels[:, 1:], (0, 1), value=IGNORED)  # (B, T)
+    return nn.functional.cross_entropy(logits.flatten(0, 1).to(wide), labels.flatten(), ignore_index=IGNORED, reduction="sum")
 
 
 @dataclass
