@@ -57,6 +57,15 @@ def test_sides_are_counted_apart():
     assert turned.near == (1, 4)
     [both] = audit({"attack": [held, *copies], "test": [held]})  # near a shared prompt, and not shared themselves
     assert (both.exact, both.near) == (1, (4, 0))
+    [behind] = audit({"test": [held], "attack": [held, *copies]})
+    assert (behind.exact, behind.near) == (1, (0, 4))
+
+
+def test_the_closest_are_the_examples():
+    held = prompts(6, 0)
+    copies = [changed(row, {29 - k: "x" for k in range(4 - i // 2)}) for i, row in enumerate(held)]  # the last are the closest
+    [found] = audit({"attack": copies, "test": held})
+    assert [round(example.jaccard, 3) for example in found.examples] == [round(24 / 28, 3)] * 2 + [round(23 / 29, 3)]
 
 
 def test_case_spacing_and_punctuation_do_not_hide_a_copy():

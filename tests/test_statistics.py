@@ -150,6 +150,21 @@ def test_shared_prompts_add_their_own_luck():
     assert together.high - together.low > 0.8 * 100 * (high - low)
 
 
+def test_shared_prompts_and_seeds_are_added_with_satterthwaites_degrees_of_freedom():
+    """Seeds of 30 hits each that agree on half of the prompts they hit: no spread of seeds, but no certainty either."""
+    n, hit = 100, [range(30), [*range(15), *range(30, 45)], [*range(15), *range(45, 60)]]
+    seeds = [[i in hits for i in range(n)] for hits in hit]
+    score = training(seeds, [range(n)] * 3)
+    p, cells = 0.3, [3] * 15 + [1] * 45 + [0] * 40
+    rho = 1 - sum(y * (3 - y) / 3 for y in cells) / ((3 * n - n) * p * (1 - p))
+    rho = (60 * rho + 0.25) / 60.25
+    drawn, own = p * (1 - p) * rho / n, p * (1 - p) / (3 * n)
+    t = stats.t.ppf(0.975, (drawn + own) ** 2 / (drawn**2 / (n / rho) + own**2 / 2))
+    low, high = wilson(p, n / rho, t)
+    shift = 30.5 / 101 - p  # the logits' mean, back as a share
+    assert limits(score) == pytest.approx((30 - 100 * (p - low), 30 + 100 * math.hypot(high - p, shift * t / stats.t.ppf(0.975, 2))))
+
+
 def test_seeds_of_unequal_size_count_alike():
     assert training([outcomes(5, 10), outcomes(10, 40), outcomes(9, 12)], own(10, 40, 12)).value == pytest.approx(50)
 
@@ -248,6 +263,11 @@ def test_what_cannot_be_detected_is_nan():
     assert math.isnan(detectable_over_seeds(2, 1.0))
     assert detectable(100, 98) == pytest.approx(detectable(100, 2))
     assert detectable(400, 30) < detectable(100, 30)
+    for share in (0.05, 0.2):  # solved for n, as in the paper
+        d = detectable_paired(60, 100 * share) / 100
+        needed = (stats.norm.ppf(0.975) * share**0.5 + stats.norm.ppf(0.8) * (share - d * d) ** 0.5) ** 2 / d**2
+        assert math.isnan(d) or needed == pytest.approx(60)
+    assert detectable_paired(60, 20) > 15
     assert detectable(500, 10) > 2  # what a reader is to be warned of: 2 points are not seen with 500 prompts
     with pytest.raises(ValueError, match="120 percent"):
         detectable(100, 120)
