@@ -222,6 +222,7 @@ STAGE_RULES: Mapping[str, Callable[[Stage, Stage | None], str]] = {
     "answers cut off": _ended,
     "judge input cut": _read,
 }
+# A prompt in two roles stops a run before it starts; what an audit of the rows records beyond that has its rule among these.
 RUN_RULES: Mapping[str, Callable[[Found], Iterator[tuple[str, Stage, str]]]] = {
     "undefended model not broken": _unbroken,
     "attack no worse than benign": _benign,
