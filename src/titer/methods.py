@@ -155,7 +155,7 @@ class Benchmark(Method):
 
     def row(self, record: Mapping[str, Any]) -> Row:
         """The row of a record that has the columns of a layout. Raises where a value is none of the task's."""
-        raise NotImplementedError
+        raise ValueError(f"{type(self).__name__} has no columns of its own: its rows are conversations")
 
     @abstractmethod
     def match(self, row: Row, answer: str) -> Match:
