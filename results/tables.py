@@ -6,15 +6,14 @@ seeds with its 95 % interval over new seeds in brackets, and half the width of i
 
 import argparse
 import json
-import math
 import re
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from titer.evaluate import NAMES
-from titer.statistics import Score, training_mean, training_of
+from titer.results import over_seeds
+from titer.statistics import Score, read
 
 HERE = Path(__file__).parent
 PAGES = ("README.md", "docs/lab.md")
@@ -36,22 +35,14 @@ def stages(bundle: dict[str, Any], settings: str) -> dict[tuple[str, ...], list[
                 path = tuple(labels[: i + 1])
                 if path not in seen:
                     seen.add(path)
-                    found.setdefault(path, []).append({name: _score(fields) for name, fields in stage["scores"].items()})
+                    found.setdefault(path, []).append({name: read(fields) for name, fields in stage["scores"].items()})
     return found
-
-
-def _score(fields: dict[str, Any]) -> Score:
-    return Score(**{name: math.nan if value is None else value for name, value in fields.items()})
 
 
 def words(path: tuple[str, ...]) -> str:
     kind, _, method = path[-1].partition(" ")
     name = WORDS.get(method, method)
     return {"align": f"{name}-aligned", "finetune": "... attacked", "edit": f"... + {name}"}.get(kind, kind)
-
-
-def over_seeds(name: str, scores: Sequence[Score]) -> Score:
-    return training_mean([score.value for score in scores], scores[0].n) if name == "margin" else training_of(scores)
 
 
 def full(bundle: dict[str, Any], settings: str) -> list[str]:

@@ -1,5 +1,6 @@
 """The store: whole or not at all, shared by processes, mended where it was damaged, and the same after a kill at any moment."""
 
+import ast
 import json
 import os
 import random
@@ -11,12 +12,13 @@ import pytest
 
 from test_recipe import run as titer
 from test_run import plan, recipe_file  # noqa: F401  fixtures
-from titer import recipe, store
+from titer import recipe, registry, stages, store
 from titer.pipeline import Run
 from titer.stages import Setting
 from titer.store import Store, key_of
 
 ABOUT = {"kind": "finetune", "seed": 0}
+REUSED = {"antidote": "edits", "scale": "edits", "random_mask": "edits", "booster": "defenses", "lab": "judges"}
 
 
 def filled(folder: Path) -> None:
@@ -269,3 +271,21 @@ def test_what_is_written_is_whole(tmp_path):
     store.write(tmp_path / "a.json", {"x": 1})
     assert json.loads((tmp_path / "a.json").read_text()) == {"x": 1}
     assert [path.name for path in tmp_path.iterdir()] == ["a.json"]
+
+
+@pytest.mark.parametrize(
+    ("module", "changed"),
+    [
+        ("titer.edits.antidote", {"antidote", "scale", "random_mask"}),  # scale holds it, random_mask imports it
+        ("titer.lab.world", {"lab"}),
+        ("titer.vector", set(REUSED)),
+    ],
+)
+def test_the_code_of_a_stage_is_also_that_of_what_its_method_holds_and_builds_on(monkeypatch, module, changed):
+    def codes() -> dict[str, str]:
+        return {name: stages.code(registry.build(kind, name), ["titer.vector"]) for name, kind in REUSED.items()}
+
+    before, tree = codes(), stages._tree
+    monkeypatch.setattr(stages, "_tree", lambda name: ast.parse("other = 1") if name == module else tree(name))
+    after = codes()
+    assert {name for name in REUSED if before[name] != after[name]} == changed

@@ -22,7 +22,7 @@ from titer.methods import CUT, Defense, Edit, Method
 from titer.recipe import describe
 from titer.registry import name_of
 from titer.stages import Setting
-from titer.statistics import Score
+from titer.statistics import Score, read
 from titer.store import Store, key_of, write
 
 Report = Callable[[str, int, int, Mapping[str, float]], None]  # (stage, update, of how many or 0 when computed, terms by name)
@@ -94,7 +94,7 @@ class Run:
         if made.is_dir() and not (folder / "model").is_symlink():
             (folder / "model").symlink_to(made)
         fields = json.loads((scored / "stage.json").read_text())
-        fields["scores"] = {benchmark: Score(**score) for benchmark, score in fields["scores"].items()}
+        fields["scores"] = {benchmark: read(score) for benchmark, score in fields["scores"].items()}
         return Stage(**fields | {"folder": name})
 
     def _made_of(self, node: Node) -> dict[str, Any]:

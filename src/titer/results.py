@@ -18,7 +18,7 @@ from titer import __version__, flags
 from titer.evaluate import NAMES
 from titer.pipeline import Run, Stage
 from titer.recipe import describe
-from titer.statistics import Score, training_mean, training_of
+from titer.statistics import Score, read, training_mean, training_of
 
 LAB = "synthetic lab, world-v1"
 LAB_CAPTION = f"{LAB.capitalize()}: it shows that a method runs and does something, not how well it protects a real model."
@@ -117,7 +117,7 @@ def markdown(run: Run, found: Mapping[str, Sequence[Stage]]) -> str:
 def summary(document: Mapping[str, Any]) -> Table:
     """What a stage alone came to."""
     table = Table(box=None, show_header=False)
-    scores = {NAMES[name]: cell(Score(**score)) for name, score in document.get("scores", {}).items()}
+    scores = {NAMES[name]: cell(read(score)) for name, score in document.get("scores", {}).items()}
     cost = {"seconds": document["seconds"], "peak MB": document["peak_mb"]}
     for name, value in (scores | document["facts"] | cost).items():
         text = (
@@ -131,22 +131,28 @@ def summary(document: Mapping[str, Any]) -> Table:
 
 def grid(bundle: Mapping[str, Any]) -> Table:
     """A sweep's last stages: each figure's mean over the seeds, with the interval that a new seed would fall into."""
-    groups: dict[tuple[str, str], list[dict[str, Any]]] = {}
+    groups: dict[tuple[str, str], list[dict[str, Score]]] = {}
     for each in bundle["cells"]:
         for name, document in each.get("pipelines", {}).items():
-            groups.setdefault((" ".join(each["settings"]), name), []).append(document["stages"][-1]["scores"])
+            groups.setdefault((" ".join(each["settings"]), name), []).append(
+                {key: read(score) for key, score in document["stages"][-1]["scores"].items()}
+            )
     shown = [name for name in NAMES if any(name in scores for found in groups.values() for scores in found)]
     table = Table(box=box.SIMPLE_HEAD, caption="95 % intervals over training seeds, from three seeds on.", caption_justify="left")
     for column in ("settings", "pipeline", "seeds", *(NAMES[name] for name in shown)):
         table.add_column(column.replace(" ", "\n"))
     for (settings, name), found in groups.items():
-        table.add_row(settings, name, str(len(found)), *(cell(_over_seeds(key, found)) for key in shown))
+        by_figure = ([scores[key] for scores in found if key in scores] for key in shown)
+        cells = (cell(over_seeds(key, scores)) for key, scores in zip(shown, by_figure, strict=True))
+        table.add_row(settings, name, str(len(found)), *cells)
     return table
 
 
-def _over_seeds(name: str, found: Sequence[Mapping[str, Any]]) -> Score:
-    scores = [Score(**scores[name]) for scores in found if name in scores]
-    return training_mean([score.value for score in scores]) if name == "margin" else training_of(scores)
+def over_seeds(name: str, scores: Sequence[Score]) -> Score:
+    """The mean of a figure over training seeds, with its interval."""
+    if name == "margin":
+        return training_mean([score.value for score in scores], scores[0].n if scores else 0)
+    return training_of(scores)
 
 
 def screen(run: Run, found: Mapping[str, Sequence[Stage]]) -> Table:

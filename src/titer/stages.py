@@ -10,7 +10,7 @@ import json
 from collections.abc import Callable, Collection, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, cast
@@ -252,10 +252,31 @@ class Setting:
 
 
 def code(method: Method, modules: Sequence[str]) -> str:
-    """Hash of the code that a method's result comes from: its file and the modules, but for comments and layout."""
-    names = [type(method).__module__, *modules]
-    trees = [ast.dump(ast.parse(inspect.getsource(importlib.import_module(name)))) for name in names]
-    return hashlib.sha256("\n".join(trees).encode()).hexdigest()
+    """Hash of the code that a method's result comes from, but for comments and layout: of the modules, of its own file with all that
+    this imports of titer, and of the methods that it holds."""
+    trees = {name: ast.dump(_tree(name)) for name in (*modules, *_built_on(type(method).__module__))}
+    held = [code(value, ()) for value in vars(method).values() if isinstance(value, Method)]
+    return hashlib.sha256("\n".join([*(trees[name] for name in sorted(trees)), *held]).encode()).hexdigest()
+
+
+def _built_on(name: str) -> set[str]:
+    """A module, and those of titer that it imports, and so on."""
+    found, left = set[str](), [name]
+    while left:
+        name = left.pop()
+        if name not in found:
+            found.add(name)
+            for node in _tree(name).body:
+                if isinstance(node, ast.ImportFrom) and node.module == "titer":
+                    left += [f"titer.{alias.name}" for alias in node.names]
+                elif isinstance(node, ast.ImportFrom) and (node.module or "").startswith("titer."):
+                    left.append(node.module or "")
+    return found
+
+
+@cache
+def _tree(name: str) -> ast.Module:
+    return ast.parse(inspect.getsource(importlib.import_module(name)))
 
 
 def wanted(recipe: Recipe, kinds: Collection[str]) -> frozenset[str]:

@@ -24,8 +24,9 @@ point of chi-squared with S - 1 degrees of freedom, since only one in forty bino
 from __future__ import annotations
 
 import math
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -61,6 +62,13 @@ class Score:
         if self.covers == "training" and self.seeds < SEEDS:
             return f"an interval over training needs {SEEDS} seeds, this has {self.seeds}"
         return "the values, or clusters of them, are too few or do not differ"
+
+
+def read(fields: Mapping[str, Any]) -> Score:
+    """A score as JSON has it, null for what is not finite."""
+    value, low, high = (math.nan if fields.get(key) is None else float(fields[key]) for key in ("value", "low", "high"))
+    more = {key: fields[key] for key in ("covers", "seeds") if key in fields}
+    return Score(value, int(fields.get("n") or 0), low, high, int(fields.get("unscored") or 0), **more)
 
 
 def proportion(hits: int, n: int, unscored: int = 0) -> Score:

@@ -9,7 +9,7 @@ from functools import cached_property
 from typing import Any
 
 from titer.evaluate import NAMES
-from titer.statistics import Score
+from titer.statistics import Score, read
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ class Stage:
 
     @cached_property
     def scores(self) -> dict[str, Score]:
-        return {name: _score(fields) for name, fields in self.fields["scores"].items()}
+        return {name: read(fields) for name, fields in self.fields["scores"].items()}
 
     def score(self, name: str) -> Score | None:
         """The score if it was measured; None also where no prompt could be scored."""
@@ -80,8 +80,3 @@ def quoted(score: Score) -> str:
     if not math.isnan(score.low + score.high):
         text += f" [{score.low:z.1f}, {score.high:z.1f}]"
     return f"{text} ({score.unscored} of {score.n + score.unscored} prompts unscored)" if score.unscored else text
-
-
-def _score(fields: Mapping[str, Any]) -> Score:
-    value, low, high = (math.nan if fields.get(key) is None else float(fields[key]) for key in ("value", "low", "high"))
-    return Score(value, int(fields.get("n") or 0), low, high, int(fields.get("unscored") or 0))
