@@ -71,7 +71,7 @@ def load(path: Path, identity: str, loop: Loop) -> list[dict[str, float]]:
         group["lr"] = lr
     for name, position in facts["positions"].items():
         loop.step.streams[name].position = position
-    loop.state = _unpack(loop.defense, facts["state"], tensors)
+    loop.state = _unpack(loop, facts["state"], tensors)
     torch.set_rng_state(tensors["rng"])
     if "rng.cuda" in tensors and torch.cuda.is_available():
         torch.cuda.set_rng_state(tensors["rng.cuda"])
@@ -87,24 +87,30 @@ def _pack(state: Any, tensors: dict[str, Tensor]) -> Any:
         value = getattr(state, field.name)
         if isinstance(value, Tensor):
             tensors[f"state.{field.name}"] = value
-            packed[field.name] = {"tensor": True}
+            packed[field.name] = {"tensor": value.device.type}
         elif isinstance(value, dict) and value and all(isinstance(v, Tensor) for v in value.values()):
             tensors |= {f"state.{field.name}.{key}": tensor for key, tensor in value.items()}
-            packed[field.name] = {"tensors": list(value)}
+            packed[field.name] = {"tensors": {key: tensor.device.type for key, tensor in value.items()}}
         else:
             packed[field.name] = {"value": value}
     return packed
 
 
-def _unpack(defense: Defense, packed: Any, tensors: Mapping[str, Tensor]) -> Any:
+def _unpack(loop: Loop, packed: Any, tensors: Mapping[str, Tensor]) -> Any:
+    """A defense's state again, its tensors where they were: on the CPU, or on the device of the run."""
     if packed is None:
         return None
+    defense, device = loop.defense, loop.step.accelerator.device
+
+    def tensor(name: str, kind: str) -> Tensor:
+        return tensors[name] if kind == "cpu" else tensors[name].to(device)
+
     fields: dict[str, Any] = {}
     for name, entry in packed.items():
         if "tensor" in entry:
-            fields[name] = tensors[f"state.{name}"]
+            fields[name] = tensor(f"state.{name}", entry["tensor"])
         elif "tensors" in entry:
-            fields[name] = {key: tensors[f"state.{name}.{key}"] for key in entry["tensors"]}
+            fields[name] = {key: tensor(f"state.{name}.{key}", kind) for key, kind in entry["tensors"].items()}
         else:
             fields[name] = entry["value"]
     assert defense.State is not None, f"{type(defense).__name__} keeps a state but declares no State"

@@ -131,7 +131,12 @@ def _read(name: str) -> dict[str, Any]:
     if not isinstance(raw, dict):
         raise ValueError(f"{path}: a recipe is a mapping of fields")
     parent = raw.pop("extends", None)
-    return _laid_over(raw, _read(parent)) if parent else raw
+    if not parent:
+        return raw
+    below = _read(parent)
+    if "pipelines" in raw:
+        below.pop("pipelines", None)  # a recipe compares its own, or those of the one that it extends
+    return _laid_over(raw, below)
 
 
 def _laid_over(top: dict[str, Any], bottom: dict[str, Any]) -> dict[str, Any]:

@@ -7,15 +7,16 @@ edit shrinks it by as much, without choosing any weight.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import ClassVar
 
 import torch
 from transformers import PreTrainedModel
 
-from titer.adapters import adapters, update_norm
+from titer.adapters import adapters
 from titer.data import Batch
 from titer.edits.antidote import Antidote
+from titer.edits.wise_ft import scaled
 from titer.methods import Changes, Edit, Harmful, Kind
 
 
@@ -39,12 +40,4 @@ class Scale(Edit):
         if matched.norm_before == 0.0:
             raise ValueError("the fine-tuning update is zero: there is nothing to scale")
         c = matched.norm_after / matched.norm_before
-        changed: dict[str, int] = {}
-        sizes: dict[str, int] = {}
-        with torch.no_grad():
-            for name, adapter in found.items():
-                scaled = c * adapter.b.weight
-                changed[f"{name}.b"] = int((scaled != adapter.b.weight).sum())
-                sizes[f"{name}.b"] = scaled.numel()
-                adapter.b.weight.copy_(scaled)
-        return Changes(changed, sizes, matched.norm_before, update_norm(model), {"c": c})
+        return replace(scaled(model, c), facts={"c": c})
