@@ -42,7 +42,7 @@ def loss(first: float | None, last: float, error: float) -> dict:
 
 def test_every_flag_is_explained():
     text = (Path(__file__).parent.parent / "docs/red-flags.md").read_text()
-    assert set(flags.MENDS) == {*flags.STAGE_RULES, *flags.RUN_RULES, "template differs", "seeds disagree"}
+    assert set(flags.MENDS) == {*flags.STAGE_RULES, *flags.RUN_RULES, "rows leaked", "template differs", "seeds disagree"}
     assert set(flags.MENDS) <= set(re.findall(r"^## (.*)$", text, re.MULTILINE))
 
 
@@ -153,6 +153,41 @@ def test_seeds_that_disagree_by_more_than_the_gain():
     unscored = run(90, 60)
     unscored["booster"]["stages"][2]["scores"]["harm"]["value"] = None
     assert flags.seeds({0: run(90, 60), 1: unscored}) == []
+
+
+def overlap(a: str, b: str, exact: int, near: tuple[int, int] = (0, 0), jaccard: float = 1.0) -> dict:
+    example = {"hashes": ["x", "x"], "jaccard": jaccard}
+    return {"roles": [a, b], "prompts": [40, 60], "exact": exact, "near": list(near), "examples": [example]}
+
+
+@pytest.mark.parametrize(
+    ("found", "text"),
+    [
+        (overlap("attack", "test harm", 3), "3 of 40 and 60 prompts are in both."),
+        (overlap("attack", "test harm", 0, (5, 5)), "Prompts are in both, but for punctuation."),
+        (overlap("attack", "calibration", 1), "1 of 40 and 60 prompts are in both."),
+        (overlap("attack", "test harm", 0, (5, 5), 0.9), None),
+        (overlap("alignment", "defense", 30), None),
+    ],
+)
+def test_rows_in_two_roles_are_flagged(found, text):
+    made = document("sft", [100, 0, 90]) | {"overlaps": [found]}
+    raised = flags.raised({"sft": made, "other": document("other", [100, 0, 60], "booster sft", tag="b") | {"overlaps": [found]}})
+    assert [(flag.name, flag.stage, flag.text) for flag in raised] == (
+        [("rows leaked", " and ".join(found["roles"]), text)] if text else []
+    )
+
+
+def test_a_run_told_to_keep_shared_rows_says_so(plan, monkeypatch, capsys, tmp_path):  # noqa: F811
+    path = tmp_path / "recipe.yaml"
+    path.write_text(yaml.safe_dump(plan | {"data": plan["data"] | {"task": plan["data"]["test"]}, "pipelines": {"sft": {}}}))
+    code, _, err = titer(monkeypatch, capsys, "run", str(path), "--set", "attack.n=20", "--out", str(tmp_path / "out"))
+    assert (code, "share" in err) == (2, True)
+    arguments = ["--set", "attack.n=20", "--set", "data.shared=keep", "--out", str(tmp_path / "out"), "--json"]
+    code, out, err = titer(monkeypatch, capsys, "run", str(path), *arguments)
+    assert code == 0
+    assert [flag["stage"] for flag in json.loads(out)["sft"]["flags"] if flag["name"] == "rows leaked"] == ["task and test task"]
+    assert "red flag, rows leaked (task and test task): 20 of 20 and 20 prompts are in both." in err
 
 
 def test_another_template_in_the_test_than_in_training():

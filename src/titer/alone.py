@@ -23,7 +23,7 @@ from titer.store import MANIFEST, write
 from titer.template import Template
 
 USED = ("model", "data", "benchmark", "template", "system", "seed", "max_length", "gradient_checkpointing", "threads")  # by every stage
-EVALUATION = ("judge", "max_new_tokens", "answers_at_once")
+EVALUATION = ("protocol", "judge", "max_new_tokens", "answers_at_once")
 
 
 def stage(setting: Setting, kind: str, method: Method | None, folder: Path, whole: bool, report: Report) -> dict[str, Any]:

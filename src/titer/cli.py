@@ -46,13 +46,12 @@ def run_recipe(
     folder = out or Path("runs") / f"{Path(recipe).stem}-{recipes.digest(plan)[:8]}"
     run = pipeline.Run(setting, folder, Store(store or folder.parent / "store"))
     with pipeline.occupied(run.folder, setting), progress.shown(console) as watch:
-        found = run.stages(watch)
-        documents = results.write(run, found)
+        documents = results.write(run, run.stages(watch))
     report.write(documents, run.folder)
     if as_json:
         _print_json(documents)
     else:
-        _console(sys.stdout).print(results.screen(run, found))
+        _console(sys.stdout).print(results.screen(documents))
     _print_flags(console, next(iter(documents.values())))
     if not as_json:
         console.print(f"Everything is in {run.folder}")

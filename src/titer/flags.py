@@ -13,6 +13,7 @@ from typing import Any
 from titer.evaluate import NAMES
 from titer.report.rules import ABILITIES, COHERENT, MOST, WITHIN, gap, plain, side, undefended
 from titer.report.stages import Stage, last, quoted
+from titer.roles import MAY_SHARE
 from titer.statistics import Score
 
 FELL = 0.05  # of the first loss: rows that are learned at all lose several times as much within an epoch
@@ -50,7 +51,8 @@ def raised(documents: Mapping[str, Any]) -> list[Flag]:
                 flags += _of_stage(name, stage, before)
     for flag, rule in RUN_RULES.items():
         flags += [Flag(flag, name, stage.label, text, MENDS[flag]) for name, stage, text in rule(found)]
-    return flags
+    runs = {document.get("run"): document.get("overlaps") or [] for document in documents.values()}
+    return [*flags, *(flag for overlaps in runs.values() for flag in _leaked(overlaps))]
 
 
 def alone(chain: Sequence[Mapping[str, Any]]) -> list[Flag]:
@@ -175,6 +177,17 @@ def _inactive(found: Found) -> Iterator[tuple[str, Stage, str]]:
             yield name, stage, f"After {stage.label} every weight is what plain SFT made it in {control}."
 
 
+def _leaked(overlaps: Iterable[Mapping[str, Any]]) -> Iterator[Flag]:
+    """Of the audit's findings the prompts that two roles have both, but for the two that may."""
+    for found in overlaps:
+        a, b = found["roles"]
+        alike = any(example["jaccard"] >= 1 for example in found["examples"])
+        if (a, b) != MAY_SHARE and (found["exact"] or alike):
+            of = f"{found['exact']} of {found['prompts'][0]} and {found['prompts'][1]} prompts" if found["exact"] else "Prompts"
+            text = f"{of} are in both{'' if found['exact'] else ', but for punctuation'}."
+            yield Flag("rows leaked", "", f"{a} and {b}", text, MENDS["rows leaked"])
+
+
 def template(chain: Sequence[Mapping[str, Any]]) -> list[Flag]:
     """Whether the last of some stage documents asks the model otherwise than one before it; `alone` has it among its own."""
     *earlier, now = chain
@@ -222,7 +235,6 @@ STAGE_RULES: Mapping[str, Callable[[Stage, Stage | None], str]] = {
     "answers cut off": _ended,
     "judge input cut": _read,
 }
-# A prompt in two roles stops a run before it starts; what an audit of the rows records beyond that has its rule among these.
 RUN_RULES: Mapping[str, Callable[[Found], Iterator[tuple[str, Stage, str]]]] = {
     "undefended model not broken": _unbroken,
     "attack no worse than benign": _benign,
@@ -239,5 +251,6 @@ MENDS: Mapping[str, str] = {
     "attack no worse than benign": "The harmful rows do no harm of their own: give more or other ones.",
     "defense inactive": "Look at its strength and at the rows that it draws from.",
     "template differs": "Use the template and the system prompt that the model was trained with.",
+    "rows leaked": "Set data.shared=drop, or take them out of one of the two.",
     "seeds disagree": "Run more training seeds before a gain is claimed.",
 }

@@ -12,7 +12,7 @@ from typing import Any
 
 import yaml
 
-from titer import registry
+from titer import protocols, registry
 from titer.defenses.sft import SFT
 from titer.methods import Attack, Benchmark, Config, Defense, Edit, Judge, Method
 from titer.models import Checkpoint, Model
@@ -43,6 +43,7 @@ class Recipe(Config):
     pipelines: dict[str, Pipeline]
     model: Model = field(default_factory=Checkpoint)
     judge: Judge | None = None  # None: the exact one for the lab's prompts, `refusal` for others
+    protocol: str | None = None  # a named way of asking and scoring, from which the recipe must not depart
     benchmark: Benchmark | None = None  # the user's task: how it is asked and scored; None recognizes it by its columns
     template: Style = "chat"  # the model's own chat template, or a text template by name
     system: str | None = None  # system prompt, in training and in evaluation
@@ -63,6 +64,7 @@ class Recipe(Config):
             if pipeline.edit and self.finetune.lora is None:
                 edit = registry.name_of(pipeline.edit)
                 raise ValueError(f"pipelines.{name}: the edit {edit!r} works on the fine-tuning adapter: set finetune.lora")
+        protocols.check(self)
 
     def training(self, kind: str) -> Training | None:
         """The settings of a stage that trains."""

@@ -18,6 +18,8 @@ from titer import __version__, flags
 from titer.evaluate import NAMES
 from titer.pipeline import Run, Stage
 from titer.recipe import describe
+from titer.report import rules
+from titer.report import stages as told
 from titer.statistics import Score, read, training_mean, training_of
 
 LAB = "synthetic lab, world-v1"
@@ -56,11 +58,15 @@ def write(run: Run, found: Mapping[str, Sequence[Stage]]) -> dict[str, Any]:
             "run": setting.identity,
         }
         documents[name] = plain(document)
+    struck = rules.broken(told.stages(documents))
+    for document in documents.values():
+        for stage in document["stages"]:
+            stage["struck out"] = struck.get(stage["folder"], [])
     raised = flags.described(flags.raised(documents))  # of the whole run: what marks its control marks all of it
     for name in found:
         documents[name]["flags"] = raised
         (run.folder / f"{name}.json").write_text(json.dumps(documents[name], indent=2) + "\n")
-    (run.folder / "table.md").write_text(markdown(run, found))
+    (run.folder / "table.md").write_text(markdown(documents))
     return documents
 
 
@@ -73,45 +79,42 @@ def plain(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def rows(found: Mapping[str, Sequence[Stage]]) -> list[tuple[str, Stage]]:
-    """Every stage once, under the first pipeline that has it."""
-    seen: set[str] = set()
-    listed = []
-    for name, stages in found.items():
-        for stage in stages:
-            if stage.folder not in seen:
-                seen.add(stage.folder)
-                listed.append((name, stage))
-    return listed
-
-
-def cell(score: Score | None) -> str:
+def cell(score: Score | None, struck: bool = False) -> str:
     if score is None:
         return ""
     text = f"{score.value:.1f} [{score.low:.1f}, {score.high:.1f}]"
-    return f"{text} ({score.unscored} unscored)" if score.unscored else text
+    text = f"{text} ({score.unscored} unscored)" if score.unscored else text
+    return f"struck out: {text}" if struck else text
 
 
-def _table(found: Mapping[str, Sequence[Stage]]) -> tuple[list[str], list[list[str]]]:
-    listed = rows(found)
+def _table(documents: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
+    listed = told.once(told.stages(documents))
     shown = [name for name in NAMES if any(name in stage.scores for _, stage in listed)]
     header = ["pipeline", "stage", *(NAMES[name] for name in shown), "seconds"]
-    body = [[name, stage.label, *(cell(stage.scores.get(key)) for key in shown), f"{stage.seconds:.1f}"] for name, stage in listed]
+    body = []
+    for name, stage in listed:
+        cells = (cell(stage.scores.get(key), key == "harm" and bool(stage.struck)) for key in shown)
+        body.append([name, stage.label, *cells, f"{stage.fields['seconds']:.1f}"])
     return header, body
 
 
 def caption(recipe: Mapping[str, Any]) -> str:
     """What a table or figure of this described recipe is over."""
     data = recipe["data"]
-    prompts = f"{data['split']} prompts, seed {recipe['seed']}; 95 % intervals over prompts, not over training seeds."
+    protocol = f", protocol {recipe['protocol']}" if recipe.get("protocol") else ""
+    prompts = f"{data['split']} prompts{protocol}, seed {recipe['seed']}; 95 % intervals over prompts, not over training seeds."
     world = data["world"]
     return prompts if world is None else f"World seed {world}, {prompts} {LAB_CAPTION}"
 
 
-def markdown(run: Run, found: Mapping[str, Sequence[Stage]]) -> str:
-    header, body = _table(found)
+def _recipe(documents: Mapping[str, Any]) -> Mapping[str, Any]:
+    return dict(next(iter(documents.values()))["recipe"])
+
+
+def markdown(documents: Mapping[str, Any]) -> str:
+    header, body = _table(documents)
     lines = [header, ["---"] * len(header), *body]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines) + f"\n\n{caption(describe(run.setting.recipe))}\n"
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines) + f"\n\n{caption(_recipe(documents))}\n"
 
 
 def summary(document: Mapping[str, Any]) -> Table:
@@ -155,9 +158,9 @@ def over_seeds(name: str, scores: Sequence[Score]) -> Score:
     return training_of(scores)
 
 
-def screen(run: Run, found: Mapping[str, Sequence[Stage]]) -> Table:
-    header, body = _table(found)
-    table = Table(box=box.SIMPLE_HEAD, caption=caption(describe(run.setting.recipe)), caption_justify="left")
+def screen(documents: Mapping[str, Any]) -> Table:
+    header, body = _table(documents)
+    table = Table(box=box.SIMPLE_HEAD, caption=caption(_recipe(documents)), caption_justify="left")
     for column in header:
         table.add_column(column.replace(" ", "\n"), justify="left" if column in ("pipeline", "stage") else "right")
     last = ""

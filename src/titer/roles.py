@@ -15,6 +15,7 @@ from titer.lab.world import TASKS, World
 from titer.methods import Benchmark, Config, Harmful, Kind, Prompts, Refusals
 from titer.sources import Given, Reader, Source, recognized
 
+MAY_SHARE = ("alignment", "defense")  # the defender may answer what the alignment refuses
 SHARES = {"attack": 0.5, "defense": 0.15, "calibration": 0.1, "validation": 0.1, "test": 0.15}  # of a pool of harmful rows
 
 
@@ -38,7 +39,7 @@ class Data(Config):
     harm_test: Given | None = None  # held-out harm prompts, for the harmful score
     lookalike: Given | None = None  # harmless prompts that look harmful, for over-refusal
     split: Literal["test", "validation"] = "test"  # validation: to choose hyperparameters on
-    shared: Literal["refuse", "drop"] = "refuse"  # prompts in two roles: an error, or taken out of what is trained on
+    shared: Literal["refuse", "drop", "keep"] = "refuse"  # prompts in two roles: an error, taken out of what is trained on, or a red flag
 
     def __post_init__(self) -> None:
         if self.world is not None and self.world < 0:
@@ -106,15 +107,15 @@ def roles(data: Data, benchmark: Benchmark | None = None, wanted: Set[str] = EVE
         raise ValueError(f"task={data.lab_task!r} is a task of the lab: set data.world, or give a source of rows")
     held_out = {f"{data.split} rows of {name!r}": rows for name, rows in found.benchmarks.items()}
     training: dict[str, Any] = {name: getattr(found, name) for name in TRAINING}
-    may = ("alignment", "defense")  # the defender may answer what the alignment refuses
     if data.shared == "drop":
-        kept = without_shared(held_out | training, may)
+        kept = without_shared(held_out | training, MAY_SHARE)
         for name, rows in training.items():
             if len(kept[name]) < len(rows):
                 reader.facts.setdefault(name, {})["dropped as shared"] = len(rows) - len(kept[name])
         training = {name: kept[name] for name in TRAINING}
         found = replace(found, **training)
-    check_disjoint(training | held_out, may)
+    if data.shared != "keep":
+        check_disjoint(training | held_out, MAY_SHARE)
     return replace(found, scorer=scorer, sources=reader.facts)
 
 

@@ -19,7 +19,7 @@ from titer.results import LAB, caption
 from titer.statistics import Score
 
 SHOWN = {"pipeline", "recipe", "stages", "run", "flags"}  # of a document; whatever else it tells is provenance
-STAGE = {"kind", "label", "folder", "scores", "seconds", "scoring_seconds", "peak_mb"}  # of a stage; the rest are its facts
+STAGE = {"kind", "label", "folder", "scores", "struck out", "seconds", "scoring_seconds", "peak_mb"}  # of a stage; the rest are its facts
 ANSWERS = "answers.jsonl"
 HIDDEN = {"answer", "answers", "completion", "completions", "prompt", "prompts", "records", "response", "responses", "text", "texts"}
 

@@ -36,6 +36,11 @@ class Stage:
     def weights(self) -> str:
         return str(self.fields.get("weights", ""))
 
+    @property
+    def struck(self) -> list[str]:
+        """Why its HS is struck out; empty where it is not."""
+        return list(self.fields.get("struck out") or [])
+
     def fact(self, name: str) -> Any:
         """What is known of the stage beside its scores; None where it is not recorded."""
         return (self.fields.get("facts") or {}).get(name)
