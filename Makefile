@@ -2,7 +2,7 @@
 PY := .venv/bin/python
 READY := .venv/ready
 
-.PHONY: lab test check mutants bench bench-compare results results-check world clean
+.PHONY: lab test check mutants kills bench bench-compare results results-check world clean
 
 lab: $(READY)  ## the main job: align, attack, edit, score, in the embedded lab
 	.venv/bin/titer run lab
@@ -17,6 +17,9 @@ check: $(READY)  ## style and types
 
 mutants: $(READY)  ## break every method file in every small way; its tests must notice
 	$(PY) tests/mutants.py $(FILES)
+
+kills: $(READY)  ## nightly: a lab sweep of 24 cells, killed at every kind of write and at random moments (a quarter of an hour)
+	$(PY) tests/kills.py
 
 results: $(READY)  ## the bundles in results/ and the tables made from them (resumable: twenty minutes from nothing)
 	$(PY) results/make.py $(CLAIMS)

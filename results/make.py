@@ -25,9 +25,10 @@ def claims() -> dict[str, dict[str, Any]]:
     return dict(yaml.safe_load((HERE / "claims.yaml").read_text()))
 
 
-def told(document: dict[str, Any]) -> list[dict[str, Any]]:
+def told(document: dict[str, Any]) -> dict[str, Any]:
     """Of a pipeline's document, what a claim rests on."""
-    return [{key: stage[key] for key in ("label", "scores", "weights", "seconds", "peak_mb")} for stage in document["stages"]]
+    kept = ("kind", "method", "scores", "struck out", "weights", "seconds", "peak_mb")
+    return {"stages": [{key: stage[key] for key in kept} for stage in document["stages"]]}
 
 
 def computed(name: str, plan: Sweep) -> dict[str, Any]:
@@ -49,10 +50,10 @@ def differs(name: str, claim: dict[str, Any]) -> list[str]:
     cell = Cell((*published["settings"], 'pipelines={"sft": {"align": "sft", "edit": "antidote"}}'), published["seed"])
     with tempfile.TemporaryDirectory() as folder:
         fresh = computed(name, Sweep(claim["recipe"], [cell], Path(folder) / "cells", Path(folder) / "store"))["cells"][0]
-    wanted = published["pipelines"]["sft+antidote"]
+    wanted, got = published["pipelines"]["sft+antidote"]["stages"], fresh["pipelines"]["sft"]["stages"]
     return [
-        f"{name}: {was['label']} has {key} {now[key]} where the bundle has {was[key]}"
-        for was, now in zip(wanted, fresh["pipelines"]["sft"], strict=True)
+        f"{name}: {was['kind']} has {key} {now[key]} where the bundle has {was[key]}"
+        for was, now in zip(wanted, got, strict=True)
         for key in ("weights", "scores")
         if was[key] != now[key]
     ]

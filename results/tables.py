@@ -1,102 +1,134 @@
-"""Write the tables of README and docs from the bundles: `python results/tables.py`; with `--check`, exit code 1 where one differs.
+"""Write the tables and figures of README and docs from the bundles: `python results/tables.py`.
 
-A table stands between `<!-- table full lab data.world=1 -->` (or `short lab`) and `<!-- end -->`. A figure is a mean over training
-seeds with its 95 % interval over new seeds in brackets, and half the width of its mean interval over prompts behind a sign.
+With `--check` nothing is written, and the exit code is 1 where one differs. A table stands between `<!-- table full lab data.world=1 -->`
+and `<!-- end -->`. A figure is a mean over training seeds with its 95 % interval over new seeds in brackets, and half the width of its
+mean interval over prompts behind a sign.
 """
 
 import argparse
 import json
 import re
 import sys
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from titer.evaluate import NAMES
-from titer.results import over_seeds
-from titer.statistics import Score, read
+from titer.report import plane
+from titer.report.frontier import free, places
+from titer.report.grid import Group, groups
+from titer.report.stages import quoted
+from titer.results import LAB
 
 HERE = Path(__file__).parent
 PAGES = ("README.md", "docs/lab.md")
-WORDS = {"sft": "SFT", "booster": "Booster", "antidote": "Antidote"}
+FIGURES = {f"docs/frontier-{world}.svg": f"data.world={world}" for world in (1, 2)}
+WORDS = {"sft": "SFT", "booster": "Booster", "antidote": "Antidote", "random_mask": "random mask", "random_booster": "random Booster"}
 SHOWN = ("harm", "margin", "task", "benign", "lookalike", "general")
-TABLE = re.compile(r"(<!-- table (?P<kind>full|short) (?P<claim>\S+) ?(?P<settings>\S*) -->\n).*?(<!-- end -->)", re.DOTALL)
+TABLE = re.compile(r"(<!-- table (?P<kind>\w+) (?P<claim>\S+) ?(?P<settings>\S*) -->\n).*?(<!-- end -->)", re.DOTALL)
 
 
-def stages(bundle: dict[str, Any], settings: str) -> dict[tuple[str, ...], list[dict[str, Score]]]:
-    """The scores of every stage, one set a seed, by the labels of the stages that lead to it."""
-    found: dict[tuple[str, ...], list[dict[str, Score]]] = {}
-    for cell in bundle["cells"]:
-        if settings and settings not in cell["settings"]:
-            continue
-        seen = set()
-        for pipeline in cell["pipelines"].values():
-            labels = [stage["label"] for stage in pipeline]
-            for i, stage in enumerate(pipeline):
-                path = tuple(labels[: i + 1])
-                if path not in seen:
-                    seen.add(path)
-                    found.setdefault(path, []).append({name: read(fields) for name, fields in stage["scores"].items()})
-    return found
+def found(claim: str, settings: str = "") -> list[Group]:
+    """The pipelines of a claim, at the points of its grid that have the settings."""
+    bundle = json.loads((HERE / f"{claim}.json").read_text())
+    return [group for group in groups(bundle["cells"]) if not settings or settings in group.settings]
 
 
-def words(path: tuple[str, ...]) -> str:
-    kind, _, method = path[-1].partition(" ")
+def along(of: list[Group]) -> list[Group]:
+    """Every stage once, as a pipeline that ends with it."""
+    reached: dict[tuple[str, ...], Group] = {}
+    for group in of:
+        for length in range(1, 1 + len(next(iter(group.seeds.values())))):
+            shorter = replace(group, seeds={seed: stages[:length] for seed, stages in group.seeds.items()})
+            reached.setdefault(tuple(stage.label for stage in next(iter(shorter.seeds.values()))), shorter)
+    return list(reached.values())
+
+
+def words(group: Group) -> str:
+    kind, _, method = group.label.partition(" ")
     name = WORDS.get(method, method)
     return {"align": f"{name}-aligned", "finetune": "... attacked", "edit": f"... + {name}"}.get(kind, kind)
 
 
-def full(bundle: dict[str, Any], settings: str) -> list[str]:
-    lines = [["stage", *(NAMES[name] for name in SHOWN)], ["---"] * (1 + len(SHOWN))]
-    for path, seeds in stages(bundle, settings).items():
-        cells = []
-        for name in SHOWN:
-            scores = [scores[name] for scores in seeds]
-            mean, half = over_seeds(name, scores), sum(score.high - score.low for score in scores) / len(scores) / 2
-            interval = f" [{mean.low:.1f}, {mean.high:.1f}]" if mean.low <= mean.high else ""
-            cells.append(f"{mean.value:z.1f}{interval} ±{half:.1f}")
-        lines.append([words(path), *cells])
-    return [f"| {' | '.join(line)} |" for line in lines]
+def figure(group: Group, name: str, both: bool = True) -> str:
+    score = group.score(name)
+    assert score is not None
+    text = f"{score.value:z.1f}" + (f" [{score.low:.1f}, {score.high:.1f}]" if score.low <= score.high else "")
+    text = f"{text} ±{group.prompts(name):.1f}" if both else text
+    return f"~~{text}~~ struck out" if name == "harm" and group.struck else text
 
 
-def short(bundle: dict[str, Any], settings: str) -> list[str]:
-    """HS and FA by the grid's values, after fine-tuning and edits."""
-    columns = list(dict.fromkeys(" ".join(cell["settings"]) for cell in bundle["cells"]))
-    tables = {column: stages(bundle, column) for column in columns}
-    lines = [["HS / FA", *columns], ["---"] * (1 + len(columns))]
-    for path in next(iter(tables.values())):
-        seeds = [tables[column][path] for column in columns]
-        means = [[over_seeds(name, [scores[name] for scores in of]).value for name in ("harm", "task")] for of in seeds]
-        if path[-1] != "base":
-            lines.append([words(path), *(f"{hs:.0f} / {fa:.0f}" for hs, fa in means)])
-    return [f"| {' | '.join(line)} |" for line in lines]
+def full(claim: str, settings: str) -> list[list[str]]:
+    """Every stage with every figure."""
+    lines = [["stage", *(NAMES[name] for name in SHOWN)]]
+    return lines + [[words(group), *(figure(group, name) for name in SHOWN)] for group in along(found(claim, settings))]
+
+
+def short(claim: str, settings: str) -> list[list[str]]:
+    """HS and FA of every stage by the grid's values."""
+    columns = {column: along(found(claim, column)) for column in dict.fromkeys(" ".join(group.settings) for group in found(claim))}
+    lines = [["HS / FA", *columns]]
+    for row in zip(*columns.values(), strict=True):
+        if row[0].label != "base":
+            lines.append([words(row[0]), *(" / ".join(f"{group.score(name).value:.0f}" for name in ("harm", "task")) for group in row)])
+    return lines
+
+
+def delay(claim: str, settings: str) -> list[list[str]]:
+    """HS by how long the attack lasts, of SFT and Booster, a column a world."""
+    of = {(group.settings, group.pipeline): group for group in found(claim, settings)}
+    worlds, rest = (list(dict.fromkeys(part)) for part in zip(*((keys[0], keys[1:]) for keys, _ in of), strict=True))
+    columns = [(world, pipeline) for world in worlds for pipeline in ("sft", "booster")]
+    lines = [["attack", *(f"{world}: {WORDS[pipeline]}" for world, pipeline in columns)]]
+    for tail in rest:
+        lines.append([" ".join(tail), *(figure(of[(world, *tail), pipeline], "harm", both=False) for world, pipeline in columns)])
+    return lines
+
+
+def swept(settings: str) -> list[Group]:
+    """The lab's pipelines, and what plain fine-tuning gives for free, beside Booster at the same settings."""
+    others = found("lab-frontier", settings)
+    return [*found("lab", settings), *(group if free(group) else replace(group, pipeline="booster, swept") for group in others)]
+
+
+def beyond(claim: str, settings: str) -> list[list[str]]:
+    """Where the lab's methods lie by the frontier."""
+    lines = [["pipeline", "HS", "FA", "frontier", "compared with"]]
+    for place in places(swept(settings)):
+        if not place.group.pipeline.endswith("swept"):
+            scores = (quoted(score) for name in ("harm", "task") if (score := place.group.score(name)))
+            lines.append([place.group.pipeline, *scores, place.word, place.text.partition("; ")[2]])
+    return lines
 
 
 def written(text: str) -> str:
     """The page with its tables made again."""
 
-    def table(found: re.Match[str]) -> str:
-        bundle = json.loads((HERE / f"{found['claim']}.json").read_text())
-        lines = {"full": full, "short": short}[found["kind"]](bundle, found["settings"])
-        return found[1] + "\n".join(lines) + f"\n{found[5]}"
+    def table(match: re.Match[str]) -> str:
+        header, *body = {"full": full, "short": short, "delay": delay, "beyond": beyond}[match["kind"]](match["claim"], match["settings"])
+        lines = [f"| {' | '.join(line)} |" for line in (header, ["---"] * len(header), *body)]
+        return match[1] + "\n".join(lines) + f"\n{match[5]}"
 
     return TABLE.sub(table, text)
+
+
+def made() -> dict[Path, str]:
+    """What every page and figure has to be."""
+    pages = {HERE.parent / name: written((HERE.parent / name).read_text(encoding="utf-8")) for name in PAGES}
+    drawn = {HERE.parent / name: plane.svg(swept(settings), f"Mild attack, {settings}", LAB, "plane") for name, settings in FIGURES.items()}
+    return pages | drawn
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--check", action="store_true")
     arguments = parser.parse_args()
-    stale = []
-    for name in PAGES:
-        page = HERE.parent / name
-        text = page.read_text(encoding="utf-8")
-        if written(text) != text:
-            stale.append(name)
-            if not arguments.check:
-                page.write_text(written(text), encoding="utf-8")
+    stale = {path: text for path, text in made().items() if not path.is_file() or path.read_text(encoding="utf-8") != text}
     if arguments.check and stale:
-        print(f"tables of {', '.join(stale)} are not those of the bundles: run `make results` or `python results/tables.py`")
+        names = ", ".join(path.name for path in stale)
+        print(f"{names}: a table or figure is not that of the bundles: run `make results` or `python results/tables.py`")
         return 1
+    for path, text in stale.items():
+        path.write_text(text, encoding="utf-8")
     return 0
 
 

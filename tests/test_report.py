@@ -13,7 +13,7 @@ import pytest
 
 from test_recipe import run as titer
 from titer import report
-from titer.report import figure, rules
+from titer.report import drawing, figure, rules
 from titer.report.stages import Stage, stages
 from titer.report.verdict import Verdict, verdicts
 from titer.results import plain
@@ -394,17 +394,17 @@ def drawn(percents: dict[str, list], struck: tuple = ()) -> tuple[ElementTree.El
 
 def height(root: ElementTree.Element, y: float) -> float:
     """The percent at a height of the drawing, by the ticks of its axis."""
-    ticks = [_group(root, f"x-ytick_{i}").find(f".//{figure.SVG}use").attrib["y"] for i in (1, 5)]
+    ticks = [_group(root, f"x-ytick_{i}").find(f".//{drawing.SVG}use").attrib["y"] for i in (1, 5)]
     zero, hundred = map(float, ticks)
     return 100 * (y - zero) / (hundred - zero)
 
 
 def _group(root: ElementTree.Element, name: str) -> ElementTree.Element:
-    return root.find(f".//{figure.SVG}g[@id='{name}']")
+    return root.find(f".//{drawing.SVG}g[@id='{name}']")
 
 
 def _points(root: ElementTree.Element, name: str) -> list[tuple[float, float]]:
-    return [(float(use.attrib["x"]), height(root, float(use.attrib["y"]))) for use in _group(root, f"x-{name}").iter(f"{figure.SVG}use")]
+    return [(float(use.attrib["x"]), height(root, float(use.attrib["y"]))) for use in _group(root, f"x-{name}").iter(f"{drawing.SVG}use")]
 
 
 def test_the_figures_points_and_bars_stand_at_their_scores():
@@ -414,7 +414,7 @@ def test_the_figures_points_and_bars_stand_at_their_scores():
     assert [y for _, y in task] == pytest.approx([64, 68, 100, 86], abs=1e-3)
     assert all(h < t for (h, _), (t, _) in zip(harm, task, strict=True))  # side by side
     vertical = []
-    for path in root.iter(f"{figure.SVG}path"):
+    for path in root.iter(f"{drawing.SVG}path"):
         ends = re.fullmatch(r"M (\S+) (\S+)\s+L (\S+) (\S+)\s*", path.attrib["d"])
         if ends and ends[1] == ends[3] and "#d55e00" in path.attrib["style"]:
             vertical.append(sorted(height(root, float(y)) for y in (ends[2], ends[4])))

@@ -10,7 +10,16 @@ from results import tables
 def stage(label: str, harm: float, task: float) -> dict:
     figures = {"harm": harm, "task": task, "margin": harm - 50, "benign": 100.0, "lookalike": 0.0, "general": 100.0}
     scores = {name: {"value": value, "n": 100, "low": value - 4, "high": value + 6} for name, value in figures.items()}
-    return {"label": label, "scores": scores, "weights": "0", "seconds": 1, "peak_mb": 1}
+    kind, _, method = label.partition(" ")
+    return {
+        "kind": kind,
+        "method": {"method": method} if method else {},
+        "struck out": [],
+        "scores": scores,
+        "weights": "0",
+        "seconds": 1,
+        "peak_mb": 1,
+    }
 
 
 @pytest.fixture
@@ -19,7 +28,7 @@ def bundle(tmp_path, monkeypatch) -> dict:
     for world in (1, 2):
         for seed, harm in enumerate((88.0, 90.0, 95.0)):
             attacked = [stage("base", 100, 70), stage("align sft", 0, 60), stage("finetune sft", harm - 10 * world, 100)]
-            pipelines = {"sft": attacked, "edited": [*attacked, stage("edit antidote", 2, 90)]}
+            pipelines = {"sft": {"stages": attacked}, "edited": {"stages": [*attacked, stage("edit antidote", 2, 90)]}}
             cells.append({"settings": [f"data.world={world}"], "seed": seed, "status": "done", "pipelines": pipelines})
     found = {"claim": "toy", "cells": cells}
     (tmp_path / "toy.json").write_text(json.dumps(found))
@@ -28,10 +37,10 @@ def bundle(tmp_path, monkeypatch) -> dict:
 
 
 def test_a_full_table_has_every_stage_once_with_both_intervals(bundle):
-    head, _, *lines = tables.full(bundle, "data.world=2")
-    assert head == "| stage | HS | harm margin | FA | benign answers | over-refusal | general |"
-    assert [line.split(" | ")[0] for line in lines] == ["| base", "| SFT-aligned", "| ... attacked", "| ... + Antidote"]
-    attacked = lines[2].split(" | ")
+    head, *lines = tables.full("toy", "data.world=2")
+    assert head == ["stage", "HS", "harm margin", "FA", "benign answers", "over-refusal", "general"]
+    assert [line[0] for line in lines] == ["base", "SFT-aligned", "... attacked", "... + Antidote"]
+    attacked = lines[2]
     assert attacked[1].startswith("71.0 [")
     assert attacked[1].endswith("] ±5.0")  # half of the ten points that an interval over prompts is wide
     low, high = (float(end) for end in attacked[1].partition("[")[2].partition("]")[0].split(", "))
@@ -39,13 +48,20 @@ def test_a_full_table_has_every_stage_once_with_both_intervals(bundle):
 
 
 def test_a_short_table_has_a_column_for_every_point_of_the_grid(bundle):
-    assert tables.short(bundle, "") == [
-        "| HS / FA | data.world=1 | data.world=2 |",
-        "| --- | --- | --- |",
-        "| SFT-aligned | 0 / 60 | 0 / 60 |",
-        "| ... attacked | 81 / 100 | 71 / 100 |",
-        "| ... + Antidote | 2 / 90 | 2 / 90 |",
+    assert tables.short("toy", "") == [
+        ["HS / FA", "data.world=1", "data.world=2"],
+        ["SFT-aligned", "0 / 60", "0 / 60"],
+        ["... attacked", "81 / 100", "71 / 100"],
+        ["... + Antidote", "2 / 90", "2 / 90"],
     ]
+
+
+def test_a_model_that_is_struck_out_under_one_seed_shows_it(bundle, tmp_path):
+    bundle["cells"][1]["pipelines"]["edited"]["stages"][3]["struck out"] = ["it refuses everything"]
+    (tmp_path / "toy.json").write_text(json.dumps(bundle))
+    lines = tables.full("toy", "data.world=1")
+    assert lines[-1][1] == "~~2.0 [0.5, 7.4] ±5.0~~ struck out"
+    assert "struck out" not in " ".join([*lines[-1][2:], *lines[-2]])
 
 
 def test_a_page_gets_its_tables_between_the_marks_and_keeps_the_rest(bundle):
@@ -57,8 +73,47 @@ def test_a_page_gets_its_tables_between_the_marks_and_keeps_the_rest(bundle):
     assert tables.written(once) == once
 
 
-@pytest.mark.parametrize("name", tables.PAGES)
-def test_the_pages_tables_are_those_of_the_bundles(name):
-    text = (tables.HERE.parent / name).read_text(encoding="utf-8")
-    assert "<!-- table " in text
-    assert tables.written(text) == text
+def test_the_tables_of_the_frontier_are_made_of_two_claims(tmp_path, monkeypatch):
+    def cells(settings: list[str], pipelines: dict[str, tuple[str, str, float, float]]) -> list[dict]:
+        return [
+            {
+                "settings": settings,
+                "seed": seed,
+                "pipelines": {
+                    name: {"stages": [stage("base", 100, 70), stage(f"align {align}", 0, 60), stage(f"finetune {tune}", harm + seed, task)]}
+                    for name, (align, tune, harm, task) in pipelines.items()
+                },
+            }
+            for seed in (0, 1, 2)
+        ]
+
+    world = "data.world=1"
+    lab = cells(
+        [world], {"sft": ("sft", "sft", 90.0, 100.0), "good": ("booster", "sft", 2.0, 99.0), "poor": ("booster", "sft", 92.0, 50.0)}
+    )
+    rest = [
+        cell
+        for updates, harm, task in ((60, 50.0, 80.0), (100, 80.0, 90.0))
+        for cell in cells(
+            [world, f"finetune.updates={updates}"], {"sft": ("sft", "sft", harm, task), "booster": ("booster", "sft", 9.0, 30.0)}
+        )
+    ]
+    monkeypatch.setattr(tables, "HERE", tmp_path)
+    (tmp_path / "lab.json").write_text(json.dumps({"cells": lab}))
+    (tmp_path / "lab-frontier.json").write_text(json.dumps({"cells": rest}))
+    head, good, poor = tables.beyond("lab", world)
+    assert head == ["pipeline", "HS", "FA", "frontier", "compared with"]
+    assert (good[0], good[3]) == ("good", "beyond")
+    assert good[4].startswith("sft at finetune.updates=100 has HS 81.0")
+    assert (poor[0], poor[3]) == ("poor", "within")
+    assert poor[4].startswith("sft at finetune.updates=60 has HS 51.0")
+    lines = tables.delay("lab-frontier", "")
+    assert lines[0] == ["attack", "data.world=1: SFT", "data.world=1: Booster"]
+    assert [line[0] for line in lines[1:]] == ["finetune.updates=60", "finetune.updates=100"]
+    assert (lines[1][1][:4], lines[1][2][:4]) == ("51.0", "10.0")
+
+
+@pytest.mark.parametrize("name", [*tables.PAGES, *tables.FIGURES])
+def test_the_pages_tables_and_figures_are_those_of_the_bundles(name):
+    path = tables.HERE.parent / name
+    assert path.read_text(encoding="utf-8") == tables.made()[path]

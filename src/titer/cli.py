@@ -148,11 +148,11 @@ def _stage(
 
 
 @app.command("report")
-def make_report(folder: Annotated[Path, typer.Argument(help="Folder of a finished run.")]) -> None:
-    """Make a run's HTML page again, from its JSON files."""
+def make_report(folder: Annotated[Path, typer.Argument(help="Folder of a finished run or sweep.")]) -> None:
+    """Make the HTML page of a run or a sweep again, from its JSON files."""
     from titer import report
 
-    print(report.write(report.read(folder), folder))
+    print(report.again(folder))
 
 
 @app.command("sweep")
@@ -169,7 +169,7 @@ def run_sweep(
     as_json: Json = False,
 ) -> None:
     """Run a recipe over a grid and seeds, in processes that share finished stages. Started again it goes on. Exit code 1: cells missing."""
-    from titer import progress, results, sweep
+    from titer import progress, report, results, sweep
 
     try:
         numbers = [int(seed) for seed in seeds.split(",")]
@@ -181,11 +181,13 @@ def run_sweep(
     console = _console(sys.stderr)
     with progress.counted(console, len(plan.cells)) as watch:
         bundle = plan.run(watch)
+    report.write_sweep(bundle, folder)
     if as_json:
         _print_json(bundle)
     else:
         _console(sys.stdout).print(results.grid(bundle))
         console.print(f"{bundle['missing']} of {len(plan.cells)} cells are missing. Everything is in {folder}")
+    _print_flags(console, bundle)
     if bundle["missing"]:
         raise typer.Exit(1)
 

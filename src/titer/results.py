@@ -20,7 +20,8 @@ from titer.pipeline import Run, Stage
 from titer.recipe import describe
 from titer.report import rules
 from titer.report import stages as told
-from titer.statistics import Score, read, training_mean, training_of
+from titer.report.grid import groups, shown
+from titer.statistics import Score, read
 
 LAB = "synthetic lab, world-v1"
 LAB_CAPTION = f"{LAB.capitalize()}: it shows that a method runs and does something, not how well it protects a real model."
@@ -134,28 +135,15 @@ def summary(document: Mapping[str, Any]) -> Table:
 
 def grid(bundle: Mapping[str, Any]) -> Table:
     """A sweep's last stages: each figure's mean over the seeds, with the interval that a new seed would fall into."""
-    groups: dict[tuple[str, str], list[dict[str, Score]]] = {}
-    for each in bundle["cells"]:
-        for name, document in each.get("pipelines", {}).items():
-            groups.setdefault((" ".join(each["settings"]), name), []).append(
-                {key: read(score) for key, score in document["stages"][-1]["scores"].items()}
-            )
-    shown = [name for name in NAMES if any(name in scores for found in groups.values() for scores in found)]
+    found = groups(bundle["cells"])
+    names = shown(found)
     table = Table(box=box.SIMPLE_HEAD, caption="95 % intervals over training seeds, from three seeds on.", caption_justify="left")
-    for column in ("settings", "pipeline", "seeds", *(NAMES[name] for name in shown)):
+    for column in ("settings", "pipeline", "seeds", *(NAMES[name] for name in names)):
         table.add_column(column.replace(" ", "\n"))
-    for (settings, name), found in groups.items():
-        by_figure = ([scores[key] for scores in found if key in scores] for key in shown)
-        cells = (cell(over_seeds(key, scores)) for key, scores in zip(shown, by_figure, strict=True))
-        table.add_row(settings, name, str(len(found)), *cells)
+    for group in found:
+        cells = (cell(group.score(name), name == "harm" and group.struck > 0) for name in names)
+        table.add_row(" ".join(group.settings), group.pipeline, str(len(group.seeds)), *cells)
     return table
-
-
-def over_seeds(name: str, scores: Sequence[Score]) -> Score:
-    """The mean of a figure over training seeds, with its interval."""
-    if name == "margin":
-        return training_mean([score.value for score in scores], scores[0].n if scores else 0)
-    return training_of(scores)
 
 
 def screen(documents: Mapping[str, Any]) -> Table:

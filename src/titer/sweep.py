@@ -14,16 +14,19 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import yaml
 
+from titer import flags
 from titer import recipe as recipes
+from titer.report.grid import by_settings, groups
 from titer.store import key_of, write
 
 TRIES = 2
@@ -81,7 +84,13 @@ class Sweep:
         self.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         with ThreadPoolExecutor(self.jobs) as pool, self._interruptible():
             found = list(pool.map(lambda cell: self._cell(cell, report), self.cells))
-        bundle = {"recipe": self.recipe, "code": code(), "cells": found, "missing": sum(cell["status"] != "done" for cell in found)}
+        bundle = {
+            "recipe": self.recipe,
+            "code": code(),
+            "cells": found,
+            "missing": sum(cell["status"] != "done" for cell in found),
+            "flags": disagreeing(found),
+        }
         write(self.folder / "sweep.json", bundle)
         return bundle
 
@@ -144,6 +153,13 @@ class Sweep:
                 signal.signal(number, handler)
 
 
+def disagreeing(cells: Sequence[Mapping[str, Any]]) -> list[dict[str, str]]:
+    """The flags that the seeds of one setting raise together."""
+    found = [(settings, flag) for settings, by_seed in by_settings(groups(cells)).items() for flag in flags.seeds(by_seed)]
+    return flags.described([replace(flag, pipeline=" ".join([*settings, flag.pipeline])) for settings, flag in found])
+
+
+@cache
 def code() -> str:
     """Hash of all of titer's files: a cell that other code computed is not done."""
     root, hasher = Path(__file__).parent, hashlib.sha256()

@@ -1,4 +1,4 @@
-"""One self-contained HTML page per run, made from its JSON documents alone, so it can be made again from the run's folder.
+"""One self-contained HTML page per run or sweep, made from its JSON documents alone, so it can be made again from the folder.
 
 It loads nothing from anywhere, and holds no prompt and no answer: the figures, what they cost and what they were made from.
 """
@@ -26,12 +26,27 @@ def write(documents: Mapping[str, Any], folder: Path) -> Path:
     return path
 
 
+def write_sweep(bundle: Mapping[str, Any], folder: Path) -> Path:
+    """The page of a sweep, from the bundle that it wrote."""
+    from titer.report.sweeps import render
+
+    path = folder / PAGE
+    path.write_text(render(bundle), encoding="utf-8")
+    return path
+
+
+def again(folder: Path) -> Path:
+    """Make the page of a run's or a sweep's folder again. Raises where it holds neither."""
+    bundle = folder / "sweep.json"
+    return write_sweep(_json(bundle), folder) if bundle.is_file() else write(read(folder), folder)
+
+
 def read(folder: Path) -> dict[str, Any]:
     """The documents in a run's folder, in the recipe's order. Raises where there are none."""
     found = {path.stem: _json(path) for path in folder.glob("*.json") if path.name != "run.json"}
     found = {name: document for name, document in found.items() if isinstance(document, dict) and "stages" in document}
     if not found:
-        raise ValueError(f"{folder} holds no results (<pipeline>.json): give the folder of a finished `titer run`")
+        raise ValueError(f"{folder} holds no results (<pipeline>.json): give the folder of a finished `titer run` or `titer sweep`")
     marker = folder / "run.json"
     order = list(_json(marker)["recipe"]["pipelines"]) if marker.is_file() else []
     return {name: found[name] for name in sorted(found, key=lambda name: (order.index(name) if name in order else len(order), name))}

@@ -2,36 +2,18 @@
 
 from __future__ import annotations
 
-import io
-import re
-import warnings
-from collections.abc import Collection, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
-from xml.etree import ElementTree
 
-import matplotlib
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
+from titer.report.drawing import canvas, drawn, saved, short, style
 from titer.report.stages import Stage, quoted
 
 WIDTH, HEIGHT = 330, 250  # CSS pixels, 96 an inch: it fits a phone without being scaled
-SVG = "{http://www.w3.org/2000/svg}"
-STYLE: dict[Any, Any] = {
-    "font.family": "sans-serif",
-    "font.sans-serif": ["DejaVu Sans", "Verdana", "Arial"],  # the first comes with matplotlib: the layout is the same everywhere
-    "font.size": 8.0,  # points: 10.7 pixels
-    "svg.fonttype": "none",
-    "svg.hashsalt": "titer",
-    "text.parse_math": False,  # a pipeline's name may hold a $
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.linewidth": 0.6,
-}
 
 
 @dataclass(frozen=True)
@@ -55,10 +37,8 @@ LINES = (
 
 def svg(name: str, stages: Sequence[Stage], struck: Collection[str], note: str, slots: int, prefix: str) -> str:
     """The panel of a pipeline. `note` stands inside the image; `prefix` keeps its ids apart from another panel's."""
-    with _style():
-        text = io.StringIO()
-        panel(name, stages, struck, note, slots).savefig(text, format="svg", metadata=dict.fromkeys(("Date", "Creator", "Format", "Type")))
-    return _inline(text.getvalue(), label(name, stages, struck, note), prefix)
+    with style():
+        return saved(panel(name, stages, struck, note, slots), label(name, stages, struck, note), prefix)
 
 
 def label(name: str, stages: Sequence[Stage], struck: Collection[str], note: str) -> str:
@@ -72,12 +52,11 @@ def label(name: str, stages: Sequence[Stage], struck: Collection[str], note: str
 
 def panel(name: str, stages: Sequence[Stage], struck: Collection[str], note: str, slots: int) -> Figure:
     """With room for as many stages as the longest pipeline has, so that panels side by side compare."""
-    figure = Figure((WIDTH / 96, HEIGHT / 96), dpi=96)
-    FigureCanvasSVG(figure)
+    figure = canvas(WIDTH, HEIGHT)
     axes = figure.add_axes((0.135, 0.235, 0.85, 0.56))
     axes.set(xlim=(-0.5, slots - 0.5), ylim=(-8, 104))
     axes.set_yticks(range(0, 101, 25), [f"{percent} %" for percent in range(0, 101, 25)])
-    axes.set_xticks(range(len(stages)), [_drawn(f"{stage.kind}\n{_short(stage.method, 11)}") for stage in stages])
+    axes.set_xticks(range(len(stages)), [drawn(f"{stage.kind}\n{short(stage.method, 11)}") for stage in stages])
     axes.tick_params(length=2, width=0.6)
     axes.grid(axis="y", color="#cccccc", linewidth=0.5)
     axes.set_axisbelow(True)
@@ -92,7 +71,7 @@ def panel(name: str, stages: Sequence[Stage], struck: Collection[str], note: str
         borderpad=0,
         columnspacing=1.0,
     )
-    figure.text(0.015, 0.98, _drawn(_short(name, 44)), va="top", weight="bold")
+    figure.text(0.015, 0.98, drawn(short(name, 44)), va="top", weight="bold")
     figure.text(0.985, 0.015, note, ha="right", color="#444444")
     return figure
 
@@ -123,48 +102,3 @@ def _draw(axes: Axes, line: Line, stages: Sequence[Stage], struck: Collection[st
             )
             aside.set(color=line.colour, annotation_clip=False, bbox={"facecolor": "white", "edgecolor": "none", "pad": 0.4, "alpha": 0.75})
     return keys
-
-
-@contextmanager
-def _style() -> Iterator[None]:
-    with matplotlib.rc_context(), warnings.catch_warnings():
-        matplotlib.rcdefaults()  # whatever a matplotlibrc says
-        matplotlib.rcParams.update(STYLE)
-        warnings.filterwarnings("ignore", "Glyph .* missing from")  # of a name in another script; the reader's fonts have it
-        yield
-
-
-def _short(text: str, most: int) -> str:
-    return text if len(text) <= most else f"{text[: most - 1]}…"
-
-
-def _drawn(text: str) -> str:
-    """The text without what no XML may hold."""
-    return "".join(c if c.isprintable() or c == "\n" else "\N{REPLACEMENT CHARACTER}" for c in text)
-
-
-def _inline(document: str, label: str, prefix: str) -> str:
-    """The drawing as an element of a page: named, with ids of its own, and without style rules that would reach beyond it."""
-    ElementTree.register_namespace("", SVG[1:-1])
-    root = ElementTree.fromstring(document)
-    for parent in list(root.iter()):
-        for child in list(parent):
-            if child.tag.endswith(("}metadata", "}style")):
-                parent.remove(child)
-        for key, value in list(parent.attrib.items()):
-            if key.endswith("}href"):  # xlink is of the past
-                parent.set("href", parent.attrib.pop(key))
-                key = "href"
-            if key == "id":
-                parent.set(key, f"{prefix}-{value}")
-            else:
-                parent.set(key, re.sub(r"^#|(?<=url\(#)", lambda found: f"{found[0]}{prefix}-", value) if "#" in value else value)
-    root.attrib |= {
-        "width": str(WIDTH),
-        "height": str(HEIGHT),
-        "role": "img",
-        "aria-label": _drawn(label),
-        "stroke-linejoin": "round",
-        "stroke-linecap": "butt",
-    }
-    return ElementTree.tostring(root, encoding="unicode")

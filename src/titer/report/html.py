@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import yaml
-from jinja2 import Environment, PackageLoader, StrictUndefined
+from jinja2 import Environment, PackageLoader, StrictUndefined, Template
 from markupsafe import Markup
 
 from titer import flags
@@ -43,11 +43,7 @@ def render(documents: Mapping[str, Any]) -> str:
     recipe = first["recipe"] | {"pipelines": {k: v for document in documents.values() for k, v in document["recipe"]["pipelines"].items()}}
     struck, names = rules.broken(found), figures(found)
     lab = recipe["data"].get("world") is not None
-    environment = Environment(
-        loader=PackageLoader("titer.report", "."), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
-    environment.filters |= {"plain": _plain, "number": _number}
-    return environment.get_template("page.html.j2").render(
+    return template("page.html.j2").render(
         documents=documents,
         recipe=recipe,
         recipe_yaml=yaml.safe_dump(recipe, sort_keys=False, allow_unicode=True),
@@ -70,6 +66,14 @@ def render(documents: Mapping[str, Any]) -> str:
         answers=ANSWERS,
         hidden=HIDDEN,
     )
+
+
+def template(name: str) -> Template:
+    environment = Environment(
+        loader=PackageLoader("titer.report", "."), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    environment.filters |= {"plain": _plain, "number": _number}
+    return environment.get_template(name)
 
 
 def _panels(found: Mapping[str, Sequence[Stage]], struck: Mapping[str, Sequence[str]], note: str) -> list[Markup]:

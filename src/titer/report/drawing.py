@@ -1,0 +1,88 @@
+"""Drawing with matplotlib so that an SVG stands in a page or alone, and is the same every time."""
+
+from __future__ import annotations
+
+import io
+import re
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+from xml.etree import ElementTree
+
+import matplotlib
+from matplotlib.backends.backend_svg import FigureCanvasSVG
+from matplotlib.figure import Figure
+
+SVG = "{http://www.w3.org/2000/svg}"
+STYLE: dict[Any, Any] = {
+    "font.family": "sans-serif",
+    "font.sans-serif": ["DejaVu Sans", "Verdana", "Arial"],  # the first comes with matplotlib: the layout is the same everywhere
+    "font.size": 8.0,  # points: 10.7 pixels
+    "svg.fonttype": "none",
+    "svg.hashsalt": "titer",
+    "text.parse_math": False,  # a pipeline's name may hold a $
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.linewidth": 0.6,
+}
+
+
+def canvas(width: int, height: int) -> Figure:
+    """A figure of so many CSS pixels, 96 an inch."""
+    figure = Figure((width / 96, height / 96), dpi=96)
+    FigureCanvasSVG(figure)
+    return figure
+
+
+def saved(figure: Figure, label: str, prefix: str) -> str:
+    """The figure as an SVG element. `label` says what it shows to those who cannot see it; `prefix` keeps its ids apart from another's."""
+    text = io.StringIO()
+    figure.savefig(text, format="svg", metadata=dict.fromkeys(("Date", "Creator", "Format", "Type")))
+    width, height = (round(96 * inches) for inches in figure.get_size_inches())
+    return _inline(text.getvalue(), label, prefix, width, height)
+
+
+@contextmanager
+def style() -> Iterator[None]:
+    with matplotlib.rc_context(), warnings.catch_warnings():
+        matplotlib.rcdefaults()  # whatever a matplotlibrc says
+        matplotlib.rcParams.update(STYLE)
+        warnings.filterwarnings("ignore", "Glyph .* missing from")  # of a name in another script; the reader's fonts have it
+        yield
+
+
+def short(text: str, most: int) -> str:
+    return text if len(text) <= most else f"{text[: most - 1]}…"
+
+
+def drawn(text: str) -> str:
+    """The text without what no XML may hold."""
+    return "".join(c if c.isprintable() or c == "\n" else "\N{REPLACEMENT CHARACTER}" for c in text)
+
+
+def _inline(document: str, label: str, prefix: str, width: int, height: int) -> str:
+    """The drawing as an element of a page: named, with ids of its own, and without style rules that would reach beyond it."""
+    ElementTree.register_namespace("", SVG[1:-1])
+    root = ElementTree.fromstring(document)
+    for parent in list(root.iter()):
+        for child in list(parent):
+            if child.tag.endswith(("}metadata", "}style")):
+                parent.remove(child)
+        for key, value in list(parent.attrib.items()):
+            if key.endswith("}href"):  # xlink is of the past
+                parent.set("href", parent.attrib.pop(key))
+                key = "href"
+            if key == "id":
+                parent.set(key, f"{prefix}-{value}")
+            else:
+                parent.set(key, re.sub(r"^#|(?<=url\(#)", lambda found: f"{found[0]}{prefix}-", value) if "#" in value else value)
+    root.attrib |= {
+        "width": str(width),
+        "height": str(height),
+        "role": "img",
+        "aria-label": drawn(label),
+        "stroke-linejoin": "round",
+        "stroke-linecap": "butt",
+    }
+    return ElementTree.tostring(root, encoding="unicode")
