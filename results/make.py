@@ -43,6 +43,13 @@ def computed(name: str, plan: Sweep) -> dict[str, Any]:
     return {"claim": name, "recipe": recipe.describe(recipe.load(plan.recipe)), "environment": environment(), "cells": found}
 
 
+def text(bundle: dict[str, Any]) -> str:
+    """JSON with a line a cell, so that a change shows where it is."""
+    head = json.dumps({key: value for key, value in bundle.items() if key != "cells"}, indent=1)
+    cells = ",\n".join(json.dumps(cell) for cell in bundle["cells"])
+    return head[:-2] + f',\n "cells": [\n{cells}\n]\n}}\n'
+
+
 def differs(name: str, claim: dict[str, Any]) -> list[str]:
     """Where one cell, computed afresh, is not as the claim's bundle has it: the plain pipeline's weights and scores."""
     bundle = json.loads((HERE / f"{name}.json").read_text())
@@ -74,7 +81,7 @@ def main() -> int:
     for name, claim in wanted.items():
         plan = Sweep(claim["recipe"], cells(claim["grid"], [], claim["seeds"]), RUNS / f"results-{name}", RUNS / "store")
         bundle = computed(name, plan)
-        (HERE / f"{name}.json").write_text(json.dumps(bundle, indent=1) + "\n")
+        (HERE / f"{name}.json").write_text(text(bundle))
         missing += sum(cell["status"] != "done" for cell in bundle["cells"])
     return int(missing > 0)
 

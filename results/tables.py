@@ -86,8 +86,11 @@ def delay(claim: str, settings: str) -> list[list[str]]:
 
 def swept(settings: str) -> list[Group]:
     """The lab's pipelines, and what plain fine-tuning gives for free, beside Booster at the same settings."""
-    others = found("lab-frontier", settings)
-    return [*found("lab", settings), *(group if free(group) else replace(group, pipeline="booster, swept") for group in others)]
+    rest = [group for group in found("lab-frontier", settings) if group.outside("finetune.") == (settings,)]
+    usual = json.loads((HERE / "lab.json").read_text())["recipe"]["finetune"]
+    own = {f"finetune.{name}={usual[name]}" for name in ("lr", "updates")}
+    others = [replace(group, pipeline="booster, swept") for group in rest if not free(group) and not own <= set(group.settings)]
+    return [*found("lab", settings), *(group for group in rest if free(group)), *others]
 
 
 def beyond(claim: str, settings: str) -> list[list[str]]:
@@ -96,7 +99,7 @@ def beyond(claim: str, settings: str) -> list[list[str]]:
     for place in places(swept(settings)):
         if not place.group.pipeline.endswith("swept"):
             scores = (quoted(score) for name in ("harm", "task") if (score := place.group.score(name)))
-            lines.append([place.group.pipeline, *scores, place.word, place.text.partition("; ")[2]])
+            lines.append([place.group.pipeline, *scores, place.word, place.text.rpartition("; ")[2]])
     return lines
 
 

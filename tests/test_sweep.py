@@ -24,6 +24,7 @@ def test_the_cells_are_all_combinations():
     assert len(found) == len({cell.name for cell in found}) == 8
     assert found[0] == Cell(("d=0", "a.b=1", 'c="x"'), 0)
     assert found[-1] == Cell(("d=0", "a.b=2.5", "c=null"), 3)
+    assert [cell.settings for cell in cells(["lr=4e-4,1.6e-3,none"], [], [0])] == [("lr=0.0004",), ("lr=0.0016",), ('lr="none"',)]
     assert [cell.settings for cell in cells(["p=[q, k],[v]"], [], [0])] == [('p=["q", "k"]',), ('p=["v"]',)]
 
 

@@ -99,7 +99,7 @@ def test_the_tables_of_the_frontier_are_made_of_two_claims(tmp_path, monkeypatch
         )
     ]
     monkeypatch.setattr(tables, "HERE", tmp_path)
-    (tmp_path / "lab.json").write_text(json.dumps({"cells": lab}))
+    (tmp_path / "lab.json").write_text(json.dumps({"recipe": {"finetune": {"lr": 8e-4, "updates": 200}}, "cells": lab}))
     (tmp_path / "lab-frontier.json").write_text(json.dumps({"cells": rest}))
     head, good, poor = tables.beyond("lab", world)
     assert head == ["pipeline", "HS", "FA", "frontier", "compared with"]

@@ -50,7 +50,7 @@ def cells(grid: Sequence[str], settings: Sequence[str], seeds: Sequence[int]) ->
     for axis in grid:
         path, equals, text = axis.partition("=")
         try:
-            values = yaml.safe_load(f"[{text}]")
+            values = [_number(value) for value in yaml.safe_load(f"[{text}]")]
         except yaml.YAMLError:
             values = []
         if not equals or not path or not values:
@@ -60,6 +60,14 @@ def cells(grid: Sequence[str], settings: Sequence[str], seeds: Sequence[int]) ->
         raise ValueError(f"--seeds {','.join(map(str, seeds))}: give different ones, at least one")
     points = list(itertools.product(*axes))
     return [Cell((*settings, *point), seed) for point in points for seed in seeds]
+
+
+def _number(value: Any) -> Any:
+    """What was meant as a number: YAML takes 4e-4 for a text."""
+    try:
+        return float(value) if isinstance(value, str) else value
+    except ValueError:
+        return value
 
 
 @dataclass

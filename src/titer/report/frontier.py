@@ -63,7 +63,8 @@ def places(found: Sequence[Group]) -> list[Place]:
 
 def _place(group: Group, rivals: Sequence[Group]) -> Place:
     if not scored(group):
-        return Place(group, "no place", f"HS is struck out under {group.struck} seeds" if group.struck else "HS or FA was not measured")
+        struck = f"HS is struck out under {group.struck} of {len(group.seeds)} seeds"
+        return Place(group, "no place", struck if group.struck else "HS or FA was not measured")
     harm, task = _harm(group), _task(group)
     mine = f"HS {quoted(harm)}, FA {quoted(task)}"
     as_good = [rival for rival in rivals if _task(rival).value >= task.value and _harm(rival).value <= harm.value]
