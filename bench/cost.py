@@ -100,9 +100,9 @@ def costs(
     found = []
     for shape_name, shape in at.items():
         for trained, adapter in (("lora", lora), ("full", None)):
-            for name in names:
+            for name, defense in _measured(names).items():
                 watch(f"{shape_name} {trained} {name}")
-                defense, over = _defense(name), "bare" if name == BASELINE else BASELINE
+                over = "bare" if name == BASELINE else BASELINE
                 if name == BASELINE:
                     baseline = subjects.bare(shape, adapter, accelerator)
                 else:
@@ -156,8 +156,17 @@ def table(found: Sequence[Cost]) -> Table:
     return made
 
 
-def _defense(name: str) -> Defense:
-    return cast(Defense, registry.build("defenses", name))
+def _measured(names: Sequence[str]) -> dict[str, Defense]:
+    """What is measured of these methods: their variants, or them with their defaults."""
+    variants = shapes.variants()
+    told: dict[str, dict[str, Any]] = {
+        name: {key: fields for key, fields in variants.items() if fields["method"] == name} or {name: {"method": name}} for name in names
+    }
+    return {key: _defense(config) for configs in told.values() for key, config in configs.items()}
+
+
+def _defense(config: Any) -> Defense:
+    return cast(Defense, registry.build("defenses", config))
 
 
 def _processor() -> str:

@@ -62,3 +62,9 @@ def load(quick: bool = False) -> tuple[dict[str, Shape], Lora]:
     content: dict[str, Any] = yaml.safe_load(FILE.read_text(encoding="utf-8"))
     shapes = {name: registry.validate(Shape, fields) for name, fields in content["quick" if quick else "shapes"].items()}
     return shapes, registry.validate(Lora, content["lora"])
+
+
+def variants() -> dict[str, dict[str, Any]]:
+    """What is measured of a method instead of its defaults, by name."""
+    content: dict[str, Any] = yaml.safe_load(FILE.read_text(encoding="utf-8"))
+    return dict(content["variants"])

@@ -19,6 +19,7 @@ from titer.step import Step
 from titer.train import Loop, Training
 
 STAGE = 1000  # counted updates of the stage whose phases are weighed
+LONGEST = 8  # updates of a longer period that are measured: those behind its first, which may prepare the rest
 LR = 1e-5  # small: a thousand random batches must not spoil the weights
 SETTINGS = Training(updates=STAGE, lr=LR)
 
@@ -51,16 +52,20 @@ def defended(defense: Defense, shape: Shape, lora: Lora | None, accelerator: Acc
     step = Step(model, trainable(model), streams, accelerator, shape.batch)
     loop, number = Loop(step, defense, SETTINGS), count(1)
 
-    def prepare() -> None:
-        loop.state = defense.prepare(step)
-
     def kind(phase: Phase, share: float) -> Kind:
         def gradient() -> object:
             return defense.gradient(replace(step, update=next(number), phase=phase, logged={}, _batches={}), loop.state).fold()
 
         return Kind(lambda: loop.follow(next(number), phase), gradient, share)
 
-    return Subject(model, [kind(phase, share) for phase, share in phases(defense)], defense.period, prepare)
+    kinds = [kind(phase, share) for phase, share in phases(defense)]
+
+    def prepare() -> None:
+        loop.state = defense.prepare(step)
+        if defense.period > LONGEST:
+            kinds[0].gradient()
+
+    return Subject(model, kinds, min(defense.period, LONGEST), prepare)
 
 
 def phases(defense: Defense) -> list[tuple[Phase, float]]:

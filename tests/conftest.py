@@ -42,14 +42,14 @@ def accelerator():
     return accelerator_for("cpu")
 
 
-def tiny(dtype: torch.dtype = torch.float64, seed: int = 0, vocabulary: int = 400) -> LlamaForCausalLM:
-    """A two-layer random Llama whose logits are not flat."""
+def tiny(dtype: torch.dtype = torch.float64, seed: int = 0, vocabulary: int = 400, layers: int = 2) -> LlamaForCausalLM:
+    """A small random Llama whose logits are not flat."""
     torch.manual_seed(seed)
     config = LlamaConfig(
         vocab_size=vocabulary,
         hidden_size=32,
         intermediate_size=48,
-        num_hidden_layers=2,
+        num_hidden_layers=layers,
         num_attention_heads=2,
         num_key_value_heads=2,
         max_position_embeddings=128,

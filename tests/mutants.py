@@ -40,6 +40,16 @@ EQUIVALENT: dict[tuple[str, str], str] = {
     ("sst2", "self.layouts -> 2 * self.layouts"): "the same layouts twice",
     ("agnews", "self.layouts -> 2 * self.layouts"): "the same layouts twice",
     ("gsm8k", "self.think -> 2 * self.think"): "2 is as true as True",
+    ("adversarial_loss", "self.beta -> 2 * self.beta in self.beta >= 0.0"): "twice a number is at least 0 where the number is",
+    ("vaccine", "self.rho -> 2 * self.rho in self.rho >= 0.0"): "twice a number is at least 0 where the number is",
+    ("t_vaccine", "self.rho -> 2 * self.rho in self.rho >= 0.0"): "twice a number is at least 0 where the number is",
+    ("random_vaccine", "self.rho -> 2 * self.rho in self.rho >= 0.0"): "twice a number is at least 0 where the number is",
+    ("vaccine", "self.every -> 2 * self.every in self.every < 1"): "no whole number tells 2 n < 1 from n < 1",
+    ("booster", "self.every -> 2 * self.every in self.every < 1"): "no whole number tells 2 n < 1 from n < 1",
+    ("t_vaccine", "self.top -> 2 * self.top"): "2 is as true as True",
+    ("t_vaccine", "'rows' -> 'harmful'"): "both streams have the stage's seed",
+    ("adversarial_loss", "model.config.get_text_config() -> model.config"): "of a model for text alone both are the same",
+    ("random_vaccine", "step.model.config.get_text_config() -> step.model.config"): "of a model for text alone both are the same",
     ("antidote", "stable=True -> stable=False"): "torch's sort on the CPU is stable either way; on a GPU it need not be",
 }
 

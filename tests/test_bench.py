@@ -180,13 +180,14 @@ def test_the_file_has_everything(quick):
     assert content["environment"]["threads"] == 1
     assert content["environment"]["device"]
     found = {(one["trained"], one["method"]): one for one in content["costs"]}
-    assert set(found) == {(trained, name) for trained in ("lora", "full") for name in registry.names("defenses")}
+    names = {*registry.names("defenses"), *shapes.variants()} - {fields["method"] for fields in shapes.variants().values()}
+    assert set(found) == {(trained, name) for trained in ("lora", "full") for name in names}
     for (_, name), one in found.items():
         assert one["over"] == ("bare" if name == "sft" else "sft")
         assert 0 < one["ratio"]["q1"] <= one["ratio"]["median"] <= one["ratio"]["q3"]
         assert one["seconds"]["median"] > 0
         assert one["counts"]["kept"] > 0
-        assert one["counts"]["copies"] >= 1.0
+        assert one["counts"]["copies"] > 0.0
         assert isinstance(one["met"], bool)
     assert found["full", "booster"]["flops_ratio"] == 3.0
     assert found["full", "sft"]["flops_ratio"] == 1.0

@@ -10,7 +10,11 @@ from conftest import tiny
 from test_step import same, state, step_for
 from titer.data import Encoded
 from titer.defenses.booster import Booster
+from titer.defenses.ema import EMA
 from titer.defenses.sft import SFT
+from titer.defenses.t_vaccine import TVaccine
+from titer.defenses.vaccine import Vaccine
+from titer.train import Training, train
 
 
 def plain_loss(model, rows: list[Encoded]) -> torch.Tensor:
@@ -67,6 +71,19 @@ def test_the_logged_terms_are_the_losses_of_the_three_passes(rows, accelerator):
     assert logged["f"] == pytest.approx(plain_loss(model, aligned).item(), rel=1e-12)
     assert logged["h"] == pytest.approx(plain_loss(model, harmful).item(), rel=1e-12)
     assert logged["h_after"] < logged["h"]  # a small step down the harmful gradient lowers the harmful loss
+
+
+def test_the_cosine_is_that_of_the_alignment_gradient_and_the_bracket(rows, accelerator):
+    model = tiny()
+    streams = step_for(model, rows, accelerator).streams
+    aligned, harmful = (streams[name].take(4) for name in ("rows", "harmful"))
+    plain = torch.cat([g.flatten() for g in plain_booster(model, aligned, harmful, 0.1, 0.0).values()])
+    bracket = torch.cat([g.flatten() for g in plain_booster(model, aligned, harmful, 0.1, 1.0).values()]) - plain
+    for update, every in ((1, 1), (21, 1), (2, 2), (42, 2)):
+        _, logged = gradient(model, Booster(every=every), rows, accelerator, update=update)
+        assert logged["cosine"] == pytest.approx(torch.nn.functional.cosine_similarity(plain, bracket, 0).item(), abs=1e-9)
+    for update, every in ((2, 1), (20, 1), (4, 2), (40, 2)):
+        assert "cosine" not in gradient(model, Booster(every=every), rows, accelerator, update=update)[1]
 
 
 def test_defaults_are_the_papers():
@@ -154,7 +171,7 @@ def peak(defense, rows, accelerator) -> tuple[int, int]:
     weights = dict(model.named_parameters())
     for i, name in enumerate(weights):  # sizes that no activation has
         weights[name].requires_grad_(weights[name].ndim > 1 and "embed" not in name and i > 0)
-    step = step_for(model, rows, accelerator, batch=3)
+    step = step_for(model, rows, accelerator, batch=3, update=2)  # where no cosine is logged, which copies one weight at a time
     for name in step.streams:
         step.batch(name)
     trained = [parameter.numel() * 4 for parameter in step.parameters.values()]
@@ -167,3 +184,62 @@ def test_booster_keeps_exactly_two_copies_of_the_trainables_more_than_sft(rows, 
     sft, trainables = peak(SFT(), {"rows": rows["rows"]}, accelerator)
     booster, _ = peak(Booster(), rows, accelerator)
     assert round((booster - sft) / trainables, 1) == 2.0
+
+
+def test_every_tau_th_update_is_regularized_tau_times_as_strongly(rows, accelerator):
+    model, defense = tiny(), Booster(alpha=0.1, lam=0.5, every=3)
+    assert (defense.period, Booster().period, Booster(every=4, align=Vaccine(every=6)).period) == (3, 1, 12)
+    for update in range(1, 7):
+        found, logged = gradient(model, defense, rows, accelerator, update=update)
+        other, _ = gradient(model, Booster(alpha=0.1, lam=1.5) if update % 3 == 0 else SFT(), rows, accelerator, update=update)
+        assert same(found, other)
+        assert ("h_after" in logged) is (update % 3 == 0)
+
+
+@pytest.mark.parametrize("align", [Vaccine(1.0), TVaccine(rho=1.0, gamma=1)])
+def test_it_regularizes_what_another_method_follows(rows, accelerator, align):
+    model, step = tiny(), step_for(tiny(), rows, accelerator)
+    step.model, step.parameters = model, dict(model.named_parameters())
+    defense = Booster(alpha=0.1, lam=2.0, align=align)
+    vec = defense.gradient(step, defense.prepare(step))
+    alone = step_for(model, rows, accelerator)
+    g_f = align.gradient(alone, align.prepare(alone))
+    harmful = step_for(model, rows, accelerator).streams["harmful"].take(4)
+    aligned = step_for(model, rows, accelerator).streams["rows"].take(4)
+    bracket = plain_booster(model, aligned, harmful, 0.1, 2.0)
+    plain = dict(zip(bracket, torch.autograd.grad(plain_loss(model, aligned), list(model.parameters())), strict=True))
+    for name in bracket:
+        mine = g_f.value(name) if name in g_f.names() else 0.0
+        torch.testing.assert_close(vec.value(name), mine + bracket[name] - plain[name], rtol=1e-8, atol=1e-10)
+
+
+def test_the_state_of_what_it_regularizes_outlives_an_interruption(rows, tmp_path):
+    class Killed(BaseException):
+        pass
+
+    def kill(update, of, terms):
+        if update == 6:
+            raise Killed
+
+    settings, checkpoint = Training(updates=8, lr=1e-3, batch=2, lora=None), tmp_path / "checkpoint.safetensors"
+    defense = Booster(align=TVaccine(gamma=1, resample=3, rescore=100))
+    whole, resumed = tiny(torch.float32), tiny(torch.float32)
+    train(whole, defense, rows, settings, seed=2)
+    with pytest.raises(Killed):
+        train(tiny(torch.float32), defense, rows, settings, seed=2, resume=checkpoint, every=5, watch=kill)
+    train(resumed, defense, rows, settings, seed=2, resume=checkpoint, every=5)
+    assert same(state(whole), state(resumed))
+
+
+def test_a_booster_of_a_booster_or_of_no_period_is_refused():
+    with pytest.raises(ValueError, match="align=booster"):
+        Booster(align=Booster())
+    with pytest.raises(ValueError, match="every=0"):
+        Booster(every=0)
+
+
+def test_its_end_is_that_of_what_it_regularizes(rows):
+    models = [tiny(torch.float32) for _ in range(2)]
+    for model, defense in zip(models, (EMA(0.5), Booster(lam=0.0, align=EMA(0.5))), strict=True):
+        train(model, defense, rows, Training(updates=4, lr=1e-3, batch=2, lora=None), seed=0)
+    assert same(state(models[0]), state(models[1]))

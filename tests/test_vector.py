@@ -75,3 +75,11 @@ def test_add_to_moves_the_parameters():
     parameters = {"a": torch.tensor([1.0]), "b": torch.tensor([1.0])}
     (0.5 * vec(a=[4.0])).add_to(parameters)
     assert (parameters["a"].item(), parameters["b"].item()) == (3.0, 1.0)
+
+
+def test_the_cosine_is_of_the_angle_and_zero_for_nothing():
+    a = Vec.of({"x": torch.tensor([3.0, 0.0]), "y": torch.tensor([4.0])})
+    b = 2.0 * Vec.of({"y": torch.tensor([5.0])}) - Vec.of({"x": torch.tensor([0.0, 10.0])})
+    assert a.cosine(b) == pytest.approx(4 / 5 / 2**0.5)
+    assert a.cosine(-1.0 * a) == pytest.approx(-1.0)
+    assert a.cosine(0.0 * a) == 0.0

@@ -100,7 +100,7 @@ def _unpack(loop: Loop, packed: Any, tensors: Mapping[str, Tensor]) -> Any:
     """A defense's state again, its tensors where they were: on the CPU, or on the device of the run."""
     if packed is None:
         return None
-    defense, device = loop.defense, loop.step.accelerator.device
+    device = loop.step.accelerator.device
 
     def tensor(name: str, kind: str) -> Tensor:
         return tensors[name] if kind == "cpu" else tensors[name].to(device)
@@ -113,5 +113,4 @@ def _unpack(loop: Loop, packed: Any, tensors: Mapping[str, Tensor]) -> Any:
             fields[name] = {key: tensor(f"state.{name}.{key}", kind) for key, kind in entry["tensors"].items()}
         else:
             fields[name] = entry["value"]
-    assert defense.State is not None, f"{type(defense).__name__} keeps a state but declares no State"
-    return defense.State(**fields)
+    return loop.defense.restored(fields)

@@ -6,7 +6,7 @@ quietly do less than it says.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -108,8 +108,8 @@ def layers(model: nn.Module) -> list[Layer]:
 
 
 @contextmanager
-def checkpointed(model: nn.Module) -> Iterator[None]:
-    """Inside, a backward pass recomputes every decoder layer instead of keeping its activations (non-reentrant).
+def checkpointed(model: nn.Module, chosen: Collection[int] | None = None) -> Iterator[None]:
+    """Inside, a backward pass recomputes the chosen decoder layers, all if left out, instead of keeping their activations (non-reentrant).
 
     The layers' `forward` is wrapped here because transformers' own switch works in training mode alone, and that mode turns
     dropout on: in the layer itself where it is an attribute (OPT). So no flag changes, and the switch cannot be lost to
@@ -118,19 +118,49 @@ def checkpointed(model: nn.Module) -> Iterator[None]:
     Raises for a model that says it cannot be recomputed, and in a pass that keeps a key-value cache.
     """
     base = _base(model)
-    found = decoder_layers(model)
-    if not base.supports_gradient_checkpointing:
+    found = [layer for i, layer in enumerate(decoder_layers(model)) if chosen is None or i in chosen]
+    if found and not base.supports_gradient_checkpointing:
         raise ValueError(f"{type(base).__name__} does not support gradient checkpointing: train it without")
-    before = [vars(layer).get("forward") for layer in found]
+    with _forwards({layer: partial(_recomputed, layer.forward) for layer in found}):
+        yield
+
+
+@contextmanager
+def once(model: nn.Module, count: int, key: Callable[[], object]) -> Iterator[None]:
+    """Inside, the first `count` decoder layers run without a graph, and once for every object `key()`: later passes take what they gave.
+
+    For passes over the same inputs with the same weights below, which is for the caller to keep.
+    """
+    kept: dict[int, tuple[object, Any]] = {}  # by identity, with the object itself, so that no other gets its place
+    below = decoder_layers(model)[:count]
+
+    def skip(hidden: torch.Tensor, *args: Any, forward: Callable[..., Any], last: bool, **kwargs: Any) -> Any:
+        of = key()
+        if id(of) in kept:
+            return kept[id(of)][1] if last else hidden
+        with torch.no_grad():
+            output = forward(hidden, *args, **kwargs)
+        if last:
+            kept[id(of)] = of, output
+        return output
+
+    with _forwards({layer: partial(skip, forward=layer.forward, last=layer is below[-1]) for layer in below}):
+        yield
+
+
+@contextmanager
+def _forwards(replaced: Mapping[nn.Module, Callable[..., Any]]) -> Iterator[None]:
+    """Inside, modules have other forwards."""
+    before = {module: vars(module).get("forward") for module in replaced}
     try:
-        for layer in found:
-            layer.forward = partial(_recomputed, layer.forward)
+        for module, forward in replaced.items():
+            module.forward = forward
         yield
     finally:
-        for layer, forward in zip(found, before, strict=True):
-            del layer.forward
-            if forward is not None:
-                layer.forward = forward
+        for module, own in before.items():
+            del module.forward
+            if own is not None:
+                module.forward = own
 
 
 def _recomputed(forward: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:

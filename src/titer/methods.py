@@ -93,6 +93,11 @@ class Defense(Method):
     def gradient(self, step: Step, state: Any) -> Vec:
         """The gradient that the optimizer follows at this update. The loop folds it in place: return it and keep no alias."""
 
+    def restored(self, fields: Mapping[str, Any]) -> Any:
+        """The state from its fields, as a checkpoint has them."""
+        assert self.State is not None, f"{type(self).__name__} keeps a state but declares no State"
+        return self.State(**fields)
+
     def finish(self, step: Step, state: Any) -> None:
         """Called once, after the last update; may change the weights."""
         return

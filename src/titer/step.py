@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, field
+from functools import partial
+from typing import Literal
 
 import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from titer.acts import Acts, square
 from titer.data import IGNORED, Batch, Part, Stream, collate
+from titer.layers import Layer, checkpointed, layers, once
 from titer.methods import Phase
 from titer.vector import Vec
 
@@ -20,13 +24,16 @@ PREPARING = Phase("prepare", 0)
 Loss = Callable[[PreTrainedModel, Part], Tensor]
 
 
-def cross_entropy(model: PreTrainedModel, part: Part) -> Tensor:
-    """Sum over the answer tokens of -log p(token | what stands before it), in nats; the first answer token included."""
+def cross_entropy(model: PreTrainedModel, part: Part, reduction: Literal["sum", "none"] = "sum") -> Tensor:
+    """Sum over the answer tokens of -log p(token | what stands before it), in nats; the first answer token included.
+
+    With "none" every token's own, (B * T,), 0 where there is no answer token.
+    """
     logits = model(input_ids=part.ids, attention_mask=part.mask, use_cache=False).logits  # (B, T, V)
     wide = torch.promote_types(logits.dtype, torch.float32)  # half precision cannot hold a log-softmax; float64 stays
     # the labels move to the token that each is predicted from, not the logits, which are large: a slice of them would be copied
     labels = nn.functional.pad(part.labels[:, 1:], (0, 1), value=IGNORED)  # (B, T)
-    return nn.functional.cross_entropy(logits.flatten(0, 1).to(wide), labels.flatten(), ignore_index=IGNORED, reduction="sum")
+    return nn.functional.cross_entropy(logits.flatten(0, 1).to(wide), labels.flatten(), ignore_index=IGNORED, reduction=reduction)
 
 
 @dataclass
@@ -48,6 +55,8 @@ class Step:
     autocast: torch.dtype | None = None  # what the passes compute in, where the weights are kept finer
     logged: dict[str, float] = field(default_factory=dict)
     _batches: dict[str, Batch] = field(default_factory=dict)
+    _layers: list[Layer] = field(default_factory=list)  # found once, for all updates
+    _part: Part | None = None  # the micro-batch that a pass is at
 
     def batch(self, stream: str) -> Batch:
         """This update's batch of a stream: the same one however often it is asked for."""
@@ -75,8 +84,8 @@ class Step:
         self._clear()  # an inner optimizer may have left its own behind
         total = torch.zeros((), dtype=torch.float64, device=self.accelerator.device)
         try:
-            for part in batch.parts:
-                with torch.autocast(self.accelerator.device.type, self.autocast) if self.autocast else nullcontext():
+            for part in self._passed(batch):
+                with self._computing():
                     value = loss(self.model, part) / batch.tokens
                 self.accelerator.backward(value)
                 total += value.detach()
@@ -84,11 +93,89 @@ class Step:
         finally:
             self._clear()
         mean = float(self.accelerator.reduce(total, "sum"))
-        wrong = f"loss is {mean}" if not math.isfinite(mean) else "gradient is not finite"
-        if not math.isfinite(mean) or not nn.utils.get_total_norm(reached.values()).isfinite():
-            where = f"update {self.update}" if self.update else "preparation"
-            raise ValueError(f"the {wrong} at {where} on stream {batch.stream!r}: lower the learning rate or look at these rows")
+        self._check(mean, bool(nn.utils.get_total_norm(reached.values()).isfinite()), batch)
         return Vec.of(reached, mean)
+
+    @property
+    def depth(self) -> int:
+        """The number of decoder layers."""
+        return len(self._found())
+
+    def at(self, batch: Batch, chosen: Collection[int] | None = None, loss: Loss = cross_entropy) -> Acts:
+        """Gradient of the objective of `grad` at the attention outputs of the chosen layers, all if left out; none at a weight.
+
+        The outputs are what each layer adds to its residual stream, before it does. The backward pass ends at the lowest of them.
+        """
+        modules = {i: layer.attention for i, layer in enumerate(self._found()) if chosen is None or i in chosen}
+        total = torch.zeros((), dtype=torch.float64, device=self.accelerator.device)
+        parts: list[dict[int, Tensor]] = []
+        with self._frozen(self.parameters), ExitStack() as hooks:
+            outputs: dict[int, Tensor] = {}
+
+            def caught(output: Tensor, layer: int) -> Tensor:
+                if not output.requires_grad:
+                    output.requires_grad_()  # the lowest: nothing before it has a graph
+                outputs.setdefault(layer, output)  # the first: a backward pass may compute it again
+                return output
+
+            for i, module in modules.items():
+                hooks.enter_context(_rewritten(module, partial(caught, layer=i)))
+            for part in self._passed(batch):
+                outputs.clear()
+                with self._computing():
+                    value = loss(self.model, part) / batch.tokens
+                parts.append(dict(zip(modules, torch.autograd.grad(value, [outputs[i] for i in modules]), strict=True)))
+                total += value.detach()
+        mean = float(self.accelerator.reduce(total, "sum"))
+        acts = self.acts(batch, parts, mean)
+        self._check(mean, all(math.isfinite(square) for square in acts.squares.values()), batch)
+        return acts
+
+    def acts(self, batch: Batch, parts: Sequence[Mapping[int, Tensor]], loss: float | None = None) -> Acts:
+        """The vector of tensors (B, T, D) by layer, for each of the batch's micro-batches."""
+        chosen = list(parts[0])
+        squares = torch.stack([torch.stack([square(part[i]) for part in parts]).sum() for i in chosen])  # (layers,)
+        over_ranks = self.accelerator.reduce(squares, "sum").tolist()
+        return Acts(batch, parts, dict(zip(chosen, over_ranks, strict=True)), (1.0,) * len(parts), loss)
+
+    @contextmanager
+    def shifted(self, acts: Acts) -> Iterator[None]:
+        """Inside, `acts` is added to the attention outputs that it is at, in every pass over its batch, recomputed ones too."""
+        found = self._found()
+
+        def added(output: Tensor, layer: int) -> Tensor:
+            assert self._part is not None
+            return acts.added(self._part, layer, output)
+
+        with ExitStack() as hooks:
+            for i in acts.squares:
+                hooks.enter_context(_rewritten(found[i].attention, partial(added, layer=i)))
+            yield
+
+    @contextmanager
+    def only(self, chosen: Collection[int], freeze: Literal["layers", "attention"] = "layers", recompute: bool = False) -> Iterator[None]:
+        """Inside, of all weights only those of the chosen layers are trained: the others are absent from every gradient.
+
+        The layers below the lowest chosen one run once for every micro-batch, without a graph, whatever is computed inside.
+        `freeze="attention"` freezes no more than the attention of the other layers. With `recompute` the other layers above the
+        lowest keep no activations, and are run again in the backward pass.
+        """
+        found, attention = self._found(), freeze == "attention"
+        if not chosen or not set(chosen) <= set(range(len(found))):
+            raise ValueError(f"layers {sorted(chosen)} of a model that has {len(found)}: choose some of 0 to {len(found) - 1}")
+        kept = tuple(f"{found[i].name}." for i in chosen)
+        others = [layer for i, layer in enumerate(found) if i not in chosen]
+        if attention:
+            inside = {id(weight) for layer in others for weight in layer.attention.parameters()}
+            frozen = {name: weight for name, weight in self.parameters.items() if id(weight) in inside}
+        else:
+            frozen = {name: weight for name, weight in self.parameters.items() if not name.startswith(kept)}
+        if len(frozen) == len(self.parameters):
+            raise ValueError(f"layers {sorted(chosen)} hold none of the trained weights: adapt linear layers of every decoder layer")
+        lowest = 0 if attention else min(chosen)
+        again = [i for i in range(lowest, len(found)) if i not in chosen] if recompute else []
+        with self._frozen(frozen), once(self.model, lowest, key=lambda: self._part), checkpointed(self.model, again):
+            yield
 
     @contextmanager
     def moved(self, vec: Vec) -> Iterator[None]:
@@ -112,6 +199,39 @@ class Step:
         """Terms to show and to keep with the run, by the names that the paper gives them."""
         self.logged |= {name: value for name, value in terms.items() if value is not None}
 
+    def _found(self) -> list[Layer]:
+        if not self._layers:
+            self._layers.extend(layers(self.model))
+        return self._layers
+
+    def _passed(self, batch: Batch) -> Iterator[Part]:
+        """The micro-batches, each while a pass is at it."""
+        for self._part in batch.parts:
+            yield self._part
+
+    def _computing(self) -> AbstractContextManager[object]:
+        return torch.autocast(self.accelerator.device.type, self.autocast) if self.autocast else nullcontext()
+
+    @contextmanager
+    def _frozen(self, parameters: Mapping[str, nn.Parameter]) -> Iterator[None]:
+        """Inside, these need no gradient; so the graph keeps nothing for theirs."""
+        free = [parameter for parameter in parameters.values() if parameter.requires_grad]  # the rest another context has frozen
+        try:
+            for parameter in free:
+                parameter.requires_grad_(False)
+            yield
+        finally:
+            for parameter in free:
+                parameter.requires_grad_(True)
+
+    def _check(self, mean: float, finite: bool, batch: Batch) -> None:
+        """Raise where loss or gradient is not finite."""
+        if math.isfinite(mean) and finite:
+            return
+        wrong = f"loss is {mean}" if not math.isfinite(mean) else "gradient is not finite"
+        where = f"update {self.update}" if self.update else "preparation"
+        raise ValueError(f"the {wrong} at {where} on stream {batch.stream!r}: lower the learning rate or look at these rows")
+
     def _clear(self) -> None:
         for parameter in self.parameters.values():
             parameter.grad = None
@@ -126,3 +246,17 @@ class Step:
                     mine = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
                     parameter.grad = self.accelerator.reduce(mine, "sum")
         return {name: parameter.grad for name, parameter in self.parameters.items() if parameter.grad is not None}
+
+
+@contextmanager
+def _rewritten(module: nn.Module, change: Callable[[Tensor], Tensor]) -> Iterator[None]:
+    """Inside, the output of an attention module is what `change` makes of it."""
+
+    def hook(_module: nn.Module, _inputs: object, output: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        return (change(output[0]), *output[1:])
+
+    handle = module.register_forward_hook(hook)
+    try:
+        yield
+    finally:
+        handle.remove()

@@ -72,6 +72,11 @@ class Vec:
         norms = [float(torch.linalg.vector_norm(tensor, dtype=torch.float64)) for tensor in tensors.values()]
         return abs(scale) * math.hypot(*norms)
 
+    def cosine(self, other: Vec) -> float:
+        """Of the angle to another vector; 0 where either is zero."""
+        norms = self.norm() * other.norm()
+        return self.dot(other) / norms if norms else 0.0
+
     def unit(self) -> Vec:
         """This vector divided by its norm. Raises where there is no direction to take."""
         norm = self.norm()

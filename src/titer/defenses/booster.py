@@ -5,19 +5,26 @@
 f is the cross-entropy of refusals, h that of harmful answers; the bracket is what one normalized harmful step would win.
 The gradient through the normalized step is dropped, as in the paper.
 
+`align` is how f is followed: plainly, or as another alignment defense does, Vaccine in the paper. With `every` the bracket enters each
+tau-th update alone, tau times as strong, and costs two passes in tau.
+
 Departures from the authors' code:
 1. The weights come back from a copy; adding the step and subtracting it again is inexact.
 2. The norm has no 1e-7 added to it. A vanishing harmful gradient stops the run, since the method would do nothing.
 3. The harmful batch has the size of the alignment batch, and both passes see the same one over all its micro-batches.
 """
 
+import math
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import ClassVar
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
 
+from titer.defenses.sft import SFT
 from titer.methods import Defense, Harmful, Kind, Refusals
 from titer.step import Step
 from titer.vector import Vec
+
+LOOKS = 20  # regularized updates from one whose cosine of grad f and the bracket is logged to the next
 
 
 @dataclass(frozen=True)
@@ -26,14 +33,40 @@ class Booster(Defense):
 
     alpha: float = 0.1  # alpha, length of the simulated harmful step in weight space
     lam: float = 5.0  # lambda, weight of the regularizer
+    every: int = 1  # tau, updates from one that is regularized to the next
+    align: Defense = field(default_factory=SFT)  # how f is followed
     paper: ClassVar[str] = "2409.01586"
     streams: ClassVar[Mapping[str, Kind]] = {"rows": Refusals, "harmful": Harmful}
 
-    def gradient(self, step: Step, state: None) -> Vec:
+    def __post_init__(self) -> None:
+        if self.every < 1:
+            raise ValueError(f"every={self.every}: must be at least 1")
+        if isinstance(self.align, Booster):
+            raise ValueError("align=booster: Booster regularizes how another method aligns, not itself")
+
+    @property
+    def period(self) -> int:
+        return math.lcm(self.every, self.align.period)
+
+    def prepare(self, step: Step) -> Any:
+        return self.align.prepare(step)
+
+    def gradient(self, step: Step, state: Any) -> Vec:
+        if step.update % self.every:
+            return self.align.gradient(step, state)
         harmful = step.batch("harmful")  # the same batch in both passes
         g_h = step.grad(harmful)  # grad h(w)
         with step.moved(-self.alpha * g_h.unit()):  # w - alpha grad h / ||grad h||
             g_h_after = step.grad(harmful)
-        g_f = step.grad(step.batch("rows"))  # grad f(w)
-        step.log(f=g_f.loss, h=g_h.loss, h_after=g_h_after.loss)
-        return g_f + self.lam * (g_h - g_h_after)
+        g_f = self.align.gradient(step, state)  # grad f(w)
+        bracket = g_h - g_h_after
+        step.log(h=g_h.loss, h_after=g_h_after.loss)
+        if (step.update // self.every) % LOOKS == 1:  # it reads all weights in float64
+            step.log(cosine=g_f.cosine(bracket))
+        return g_f + self.every * self.lam * bracket
+
+    def finish(self, step: Step, state: Any) -> None:
+        self.align.finish(step, state)
+
+    def restored(self, fields: Mapping[str, Any]) -> Any:
+        return self.align.restored(fields)
