@@ -47,6 +47,7 @@ class Recipe(Config):
     benchmark: Benchmark | None = None  # the user's task: how it is asked and scored; None recognizes it by its columns
     template: Style = "chat"  # the model's own chat template, or a text template by name
     system: str | None = None  # system prompt, in training and in evaluation
+    probes: int = 0  # updates of fine-tuning from one look at why a defense holds to the next; 0: none
     seed: int = 0  # of training: weights of fresh adapters, order and choice of rows
     max_length: int = 256  # tokens of a training row; a longer prompt is cut at its front
     max_new_tokens: int = 32  # tokens of an answer
@@ -57,7 +58,7 @@ class Recipe(Config):
     def __post_init__(self) -> None:
         if not self.pipelines:
             raise ValueError("pipelines is empty: name at least one")
-        for name, low in (("seed", 0), ("max_length", 2), ("max_new_tokens", 1), ("answers_at_once", 1), ("threads", 1)):
+        for name, low in (("probes", 0), ("seed", 0), ("max_length", 2), ("max_new_tokens", 1), ("answers_at_once", 1), ("threads", 1)):
             if getattr(self, name) is not None and getattr(self, name) < low:
                 raise ValueError(f"{name}={getattr(self, name)}: must be at least {low}")
         for name, pipeline in self.pipelines.items():

@@ -19,7 +19,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from titer import __version__, adapters, models, movement
+from titer import __version__, adapters, models, movement, probes
 from titer.audit import audit
 from titer.data import Batch, Row, collate, digest
 from titer.evaluate import JUDGED, Evaluation, evaluate
@@ -89,6 +89,9 @@ class Setting:
                         f"pipelines.{name}.{kind} draws {defense.streams[stream].value} rows, and there are none: give data.defense"
                     )
                 template.encode_all(rows, f"{kind}, stream {stream!r}")
+        looks = "finetune" in kinds and self.recipe.probes
+        if looks and not (self.roles.alignment and any(row.response for row in self.roles.benchmarks.get("harm", []))):
+            raise ValueError(f"probes={looks} look at harm prompts with known answers and at alignment rows: give both, or 0")
         if "edit" in kinds and any(pipeline.edit and pipeline.edit.data for pipeline in pipelines.values()):
             if not self.roles.calibration:
                 raise ValueError("the edit calibrates on harmful rows, and there are none: give data.calibration")
@@ -114,6 +117,7 @@ class Setting:
             "training": describe(training) if training else None,
             "rows": {name: digest(rows) for name, rows in streams.items()},
             "seed": recipe.seed if training else None,
+            "probes": recipe.probes if kind == "finetune" else 0,
             "code": code(method, TRAINING_CODE),
             **self._asked,
         }
@@ -198,7 +202,15 @@ class Setting:
                 model, autocast = model.float(), dtype
         encoded = {name: template.encode_all(rows, name) for name, rows in self.streams(kind, defense).items()}
         with checkpointed(model) if recipe.gradient_checkpointing else nullcontext():
-            history = train(model, defense, encoded, training, recipe.seed, autocast=autocast, resume=resume, every=UPDATES, watch=watch)
+            looking = self._probes(model, template, autocast) if kind == "finetune" and recipe.probes else None
+            start_probe = looking.measure() if looking else {}
+
+            def probe(update: int) -> dict[str, float]:
+                return looking.measure() if looking and update % recipe.probes == 0 else {}
+
+            history = train(
+                model, defense, encoded, training, recipe.seed, autocast=autocast, resume=resume, every=UPDATES, watch=watch, probe=probe
+            )
         if autocast is not None:
             cast(nn.Module, model).to(dtype)
         return model, {
@@ -209,8 +221,17 @@ class Setting:
             "terms at the first update": history[0],
             "terms at the last update": history[-1],
             "loss": movement.fall(history),
+            **({"probes": probes.told(history, start_probe)} if looking else {}),
             "weights moved": movement.moved(model, start),
         }
+
+    def _probes(self, model: PreTrainedModel, template: Template, autocast: torch.dtype | None) -> probes.Probes:
+        """Probes on held-out harm prompts with their answers, and on alignment rows."""
+        known = [row for row in self.roles.benchmarks["harm"] if row.response]
+        harmful, aligned = (
+            template.encode_all(rows[: probes.ROWS], name) for name, rows in (("harm", known), ("alignment", self.roles.alignment))
+        )
+        return probes.on(model, harmful, aligned, accelerator_for(), autocast)
 
     def edited(self, model: PreTrainedModel, template: Template, edit: Edit) -> dict[str, Any]:
         """Edit the model in place; what was changed. Raises where nothing was."""

@@ -131,6 +131,22 @@ class Step:
         self._check(mean, all(math.isfinite(square) for square in acts.squares.values()), batch)
         return acts
 
+    def outputs(self, batch: Batch) -> list[dict[int, Tensor]]:
+        """The attention outputs (B, T, D) of every layer, by micro-batch; without a graph."""
+        found: list[dict[int, Tensor]] = []
+
+        def caught(output: Tensor, layer: int) -> Tensor:
+            found[-1][layer] = output
+            return output
+
+        with torch.no_grad(), self._computing(), ExitStack() as hooks:
+            for i, layer in enumerate(self._found()):
+                hooks.enter_context(_rewritten(layer.attention, partial(caught, layer=i)))
+            for part in self._passed(batch):
+                found.append({})
+                self.model(input_ids=part.ids, attention_mask=part.mask, use_cache=False)
+        return found
+
     def acts(self, batch: Batch, parts: Sequence[Mapping[int, Tensor]], loss: float | None = None) -> Acts:
         """The vector of tensors (B, T, D) by layer, for each of the batch's micro-batches."""
         chosen = list(parts[0])

@@ -72,11 +72,12 @@ def train(
     resume: Path | None = None,
     every: int = 0,
     watch: Watch | None = None,
+    probe: Callable[[int], Mapping[str, float]] = lambda update: {},
 ) -> list[dict[str, float]]:
     """Train the model's trainable weights in place; return the terms of every update.
 
     `data` has the rows of every stream that the defense declares. With `autocast` the passes compute in a coarser dtype than that of
-    the weights. With `resume`, a checkpoint is written there after each
+    the weights. What `probe` measures after an update is kept with its terms. With `resume`, a checkpoint is written there after each
     `every` updates and at first taken up again if there is one: the run then ends bit for bit as if never interrupted.
     Raises where a stream is missing, a loss or gradient is not finite, or the checkpoint is another run's.
     """
@@ -102,7 +103,7 @@ def train(
     for update, phase in enumerate(phases, 1):
         if update <= len(history):
             continue
-        history.append(loop.follow(update, phase))
+        history.append({**loop.follow(update, phase), **probe(update)})
         if watch:
             watch(update, len(phases), history[-1])
         if resume and every and update % every == 0:

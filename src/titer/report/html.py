@@ -11,7 +11,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined, Template
 from markupsafe import Markup
 
 from titer import flags
-from titer.report import figure, rules
+from titer.report import figure, rules, why
 from titer.report.ranking import ranked
 from titer.report.stages import Stage, figures, once, stages
 from titer.report.verdict import verdicts
@@ -58,6 +58,8 @@ def render(documents: Mapping[str, Any]) -> str:
         places=ranked(found),
         rules=rules,
         panels=_panels(found, struck, LAB if lab else ""),
+        # what matplotlib wrote is markup; it has escaped the names in it
+        why=Markup(why.svg(looks, LAB if lab else "", "why")) if (looks := why.attacks(found)) else None,
         names=names,
         prompts=_prompts(found, names),
         rows=_rows(found, names, struck),

@@ -1,0 +1,68 @@
+"""Why a defense holds or does not: the probes of every attack, side by side."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+
+from titer.report.drawing import canvas, drawn, saved, short, style
+from titer.report.plane import COLOURS, MARKERS
+from titer.report.stages import Stage, last
+
+WIDTH, HEIGHT = 620, 470  # CSS pixels
+OVER = {  # probe -> its title, over the updates of the attack
+    "harmful loss": "harmful loss, nats per token",
+    "gradient": "norm of the harmful gradient",
+    "drift": "drift of attention outputs",
+}
+PROFILE = "harmful gradient by layer, before the attack"
+
+
+def attacks(found: Mapping[str, Sequence[Stage]]) -> dict[str, list[Mapping[str, Any]]]:
+    """The probes of every attacked model once, under the first pipeline that has it; none where nobody looked."""
+    told: dict[str, tuple[str, list[Mapping[str, Any]]]] = {}
+    for name, stages in found.items():
+        tuned = last(("finetune",), stages)
+        if tuned and tuned.fact("probes"):
+            told.setdefault(tuned.folder, (name, tuned.fact("probes")))
+    return dict(told.values())
+
+
+def svg(told: Mapping[str, Sequence[Mapping[str, Any]]], note: str, prefix: str) -> str:
+    """The panels. `note` stands inside the image; `prefix` keeps its ids apart from another's."""
+    with style():
+        return saved(panels(told, note), label(told, note), prefix)
+
+
+def label(told: Mapping[str, Sequence[Mapping[str, Any]]], note: str) -> str:
+    """What the panels show, for those who cannot see them."""
+    ends = {name: [f"{probe} {looks[0][probe]:.3g} to {looks[-1][probe]:.3g}" for probe in OVER] for name, looks in told.items()}
+    said = "; ".join(f"{name}: {', '.join(of)}" for name, of in ends.items())
+    return f"Probes over the updates of the attack. {said}. {note}".strip()
+
+
+def panels(told: Mapping[str, Sequence[Mapping[str, Any]]], note: str) -> Figure:
+    figure = canvas(WIDTH, HEIGHT)
+    keys = [
+        Line2D([], [], color=COLOURS[i % len(COLOURS)], marker=MARKERS[i % len(MARKERS)], markersize=4, label=drawn(short(name, 30)))
+        for i, name in enumerate(told)
+    ]
+    for j, title in enumerate([*OVER.values(), PROFILE]):
+        axes = figure.add_axes((0.075 + 0.5 * (j % 2), 0.62 - 0.43 * (j // 2), 0.4, 0.31))
+        axes.set_title(title, fontsize=8, loc="left")
+        axes.tick_params(length=2, width=0.6)
+        axes.grid(color="#dddddd", linewidth=0.5)
+        for i, (key, looks) in enumerate(zip(keys, told.values(), strict=True)):
+            probe = list(OVER)[j] if j < len(OVER) else ""
+            points = [(look["update"], look[probe]) for look in looks] if probe else list(enumerate(looks[0]["layers"]))
+            axes.plot(
+                *zip(*points, strict=True), marker=key.get_marker(), color=key.get_color(), markersize=3, linewidth=1, gid=f"why-{j}-{i}"
+            )
+        axes.set_ylim(bottom=0)
+        axes.set_xlabel("layer" if j == len(OVER) else "update")
+    figure.legend(handles=keys, loc="lower left", bbox_to_anchor=(0.06, 0.0), ncols=4, frameon=False, borderpad=0)
+    figure.text(0.985, 0.012, drawn(note), ha="right", color="#444444")
+    return figure

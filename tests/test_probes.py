@@ -1,0 +1,114 @@
+"""Probes against plain computations, and that a training goes on as if there were none."""
+
+import json
+from xml.etree import ElementTree
+
+import pytest
+import torch
+import yaml
+
+from conftest import tiny
+from test_booster import plain_loss
+from test_recipe import run as titer
+from test_run import plan  # noqa: F401  a fixture: files of a user's own
+from test_step import same, state
+from test_vaccine import plain
+from titer import probes
+from titer.defenses.sft import SFT
+from titer.report.drawing import SVG
+from titer.train import Training, train
+
+
+def outputs(model, row) -> list[torch.Tensor]:
+    """What every layer's attention gives, of one row."""
+    caught: list[torch.Tensor] = []
+    handles = [
+        layer.self_attn.register_forward_hook(lambda module, given, output: caught.append(output[0])) for layer in model.model.layers
+    ]
+    with torch.no_grad():
+        model(torch.tensor([row.ids]))
+    for handle in handles:
+        handle.remove()
+    return caught
+
+
+def test_each_probe_is_what_it_says(rows, accelerator):
+    model, moved = tiny(layers=3), tiny(layers=3)
+    harmful, aligned = rows["harmful"][:10], rows["rows"][:11]  # more than go into one pass
+    looking = probes.on(model, harmful, aligned, accelerator, None)
+    assert looking.measure()["drift"] == 0.0
+    torch.manual_seed(5)
+    with torch.no_grad():
+        for weight, other in zip(model.parameters(), moved.parameters(), strict=True):
+            weight.add_(0.05 * torch.randn_like(weight))
+            assert not torch.equal(weight, other)
+    found = looking.measure()
+    assert found["harmful loss"] == pytest.approx(plain_loss(model, harmful).item(), rel=1e-10)
+    grads = torch.autograd.grad(plain_loss(model, harmful), list(model.parameters()))
+    assert found["gradient"] == pytest.approx(sum(float((grad**2).sum()) for grad in grads) ** 0.5, rel=1e-9)
+    at, _ = plain(model, harmful, 1.0)
+    for layer in range(3):
+        assert found[f"layer {layer}"] == pytest.approx(sum(float((each[layer] ** 2).sum()) for each in at) ** 0.5, rel=1e-9)
+    pairs = [pair for row in aligned for pair in zip(outputs(model, row), outputs(moved, row), strict=True)]
+    square = sum(float(((now - before) ** 2).sum()) for now, before in pairs)
+    assert found["drift"] == pytest.approx((square / sum(len(row.ids) for row in aligned)) ** 0.5, rel=1e-9)
+    assert not any(module._forward_hooks for module in model.modules())
+    assert all(weight.grad is None for weight in model.parameters())
+
+
+def test_training_goes_on_as_if_there_were_none_and_an_interruption_loses_none(rows, accelerator, tmp_path):
+    class Killed(BaseException):
+        pass
+
+    def run(looks: int, kill: int = 0) -> tuple[dict, list]:
+        model = tiny(torch.float32)
+        looking = probes.on(model, rows["harmful"], rows["rows"], accelerator, None)
+        start = looking.measure()
+
+        def watch(update, of, terms):
+            if update == kill:
+                raise Killed
+
+        history = train(
+            *(model, SFT(), rows, Training(updates=6, lr=1e-3, batch=2, lora=None), 0),
+            resume=tmp_path / f"{looks}.safetensors",
+            every=4,
+            watch=watch,
+            probe=lambda update: looking.measure() if looks and update % looks == 0 else {},
+        )
+        return state(model), probes.told(history, start)
+
+    without, none = run(0)
+    assert [each["update"] for each in none] == [0]
+    with pytest.raises(Killed):
+        run(2, kill=5)
+    weights, told = run(2)
+    assert same(weights, without)
+    assert [each["update"] for each in told] == [0, 2, 4, 6]
+    assert (told[0]["drift"], len(told[0]["layers"])) == (0.0, 2)
+    assert 0.0 < told[1]["drift"] < told[3]["drift"]
+    again = run(2)[1]  # from its last checkpoint
+    assert again == told
+
+
+def test_a_run_has_its_probes_where_they_were_asked_for(plan, monkeypatch, capsys, tmp_path):  # noqa: F811
+    path = tmp_path / "recipe.yaml"
+    path.write_text(yaml.safe_dump(plan | {"pipelines": {"sft": {}}, "probes": 2}))
+    code, out, _ = titer(monkeypatch, capsys, "run", str(path), "--out", str(tmp_path / "out"), "--json")
+    assert code == 0
+    base, aligned, tuned = json.loads(out)["sft"]["stages"]
+    told = tuned["facts"]["probes"]
+    updates = plan["finetune"]["updates"]
+    assert [each["update"] for each in told] == [0, *range(2, updates + 1, 2)]
+    assert not any("probes" in stage["facts"] for stage in (base, aligned))
+    page = (tmp_path / "out/report.html").read_text()
+    assert '<h2 id="why">' in page
+    assert f"harmful loss {told[0]['harmful loss']:.3g} to {told[-1]['harmful loss']:.3g}" in page
+    drawing = ElementTree.fromstring(page[page.index("<svg", page.index('id="why"')) : page.index("</svg>", page.index('id="why"')) + 6])
+    points = drawing.find(f".//{SVG}g[@id='why-why-0-0']//{SVG}path").attrib["d"].split("L")
+    assert len(points) == len(told)
+    heights = [float(point.split()[-1]) for point in points]
+    slope = (heights[1] - heights[0]) / (told[1]["harmful loss"] - told[0]["harmful loss"])
+    assert slope < 0  # upwards is less in a drawing
+    for height, look in zip(heights, told, strict=True):
+        assert height == pytest.approx(heights[0] + slope * (look["harmful loss"] - told[0]["harmful loss"]), abs=0.05)
