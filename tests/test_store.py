@@ -220,6 +220,21 @@ def test_a_damaged_store_gives_the_same_run(small, expected, tmp_path):
     assert kept.verify() == {}
 
 
+def test_damaged_weights_are_made_again_where_only_the_scores_are_asked_for(small, expected, tmp_path):
+    kept = Store(tmp_path / "store-expected")
+    damaged = [entry for entry in kept.entries() if entry.about["kind"] in ("align", "edit")]
+    for entry in damaged:
+        path = entry.folder / next(name for name in entry.files if name.endswith(".safetensors"))
+        text = bytearray(path.read_bytes())
+        text[len(text) // 2] ^= 1
+        path.write_bytes(text)
+    assert sorted(kept.verify()) == sorted(entry.key for entry in damaged)
+    others = {entry.key: entry.folder.stat().st_mtime_ns for entry in kept.entries() if entry not in damaged}
+    assert results(Run(Setting.prepare(small), tmp_path / "again", kept)) == expected
+    assert kept.verify() == {}
+    assert {key: kept.entry(key).folder.stat().st_mtime_ns for key in others} == others
+
+
 @pytest.mark.slow
 def test_stages_are_shared_by_runs_and_a_change_of_anything_makes_another(small, expected, tmp_path, monkeypatch):
     from dataclasses import replace

@@ -91,6 +91,9 @@ class Run:
         for file in (scored / "answers.jsonl", scored / "stage.json"):
             shutil.copy(file, folder)  # with its mode
         made = self.store.root.resolve() / "stages" / key_of(self._made_of(node))
+        entry = self.store.entry(made.name)
+        if entry and entry.faults():  # scored before it was damaged, and shown now: nobody may load it
+            self._checkpoint(node, report)
         if made.is_dir() and not (folder / "model").is_symlink():
             (folder / "model").symlink_to(made)
         fields = json.loads((scored / "stage.json").read_text())
