@@ -29,8 +29,8 @@ results-check: $(READY)  ## the tables are those of the bundles, and one cell co
 	$(PY) results/tables.py --check
 	$(PY) results/make.py --cell lab
 
-bench: $(READY)  ## the cost of an update of every defense, beside its counted floor (ten minutes on two quiet cores)
-	$(PY) -m bench.cost $(FILES) $(if $(OUT),--out $(OUT)) $(if $(QUICK),--quick)
+bench: $(READY)  ## the cost of an update of every defense, beside its counted floor (half an hour on two quiet cores)
+	$(PY) -m bench.cost $(FILES) $(if $(SHAPE),--shape $(SHAPE)) $(if $(OUT),--out $(OUT)) $(if $(QUICK),--quick)
 
 bench-compare: $(READY)  ## two files of `make bench` side by side; fails if B is slower than A by more than FACTOR (1.1)
 	$(PY) -m bench.compare $(A) $(B) $(if $(FACTOR),--factor $(FACTOR))

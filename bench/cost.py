@@ -178,21 +178,27 @@ def _processor() -> str:
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="bench.cost", description=__doc__)
     parser.add_argument("methods", nargs="*", help="defenses; none: all that are registered")
+    parser.add_argument("--shape", action="append", help="one of shapes.yaml; may be given again; none: all")
     parser.add_argument("--quick", action="store_true", help="one tiny shape, to see that it runs; bars mean nothing there")
     parser.add_argument("--out", type=Path, default=Path("runs/bench"), help="folder for cost.json")
     parser.add_argument("--device", help="cpu, or the best there is")
     parser.add_argument("--threads", type=int, help="of the CPU; torch's choice by default")
     options = parser.parse_args(arguments)
     names = options.methods or registry.names("defenses")
+    at, lora = shapes.load(options.quick)
     try:
         for name in names:
             registry.load("defenses", name)
+        for name in options.shape or []:
+            if name not in at:
+                raise registry.unknown("shape", name, at)
     except ValueError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     if options.threads:
         torch.set_num_threads(options.threads)
-    accelerator, (at, lora) = accelerator_for(options.device), shapes.load(options.quick)
+    accelerator = accelerator_for(options.device)
+    at = {name: shape for name, shape in at.items() if name in (options.shape or at)}
     start = time.time()
     head = {"format": 1, "environment": environment(accelerator), "lora": asdict(lora), "shapes": described(at, lora)}
     with Console(stderr=True).status("counting") as status:

@@ -19,7 +19,7 @@ from titer.step import Step
 from titer.train import Loop, Training
 
 STAGE = 1000  # counted updates of the stage whose phases are weighed
-LONGEST = 8  # updates of a longer period that are measured: those behind its first, which may prepare the rest
+LONGEST = 8  # updates; of a longer period one is measured, behind its first, which may prepare the rest
 LR = 1e-5  # small: a thousand random batches must not spoil the weights
 SETTINGS = Training(updates=STAGE, lr=LR)
 
@@ -65,7 +65,7 @@ def defended(defense: Defense, shape: Shape, lora: Lora | None, accelerator: Acc
         if defense.period > LONGEST:
             kinds[0].gradient()
 
-    return Subject(model, kinds, min(defense.period, LONGEST), prepare)
+    return Subject(model, kinds, 1 if defense.period > LONGEST else defense.period, prepare)
 
 
 def phases(defense: Defense) -> list[tuple[Phase, float]]:

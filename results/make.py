@@ -28,7 +28,8 @@ def claims() -> dict[str, dict[str, Any]]:
 def told(document: dict[str, Any]) -> dict[str, Any]:
     """Of a pipeline's document, what a claim rests on."""
     kept = ("kind", "method", "scores", "struck out", "weights", "seconds", "peak_mb")
-    return {"stages": [{key: stage[key] for key in kept} for stage in document["stages"]]}
+    looks = [{"facts": {"probes": stage["facts"]["probes"]}} if "probes" in stage["facts"] else {} for stage in document["stages"]]
+    return {"stages": [{key: stage[key] for key in kept} | look for stage, look in zip(document["stages"], looks, strict=True)]}
 
 
 def computed(name: str, plan: Sweep) -> dict[str, Any]:

@@ -13,7 +13,6 @@ from bench import compare, cost, count, shapes, subjects
 from bench.clock import Spread
 from titer import registry
 from titer.adapters import Lora
-from titer.defenses.booster import Booster
 from titer.defenses.sft import SFT
 from titer.methods import Defense, Phase
 
@@ -66,7 +65,7 @@ def test_booster_takes_three_passes_and_two_more_copies(accelerator, lora):
 
     The passes come one after another, so none keeps more for backward than SFT's does.
     """
-    sft, booster = counted(SFT(), accelerator, lora), counted(Booster(), accelerator, lora)
+    sft, booster = counted(SFT(), accelerator, lora), counted(registry.build("defenses", "booster"), accelerator, lora)
     assert booster.flops == 3 * sft.flops
     assert booster.kept == sft.kept
     assert booster.copies - sft.copies == pytest.approx(2.0, abs=0.01)  # norms' scales may have the size of some activation
@@ -196,6 +195,8 @@ def test_the_file_has_everything(quick):
 def test_an_unknown_method_is_refused_with_the_nearest(tmp_path, capsys):
     assert cost.main(["boster", "--quick", "--out", str(tmp_path)]) == 2
     assert "booster" in capsys.readouterr().err
+    assert cost.main(["sft", "--quick", "--shape", "quik", "--out", str(tmp_path)]) == 2
+    assert "did you mean 'quick'" in capsys.readouterr().err
     assert not list(tmp_path.iterdir())
 
 
