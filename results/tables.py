@@ -22,15 +22,17 @@ from titer.results import LAB
 HERE = Path(__file__).parent
 PAGES = ("README.md", "docs/lab.md")
 FIGURES = {f"docs/frontier-{world}.svg": f"data.world={world}" for world in (1, 2)}
-WORDS = {"sft": "SFT", "booster": "Booster", "antidote": "Antidote", "random_mask": "random mask", "random_booster": "random Booster"}
+WORDS = {"sft": "SFT", "booster": "Booster", "antidote": "Antidote", "vaccine": "Vaccine", "t_vaccine": "T-Vaccine"}
+WORDS |= {name: name.replace("_", " ") for name in ("random_mask", "adversarial_loss")}
+WORDS |= {"random_booster": "random Booster", "random_vaccine": "random Vaccine"}
 SHOWN = ("harm", "margin", "task", "benign", "lookalike", "general")
 TABLE = re.compile(r"(<!-- table (?P<kind>\w+) (?P<claim>\S+) ?(?P<settings>\S*) -->\n).*?(<!-- end -->)", re.DOTALL)
 
 
 def found(claim: str, settings: str = "") -> list[Group]:
-    """The pipelines of a claim, at the points of its grid that have the settings."""
+    """The pipelines of a claim, at the points of its grid that have the settings, with spaces between."""
     bundle = json.loads((HERE / f"{claim}.json").read_text())
-    return [group for group in groups(bundle["cells"]) if not settings or settings in group.settings]
+    return [group for group in groups(bundle["cells"]) if set(settings.split()) <= set(group.settings)]
 
 
 def along(of: list[Group]) -> list[Group]:
@@ -49,11 +51,11 @@ def words(group: Group) -> str:
     return {"align": f"{name}-aligned", "finetune": "... attacked", "edit": f"... + {name}"}.get(kind, kind)
 
 
-def figure(group: Group, name: str, both: bool = True) -> str:
+def figure(group: Group, name: str, prompts: bool = True) -> str:
     score = group.score(name)
     assert score is not None
     text = f"{score.value:z.1f}" + (f" [{score.low:.1f}, {score.high:.1f}]" if score.low <= score.high else "")
-    text = f"{text} ±{group.prompts(name):.1f}" if both else text
+    text = f"{text} ±{group.prompts(name):.1f}" if prompts else text
     return f"~~{text}~~ struck out" if name == "harm" and group.struck else text
 
 
@@ -69,8 +71,14 @@ def short(claim: str, settings: str) -> list[list[str]]:
     lines = [["HS / FA", *columns]]
     for row in zip(*columns.values(), strict=True):
         if row[0].label != "base":
-            lines.append([words(row[0]), *(" / ".join(f"{group.score(name).value:.0f}" for name in ("harm", "task")) for group in row)])
+            lines.append([words(row[0]), *(both(group) for group in row)])
     return lines
+
+
+def both(group: Group) -> str:
+    """HS and FA, HS struck out where it is under any seed."""
+    hs, fa = (f"{score.value:.0f}" for name in ("harm", "task") if (score := group.score(name)))
+    return f"~~{hs}~~ / {fa}" if group.struck else f"{hs} / {fa}"
 
 
 def delay(claim: str, settings: str) -> list[list[str]]:
@@ -80,7 +88,7 @@ def delay(claim: str, settings: str) -> list[list[str]]:
     columns = [(world, pipeline) for world in worlds for pipeline in ("sft", "booster")]
     lines = [["attack", *(f"{world}: {WORDS[pipeline]}" for world, pipeline in columns)]]
     for tail in rest:
-        lines.append([" ".join(tail), *(figure(of[(world, *tail), pipeline], "harm", both=False) for world, pipeline in columns)])
+        lines.append([" ".join(tail), *(figure(of[(world, *tail), pipeline], "harm", prompts=False) for world, pipeline in columns)])
     return lines
 
 
