@@ -12,7 +12,7 @@ import pytest
 
 from test_recipe import run as titer
 from test_run import plan, recipe_file  # noqa: F401  fixtures
-from titer import recipe, registry, stages, store
+from titer import origin, recipe, registry, store
 from titer.pipeline import Run
 from titer.stages import Setting
 from titer.store import Store, key_of
@@ -298,9 +298,9 @@ def test_what_is_written_is_whole(tmp_path):
 )
 def test_the_code_of_a_stage_is_also_that_of_what_its_method_holds_and_builds_on(monkeypatch, module, changed):
     def codes() -> dict[str, str]:
-        return {name: stages.code(registry.build(kind, name), ["titer.vector"]) for name, kind in REUSED.items()}
+        return {name: origin.code(registry.build(kind, name), ["titer.vector"]) for name, kind in REUSED.items()}
 
-    before, tree = codes(), stages._tree
-    monkeypatch.setattr(stages, "_tree", lambda name: ast.parse("other = 1") if name == module else tree(name))
+    before, tree = codes(), origin._tree
+    monkeypatch.setattr(origin, "_tree", lambda name: ast.parse("other = 1") if name == module else tree(name))
     after = codes()
     assert {name for name in REUSED if before[name] != after[name]} == changed

@@ -134,7 +134,7 @@ def test_a_cell_of_other_code_is_not_done(monkeypatch, tmp_path):
     sweep = Sweep("lab", [Cell((), 0)], tmp_path, tmp_path / "store")
     monkeypatch.setattr(Sweep, "_process", lambda self, cell, folder: ran.append(cell) or (0, "{}", ""))
     for version in ("a", "a", "b"):
-        monkeypatch.setattr("titer.sweep.code", lambda version=version: version)
+        monkeypatch.setattr("titer.sweep.everything", lambda version=version: version)
         assert sweep.run(lambda *_: None)["missing"] == 0
     assert len(ran) == 2
     assert os.listdir(tmp_path / "cells") == [f"{Cell((), 0).name}.json"]

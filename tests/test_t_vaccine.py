@@ -8,7 +8,7 @@ import torch
 
 from conftest import tiny
 from test_step import same, state, step_for
-from test_vaccine import LORA, batch_rows, plain
+from test_vaccine import LORA, batch_rows, inner, plain, prepared
 from titer.adapters import add_lora
 from titer.defenses.t_vaccine import Layers, TVaccine
 from titer.defenses.vaccine import Vaccine
@@ -19,18 +19,7 @@ DEPTH = 4
 
 @pytest.fixture(params=["full", "lora"])
 def model(request):
-    made = tiny(layers=DEPTH)
-    if request.param == "lora":
-        made = add_lora(made, LORA)
-        torch.manual_seed(0)
-        for name, weight in made.named_parameters():
-            if "lora_B" in name:
-                torch.nn.init.normal_(weight, std=0.1)
-    return made
-
-
-def inner(model):
-    return model.get_base_model() if hasattr(model, "get_base_model") else model
+    return prepared(request.param, DEPTH)
 
 
 def drawn(chosen) -> Layers:

@@ -52,16 +52,22 @@ def plain(model, rows, rho: float, chosen=None, over=None):
     return at, total
 
 
+def prepared(trained: str, layers: int):
+    """A tiny model, or one with an adapter that does something."""
+    model = tiny(layers=layers)
+    if trained == "full":
+        return model
+    model = add_lora(model, LORA)
+    torch.manual_seed(0)
+    for name, weight in model.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(weight, std=0.1)
+    return model
+
+
 @pytest.fixture(params=["full", "lora"])
 def model(request):
-    made = tiny(layers=3)
-    if request.param == "lora":
-        made = add_lora(made, LORA)
-        torch.manual_seed(0)
-        for name, weight in made.named_parameters():
-            if "lora_B" in name:
-                torch.nn.init.normal_(weight, std=0.1)
-    return made
+    return prepared(request.param, 3)
 
 
 def inner(model):

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import ast
 import hashlib
-import importlib
-import inspect
 import json
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection
 from contextlib import nullcontext
 from dataclasses import dataclass
-from functools import cache, cached_property
+from functools import cached_property
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, cast
@@ -28,6 +25,7 @@ from titer.judges.refusal import Refusal
 from titer.layers import checkpointed
 from titer.methods import Defense, Edit, Judge, Kind, Label, Method
 from titer.models import Checkpoint
+from titer.origin import code
 from titer.recipe import Recipe, describe
 from titer.recipe import digest as recipe_digest
 from titer.registry import name_of
@@ -38,7 +36,7 @@ from titer.train import Watch, accelerator_for, train
 UPDATES = 100  # between two checkpoints of a stage
 UNSCORED = 0.02  # of a benchmark's prompts: more of them could hide a difference that a few hundred prompts would show
 CALIBRATION_BATCH = 16  # rows of a batch that an edit calibrates on; its result does not depend on it
-TRAINING_CODE = tuple(f"titer.{name}" for name in ("adapters", "data", "models", "stages", "step", "template", "train", "vector"))
+TRAINING_CODE = tuple(f"titer.{name}" for name in ("adapters", "data", "models", "probes", "stages", "step", "template", "train", "vector"))
 SCORING_CODE = tuple(f"titer.{name}" for name in ("data", "evaluate", "generate", "models", "statistics", "template"))
 TRAINED = ("align", "finetune")
 ALL = (*TRAINED, "edit", "evaluate")  # kinds of stages
@@ -270,34 +268,6 @@ class Setting:
                     f"than {100 * UNSCORED:g} % ({reason}): give it what it needs, such as a longer input, or choose another one"
                 )
         return found
-
-
-def code(method: Method, modules: Sequence[str]) -> str:
-    """Hash of the code that a method's result comes from, but for comments and layout: of the modules, of its own file with all that
-    this imports of titer, and of the methods that it holds."""
-    trees = {name: ast.dump(_tree(name)) for name in (*modules, *_built_on(type(method).__module__))}
-    held = [code(value, ()) for value in vars(method).values() if isinstance(value, Method)]
-    return hashlib.sha256("\n".join([*(trees[name] for name in sorted(trees)), *held]).encode()).hexdigest()
-
-
-def _built_on(name: str) -> set[str]:
-    """A module, and those of titer that it imports, and so on."""
-    found, left = set[str](), [name]
-    while left:
-        name = left.pop()
-        if name not in found:
-            found.add(name)
-            for node in _tree(name).body:
-                if isinstance(node, ast.ImportFrom) and node.module == "titer":
-                    left += [f"titer.{alias.name}" for alias in node.names]
-                elif isinstance(node, ast.ImportFrom) and (node.module or "").startswith("titer."):
-                    left.append(node.module or "")
-    return found
-
-
-@cache
-def _tree(name: str) -> ast.Module:
-    return ast.parse(inspect.getsource(importlib.import_module(name)))
 
 
 def wanted(recipe: Recipe, kinds: Collection[str]) -> frozenset[str]:

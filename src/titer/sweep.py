@@ -6,7 +6,6 @@ starting the sweep again.
 
 from __future__ import annotations
 
-import hashlib
 import itertools
 import json
 import os
@@ -18,7 +17,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +24,7 @@ import yaml
 
 from titer import flags
 from titer import recipe as recipes
+from titer.origin import everything
 from titer.report.grid import by_settings, groups
 from titer.store import key_of, write
 
@@ -94,7 +93,7 @@ class Sweep:
             found = list(pool.map(lambda cell: self._cell(cell, report), self.cells))
         bundle = {
             "recipe": self.recipe,
-            "code": code(),
+            "code": everything(),
             "cells": found,
             "missing": sum(cell["status"] != "done" for cell in found),
             "flags": disagreeing(found),
@@ -107,11 +106,11 @@ class Sweep:
         folder, marker = self.folder / "cells" / cell.name, self.folder / "cells" / f"{cell.name}.json"
         if marker.is_file():
             found = dict(json.loads(marker.read_text(encoding="utf-8")))
-            if found["status"] == "done" and found["code"] == code():
+            if found["status"] == "done" and found["code"] == everything():
                 report(cell, "done")
                 return found
         folder.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-        about = {"settings": list(cell.settings), "seed": cell.seed, "code": code()}
+        about = {"settings": list(cell.settings), "seed": cell.seed, "code": everything()}
         for attempt in range(TRIES):
             report(cell, "running")
             status, out, error = self._process(cell, folder)
@@ -165,13 +164,3 @@ def disagreeing(cells: Sequence[Mapping[str, Any]]) -> list[dict[str, str]]:
     """The flags that the seeds of one setting raise together."""
     found = [(settings, flag) for settings, by_seed in by_settings(groups(cells)).items() for flag in flags.seeds(by_seed)]
     return flags.described([replace(flag, pipeline=" ".join([*settings, flag.pipeline])) for settings, flag in found])
-
-
-@cache
-def code() -> str:
-    """Hash of all of titer's files: a cell that other code computed is not done."""
-    root, hasher = Path(__file__).parent, hashlib.sha256()
-    for path in sorted(root.rglob("*")):
-        if path.suffix in (".py", ".yaml", ".safetensors"):
-            hasher.update(str(path.relative_to(root)).encode() + path.read_bytes())
-    return hasher.hexdigest()
