@@ -61,7 +61,7 @@ class Booster(Defense):
         g_f = self.align.gradient(step, state)  # grad f(w)
         bracket = g_h - g_h_after
         step.log(h=g_h.loss, h_after=g_h_after.loss)
-        if (step.update // self.every) % LOOKS == 1:  # it reads all weights in float64
+        if (step.update // self.every) % LOOKS == 0:  # it reads all weights in float64
             step.log(cosine=g_f.cosine(bracket))
         return g_f + self.every * self.lam * bracket
 
