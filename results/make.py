@@ -5,6 +5,7 @@
 
 import argparse
 import json
+import os
 import sys
 import tempfile
 from pathlib import Path
@@ -80,7 +81,8 @@ def main() -> int:
         return int(bool(faults))
     missing = 0
     for name, claim in wanted.items():
-        plan = Sweep(claim["recipe"], cells(claim["grid"], [], claim["seeds"]), RUNS / f"results-{name}", RUNS / "store")
+        points = [cell for grid in claim["grids"] for cell in cells(grid, [], claim["seeds"])]
+        plan = Sweep(claim["recipe"], points, RUNS / f"results-{name}", RUNS / "store", jobs=os.cpu_count() or 1)
         bundle = computed(name, plan)
         (HERE / f"{name}.json").write_text(text(bundle))
         missing += sum(cell["status"] != "done" for cell in bundle["cells"])
