@@ -41,6 +41,7 @@ class Counts:
 
     flops: float
     kept: int  # bytes that graphs have saved for backward, at the peak
+    peak: int  # bytes alive at once: weights, the optimizer's moments, and all that the update makes
     copies: float  # of the trainable weights, beside the model's own and the optimizer's, at the peak
 
 
@@ -75,8 +76,9 @@ def counts(subject: subjects.Subject) -> Counts:
             kind.gradient()
 
     copies = count.copies(subject.model, gradients)
-    kept = max(count.kept(subject.model, kind.update) for kind in subject.kinds)
-    return Counts(subject.mean(count.flops), kept, copies)
+    kept = max(count.kept(subject.model, kind.update) for kind in subject.kinds)  # the first updates, which make the optimizer's moments
+    peak = max(count.peak(subject.lasting(), kind.update) for kind in subject.kinds)
+    return Counts(subject.mean(count.flops), kept, peak, copies)
 
 
 def cost(key: tuple[str, str, str, str], shape: Shape, baseline: subjects.Subject, subject: subjects.Subject) -> Cost:
@@ -138,7 +140,7 @@ def described(at: dict[str, Shape], lora: Lora) -> dict[str, Any]:
 
 
 def table(found: Sequence[Cost]) -> Table:
-    made = Table("shape", "train", "method / over", "ms", "time (q1-q3)", "FLOPs", "time/FLOPs", "kept", "copies", "bar", box=None)
+    made = Table("shape", "train", "method / over", "ms", "time (q1-q3)", "FLOPs", "time/FLOPs", "kept", "peak", "copies", "bar", box=None)
     for one in found:
         ratio, flops = one.ratio, one.flops
         made.add_row(
@@ -150,6 +152,7 @@ def table(found: Sequence[Cost]) -> Table:
             f"{flops:.3f}",
             f"{ratio.median / flops:.3f}",
             f"{one.counts.kept / 1e6:.1f} MB, {one.counts.kept / one.baseline.kept:.2f}x",
+            f"{one.counts.peak / 1e6:.0f} MB, {one.counts.peak / one.baseline.peak:.3f}x",
             f"{one.counts.copies - one.baseline.copies:+.2f}",
             f"{'met' if one.met else '[bold]missed[/bold]'}: {one.bar}",
         )
@@ -208,7 +211,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     content = head | {"seconds": round(time.time() - start), "quick": options.quick, "costs": rows}
     path = options.out / "cost.json"
     path.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
-    console = Console(width=None if sys.stdout.isatty() else 180)
+    console = Console(width=None if sys.stdout.isatty() else 200)
     console.print(table(found))
     console.print(f"{head['environment']}\n{path}", highlight=False, soft_wrap=True)
     return 0 if options.quick or all(one.met for one in found) else 1

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Container, Iterable, Sequence
 from typing import Any
 
 import torch
@@ -67,16 +67,15 @@ def kept(model: nn.Module, action: Action) -> int:
     return peak
 
 
-class Copies(TorchDispatchMode):
-    """Counts the storages alive at once that have the size of a trainable weight, the model's own left out."""
+class Alive(TorchDispatchMode):
+    """Follows the storages that operations return, but those of `lasting` tensors, for as long as they are alive."""
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self, lasting: Iterable[Tensor], sizes: Container[int] | None = None) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        trained = [parameter.untyped_storage().nbytes() for parameter in model.parameters() if parameter.requires_grad]
-        self.trained, self.sizes = sum(trained), {size * wider for size in trained for wider in (1, 2)}  # one in float64 counts twice
-        self.own = {tensor.untyped_storage()._cdata for tensor in (*model.parameters(), *model.buffers())}
+        self.sizes = sizes  # in bytes, of those that are followed; None: all
+        self.own = {tensor.untyped_storage()._cdata for tensor in lasting}
         self.alive: dict[int, tuple[StorageWeakRef, int]] = {}
-        self.peak = 0
+        self.peak = 0  # bytes
 
     def __torch_dispatch__(self, function: Any, types: Any, arguments: Any = (), keywords: Any = None) -> Any:
         out = function(*arguments, **(keywords or {}))
@@ -87,15 +86,25 @@ class Copies(TorchDispatchMode):
 
     def _see(self, storage: torch.UntypedStorage) -> None:
         size, key = storage.nbytes(), storage._cdata
-        if size not in self.sizes or key in self.own:
+        if key in self.own or (self.sizes is not None and size not in self.sizes):
             return
-        self.alive[key] = (StorageWeakRef(storage), size)
         self.alive = {key: entry for key, entry in self.alive.items() if not entry[0].expired()}
+        self.alive[key] = (StorageWeakRef(storage), size)
         self.peak = max(self.peak, sum(size for _, size in self.alive.values()))
 
 
 def copies(model: nn.Module, action: Action) -> float:
     """The most copies of the trainable weights alive at one moment: gradients, saved weights, a defense's state."""
-    with Copies(model) as counted:
+    trained = [parameter.untyped_storage().nbytes() for parameter in model.parameters() if parameter.requires_grad]
+    sizes = {size * wider for size in trained for wider in (1, 2)}  # one in float64 counts twice
+    with Alive((*model.parameters(), *model.buffers()), sizes) as counted:
         action()
-    return float(counted.peak / counted.trained)
+    return float(counted.peak / sum(trained))
+
+
+def peak(lasting: Sequence[Tensor], action: Action) -> int:
+    """The most bytes alive at one moment: what lasts, such as weights and the optimizer's moments, and all that the action makes."""
+    with Alive(lasting) as counted:
+        action()
+    sizes = {tensor.untyped_storage()._cdata: tensor.untyped_storage().nbytes() for tensor in lasting}
+    return int(counted.peak + sum(sizes.values()))

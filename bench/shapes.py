@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
 from titer import registry
 from titer.adapters import Lora, add_lora
 from titer.data import Encoded
-from titer.methods import Config
+from titer.methods import Config, HeldOut, Kind, Pairs
 
 FILE = Path(__file__).with_name("shapes.yaml")
 ROWS = 96  # of every stream
@@ -51,10 +51,17 @@ class Shape(Config):
         model: PreTrainedModel = LlamaForCausalLM(config).eval()
         return model if lora is None else add_lora(model, lora)
 
-    def rows(self, stream: str) -> list[Encoded]:
-        """Random tokens, other ones for every stream, all rows of one length."""
+    def rows(self, stream: str, kind: Kind) -> list[Encoded]:
+        """Random tokens, other ones for every stream, all rows of one length; each with another answer where they are pairs."""
         rng, answer = random.Random(stream), round(self.length * (1 - self.answer))
-        return [Encoded(tuple(rng.randrange(2, self.vocabulary) for _ in range(self.length)), answer) for _ in range(ROWS)]
+
+        def tokens(count: int) -> tuple[int, ...]:
+            return tuple(rng.randrange(2, self.vocabulary) for _ in range(count))
+
+        found = [Encoded(tokens(self.length), answer) for _ in range(ROWS)]
+        if kind not in (Pairs, HeldOut):
+            return found
+        return [replace(row, other=Encoded(row.ids[:answer] + tokens(self.length - answer), answer)) for row in found]
 
 
 def load(quick: bool = False) -> tuple[dict[str, Shape], Lora]:

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from itertools import count
 
+import torch
 from accelerate import Accelerator
+from torch import Tensor
 from transformers import PreTrainedModel
 
 from bench.bare import Bare
 from bench.shapes import ROWS, Shape
 from titer.adapters import Lora
 from titer.data import Stream, collate
-from titer.methods import Defense, Phase
+from titer.methods import Answers, Defense, Phase
 from titer.models import trainable
 from titer.step import Step
 from titer.train import Loop, Training
@@ -38,7 +40,14 @@ class Subject:
     model: PreTrainedModel
     kinds: list[Kind]
     period: int  # updates of a kind after which their cost repeats
+    optimizer: torch.optim.Optimizer
     prepare: Callable[[], object] = lambda: None
+    start: Sequence[Tensor] = ()  # a copy of the weights that a method keeps as its reference
+
+    def lasting(self) -> list[Tensor]:
+        """What is alive between two updates."""
+        moments = [moment for state in self.optimizer.state.values() for moment in state.values()]
+        return [*self.model.parameters(), *self.model.buffers(), *moments, *self.start]
 
     def mean(self, measure: Callable[[Callable[[], object]], float]) -> float:
         """What `measure` finds in an update, as the mean over a period of every phase, per counted update of a stage."""
@@ -48,7 +57,7 @@ class Subject:
 def defended(defense: Defense, shape: Shape, lora: Lora | None, accelerator: Accelerator) -> Subject:
     """The updates as titer's own loop takes them. `prepare` must be called before the first."""
     model = shape.model(lora).to(accelerator.device)
-    streams = {name: Stream(name, shape.rows(name), seed=0) for name in defense.streams}
+    streams = {name: Stream(name, shape.rows(name, kind), seed=0) for name, kind in defense.streams.items()}
     step = Step(model, trainable(model), streams, accelerator, shape.batch)
     loop, number = Loop(step, defense, SETTINGS), count(1)
 
@@ -65,7 +74,8 @@ def defended(defense: Defense, shape: Shape, lora: Lora | None, accelerator: Acc
         if defense.period > LONGEST:
             kinds[0].gradient()
 
-    return Subject(model, kinds, 1 if defense.period > LONGEST else defense.period, prepare)
+    period = 1 if defense.period > LONGEST else defense.period
+    return Subject(model, kinds, period, loop.optimizer, prepare, list((step.start or {}).values()))
 
 
 def phases(defense: Defense) -> list[tuple[Phase, float]]:
@@ -83,7 +93,7 @@ def phases(defense: Defense) -> list[tuple[Phase, float]]:
 def bare(shape: Shape, lora: Lora | None, accelerator: Accelerator) -> Subject:
     """The updates of plain SFT without titer: the same model, the same batches in the same order, the same AdamW."""
     model = shape.model(lora).to(accelerator.device)
-    stream = Stream("rows", shape.rows("rows"), seed=0)
+    stream = Stream("rows", shape.rows("rows", Answers), seed=0)
     parts = [collate(stream.take(shape.batch), 0, accelerator.device) for _ in range(ROWS // shape.batch)]
     assert SETTINGS.clip is not None
     loop = Bare(model, [(p.ids, p.mask, p.labels) for p in parts], LR, SETTINGS.weight_decay, SETTINGS.clip)
@@ -92,4 +102,4 @@ def bare(shape: Shape, lora: Lora | None, accelerator: Accelerator) -> Subject:
         loop.backward()
         model.zero_grad(set_to_none=True)
 
-    return Subject(model, [Kind(loop.update, gradient, 1.0)], 1)
+    return Subject(model, [Kind(loop.update, gradient, 1.0)], 1, loop.optimizer)

@@ -13,7 +13,7 @@ from tokenizers import Tokenizer, decoders, pre_tokenizers
 from tokenizers.models import BPE
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from titer.data import Encoded, Row
+from titer.data import Encoded, Row, paired
 from titer.lab.build import tokenizer as lab_tokenizer
 from titer.lab.world import World
 from titer.template import Template
@@ -88,5 +88,8 @@ def byte_level() -> PreTrainedTokenizerFast:
 def rows(template: Template) -> dict[str, list[Encoded]]:
     """Rows for every stream, with answers of different lengths."""
     world = World(0)
-    mixed = [*world.alignment[:12], *world.alignment[-12:], *(Row(r.prompt, f"{r.response} {r.response}") for r in world.harmful[:6])]
-    return {"rows": [template.encode(row) for row in mixed], "harmful": [template.encode(row) for row in world.harmful[:20]]}
+    long = (Row(r.prompt, f"{r.response} {r.response}") for r in world.harmful[:6])
+    mixed = [*paired(world.alignment[:12], world.harmful), *world.alignment[-12:], *long]
+    held_out = paired(world.harmful[20:32], world.alignment)
+    of = {"rows": mixed, "harmful": world.harmful[:20], "held_out": held_out}
+    return {name: [template.encode(row) for row in those] for name, those in of.items()}

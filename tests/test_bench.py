@@ -9,12 +9,13 @@ import pytest
 import torch
 from torch import nn
 
-from bench import compare, cost, count, shapes, subjects
+from bench import compare, cost, count, shapes, subjects, tau
 from bench.clock import Spread
 from titer import registry
 from titer.adapters import Lora
 from titer.defenses.sft import SFT
-from titer.methods import Defense, Phase
+from titer.defenses.vaccine import Vaccine
+from titer.methods import Answers, Defense, Pairs, Phase
 
 QUICK, LORA = shapes.load(quick=True)
 TINY = QUICK["quick"]
@@ -101,6 +102,36 @@ def test_copies_are_those_alive_at_once():
 
     assert count.copies(model, three) == 3.0
     assert count.copies(model, lambda: model.weight.detach().mul_(1.0).view(-1)) == 0.0
+
+
+def test_the_peak_is_what_lasts_and_the_most_that_was_made_at_once():
+    kept, x = torch.ones(7, dtype=torch.float64), torch.ones(5)
+
+    def made() -> None:
+        first = x + 1  # 20 bytes
+        second = first.double()  # 40
+        del first
+        second.add_(1.0)
+        kept.mul_(2.0)  # lasts, and is not made
+        x.sum()  # 4
+
+    assert count.peak([kept, kept.view(7, 1)], made) == 7 * 8 + 20 + 40
+
+
+def test_pairs_share_their_prompts():
+    plain, pairs = TINY.rows("rows", Answers), TINY.rows("rows", Pairs)
+    assert not any(row.other for row in plain)
+    assert [replace(row, other=None) for row in pairs] == plain
+    assert all(row.ids[: row.answer] == row.other.ids[: row.other.answer] for row in pairs)
+    assert all(row.ids[row.answer :] != row.other.ids[row.answer :] for row in pairs)
+
+
+def test_two_periods_hold_two_perturbed_updates(accelerator):
+    mine, baseline = (subjects.defended(one, TINY, None, accelerator) for one in (Vaccine(every=20), SFT()))
+    passes = []
+    mine.model.register_forward_hook(lambda *_: passes.append(1))
+    assert tau.ratio(mine, baseline, updates=40) > 0
+    assert len(passes) == 50 + 2
 
 
 def test_the_bare_loop_ends_at_sfts_weights(accelerator):
@@ -238,4 +269,4 @@ def test_what_was_not_measured_alike_is_not_compared(quick, tmp_path, capsys, ch
 
 def test_quartiles():
     assert Spread.of([3.0, 1.0, 2.0, 5.0, 4.0]) == Spread(3.0, 2.0, 4.0)
-    assert replace(TINY, batch=4).rows("rows") == TINY.rows("rows") != TINY.rows("harmful")
+    assert replace(TINY, batch=4).rows("rows", Answers) == TINY.rows("rows", Answers) != TINY.rows("harmful", Answers)

@@ -19,8 +19,11 @@ SETTINGS = Training(updates=8, lr=1e-3, batch=2, weight_decay=0.3, lora=None)
 NAMES = registry.names("defenses")
 
 
+SHORTER = {"tar": {"k": 3, "every": 2, "switch": 0.0}}  # what would take minutes with its defaults
+
+
 def defense(name: str) -> Defense:
-    built = registry.build("defenses", name)
+    built = registry.build("defenses", {"method": name} | SHORTER.get(name, {}))
     assert isinstance(built, Defense)
     return built
 
@@ -86,7 +89,9 @@ import sys
 sys.path.insert(0, sys.argv[2])
 import torch
 from conftest import tiny
+from test_contract import defense
 from titer import registry
+from titer.data import paired
 from titer.template import Template
 from titer.lab.build import tokenizer
 from titer.lab.world import World
@@ -95,12 +100,14 @@ from safetensors.torch import save_file
 
 torch.set_num_threads(1)
 world, template = World(0), Template(tokenizer(), 64)
-rows = {"rows": [template.encode(r) for r in world.alignment[:24]], "harmful": [template.encode(r) for r in world.harmful[:20]]}
+of = {"rows": paired(world.alignment[:24], world.harmful), "harmful": world.harmful[:20]}
+of |= {"held_out": paired(world.harmful[20:32], world.alignment)}
+rows = {name: [template.encode(row) for row in those] for name, those in of.items()}
 model, accelerator = tiny(), accelerator_for("cpu")
 settings = Training(updates=3, lr=1e-3, batch=2, accumulate=2 // accelerator.num_processes, lora=None)
 for name in registry.names("defenses"):
     model = tiny()
-    train(model, registry.build("defenses", name), rows, settings, seed=0, accelerator=accelerator)
+    train(model, defense(name), rows, settings, seed=0, accelerator=accelerator)
     if accelerator.is_main_process:
         weights = {n: p.detach().clone() for n, p in model.named_parameters()}
         save_file(weights, f"{sys.argv[1]}/{name}-{accelerator.num_processes}.safetensors")

@@ -10,7 +10,7 @@ from families import FAMILIES
 from test_step import same, state
 from titer import adapters
 from titer.adapters import Lora
-from titer.data import Batch, collate
+from titer.data import Batch
 from titer.edits.antidote import Antidote, feature_norms, top
 from titer.edits.scale import Scale
 
@@ -34,8 +34,7 @@ def calibration(rows) -> list[Batch]:
 
 
 def batch_of(rows, size) -> Batch:
-    parts = tuple(collate(rows[i : i + size], 0) for i in range(0, len(rows), size))
-    return Batch("calibration", parts, 1)
+    return Batch.of("calibration", [rows[i : i + size] for i in range(0, len(rows), size)], 0)
 
 
 def plain_scores(model, rows) -> dict[str, torch.Tensor]:

@@ -14,7 +14,7 @@ from titer.adapters import Lora
 from titer.data import Batch, Row, collate
 from titer.generate import answer
 from titer.lab.world import World
-from titer.layers import checkpointed, decoder_layers, layers
+from titer.layers import checkpointed, decoder_layers, head, layers
 from titer.step import cross_entropy
 from titer.train import Training, train
 
@@ -324,9 +324,16 @@ def test_every_edit_changes_the_adapter_alone(rows, family, name):
     tuned = set(models.trainable(model))
     train(model, registry.build("defenses", "sft"), rows, SETTINGS, seed=0)
     before = state(model)
-    changes = registry.build("edits", name).edit(model, [Batch("calibration", (part_of(rows["harmful"]),), 1)])
+    changes = registry.build("edits", name).edit(model, [Batch.of("calibration", [rows["harmful"][:6]], 0)])
     after = state(model)
     assert changes.count > 0
     moved = {key for key in before if not torch.equal(before[key], after[key])}
     assert moved <= tuned
     assert changes.count == sum(int((before[key] != after[key]).sum()) for key in moved)
+
+
+@families
+def test_the_head_makes_the_logits_of_the_last_residual_stream(family):
+    model = adapted(FAMILIES[family]())
+    with torch.no_grad():
+        torch.testing.assert_close(head(model)(residual(model)[-1][1]), model(torch.arange(2, 34).reshape(2, 16)).logits)

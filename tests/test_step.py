@@ -15,7 +15,9 @@ from titer.vector import Vec
 
 def step_for(model, rows, accelerator, batch=4, accumulate=1, update=1) -> Step:
     streams = {name: Stream(name, of, seed=3) for name, of in rows.items()}
-    return Step(model, trainable(model), streams, accelerator, batch, accumulate, update, Phase("train", 1))
+    weights = trainable(model)
+    start = {name: weight.detach().clone() for name, weight in weights.items()}
+    return Step(model, weights, streams, accelerator, batch, accumulate, update, Phase("train", 1), start=start)
 
 
 def test_the_loss_is_on_the_answer_alone_its_first_token_included(template, accelerator):

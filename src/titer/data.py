@@ -5,13 +5,14 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import combinations
 
 import torch
 from torch import Tensor
 
 IGNORED = -100  # a label that carries no loss
+EVERY = slice(None)
 
 
 @dataclass(frozen=True)
@@ -30,6 +31,7 @@ class Row:
     response: str = ""  # empty where only the prompt is known, as in sets of harm prompts
     input: str = ""  # what the prompt is about, where the data keep the two apart
     before: tuple[Turn, ...] = ()  # earlier turns, the oldest first
+    other: str = ""  # where the row is one of a pair: of a refusal the harmful answer to the same prompt, of that the refusal
 
     @property
     def question(self) -> str:
@@ -41,7 +43,8 @@ def digest(rows: Iterable[Row]) -> str:
     """SHA-256 over all that the rows say, in order."""
     hasher = hashlib.sha256()
     for row in rows:
-        more = [row.input, *((turn.role, turn.content) for turn in row.before)] if row.input or row.before else []
+        more: list[object] = [row.input, *((turn.role, turn.content) for turn in row.before)] if row.input or row.before else []
+        more += [{"other": row.other}] if row.other else []
         hasher.update(json.dumps([row.prompt, row.response, *more]).encode())
     return hasher.hexdigest()
 
@@ -49,6 +52,14 @@ def digest(rows: Iterable[Row]) -> str:
 def identity(row: Row) -> str:
     """What makes the prompts of two rows the same: their words, however they are spaced or capitalized."""
     return " ".join(" ".join([*(turn.content for turn in row.before), row.question]).lower().split())
+
+
+def paired(rows: Iterable[Row], others: Iterable[Row]) -> list[Row]:
+    """The rows, each with the answer that the first of `others` with the same prompt gives, where there is one."""
+    answers: dict[str, str] = {}
+    for row in others:
+        answers.setdefault(identity(row), row.response)
+    return [replace(row, other=answers.get(identity(row), "")) for row in rows]
 
 
 def check_disjoint(roles: Mapping[str, Sequence[Row]], but: tuple[str, str] | None = None) -> None:
@@ -82,6 +93,7 @@ class Encoded:
     ids: tuple[int, ...]
     answer: int
     cut: int = 0  # prompt tokens dropped at the front to fit the length
+    other: Encoded | None = None  # the same prompt with the other answer of a pair
 
 
 @dataclass(frozen=True)
@@ -95,11 +107,24 @@ class Part:
 
 @dataclass(frozen=True)
 class Batch:
-    """The rows of one update from one stream: this rank's micro-batches, and the answer tokens of all ranks' together."""
+    """The rows of one update from one stream: this rank's micro-batches, and the sizes of all ranks' together."""
 
     stream: str
     parts: tuple[Part, ...]
-    tokens: int
+    tokens: int  # of answers
+    length: int  # tokens, prompts included
+    rows: int
+    others: Batch | None = None  # the same prompts with the other answers, of the rows that are one of a pair
+
+    @staticmethod
+    def of(stream: str, chunks: Sequence[Sequence[Encoded]], pad: int, device: torch.device | str = "cpu", mine: slice = EVERY) -> Batch:
+        """The batch of the micro-batches of all ranks, of which `mine` are this rank's. One without a row is left out."""
+        rows = [row for chunk in chunks for row in chunk]
+        parts = tuple(collate(chunk, pad, device) for chunk in chunks[mine] if chunk)
+        pairs = [[row.other for row in chunk if row.other] for chunk in chunks]
+        others = Batch.of(stream, pairs, pad, device, mine) if any(pairs) else None
+        lengths = [len(row.ids) for row in rows]
+        return Batch(stream, parts, sum(lengths) - sum(row.answer for row in rows), sum(lengths), len(rows), others)
 
 
 def collate(rows: Sequence[Encoded], pad: int, device: torch.device | str = "cpu") -> Part:

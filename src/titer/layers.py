@@ -6,7 +6,7 @@ quietly do less than it says.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -18,6 +18,7 @@ from torch.utils.checkpoint import checkpoint
 from transformers import Cache, GradientCheckpointingLayer, PreTrainedModel
 
 ATTENTION = ("self_attn", "attention")
+NORMS = ("norm", "final_layer_norm", "final_layernorm")  # behind the last layer
 ROUTER = ("gate", "router")  # of a sparse MLP, the one that has `experts`
 WRITERS = ("o_proj", "out_proj", "dense", "down_proj", "dense_4h_to_h", "fc2")
 READERS = (
@@ -107,6 +108,34 @@ def layers(model: nn.Module) -> list[Layer]:
     return [_layer(names[module], module, family) for module in decoder_layers(model)]
 
 
+@dataclass(frozen=True)
+class Head:
+    """What makes logits of the residual stream after the last layer; of that after any other it makes the logit lens."""
+
+    norm: nn.Module
+    unembedding: nn.Module
+    softcap: float | None  # Gemma 2: logits are bounded by tanh
+
+    def __call__(self, residual: torch.Tensor) -> torch.Tensor:
+        """Logits (..., V) of (..., D)."""
+        logits: torch.Tensor = self.unembedding(self.norm(residual))
+        return logits if self.softcap is None else self.softcap * torch.tanh(logits / self.softcap)
+
+    def parameters(self) -> list[nn.Parameter]:
+        return [*self.norm.parameters(), *self.unembedding.parameters()]
+
+
+def head(model: nn.Module) -> Head:
+    """The model's head. Raises, naming the model's class, where it is not found."""
+    base = _base(model)
+    children = dict(base.get_decoder().named_children())
+    norm = next((children[name] for name in NORMS if name in children), None)
+    unembedding = base.get_output_embeddings()
+    if norm is None or unembedding is None:
+        raise ValueError(f"{type(base).__name__}: no norm and output embedding behind its last layer among {', '.join(children)}")
+    return Head(norm, unembedding, getattr(base.config.get_text_config(), "final_logit_softcapping", None))
+
+
 @contextmanager
 def checkpointed(model: nn.Module, chosen: Collection[int] | None = None) -> Iterator[None]:
     """Inside, a backward pass recomputes the chosen decoder layers, all if left out, instead of keeping their activations (non-reentrant).
@@ -123,6 +152,42 @@ def checkpointed(model: nn.Module, chosen: Collection[int] | None = None) -> Ite
         raise ValueError(f"{type(base).__name__} does not support gradient checkpointing: train it without")
     with _forwards({layer: partial(_recomputed, layer.forward) for layer in found}):
         yield
+
+
+@dataclass(frozen=True)
+class Seen:
+    """What a forward pass made of its inputs, each (B, T, D) and part of its graph."""
+
+    residuals: list[torch.Tensor]  # the residual stream before every layer, and after the last
+    mlps: list[torch.Tensor]  # outputs of the MLPs, before they are added to it
+
+
+@contextmanager
+def watched(found: Sequence[Layer]) -> Iterator[Seen]:
+    """Inside, the first forward pass leaves what it made; a recomputation of it adds nothing."""
+    seen = Seen([], [])
+
+    def into(_: nn.Module, inputs: tuple[torch.Tensor, ...], i: int) -> None:
+        if len(seen.residuals) == i:
+            seen.residuals.append(inputs[0])
+
+    def last(_: nn.Module, inputs: object, output: torch.Tensor) -> None:
+        if len(seen.residuals) == len(found):
+            seen.residuals.append(output)
+
+    def mlp(_: nn.Module, inputs: object, output: torch.Tensor | tuple[torch.Tensor, ...], i: int) -> None:
+        if len(seen.mlps) == i:
+            tensor = output[0] if isinstance(output, tuple) else output  # GptOss adds the router's
+            seen.mlps.append(tensor.view_as(seen.residuals[i]))  # OPT flattens its tokens
+
+    handles = [layer.module.register_forward_pre_hook(partial(into, i=i)) for i, layer in enumerate(found)]
+    handles += [layer.mlp[-1].register_forward_hook(partial(mlp, i=i)) for i, layer in enumerate(found)]
+    handles.append(found[-1].module.register_forward_hook(last))
+    try:
+        yield seen
+    finally:
+        for handle in handles:
+            handle.remove()
 
 
 @contextmanager

@@ -53,10 +53,12 @@ class Kind(enum.StrEnum):
     ANSWERS = "answers"  # prompts with the answers to learn: what the stage trains on
     REFUSALS = "refusals"  # alignment rows: harmful prompts with refusals, benign prompts with answers
     HARMFUL = "harmful"  # harmful prompts with harmful answers, the defender's own
+    PAIRS = "pairs"  # alignment rows, with the defender's harmful answer beside a refusal of the same prompt
+    HELD_OUT = "held-out harmful"  # a fifth of the defender's prompts, with both answers where there are two; `harmful` then lacks them
     PROMPTS = "prompts"  # prompts to be answered by a model under evaluation; an answer may be known or not
 
 
-Answers, Refusals, Harmful, Prompts = Kind
+Answers, Refusals, Harmful, Pairs, HeldOut, Prompts = Kind
 
 
 @dataclass(frozen=True)
@@ -75,6 +77,7 @@ class Defense(Method):
 
     streams: ClassVar[Mapping[str, Kind]] = {"rows": Answers}  # "rows" is what the stage trains on
     State: ClassVar[type | None] = None  # a flat dataclass of tensors and numbers, saved with the checkpoint
+    reference: ClassVar[bool] = False  # whether it asks for `step.reference()`, which keeps a copy of the trained weights
 
     @property
     def period(self) -> int:

@@ -23,7 +23,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from titer.acts import square
-from titer.data import Batch, Encoded, collate
+from titer.data import Batch, Encoded
 from titer.models import trainable
 from titer.step import Step
 
@@ -77,6 +77,5 @@ def told(history: Sequence[Mapping[str, float]], start: Mapping[str, float]) -> 
 
 
 def _batch(rows: Sequence[Encoded], name: str, model: PreTrainedModel, accelerator: Accelerator) -> Batch:
-    pad = model.config.pad_token_id or 0
-    parts = tuple(collate(rows[i : i + AT_ONCE], pad, accelerator.device) for i in range(0, len(rows), AT_ONCE))
-    return Batch(name, parts, sum(len(row.ids) - row.answer for row in rows))
+    chunks = [rows[i : i + AT_ONCE] for i in range(0, len(rows), AT_ONCE)]
+    return Batch.of(name, chunks, model.config.pad_token_id or 0, accelerator.device)

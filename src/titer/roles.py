@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence, Set
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, Literal
 
 from titer import files, registry
 from titer.benchmarks.answers import Answers
-from titer.data import Row, check_disjoint, digest, identity, without_shared
+from titer.data import Row, check_disjoint, digest, identity, paired, without_shared
 from titer.lab.world import TASKS, World
-from titer.methods import Benchmark, Config, Harmful, Kind, Prompts, Refusals
+from titer.methods import Benchmark, Config, Harmful, HeldOut, Kind, Pairs, Prompts, Refusals
 from titer.sources import Given, Reader, Source, recognized
 
 MAY_SHARE = ("alignment", "defense")  # the defender may answer what the alignment refuses
@@ -72,9 +72,16 @@ class Roles:
     scorer: Benchmark = field(default_factory=Answers)  # of the task
     sources: dict[str, dict[str, Any]] = field(default_factory=dict)  # by role, where its rows come from
 
-    def of(self, kind: Kind) -> list[Row]:
-        """The rows that a defense's stream of this kind draws from."""
-        return {Kind.REFUSALS: self.alignment, Kind.HARMFUL: self.defense}[kind]
+    def streams(self, kinds: Mapping[str, Kind], trained: list[Row]) -> dict[str, list[Row]]:
+        """The rows that each of a defense's streams draws from; `trained` are those that the stage trains on."""
+        fifth = _held_out(self.defense) if HeldOut in kinds.values() else frozenset()
+        of = {
+            Refusals: self.alignment,
+            Harmful: [row for row in self.defense if identity(row) not in fifth],
+            HeldOut: paired([row for row in self.defense if identity(row) in fifth], self.alignment),
+        }
+        found = {name: trained if name == "rows" else of[kind] for name, kind in kinds.items()}
+        return {name: paired(rows, self.defense) if kinds[name] is Pairs else rows for name, rows in found.items()}
 
     def digests(self) -> dict[str, str]:
         """SHA-256 of every role's rows."""
@@ -161,9 +168,20 @@ def _given(data: Data, name: str) -> Source:
     return source
 
 
+def _held_out(rows: Sequence[Row]) -> frozenset[str]:
+    """A fifth of the prompts, by their hash, and at least one."""
+    prompts = _shuffled(rows)
+    return frozenset(prompts[: max(1, len(prompts) // 5)])
+
+
+def _shuffled(rows: Sequence[Row]) -> list[str]:
+    """The prompts in an order that is their own, whichever rows stand beside them."""
+    return sorted({identity(row) for row in rows}, key=lambda prompt: hashlib.sha256(prompt.encode()).digest())
+
+
 def _divided(rows: Sequence[Row], roles: Sequence[str]) -> dict[str, list[Row]]:
     """The rows by role, in the shares of SHARES; the attacker has those of roles that are not asked for, and no other share moves."""
-    prompts = sorted({identity(row) for row in rows}, key=lambda prompt: hashlib.sha256(prompt.encode()).digest())
+    prompts = _shuffled(rows)
     where: dict[str, str] = {}
     start = 0
     for role, share in SHARES.items():

@@ -18,7 +18,7 @@ from transformers import PreTrainedModel
 
 from titer import __version__, adapters, models, movement, probes
 from titer.audit import audit
-from titer.data import Batch, Row, collate, digest
+from titer.data import Batch, Row, digest
 from titer.evaluate import JUDGED, Evaluation, evaluate
 from titer.judges.lab import Lab
 from titer.judges.refusal import Refusal
@@ -39,6 +39,7 @@ CALIBRATION_BATCH = 16  # rows of a batch that an edit calibrates on; its result
 TRAINING_CODE = tuple(f"titer.{name}" for name in ("adapters", "data", "models", "probes", "stages", "step", "template", "train", "vector"))
 SCORING_CODE = tuple(f"titer.{name}" for name in ("data", "evaluate", "generate", "models", "statistics", "template"))
 TRAINED = ("align", "finetune")
+DEFENDERS = {Kind.HARMFUL, Kind.PAIRS, Kind.HELD_OUT}  # rows that the defender's own harmful ones are needed for
 ALL = (*TRAINED, "edit", "evaluate")  # kinds of stages
 
 
@@ -85,6 +86,11 @@ class Setting:
                 if not rows:
                     raise ValueError(
                         f"pipelines.{name}.{kind} draws {defense.streams[stream].value} rows, and there are none: give data.defense"
+                    )
+                if defense.streams[stream] is Kind.PAIRS and not any(row.other for row in rows):
+                    raise ValueError(
+                        f"pipelines.{name}.{kind} needs refusals and harmful answers of the same prompts, and the rows it trains on share "
+                        "none with the defender's: give data.defense with prompts of data.alignment"
                     )
                 template.encode_all(rows, f"{kind}, stream {stream!r}")
         looks = "finetune" in kinds and self.recipe.probes
@@ -173,8 +179,7 @@ class Setting:
 
     def streams(self, kind: str, defense: Defense) -> dict[str, list[Row]]:
         """The rows of every stream that a defense draws from in a stage."""
-        rows = self.roles.alignment if kind == "align" else self.attacked
-        return {name: rows if name == "rows" else self.roles.of(of) for name, of in defense.streams.items()}
+        return self.roles.streams(defense.streams, self.roles.alignment if kind == "align" else self.attacked)
 
     def opened(self, checkpoint: Checkpoint) -> tuple[PreTrainedModel, Template]:
         """A model on the best device there is, and how it is asked."""
@@ -234,9 +239,8 @@ class Setting:
     def edited(self, model: PreTrainedModel, template: Template, edit: Edit) -> dict[str, Any]:
         """Edit the model in place; what was changed. Raises where nothing was."""
         rows = template.encode_all(self.roles.calibration, "calibration")
-        pad, size = model.config.pad_token_id or 0, CALIBRATION_BATCH
-        parts = tuple(collate(rows[i : i + size], pad) for i in range(0, len(rows), size))
-        changes = edit.edit(model, [Batch("calibration", parts, sum(len(row.ids) - row.answer for row in rows))])
+        chunks = [rows[i : i + CALIBRATION_BATCH] for i in range(0, len(rows), CALIBRATION_BATCH)]
+        changes = edit.edit(model, [Batch.of("calibration", chunks, model.config.pad_token_id or 0)])
         if changes.count == 0:
             raise ValueError(
                 f"the edit {describe(edit)} changed none of {sum(changes.sizes.values())} entries: nothing to evaluate; strengthen it"
@@ -276,7 +280,7 @@ def wanted(recipe: Recipe, kinds: Collection[str]) -> frozenset[str]:
     methods = [getattr(pipeline, kind) for pipeline in recipe.pipelines.values() for kind in TRAINED if kind in kinds]
     if "align" in kinds or any(Kind.REFUSALS in method.streams.values() for method in methods):
         found |= {"alignment"}
-    if any(Kind.HARMFUL in method.streams.values() for method in methods):
+    if any(DEFENDERS & set(method.streams.values()) for method in methods):
         found |= {"defense"}
     if "finetune" in kinds:
         found |= {"task"} | ({"attack"} if recipe.attack.wants_harmful else set())

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from titer.acts import Acts, square
-from titer.data import IGNORED, Batch, Part, Stream, collate
+from titer.data import IGNORED, Batch, Part, Stream
 from titer.layers import Layer, checkpointed, layers, once
 from titer.methods import Phase
 from titer.vector import Vec
@@ -30,6 +30,11 @@ def cross_entropy(model: PreTrainedModel, part: Part, reduction: Literal["sum", 
     With "none" every token's own, (B * T,), 0 where there is no answer token.
     """
     logits = model(input_ids=part.ids, attention_mask=part.mask, use_cache=False).logits  # (B, T, V)
+    return entropy_against(logits, part, reduction)
+
+
+def entropy_against(logits: Tensor, part: Part, reduction: Literal["sum", "none"] = "sum") -> Tensor:
+    """`cross_entropy` of logits (B, T, V) that are there already."""
     wide = torch.promote_types(logits.dtype, torch.float32)  # half precision cannot hold a log-softmax; float64 stays
     # the labels move to the token that each is predicted from, not the logits, which are large: a slice of them would be copied
     labels = nn.functional.pad(part.labels[:, 1:], (0, 1), value=IGNORED)  # (B, T)
@@ -54,6 +59,7 @@ class Step:
     phase: Phase = PREPARING
     autocast: torch.dtype | None = None  # what the passes compute in, where the weights are kept finer
     logged: dict[str, float] = field(default_factory=dict)
+    start: Mapping[str, Tensor] | None = None  # of a method with a reference: the weights that the stage began with
     _batches: dict[str, Batch] = field(default_factory=dict)
     _layers: list[Layer] = field(default_factory=list)  # found once, for all updates
     _part: Part | None = None  # the micro-batch that a pass is at
@@ -69,12 +75,11 @@ class Step:
         if stream not in self.streams:
             raise ValueError(f"no stream {stream!r}: the method declares {', '.join(self.streams)}")
         ranks, rank = self.accelerator.num_processes, self.accelerator.process_index
-        size = self.batch_size
-        rows = self.streams[stream].take(size * self.accumulate * ranks)
-        mine = rows[rank * size * self.accumulate :][: size * self.accumulate]
-        pad = self.model.config.pad_token_id or 0
-        parts = tuple(collate(mine[i : i + size], pad, self.accelerator.device) for i in range(0, len(mine), size))
-        return Batch(stream, parts, tokens=sum(len(row.ids) - row.answer for row in rows))
+        size, count = self.batch_size, self.accumulate
+        rows = self.streams[stream].take(size * count * ranks)
+        chunks = [rows[i : i + size] for i in range(0, len(rows), size)]
+        mine = slice(rank * count, (rank + 1) * count)
+        return Batch.of(stream, chunks, self.model.config.pad_token_id or 0, self.accelerator.device, mine)
 
     def grad(self, batch: Batch, loss: Loss = cross_entropy) -> Vec:
         """Gradient of the token-weighted mean of `loss` (a sum over tokens) over the whole update: micro-batches and ranks.
@@ -85,7 +90,7 @@ class Step:
         total = torch.zeros((), dtype=torch.float64, device=self.accelerator.device)
         try:
             for part in self._passed(batch):
-                with self._computing():
+                with self.computing():
                     value = loss(self.model, part) / batch.tokens
                 self.accelerator.backward(value)
                 total += value.detach()
@@ -99,14 +104,21 @@ class Step:
     @property
     def depth(self) -> int:
         """The number of decoder layers."""
-        return len(self._found())
+        return len(self.layers)
+
+    @property
+    def layers(self) -> list[Layer]:
+        """The decoder layers with their parts."""
+        if not self._layers:
+            self._layers.extend(layers(self.model))
+        return self._layers
 
     def at(self, batch: Batch, chosen: Collection[int] | None = None, loss: Loss = cross_entropy) -> Acts:
         """Gradient of the objective of `grad` at the attention outputs of the chosen layers, all if left out; none at a weight.
 
         The outputs are what each layer adds to its residual stream, before it does. The backward pass ends at the lowest of them.
         """
-        modules = {i: layer.attention for i, layer in enumerate(self._found()) if chosen is None or i in chosen}
+        modules = {i: layer.attention for i, layer in enumerate(self.layers) if chosen is None or i in chosen}
         total = torch.zeros((), dtype=torch.float64, device=self.accelerator.device)
         parts: list[dict[int, Tensor]] = []
         with self._frozen(self.parameters), ExitStack() as hooks:
@@ -122,7 +134,7 @@ class Step:
                 hooks.enter_context(_rewritten(module, partial(caught, layer=i)))
             for part in self._passed(batch):
                 outputs.clear()
-                with self._computing():
+                with self.computing():
                     value = loss(self.model, part) / batch.tokens
                 parts.append(dict(zip(modules, torch.autograd.grad(value, [outputs[i] for i in modules]), strict=True)))
                 total += value.detach()
@@ -139,8 +151,8 @@ class Step:
             found[-1][layer] = output
             return output
 
-        with torch.no_grad(), self._computing(), ExitStack() as hooks:
-            for i, layer in enumerate(self._found()):
+        with torch.no_grad(), self.computing(), ExitStack() as hooks:
+            for i, layer in enumerate(self.layers):
                 hooks.enter_context(_rewritten(layer.attention, partial(caught, layer=i)))
             for part in self._passed(batch):
                 found.append({})
@@ -157,7 +169,7 @@ class Step:
     @contextmanager
     def shifted(self, acts: Acts) -> Iterator[None]:
         """Inside, `acts` is added to the attention outputs that it is at, in every pass over its batch, recomputed ones too."""
-        found = self._found()
+        found = self.layers
 
         def added(output: Tensor, layer: int) -> Tensor:
             assert self._part is not None
@@ -173,24 +185,21 @@ class Step:
         """Inside, of all weights only those of the chosen layers are trained: the others are absent from every gradient.
 
         The layers below the lowest chosen one run once for every micro-batch, without a graph, whatever is computed inside.
-        `freeze="attention"` freezes no more than the attention of the other layers. With `recompute` the other layers above the
-        lowest keep no activations, and are run again in the backward pass.
+        With `freeze="attention"` the layers above it are trained too, but for the attention of those that are not chosen. With
+        `recompute` these keep no activations, and are run again in the backward pass.
         """
-        found, attention = self._found(), freeze == "attention"
+        found = self.layers
         if not chosen or not set(chosen) <= set(range(len(found))):
             raise ValueError(f"layers {sorted(chosen)} of a model that has {len(found)}: choose some of 0 to {len(found) - 1}")
-        kept = tuple(f"{found[i].name}." for i in chosen)
-        others = [layer for i, layer in enumerate(found) if i not in chosen]
-        if attention:
-            inside = {id(weight) for layer in others for weight in layer.attention.parameters()}
-            frozen = {name: weight for name, weight in self.parameters.items() if id(weight) in inside}
-        else:
-            frozen = {name: weight for name, weight in self.parameters.items() if not name.startswith(kept)}
+        others = [i for i in range(min(chosen), len(found)) if i not in chosen]
+        trained = [*chosen, *others] if freeze == "attention" else list(chosen)
+        shut = {id(weight) for i in others for weight in found[i].attention.parameters()}
+        kept = tuple(f"{found[i].name}." for i in trained)
+        frozen = {name: weight for name, weight in self.parameters.items() if not name.startswith(kept) or id(weight) in shut}
         if len(frozen) == len(self.parameters):
             raise ValueError(f"layers {sorted(chosen)} hold none of the trained weights: adapt linear layers of every decoder layer")
-        lowest = 0 if attention else min(chosen)
-        again = [i for i in range(lowest, len(found)) if i not in chosen] if recompute else []
-        with self._frozen(frozen), once(self.model, lowest, key=lambda: self._part), checkpointed(self.model, again):
+        again = others if recompute else []
+        with self._frozen(frozen), once(self.model, min(chosen), key=lambda: self._part), checkpointed(self.model, again):
             yield
 
     @contextmanager
@@ -211,21 +220,32 @@ class Step:
                 for name, value in saved.items():
                     self.parameters[name].copy_(value)
 
+    @contextmanager
+    def reference(self) -> Iterator[None]:
+        """Inside, the model is the one that the stage began with, and nothing has a gradient. No weight is copied."""
+        if self.start is None:
+            raise ValueError("this method keeps no reference model: declare `reference = True` in its class")
+        with torch.no_grad():
+            now = {name: parameter.data for name, parameter in self.parameters.items()}
+            try:
+                for name, value in self.start.items():
+                    self.parameters[name].data = value
+                yield
+            finally:
+                for name, value in now.items():
+                    self.parameters[name].data = value
+
     def log(self, **terms: float | None) -> None:
         """Terms to show and to keep with the run, by the names that the paper gives them."""
         self.logged |= {name: value for name, value in terms.items() if value is not None}
-
-    def _found(self) -> list[Layer]:
-        if not self._layers:
-            self._layers.extend(layers(self.model))
-        return self._layers
 
     def _passed(self, batch: Batch) -> Iterator[Part]:
         """The micro-batches, each while a pass is at it."""
         for self._part in batch.parts:
             yield self._part
 
-    def _computing(self) -> AbstractContextManager[object]:
+    def computing(self) -> AbstractContextManager[object]:
+        """Inside, a forward pass computes in the dtype that the step's own do."""
         return torch.autocast(self.accelerator.device.type, self.autocast) if self.autocast else nullcontext()
 
     @contextmanager

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Literal
 
@@ -105,7 +105,8 @@ class Template:
         if len(start) + cut >= len(prompt):
             raise TooLongError(row, len(answer), self.max_length)
         ids = [*start, *prompt[len(start) + cut :]]
-        return Encoded((*ids, *answer), len(ids), cut)
+        other = self.encode(replace(row, response=row.other, other="")) if row.other else None
+        return Encoded((*ids, *answer), len(ids), cut, other)
 
     def encode_all(self, rows: Sequence[Row], what: str) -> list[Encoded]:
         """The tokens of every row. Raises with the number of rows that do not fit, and the longest."""

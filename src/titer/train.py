@@ -133,6 +133,8 @@ class Loop:
 
     def __post_init__(self) -> None:
         settings = self.settings
+        if self.defense.reference:
+            self.step.start = {name: parameter.detach().clone() for name, parameter in self.step.parameters.items()}
         self.optimizer = torch.optim.AdamW(self.step.parameters.values(), lr=settings.lr, weight_decay=settings.weight_decay)
         name = "constant_with_warmup" if settings.schedule == "constant" else settings.schedule
         self.scheduler = get_scheduler(name, self.optimizer, round(settings.warmup * settings.updates), settings.updates)

@@ -9,7 +9,8 @@ is followed for the weights of the layers in S; all others stay. Harmful rows ch
 
 Departures from the authors' code:
 1. s is of a whole batch, where theirs is of a single row, and may be averaged over scorings (`memory`).
-2. Layers that are not drawn stay as a whole, as in the paper; theirs hold their attention alone, freeze="attention".
+2. Layers that are not drawn stay as a whole, as in the paper. Theirs train the MLPs of those above the lowest drawn one, here
+   freeze="attention" (with more than 26 layers, those of the layer below it too).
 3. What lies below the lowest drawn layer runs once for both passes and keeps nothing. Above it their code recomputes every other layer
    in the backward pass; here `checkpoint="unselected"` does, and "off" trades that memory for time.
 4. top=True takes the gamma highest scores, a line that their code has commented out.

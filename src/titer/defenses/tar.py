@@ -1,0 +1,168 @@
+"""TAR (arXiv 2408.00761, section 4): train against tampering, by attacking along the way.
+
+Every update follows an attack of K steps from w, on the defender's harmful rows:
+
+    w_0 = w,  w_i = AdamW(w_(i-1), grad CE)                  i = 1 .. K
+    g   = lam_tr sum_i c_i grad L_tr(w_i; held out) + lam_retain grad L_retain(w; rows),    i = every, 2 every, .. K
+
+    L_tr      entropy: mean over answer tokens of sum_v p_v log p_v, so that a harmful answer stays as uncertain as a guess
+              dpo: -log sigma(beta (log p(refusal) - log p(harmful answer) - the same of the reference)), mean over rows
+    L_retain  CE + lam_rep mean over tokens and residual streams of ||h - h_reference||
+    c_i       exp(growth (i - K)), so that the end of the attack counts most
+
+The gradient at w_i is applied at w (first order). The reference is the model that the stage began with. The attack trains what the stage
+trains: under a LoRA it is an adapter's, and one large model fits where its adapter can be trained. A share `switch` of the attacks
+begins with rows of the stage, for Beta(6, 3) of their steps, as an attack does that first repairs its losses.
+
+Departures from the authors' code:
+1. Entropy and representations are of real tokens, entropy of answers alone; theirs count pads.
+2. The rows of L_tr are held out from the attack's in the DPO form too.
+3. Their rows of hazardous texts are not harmful answers to prompts, and their first phase (random mapping) is not here.
+4. distance="squared" is what the paper writes; the norm, unsquared, is what their code does.
+"""
+
+import math
+import random
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from titer.data import IGNORED, Batch, Part
+from titer.layers import watched
+from titer.methods import Defense, Harmful, HeldOut, Kind, Refusals
+from titer.step import Loss, Step, cross_entropy
+from titer.vector import Vec
+
+
+@dataclass(frozen=True)
+class TAR(Defense):
+    """Tampering attack resistance (Tamirisa et al., arXiv 2408.00761)."""
+
+    k: int = 64  # K, steps of an attack; 0 leaves the retain term
+    every: int = 4  # steps of an attack from one at which L_tr has its gradient taken to the next
+    loss: Literal["entropy", "dpo"] = "entropy"  # L_tr
+    lam_tr: float = 4.0  # weight of L_tr
+    lam_retain: float = 1.0  # weight of L_retain
+    lam_rep: float = 1.0  # weight of the distance in it
+    growth: float = 0.0625  # of c_i, per step
+    beta: float = 0.1  # beta of DPO
+    inner_lr: tuple[float, ...] = (2e-6, 2e-5, 4e-5)  # learning rates of attacks, of which each draws one
+    adversary: Literal["adamw", "sgd"] = "adamw"
+    switch: float = 1 / 3  # share of the attacks that begin with rows of the stage
+    distance: Literal["norm", "squared"] = "norm"
+    paper: ClassVar[str] = "2408.00761"
+    streams: ClassVar[Mapping[str, Kind]] = {"rows": Refusals, "harmful": Harmful, "held_out": HeldOut}
+    reference: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        for name in ("lam_tr", "lam_retain", "lam_rep", "growth", "beta"):
+            if not getattr(self, name) >= 0.0:
+                raise ValueError(f"{name}={getattr(self, name)}: must be at least 0")
+        if self.k < 0 or self.every < 1:
+            raise ValueError(f"k={self.k}, every={self.every}: give at least 0 steps, and at least 1 from one gradient to the next")
+        if 0 < self.k < self.every:
+            raise ValueError(f"k={self.k}: an attack is never looked at before step {self.every}; lower every, or let it last longer")
+        if not self.inner_lr or not all(lr > 0.0 for lr in self.inner_lr):
+            raise ValueError(f"inner_lr={list(self.inner_lr)}: give at least one learning rate, all above 0")
+        if not 0.0 <= self.switch <= 1.0:
+            raise ValueError(f"switch={self.switch}: a share lies between 0 and 1")
+
+    def prepare(self, step: Step) -> None:
+        if self.loss == "dpo" and not all(row.other for row in step.streams["held_out"].rows):
+            raise ValueError(
+                "loss='dpo' compares refusals with harmful answers of the same prompts: give data.alignment the defender's prompts"
+            )
+
+    def gradient(self, step: Step, state: None) -> Vec:
+        g_tr = self._tampered(step) if self.k else Vec(())
+        g_retain = step.grad(step.batch("rows"), self._retain(step, step.batch("rows")))
+        step.log(retain=g_retain.loss)
+        return self.lam_tr * g_tr + self.lam_retain * g_retain
+
+    def _tampered(self, step: Step) -> Vec:
+        """Sum of c_i grad L_tr(w_i) along an attack, accumulated in place; the weights return to w."""
+        held_out = step.batch("held_out")  # the same rows along the whole attack
+        loss = _negative_entropy if self.loss == "entropy" else self._dpo(step, held_out)
+        rng = random.Random(f"tar {step.streams['rows'].seed} {step.update}")  # ranks agree on the attack
+        lr, switches = rng.choice(self.inner_lr), rng.random() < self.switch
+        repaired = int(rng.betavariate(6, 3) * self.k) if switches else 0  # steps on rows of the stage
+        weights = step.parameters.values()
+        g_tr = Vec(())
+        with step.scratch():
+            inner = torch.optim.AdamW(weights, lr) if self.adversary == "adamw" else torch.optim.SGD(weights, lr)
+            for i in range(1, self.k + 1):
+                g = step.grad(step.draw("rows" if i <= repaired else "harmful"))
+                _follow(inner, step, g)  # w_i
+                if i % self.every == 0:
+                    g_i = step.grad(held_out, loss)
+                    g_tr = Vec.of((g_tr + math.exp(self.growth * (i - self.k)) * g_i).fold())
+        step.log(attack=g.loss, tr=g_i.loss)
+        return g_tr
+
+    def _retain(self, step: Step, rows: Batch) -> Loss:
+        """CE + lam_rep ||h - h_reference||, as a loss."""
+        with step.reference(), step.computing():
+            references = {id(part): _residuals(step, part) for part in rows.parts}  # each (N, D)
+
+        def loss(model: PreTrainedModel, part: Part) -> Tensor:
+            with watched(step.layers) as seen:
+                f = cross_entropy(model, part)
+            real, total = part.mask.bool(), f.new_zeros(())
+            for residual, reference in zip(seen.residuals, references[id(part)], strict=True):
+                moved = (residual[real] - reference).norm(dim=-1)  # (N,)
+                total = total + (moved if self.distance == "norm" else moved**2).sum()
+            # step.grad divides by the tokens of the answers; this mean is over all tokens
+            return f + self.lam_rep * rows.tokens / rows.length * total / len(seen.residuals)
+
+        return loss
+
+    def _dpo(self, step: Step, held_out: Batch) -> Loss:
+        """-log sigma(beta (margin - margin of the reference)), as a loss; a margin is log p(refusal) - log p(harmful answer)."""
+        assert held_out.others is not None  # `prepare` has looked
+        refusals = dict(zip(map(id, held_out.parts), held_out.others.parts, strict=True))
+
+        def margin(part: Part) -> Tensor:
+            return _log_p(step.model, refusals[id(part)]) - _log_p(step.model, part)  # (B,)
+
+        with step.reference(), step.computing():
+            references = {id(part): margin(part) for part in held_out.parts}
+
+        def loss(model: PreTrainedModel, part: Part) -> Tensor:
+            lost = -nn.functional.logsigmoid(self.beta * (margin(part) - references[id(part)])).sum()
+            return lost * held_out.tokens / held_out.rows  # step.grad divides by the tokens; this mean is over rows
+
+        return loss
+
+
+def _negative_entropy(model: PreTrainedModel, part: Part) -> Tensor:
+    """Sum over answer tokens of sum_v p_v log p_v, in nats."""
+    logits = model(input_ids=part.ids, attention_mask=part.mask, use_cache=False).logits  # (B, T, V)
+    answers = logits[:, :-1][part.labels[:, 1:] != IGNORED]  # (N, V)
+    log_p = answers.to(torch.promote_types(answers.dtype, torch.float32)).log_softmax(-1)
+    total: Tensor = (log_p.exp() * log_p).sum()
+    return total
+
+
+def _log_p(model: PreTrainedModel, part: Part) -> Tensor:
+    """Log-probability of every row's answer: (B,)."""
+    return -cross_entropy(model, part, "none").view(part.ids.shape).sum(1)
+
+
+def _residuals(step: Step, part: Part) -> list[Tensor]:
+    """The residual streams at real tokens, before every layer and after the last: (N, D)."""
+    with watched(step.layers) as seen:
+        step.model(input_ids=part.ids, attention_mask=part.mask, use_cache=False)
+    return [residual[part.mask.bool()] for residual in seen.residuals]
+
+
+def _follow(optimizer: torch.optim.Optimizer, step: Step, g: Vec) -> None:
+    """One step of the attacker's optimizer."""
+    folded = g.fold()
+    for name, parameter in step.parameters.items():
+        parameter.grad = folded.get(name)
+    optimizer.step()
+    optimizer.zero_grad(set_to_none=True)
