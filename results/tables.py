@@ -9,19 +9,27 @@ import argparse
 import json
 import re
 import sys
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
+
+import yaml
 
 from titer.evaluate import NAMES
-from titer.report import plane
+from titer.report import plane, why
 from titer.report.frontier import free, places
 from titer.report.grid import Group, groups
 from titer.report.stages import quoted
 from titer.results import LAB
+from titer.statistics import training_mean
 
 HERE = Path(__file__).parent
 PAGES = ("README.md", "docs/lab.md")
-FIGURES = {f"docs/frontier-{world}.svg": f"data.world={world}" for world in (1, 2)}
+MILD = "attack.p=0.1,finetune.lr=0.0008"  # of a claim that has other attacks too
+FIGURES = {f"docs/frontier-{world}.svg": ("lab", f"data.world={world}") for world in (1, 2)}
+FIGURES |= {f"docs/vaccines-{world}.svg": ("lab-vaccines", f"data.world={world},{MILD}") for world in (1, 2)}
+PROBES = {f"docs/probes-{world}.svg": ("lab-vaccines", f"data.world={world},{MILD}") for world in (1, 2)}
 WORDS = {"sft": "SFT", "booster": "Booster", "antidote": "Antidote", "vaccine": "Vaccine", "t_vaccine": "T-Vaccine"}
 WORDS |= {name: name.replace("_", " ") for name in ("random_mask", "adversarial_loss")}
 WORDS |= {"random_booster": "random Booster", "random_vaccine": "random Vaccine"}
@@ -30,9 +38,9 @@ TABLE = re.compile(r"(<!-- table (?P<kind>\w+) (?P<claim>\S+) ?(?P<settings>\S*)
 
 
 def found(claim: str, settings: str = "") -> list[Group]:
-    """The pipelines of a claim, at the points of its grid that have the settings, with spaces between."""
+    """The pipelines of a claim, at the points of its grid that have the settings, with commas between."""
     bundle = json.loads((HERE / f"{claim}.json").read_text())
-    return [group for group in groups(bundle["cells"]) if set(settings.split()) <= set(group.settings)]
+    return [group for group in groups(bundle["cells"]) if set(filter(None, settings.split(","))) <= set(group.settings)]
 
 
 def along(of: list[Group]) -> list[Group]:
@@ -67,7 +75,7 @@ def full(claim: str, settings: str) -> list[list[str]]:
 
 def short(claim: str, settings: str) -> list[list[str]]:
     """HS and FA of every stage by the grid's values."""
-    columns = {column: along(found(claim, column)) for column in dict.fromkeys(" ".join(group.settings) for group in found(claim))}
+    columns = {column: along(found(claim, column)) for column in dict.fromkeys(",".join(group.settings) for group in found(claim))}
     lines = [["HS / FA", *columns]]
     for row in zip(*columns.values(), strict=True):
         if row[0].label != "base":
@@ -77,8 +85,14 @@ def short(claim: str, settings: str) -> list[list[str]]:
 
 def both(group: Group) -> str:
     """HS and FA, HS struck out where it is under any seed."""
-    hs, fa = (f"{score.value:.0f}" for name in ("harm", "task") if (score := group.score(name)))
+    hs, fa = (rounded(group, name) for name in ("harm", "task"))
     return f"~~{hs}~~ / {fa}" if group.struck else f"{hs} / {fa}"
+
+
+def rounded(group: Group, name: str) -> str:
+    score = group.score(name)
+    assert score is not None
+    return f"{score.value:.0f}"
 
 
 def delay(claim: str, settings: str) -> list[list[str]]:
@@ -92,30 +106,77 @@ def delay(claim: str, settings: str) -> list[list[str]]:
     return lines
 
 
-def swept(settings: str) -> list[Group]:
-    """The lab's pipelines, and what plain fine-tuning gives for free, beside Booster at the same settings."""
-    rest = [group for group in found("lab-frontier", settings) if group.outside("finetune.") == (settings,)]
+def points(claim: str, settings: str) -> dict[str, dict[str, Group]]:
+    """The pipelines by the setting that varies among the points that have the settings, in the order of its values."""
+    of: dict[str, dict[str, Group]] = {}
+    for group in found(claim, settings):
+        [rest] = set(group.settings) - set(settings.split(",")) - {""}
+        of.setdefault(rest, {})[group.pipeline] = group
+    return dict(sorted(of.items(), key=lambda item: float(item[0].partition("=")[2])))
+
+
+def varied(claim: str, settings: str) -> list[list[str]]:
+    """HS with its interval over training, and FA, of every pipeline's end by the setting that varies."""
+    of = points(claim, settings)
+    lines = [["HS / FA", *of]]
+    for pipeline in next(iter(of.values())):
+        ends = [at[pipeline] for at in of.values()]
+        lines.append([named(pipeline), *(f"{figure(end, 'harm', prompts=False)} / {rounded(end, 'task')}" for end in ends)])
+    return lines
+
+
+def named(pipeline: str) -> str:
+    return "+".join(WORDS.get(name, name) for name in pipeline.split("+"))
+
+
+def against(claim: str, settings: str) -> list[list[str]]:
+    """HS of one pipeline less that of another, seed by seed, of the pairs that a claim is about."""
+    of = points(claim, settings)
+    lines = [["HS less HS", *of]]
+    for first, second in yaml.safe_load((HERE / "claims.yaml").read_text())[claim]["against"]:
+        lines.append([f"{named(first)} - {named(second)}", *(less(at[first], at[second]) for at in of.values())])
+    return lines
+
+
+def less(first: Group, second: Group) -> str:
+    """The mean of the differences over training seeds with its interval, in bold where that is without 0."""
+    if first.struck or second.struck:
+        return "struck out"
+    values = [ours.scores["harm"].value - theirs.scores["harm"].value for ours, theirs in zip(first.last, second.last, strict=True)]
+    score = training_mean(values)
+    text = f"{score.value:+.1f} [{score.low:+.1f}, {score.high:+.1f}]"
+    return f"**{text}**" if score.low > 0 or score.high < 0 else text
+
+
+def placed(claim: str, settings: str) -> list[Group]:
+    """The pipelines of a claim, and what plain fine-tuning gives for free in their world, beside Booster at the same settings."""
+    world = settings.split(",")[0]
+    rest = [group for group in found("lab-frontier", world) if group.outside("finetune.") == (world,)]
     usual = json.loads((HERE / "lab.json").read_text())["recipe"]["finetune"]
     own = {f"finetune.{name}={usual[name]}" for name in ("lr", "updates")}
     others = [replace(group, pipeline="booster, swept") for group in rest if not free(group) and not own <= set(group.settings)]
-    return [*found("lab", settings), *(group for group in rest if free(group)), *others]
+    mine = [group for group in found(claim, settings) if claim == "lab" or not free(group)]  # theirs has the same plain one
+    return [*mine, *(group for group in rest if free(group)), *(others if claim == "lab" else [])]
 
 
 def beyond(claim: str, settings: str) -> list[list[str]]:
     """Where the lab's methods lie by the frontier."""
     lines = [["pipeline", "HS", "FA", "frontier", "compared with"]]
-    for place in places(swept(settings)):
+    for place in places(placed(claim, settings)):
         if not place.group.pipeline.endswith("swept"):
             scores = (quoted(score) for name in ("harm", "task") if (score := place.group.score(name)))
             lines.append([place.group.pipeline, *scores, place.word, place.text.rpartition("; ")[2]])
     return lines
 
 
+KINDS = {"full": full, "short": short, "delay": delay, "beyond": beyond, "varied": varied, "against": against}
+
+
 def written(text: str) -> str:
     """The page with its tables made again."""
 
     def table(match: re.Match[str]) -> str:
-        header, *body = {"full": full, "short": short, "delay": delay, "beyond": beyond}[match["kind"]](match["claim"], match["settings"])
+        header, *body = KINDS[match["kind"]](match["claim"], match["settings"])
         lines = [f"| {' | '.join(line)} |" for line in (header, ["---"] * len(header), *body)]
         return match[1] + "\n".join(lines) + f"\n{match[5]}"
 
@@ -125,8 +186,14 @@ def written(text: str) -> str:
 def made() -> dict[Path, str]:
     """What every page and figure has to be."""
     pages = {HERE.parent / name: written((HERE.parent / name).read_text(encoding="utf-8")) for name in PAGES}
-    drawn = {HERE.parent / name: plane.svg(swept(settings), f"Mild attack, {settings}", LAB, "plane") for name, settings in FIGURES.items()}
-    return pages | drawn
+    drawn = {name: plane.svg(placed(*of), f"Mild attack, {of[1].split(',')[0]}", LAB, "plane") for name, of in FIGURES.items()}
+    drawn |= {name: why.svg(looks(*of), LAB, "why") for name, of in PROBES.items()}
+    return pages | {HERE.parent / name: text for name, text in drawn.items()}
+
+
+def looks(claim: str, settings: str) -> dict[str, Sequence[Mapping[str, Any]]]:
+    """The probes of every pipeline's attack under the first training seed."""
+    return {group.pipeline: group.last[0].fact("probes") for group in found(claim, settings)}
 
 
 def main() -> int:

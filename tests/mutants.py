@@ -50,6 +50,12 @@ EQUIVALENT: dict[tuple[str, str], str] = {
     ("t_vaccine", "'rows' -> 'harmful'"): "both streams have the stage's seed",
     ("adversarial_loss", "model.config.get_text_config() -> model.config"): "of a model for text alone both are the same",
     ("random_vaccine", "step.model.config.get_text_config() -> step.model.config"): "of a model for text alone both are the same",
+    ("repnoise", "self.lens_every -> 2 * self.lens_every in self.lens_every < 1"): "no whole number tells 2 n < 1 from n < 1",
+    ("repnoise", "strict=True -> strict=False"): "both are as long as one another by their making",
+    ("tar", "strict=True -> strict=False"): "both are as long as one another by their making",
+    ("tar", "use_cache=False -> use_cache=True"): "a cache changes no activation, it only takes memory",
+    ("repnoise", "use_cache=False -> use_cache=True"): "a cache changes no activation, it only takes memory",
+    ("repnoise", "1024 -> 2048"): "how many tokens are done at once changes memory alone",
     ("antidote", "stable=True -> stable=False"): "torch's sort on the CPU is stable either way; on a GPU it need not be",
 }
 

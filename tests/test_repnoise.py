@@ -189,10 +189,11 @@ def test_rows_without_a_pair_enter_f_alone(rows, accelerator):
 
 def test_the_noise_is_new_at_every_update_and_the_same_for_the_same_rows(rows, accelerator, noises):
     for update in (1, 1, 2):
-        RepNoise().gradient(step_for(tiny(), rows, accelerator, batch=12, update=update), None)
-    first, again, later = noises[0], noises[2], noises[4]
+        RepNoise().gradient(step_for(tiny(), rows, accelerator, batch=12, accumulate=2, update=update), None)
+    first, _, other, _, again, _, _, _, later, *_ = noises  # of two layers and two micro-batches
     assert torch.equal(first, again)
     assert not torch.equal(first, later)
+    assert not torch.equal(first[0, 0], other[0, 0])
     assert abs(float(first.mean())) < 0.05
     assert abs(float(first.std()) - 1) < 0.05
 
@@ -203,3 +204,4 @@ def test_what_makes_no_sense_is_refused():
         with pytest.raises(ValueError, match=f"{name}={value}"):
             RepNoise(**fields)
     assert registry.build("defenses", {"method": "repnoise", "w_noise": 0, "w_ascent": 0, "shift": 0, "lens_every": 1})
+    assert {RepNoise(), RepNoise(0.001, 1.0, 1.0, 1)} == {RepNoise()}

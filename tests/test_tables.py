@@ -113,7 +113,32 @@ def test_the_tables_of_the_frontier_are_made_of_two_claims(tmp_path, monkeypatch
     assert (lines[1][1][:4], lines[1][2][:4]) == ("51.0", "10.0")
 
 
-@pytest.mark.parametrize("name", [*tables.PAGES, *tables.FIGURES])
+def test_pipelines_are_compared_seed_by_seed_along_the_setting_that_varies(tmp_path, monkeypatch):
+    def cell(p: float, seed: int, ends: dict[str, float]) -> dict:
+        made = {name: {"stages": [stage("base", 100, 70), stage("finetune sft", harm, 99.6)]} for name, harm in ends.items()}
+        return {"settings": ["data.world=1", f"attack.p={p}"], "seed": seed, "status": "done", "pipelines": made}
+
+    cells = [cell(0.1, seed, {"sft": 80.0 + seed, "vaccine": 60.0 + 2 * seed}) for seed in (0, 1, 2)]
+    cells += [cell(0.02, seed, {"sft": 10.0 + seed, "vaccine": 10.0 + 3 * seed}) for seed in (0, 1, 2)]
+    (tmp_path / "toy.json").write_text(json.dumps({"cells": cells}))
+    (tmp_path / "claims.yaml").write_text("toy: {against: [[vaccine, sft]]}")
+    monkeypatch.setattr(tables, "HERE", tmp_path)
+    head, sft, vaccine = tables.varied("toy", "data.world=1")
+    assert head == ["HS / FA", "attack.p=0.02", "attack.p=0.1"]
+    assert (sft[0], vaccine[0]) == ("SFT", "Vaccine")
+    assert (sft[1][:6], sft[2][:6]) == ("11.0 [", "81.0 [")
+    assert vaccine[2].endswith("] / 100")
+    # differences -20, -19, -18 and 0, 2, 4: the t interval of three has 4.303 standard errors on either side
+    assert tables.against("toy", "data.world=1") == [
+        ["HS less HS", "attack.p=0.02", "attack.p=0.1"],
+        ["Vaccine - SFT", "+2.0 [-3.0, +7.0]", "**-19.0 [-21.5, -16.5]**"],
+    ]
+    cells[0]["pipelines"]["sft"]["stages"][-1]["struck out"] = ["it babbles"]
+    (tmp_path / "toy.json").write_text(json.dumps({"cells": cells}))
+    assert tables.against("toy", "data.world=1")[1][2] == "struck out"
+
+
+@pytest.mark.parametrize("name", [*tables.PAGES, *tables.FIGURES, *tables.PROBES])
 def test_the_pages_tables_and_figures_are_those_of_the_bundles(name):
     path = tables.HERE.parent / name
     assert path.read_text(encoding="utf-8") == tables.made()[path]

@@ -254,6 +254,8 @@ def test_what_makes_no_sense_is_refused(fields, said):
         TAR(**fields)
     assert TAR(k=4, lam_tr=0, lam_retain=0, lam_rep=0, growth=0, beta=0, switch=1)
     assert TAR(k=1, every=1, switch=0)
+    default = TAR(64, 4, "entropy", 4.0, 1.0, 1.0, 0.0625, 0.1, (2e-6, 2e-5, 4e-5), "adamw", 1 / 3, "norm")
+    assert {TAR(), default} == {TAR()}
 
 
 def test_dpo_needs_both_answers(rows, accelerator):

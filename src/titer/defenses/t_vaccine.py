@@ -14,6 +14,9 @@ Departures from the authors' code:
 3. What lies below the lowest drawn layer runs once for both passes and keeps nothing. Above it their code recomputes every other layer
    in the backward pass; here `checkpoint="unselected"` does, and "off" trades that memory for time.
 4. top=True takes the gamma highest scores, a line that their code has commented out.
+
+Compared with their trainer and Llama (Lslland/T-Vaccine 45137500, float64, LoRA, 2026-11-21): the same scores, and with
+freeze="attention" the same gradient to 5e-15, but for the 1e-7 that they add to the norm.
 """
 
 import random

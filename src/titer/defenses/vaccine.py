@@ -13,6 +13,9 @@ Departures from the authors' code:
 1. The norm is over all micro-batches and ranks of the update, as over the paper's batch; theirs, over one forward, is norm="micro".
 2. No 1e-7 is added to the norm. A vanishing gradient stops the run, since the method would do nothing.
 3. The first pass computes no gradient of a weight, which the method throws away.
+
+Compared with their trainer (git-disl/Vaccine 8937f685, float64, 2026-11-21): the same gradient to 2e-15, but for the 1e-7 that they
+add to the norm.
 """
 
 from collections.abc import Mapping
