@@ -32,8 +32,8 @@ class Shape(Config):
     batch: int  # rows of an update
     pairs: int  # how often a method and its baseline take turns
 
-    def model(self, lora: Lora | None) -> PreTrainedModel:
-        """A Llama, the same one at every call; its adapter alone is trainable where there is one."""
+    def model(self, lora: Lora | None, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32) -> PreTrainedModel:
+        """A Llama, the same one at every call on a device; its adapter alone is trainable where there is one, and in float32."""
         torch.manual_seed(0)
         config = LlamaConfig(
             vocab_size=self.vocabulary,
@@ -48,7 +48,8 @@ class Shape(Config):
             bos_token_id=None,
             eos_token_id=1,
         )
-        model: PreTrainedModel = LlamaForCausalLM(config).eval()
+        with torch.device(device):  # seven billion weights would not be born on a CPU
+            model: PreTrainedModel = LlamaForCausalLM._from_config(config, dtype=dtype).eval()
         return model if lora is None else add_lora(model, lora)
 
     def rows(self, stream: str, kind: Kind) -> list[Encoded]:

@@ -54,9 +54,9 @@ class Subject:
         return sum(kind.share / self.period * sum(measure(kind.update) for _ in range(self.period)) for kind in self.kinds)
 
 
-def defended(defense: Defense, shape: Shape, lora: Lora | None, accelerator: Accelerator) -> Subject:
+def defended(defense: Defense, shape: Shape, lora: Lora | None, accelerator: Accelerator, dtype: torch.dtype = torch.float32) -> Subject:
     """The updates as titer's own loop takes them. `prepare` must be called before the first."""
-    model = shape.model(lora).to(accelerator.device)
+    model = shape.model(lora, accelerator.device, dtype)
     streams = {name: Stream(name, shape.rows(name, kind), seed=0) for name, kind in defense.streams.items()}
     step = Step(model, trainable(model), streams, accelerator, shape.batch)
     loop, number = Loop(step, defense, SETTINGS), count(1)
@@ -92,7 +92,7 @@ def phases(defense: Defense) -> list[tuple[Phase, float]]:
 
 def bare(shape: Shape, lora: Lora | None, accelerator: Accelerator) -> Subject:
     """The updates of plain SFT without titer: the same model, the same batches in the same order, the same AdamW."""
-    model = shape.model(lora).to(accelerator.device)
+    model = shape.model(lora, accelerator.device)
     stream = Stream("rows", shape.rows("rows", Answers), seed=0)
     parts = [collate(stream.take(shape.batch), 0, accelerator.device) for _ in range(ROWS // shape.batch)]
     assert SETTINGS.clip is not None

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from bench import compare, cost, count, shapes, subjects, tau
+from bench import compare, cost, count, largest, shapes, subjects, tau
 from bench.clock import Spread
 from titer import registry
 from titer.adapters import Lora
@@ -132,6 +132,23 @@ def test_two_periods_hold_two_perturbed_updates(accelerator):
     mine.model.register_forward_hook(lambda *_: passes.append(1))
     assert tau.ratio(mine, baseline, updates=40) > 0
     assert len(passes) == 50 + 2
+
+
+@pytest.mark.parametrize("limit", [0, 1, 2, 5, 8, 100])
+def test_the_largest_batch_is_found_with_few_trials(limit):
+    tried = []
+    assert largest.largest(lambda rows: tried.append(rows) or rows <= limit, most=20) == min(limit, 20)
+    assert len(tried) <= 10
+    assert max(tried) <= 20
+
+
+def test_what_a_consumers_gpu_holds_is_measured_on_a_gpu_alone(capsys, accelerator):
+    if not torch.cuda.is_available():
+        assert largest.main([]) == 3
+        assert "no CUDA device: nothing was measured" in capsys.readouterr().err
+    for name, defense in largest.METHODS.items():
+        assert largest.fits(defense, replace(TINY, layers=9), accelerator), name
+    assert {p.dtype for p in TINY.model(LORA, dtype=torch.bfloat16).parameters() if not p.requires_grad} == {torch.bfloat16}
 
 
 def test_the_bare_loop_ends_at_sfts_weights(accelerator):
