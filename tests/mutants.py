@@ -55,6 +55,7 @@ EQUIVALENT: dict[tuple[str, str], str] = {
     ("tar", "strict=True -> strict=False"): "both are as long as one another by their making",
     ("tar", "use_cache=False -> use_cache=True"): "a cache changes no activation, it only takes memory",
     ("repnoise", "use_cache=False -> use_cache=True"): "a cache changes no activation, it only takes memory",
+    ("repnoise", "center * 2.0 ** i -> center / 2.0 ** i"): "the bandwidths lie evenly about the mean distance",
     ("repnoise", "1024 -> 2048"): "how many tokens are done at once changes memory alone",
     ("antidote", "stable=True -> stable=False"): "torch's sort on the CPU is stable either way; on a GPU it need not be",
 }
