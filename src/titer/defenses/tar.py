@@ -165,4 +165,3 @@ def _follow(optimizer: torch.optim.Optimizer, step: Step, g: Vec) -> None:
     for name, parameter in step.parameters.items():
         parameter.grad = folded.get(name)
     optimizer.step()
-    optimizer.zero_grad(set_to_none=True)
