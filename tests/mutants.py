@@ -50,6 +50,10 @@ EQUIVALENT: dict[tuple[str, str], str] = {
     ("t_vaccine", "'rows' -> 'harmful'"): "both streams have the stage's seed",
     ("adversarial_loss", "model.config.get_text_config() -> model.config"): "of a model for text alone both are the same",
     ("random_vaccine", "step.model.config.get_text_config() -> step.model.config"): "of a model for text alone both are the same",
+    ("lox", "self.k -> 2 * self.k in self.k < 1"): "no whole number tells 2 n < 1 from n < 1",
+    ("lox", "self.targets -> 2 * self.targets"): "the same targets twice",
+    ("lox", "self.targets -> 2 * self.targets in ALL in self.targets"): "the same targets twice",
+    ("lox", "0 -> 1"): "ARPACK starts from other numbers and comes to the same triplets",
     ("antidote", "stable=True -> stable=False"): "torch's sort on the CPU is stable either way; on a GPU it need not be",
 }
 
