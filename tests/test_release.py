@@ -156,6 +156,25 @@ def test_it_is_told_of_every_tensor(tmp_path):
     assert seen == [(1, 2, {}), (2, 2, {})]
 
 
+def test_an_interrupted_one_is_no_checkpoint_and_goes_on_to_the_same(tmp_path):
+    base, aligned = save(tiny(torch.float32), tmp_path / "base"), save(moved(tiny(torch.float32)), tmp_path / "aligned")
+    files = [models.located(Checkpoint(str(folder))) for folder in (aligned, base)]
+
+    def kill(update, of, terms):
+        if update == 3:
+            raise KeyboardInterrupt
+
+    (tmp_path / "cut").mkdir()
+    with pytest.raises(KeyboardInterrupt):
+        rewrite.rewrite(registry.build("edits", LOX), *files, tmp_path / "cut", kill)
+    with pytest.raises(ValueError, match="is no checkpoint"):
+        models.load(str(tmp_path / "cut"))
+    rewrite.rewrite(registry.build("edits", LOX), *files, tmp_path / "cut", lambda *_: None)
+    whole, _ = made(base, aligned, tmp_path / "whole")
+    assert all(torch.equal(value, whole[name]) for name, value in weights(tmp_path / "cut").items())
+    models.load(str(tmp_path / "cut"))
+
+
 def resaved(folder: Path, change) -> None:
     tensors = load_file(folder / "model.safetensors")
     change(tensors)

@@ -48,22 +48,21 @@ class Stored:
         """Replace its bytes in the copy of its file in `folder`."""
         with (folder / self.path.name).open("r+b") as file:
             file.seek(self.start)
-            file.write(value.contiguous().view(-1).view(torch.uint8).numpy().data)
+            file.write(value.reshape(-1).view(torch.uint8).numpy().data)
 
 
 def rewrite(edit: TensorEdit, aligned: Files, base: Files, folder: Path, watch: Watch) -> Changes:
     """Write the edited checkpoint into `folder`. Both models are whole ones, no adapters. `watch` is told of every tensor.
 
-    Raises where they do not belong together, or the edit cannot be applied to them; then `folder` holds no checkpoint to be used.
+    Raises where they do not belong together, or the edit cannot be applied to them; then, or interrupted, `folder` is no checkpoint.
     """
     ours, theirs = stored(aligned), stored(base)
     if _architecture(base) != _architecture(aligned):
         raise ValueError(f"{WRONG}{base.name!r} has {_architecture(base)}, {aligned.name!r} {_architecture(aligned)}")
     names = edit.chosen({name: tensor.shape for name, tensor in ours.items()})
     _check(names, ours, theirs)
-    shards = {tensor.path for tensor in ours.values()}
-    for path in [*shards, *(path for path in models.parts(aligned) if path.suffix != ".safetensors")]:
-        shutil.copyfile(path, folder / path.name)
+    for shard in {tensor.path for tensor in ours.values()}:
+        shutil.copyfile(shard, folder / shard.name)
     changed: dict[str, int] = {}
     before = after = 0.0  # squared norms
     for name in names:
@@ -80,6 +79,9 @@ def rewrite(edit: TensorEdit, aligned: Files, base: Files, folder: Path, watch: 
         if changed[name]:
             ours[name].write(folder, new)
         watch(len(changed), len(names), {})
+    for path in models.parts(aligned):  # the configuration last: without it no one takes the folder for a checkpoint
+        if path.suffix != ".safetensors":
+            shutil.copyfile(path, folder / path.name)
     return Changes(changed, {name: math.prod(ours[name].shape) for name in names}, math.sqrt(before), math.sqrt(after))
 
 
