@@ -11,6 +11,7 @@ import json
 import os
 import sys
 import tempfile
+import time
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -37,6 +38,7 @@ class Cost:
     tensors: int
     checkpoint_mb: float
     seconds: float
+    cpu_seconds: float  # of all threads, which other jobs do not lengthen by taking turns
     peak_mb: float  # resident; before it began it was
     start_mb: float
 
@@ -77,11 +79,13 @@ def cost(method: str, layers: int, width: int) -> Cost:
         out.mkdir()
         with measured() as start:
             pass
+        began = time.process_time()
         with measured() as found:
             changes = rewrite(edit, aligned, base, out, lambda now, of, _: print(f"\r{method} {now} of {of}", end="", file=sys.stderr))
+        cpu = time.process_time() - began
         size = sum(path.stat().st_size for path in out.iterdir()) / 1e6
     print(file=sys.stderr)
-    return Cost(method, layers, width, len(changes.changed), size, found.seconds, found.peak_mb, start.peak_mb)
+    return Cost(method, layers, width, len(changes.changed), size, found.seconds, cpu, found.peak_mb, start.peak_mb)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -94,11 +98,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if torch.cuda.is_available():
         print("error: with a GPU its memory is measured, and this needs the process's: set CUDA_VISIBLE_DEVICES=''", file=sys.stderr)
         return 2
-    found = [cost(method, options.layers, options.width) for method in options.methods]
-    for one in found:
+    found = []
+    for method in options.methods:
+        found.append(one := cost(method, options.layers, options.width))
         print(
             f"{one.method}: {one.tensors} tensors of {one.width} x {one.width}, {one.checkpoint_mb:.0f} MB on disk: "
-            f"{one.seconds / one.tensors:.2f} s a tensor, peak {one.peak_mb:.0f} MB ({one.start_mb:.0f} MB before), bar {BAR_MB:.0f} MB"
+            f"{one.seconds / one.tensors:.2f} s a tensor ({one.cpu_seconds / one.tensors:.2f} s of CPU), "
+            f"peak {one.peak_mb:.0f} MB ({one.start_mb:.0f} MB before), bar {BAR_MB:.0f} MB"
         )
     options.out.mkdir(parents=True, exist_ok=True)
     content = {"threads": torch.get_num_threads(), "load": os.getloadavg()[0], "costs": [asdict(one) for one in found]}

@@ -229,7 +229,7 @@ def test_a_base_that_is_not_the_models_is_one_line_and_leaves_nothing(tmp_path, 
         (["--base", "{base}", "--method", "lx"], "unknown edit 'lx': did you mean 'lox'"),
         (
             ["--base", "{base}", "--method", "wise_ft"],
-            "the edit 'wise_ft' works on the fine-tuning adapter, which no earlier stage has; give",
+            "'wise_ft' works on the fine-tuning adapter, which no earlier stage has; its place is `edit`",
         ),
         ([], "is no adapter, so it names no base: give the model that alignment started from by --base"),
         (["--base", "{base}", "--set", "method.alpha=1e300"], "'model.embed_tokens.weight' leaves the range of torch.float32: lower alpha"),
@@ -246,7 +246,7 @@ def test_what_is_wrong_is_one_line_and_leaves_nothing(tmp_path, monkeypatch, cap
 
 @pytest.mark.parametrize("method", ["antidote", "scale", "random_mask", "wise_ft"])
 def test_an_edit_of_the_adapter_cannot_release(method):
-    reason = f"pipelines.sft.release: the edit '{method}' works on the fine-tuning adapter, .*; give it as pipelines.sft.edit"
+    reason = f"pipelines.sft.release: '{method}' works on the fine-tuning adapter, which no earlier stage has; its place is `edit`"
     with pytest.raises(ValueError, match=reason):
         recipe.load("lab", [f"pipelines.sft.release={method}"])
 
@@ -255,7 +255,7 @@ def test_an_edit_of_the_adapter_cannot_release(method):
     ("method", "why"), [("lox", "extrapolates all that the weights have moved"), ("random_lox", "takes a step of LoX's")]
 )
 def test_lox_cannot_follow_fine_tuning(monkeypatch, capsys, pair, tmp_path, method, why):
-    with pytest.raises(ValueError, match=f"pipelines.sft.edit: the edit '{method}' {why}.*; give it as pipelines.sft.release"):
+    with pytest.raises(ValueError, match=f"pipelines.sft.edit: '{method}' {why}.*; its place is `release`"):
         recipe.load("lab", [f"pipelines.sft.edit={method}"])
     code, _, err = titer(monkeypatch, capsys, "edit", str(pair[1]), "--method", method, "--out", str(tmp_path / "out"))
     assert (code, err.count("\n")) == (2, 1)

@@ -65,8 +65,7 @@ class Recipe(Config):
         for name, pipeline in self.pipelines.items():
             for kind, edit in (("release", pipeline.release), ("edit", pipeline.edit)):
                 if edit and edit.stage != kind:
-                    it = f"the edit {registry.name_of(edit)!r} {edit.reason}"
-                    raise ValueError(f"pipelines.{name}.{kind}: {it}; give it as pipelines.{name}.{edit.stage}")
+                    raise ValueError(f"pipelines.{name}.{kind}: {registry.name_of(edit)!r} {edit.reason}; its place is `{edit.stage}`")
                 if isinstance(edit, AdapterEdit) and self.finetune.lora is None:
                     raise ValueError(
                         f"pipelines.{name}: the edit {registry.name_of(edit)!r} works on the fine-tuning adapter: set finetune.lora"

@@ -39,7 +39,7 @@ class LoX(TensorEdit):
     targets: Names = (ALL,)  # names of tensors without `.weight`, or of the last part of them, or `all`
     paper: ClassVar[str] = "2506.15606"
     stage = "release"
-    reason = "extrapolates all that the weights have moved since the base, which a later stage has moved too"
+    reason = "extrapolates all that the weights have moved since the base, and fine-tuning has moved them too"
 
     def __post_init__(self) -> None:
         if self.k is not None and self.k < 1:

@@ -26,7 +26,7 @@ class RandomLoX(TensorEdit):
     seed: int = 0  # of the directions
     paper: ClassVar[str] = "2506.15606"
     stage = "release"
-    reason = "takes a step of LoX's size, which a later stage would change"
+    reason = "takes a step of LoX's size, and fine-tuning has changed that"
 
     def __post_init__(self) -> None:
         if not isinstance(self.match, LoX):
