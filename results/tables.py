@@ -32,7 +32,7 @@ FIGURES |= {f"docs/vaccines-{world}.svg": ("lab-vaccines", f"data.world={world},
 PROBES = {f"docs/probes-{world}.svg": ("lab-vaccines", f"data.world={world},{MILD}") for world in (1, 2)}
 WORDS = {"sft": "SFT", "booster": "Booster", "antidote": "Antidote", "vaccine": "Vaccine", "t_vaccine": "T-Vaccine"}
 WORDS |= {name: name.replace("_", " ") for name in ("random_mask", "adversarial_loss")}
-WORDS |= {"random_booster": "random Booster", "random_vaccine": "random Vaccine"}
+WORDS |= {"random_booster": "random Booster", "random_vaccine": "random Vaccine", "lox": "LoX", "random_lox": "random LoX"}
 SHOWN = ("harm", "margin", "task", "benign", "lookalike", "general")
 TABLE = re.compile(r"(<!-- table (?P<kind>\w+) (?P<claim>\S+) ?(?P<settings>\S*) -->\n).*?(<!-- end -->)", re.DOTALL)
 
@@ -56,7 +56,7 @@ def along(of: list[Group]) -> list[Group]:
 def words(group: Group) -> str:
     kind, _, method = group.label.partition(" ")
     name = WORDS.get(method, method)
-    return {"align": f"{name}-aligned", "finetune": "... attacked", "edit": f"... + {name}"}.get(kind, kind)
+    return {"align": f"{name}-aligned", "finetune": "... attacked", "release": f"... + {name}", "edit": f"... + {name}"}.get(kind, kind)
 
 
 def figure(group: Group, name: str, prompts: bool = True) -> str:

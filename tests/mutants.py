@@ -57,6 +57,10 @@ EQUIVALENT: dict[tuple[str, str], str] = {
     ("repnoise", "use_cache=False -> use_cache=True"): "a cache changes no activation, it only takes memory",
     ("repnoise", "center * 2.0 ** i -> center / 2.0 ** i"): "the bandwidths lie evenly about the mean distance",
     ("repnoise", "1024 -> 2048"): "how many tokens are done at once changes memory alone",
+    ("lox", "self.k -> 2 * self.k in self.k < 1"): "no whole number tells 2 n < 1 from n < 1",
+    ("lox", "self.targets -> 2 * self.targets"): "the same targets twice",
+    ("lox", "self.targets -> 2 * self.targets in ALL in self.targets"): "the same targets twice",
+    ("lox", "0 -> 1"): "ARPACK starts from other numbers and comes to the same triplets",
     ("antidote", "stable=True -> stable=False"): "torch's sort on the CPU is stable either way; on a GPU it need not be",
 }
 

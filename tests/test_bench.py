@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from bench import compare, cost, count, largest, shapes, subjects, tau
+from bench import compare, cost, count, largest, release, shapes, subjects, tau
 from bench.clock import Spread
 from titer import registry
 from titer.adapters import Lora
@@ -282,6 +282,16 @@ def test_what_was_not_measured_alike_is_not_compared(quick, tmp_path, capsys, ch
     assert compare.main([str(quick), changed(quick, tmp_path, change)]) == 2
     assert message in capsys.readouterr().err
     assert compare.main([str(quick), str(tmp_path / "none.json")]) == 2
+
+
+def test_a_release_is_measured_and_its_peak_held_to_the_bar(tmp_path, capsys, monkeypatch):
+    quick = ["random_lox", "--layers", "2", "--width", "64", "--out", str(tmp_path)]
+    assert release.main(quick) == 0
+    assert "random_lox: 4 tensors of 64 x 64, 0 MB on disk: " in capsys.readouterr().out
+    [found] = json.loads((tmp_path / "release.json").read_text(encoding="utf-8"))["costs"]
+    assert (found["tensors"], found["checkpoint_mb"] > 4 * 2 * 64**2 / 1e6) == (4, True)
+    monkeypatch.setattr(release, "BAR_MB", found["start_mb"] / 2)
+    assert release.main(quick) == 1
 
 
 def test_quartiles():

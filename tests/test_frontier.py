@@ -51,6 +51,11 @@ def test_free_is_plain_fine_tuning_in_any_form(path, expected):
     assert free(group(path, 1, 1)) is expected
 
 
+def test_what_was_released_edited_is_not_free():
+    released = [stage("base"), stage("align sft"), stage("release lox"), stage("finetune sft", 1, 1)]
+    assert not free(Group((), "lox", {0: released}))
+
+
 def test_the_front_is_what_no_other_is_as_good_as():
     rng = random.Random(0)
     for _ in range(30):

@@ -73,6 +73,20 @@ def align(
     _stage("align", model, method, data, settings, recipe, seed, out, whole, as_json)
 
 
+@app.command("release")
+def release(
+    model: Model,
+    out: Out,
+    base: Annotated[str | None, typer.Option(help="The model that alignment started from [default: the one under an adapter].")] = None,
+    method: Annotated[str, typer.Option(help="An edit of the aligned model.")] = "lox",
+    settings: Settings = None,
+    recipe: RecipeName = "checkpoint",
+    as_json: Json = False,
+) -> None:
+    """Edit an aligned model before it is released, its tensors one at a time, by the base that alignment started from."""
+    _stage("release", model, method, None, settings, recipe, None, out, True, as_json, base)
+
+
 @app.command("finetune")
 def finetune(
     model: Model,
@@ -129,13 +143,14 @@ def _stage(
     out: Path,
     whole: bool,
     as_json: bool,
+    base: str | None = None,
 ) -> None:
     from titer import alone, pipeline, progress, results, stages
     from titer import recipe as recipes
 
     console = _console(sys.stderr)
     plan = recipes.stage(recipe, kind, model, method, [*(f"data.{source}" for source in data or []), *(settings or [])], seed)
-    setting = stages.Setting.prepare(plan, {kind})
+    setting = stages.Setting.prepare(plan, {kind}, alone.base_of(plan.model, base) if kind == "release" else None)
     with pipeline.occupied(out, setting, f"{kind} {'whole' if whole else ''}"), progress.shown(console) as watch:
         document = alone.stage(setting, kind, getattr(plan.pipelines["alone"], kind, None), out, whole, watch)
     if as_json:

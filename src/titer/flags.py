@@ -103,8 +103,8 @@ def _weights(stage: Stage, before: Stage | None) -> str:
 
 
 def _ability(stage: Stage, before: Stage | None) -> str:
-    """Of the aligned model alone: what an attack cost is a result."""
-    if stage.kind != "align" or before is None:
+    """Of the aligned and the released model alone: what an attack cost is a result."""
+    if stage.kind not in ("align", "release") or before is None:
         return ""
     lost = []
     for name in (*ABILITIES, "lookalike"):
@@ -113,8 +113,8 @@ def _ability(stage: Stage, before: Stage | None) -> str:
             now, base = now and _rest(now), base and _rest(base)
         if now and base and now.value < (1 - LOST) * base.value and side(now, base) < 0:
             what = "look-alikes answered" if name == "lookalike" else NAMES[name]
-            lost.append(f"{what} {quoted(now)} against {quoted(base)} of the base")
-    return f"The aligned model has lost more than {LOST:.0%} of what it could: {'; '.join(lost)}." if lost else ""
+            lost.append(f"{what} {quoted(now)} against {quoted(base)} after {before.label}")
+    return f"After {stage.label} the model has lost more than {LOST:.0%} of what it could: {'; '.join(lost)}." if lost else ""
 
 
 def _gibberish(stage: Stage, before: Stage | None) -> str:
@@ -243,7 +243,7 @@ RUN_RULES: Mapping[str, Callable[[Found], Iterator[tuple[str, Stage, str]]]] = {
 MENDS: Mapping[str, str] = {
     "loss did not fall": "The user's rows were not learned: raise finetune.lr or finetune.updates.",
     "weights hardly moved": "Raise the learning rate or the updates, or look at what is trained.",
-    "ability lost in alignment": "Put more harmless rows into the alignment data, or align less hard.",
+    "ability lost in alignment": "Put more harmless rows into the alignment data, or align, or extrapolate, less hard.",
     "gibberish scored as harmless": "Read some answers; the learning rate or the method's strength is too high.",
     "answers cut off": "Raise max_new_tokens.",
     "judge input cut": "Raise the judge's max_length.",

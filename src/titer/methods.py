@@ -10,12 +10,13 @@ import enum
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from pydantic import BeforeValidator, GetCoreSchemaHandler
 from pydantic_core import CoreSchema, core_schema
 
 if TYPE_CHECKING:  # listing methods imports nothing heavy
+    from torch import Tensor
     from transformers import PreTrainedModel
 
     from titer.data import Batch, Row
@@ -108,11 +109,15 @@ class Defense(Method):
 
 @dataclass(frozen=True)
 class Changes:
-    """What an edit did, per changed tensor and over the whole update of the fine-tuning adapter."""
+    """What an edit did, per changed tensor, and to the norm of the update that it works on.
+
+    That is the merged update (alpha / r) B A of the fine-tuning adapter, all modules together; of a `TensorEdit`, the chosen tensors less
+    the base's.
+    """
 
     changed: Mapping[str, int]  # tensor name -> entries whose value differs now
     sizes: Mapping[str, int]  # tensor name -> entries it has
-    norm_before: float  # Frobenius norm of the merged update (alpha / r) B A, all modules together
+    norm_before: float  # Frobenius norm of the update
     norm_after: float
     facts: Mapping[str, float] = field(default_factory=dict)  # what else the edit wants known, by name
 
@@ -122,13 +127,34 @@ class Changes:
 
 
 class Edit(Method):
-    """A change of weights that follows no gradient on the user's data."""
+    """A change of weights that follows no gradient on the user's data: an `AdapterEdit` or a `TensorEdit`."""
 
+    stage: ClassVar[Literal["release", "edit"]]  # between alignment and fine-tuning, or after fine-tuning
+    reason: ClassVar[str]  # why at no other stage; a verb begins it
     data: ClassVar[Kind | None] = None  # the calibration rows it needs
+
+
+class AdapterEdit(Edit):
+    """An edit of the fine-tuning adapter of a model in memory."""
+
+    stage = "edit"
+    reason = "works on the fine-tuning adapter, which no earlier stage has"
 
     @abstractmethod
     def edit(self, model: PreTrainedModel, batches: Sequence[Batch]) -> Changes:
         """Change `model`, which carries the unmerged fine-tuning adapter, in place. `batches` holds the calibration rows."""
+
+
+class TensorEdit(Edit):
+    """An edit of a checkpoint on disk, a tensor at a time, by the tensor of the same name in the base that alignment started from."""
+
+    @abstractmethod
+    def chosen(self, shapes: Mapping[str, Sequence[int]]) -> list[str]:
+        """The names of the tensors that it rewrites. Raises where it cannot be applied to tensors of these shapes."""
+
+    @abstractmethod
+    def tensor(self, name: str, aligned: Tensor, base: Tensor) -> Tensor:
+        """What takes the place of `aligned`; in float32 for tensors of 16 bits, else in float64."""
 
 
 class Attack(Method):

@@ -85,12 +85,17 @@ def located(checkpoint: Checkpoint) -> Files:
 def digest(files: Files) -> str:
     """SHA-256 over the files of a checkpoint that determine what it answers, and over those of the base under it."""
     hasher = hashlib.sha256(digest(files.base).encode() if files.base else b"")
-    for path in sorted(files.folder.iterdir()):
-        if path.name not in OURS and path.suffix in (".safetensors", ".json", ".jinja", ".model", ".txt"):
-            hasher.update(path.name.encode())
-            with path.open("rb") as file:
-                hasher.update(hashlib.file_digest(file, "sha256").digest())
+    for path in parts(files):
+        hasher.update(path.name.encode())
+        with path.open("rb") as file:
+            hasher.update(hashlib.file_digest(file, "sha256").digest())
     return hasher.hexdigest()
+
+
+def parts(files: Files) -> list[Path]:
+    """The files of a checkpoint that determine what it answers; those of a base under it are its own."""
+    kinds = (".safetensors", ".json", ".jinja", ".model", ".txt")
+    return [path for path in sorted(files.folder.iterdir()) if path.name not in OURS and path.suffix in kinds]
 
 
 def load(checkpoint: Checkpoint | str, device: torch.device | str = "cpu") -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:

@@ -1,4 +1,4 @@
-"""Run a recipe: base -> align -> fine-tune on the attacked rows -> edit, every stage scored, shared stages computed once."""
+"""Run a recipe: base -> align -> release -> fine-tune on the attacked rows -> edit, every stage scored, shared stages computed once."""
 
 from __future__ import annotations
 
@@ -18,12 +18,13 @@ from typing import Any
 from titer import adapters, models
 from titer.evaluate import Record
 from titer.measure import measured
-from titer.methods import CUT, Defense, Edit, Method
+from titer.methods import CUT, AdapterEdit, Defense, Method, TensorEdit
 from titer.recipe import describe
 from titer.registry import name_of
 from titer.stages import Setting
 from titer.statistics import Score, read
 from titer.store import Store, key_of, write
+from titer.train import Watch
 
 Report = Callable[[str, int, int, Mapping[str, float]], None]  # (stage, update, of how many or 0 when computed, terms by name)
 
@@ -32,7 +33,7 @@ Report = Callable[[str, int, int, Mapping[str, float]], None]  # (stage, update,
 class Stage:
     """A finished stage. `folder` holds its model, unless it is the base, and every answer it gave."""
 
-    kind: str  # base, align, finetune or edit
+    kind: str  # base, align, release, finetune or edit
     method: dict[str, Any]  # as a recipe states it; empty for the base
     folder: str
     scores: dict[str, Score]  # by benchmark
@@ -70,8 +71,11 @@ class Run:
         for name, pipeline in self.setting.recipe.pipelines.items():
             base = Node("base", None, None)
             aligned = Node("align", pipeline.align, base)
-            tuned = Node("finetune", pipeline.finetune, aligned)
-            found[name] = [base, aligned, tuned] + ([Node("edit", pipeline.edit, tuned)] if pipeline.edit else [])
+            released = Node("release", pipeline.release, aligned)
+            given = released if pipeline.release else aligned  # to the user
+            tuned = Node("finetune", pipeline.finetune, given)
+            edited = Node("edit", pipeline.edit, tuned)
+            found[name] = [base, aligned, *([released] if pipeline.release else []), tuned, *([edited] if pipeline.edit else [])]
         return found
 
     def stages(self, report: Report) -> dict[str, list[Stage]]:
@@ -121,22 +125,30 @@ class Run:
         """Compute a stage's model in a folder."""
         assert node.after is not None
         assert node.method is not None
-        setting, start, method = self.setting, self._checkpoint(node.after, report), node.method
-        label = f"{node.kind} {name_of(method)}"
-        facts: dict[str, Any] = {}
+        start, method = self._checkpoint(node.after, report), node.method
+        watch = partial(report, f"{node.kind} {name_of(method)}")
         with measured() as cost:
-            model, template = setting.opened(start)
-            if isinstance(method, Defense):
-                resume = folder / "checkpoint.safetensors"
-                model, facts = setting.trained(model, template, node.kind, method, resume, partial(report, label))
-                resume.unlink(missing_ok=True)
-                if node.kind == "align":  # double adapter: user data will train a fresh one over the merged weights
-                    model = adapters.merged(model)
-            elif isinstance(method, Edit):
-                facts = setting.edited(model, template, method)
-            files = models.located(start)
-            models.save(model, template.tokenizer, folder, (files.base or files) if adapters.carried(model) else None)
+            if isinstance(method, TensorEdit):
+                facts = self.setting.rewritten(method, start, folder, watch)
+            else:
+                facts = self._change(node.kind, method, start, folder, watch)
         write(folder / "made.json", {"facts": facts, "seconds": round(cost.seconds, 2), "peak_mb": round(cost.peak_mb, 1)})
+
+    def _change(self, kind: str, method: Method, start: models.Checkpoint, folder: Path, watch: Watch) -> dict[str, Any]:
+        """Train or edit a model in memory, and save it in a folder; what is to be known of it."""
+        setting, facts = self.setting, dict[str, Any]()
+        model, template = setting.opened(start)
+        if isinstance(method, Defense):
+            resume = folder / "checkpoint.safetensors"
+            model, facts = setting.trained(model, template, kind, method, resume, watch)
+            resume.unlink(missing_ok=True)
+            if kind == "align":  # double adapter: user data will train a fresh one over the merged weights
+                model = adapters.merged(model)
+        elif isinstance(method, AdapterEdit):
+            facts = setting.edited(model, template, method)
+        files = models.located(start)
+        models.save(model, template.tokenizer, folder, (files.base or files) if adapters.carried(model) else None)
+        return facts
 
     def _score(self, node: Node, report: Report, folder: Path) -> None:
         """Score a stage's model, and write down in a folder all that is to be known of the stage."""

@@ -14,7 +14,7 @@ import yaml
 
 from titer import protocols, registry
 from titer.defenses.sft import SFT
-from titer.methods import Attack, Benchmark, Config, Defense, Edit, Judge, Method
+from titer.methods import AdapterEdit, Attack, Benchmark, Config, Defense, Edit, Judge, Method
 from titer.models import Checkpoint, Model
 from titer.roles import Data
 from titer.template import Style
@@ -25,9 +25,10 @@ FOLDER = Path(__file__).parent / "recipes"
 
 @dataclass(frozen=True)
 class Pipeline(Config):
-    """A way through the three stages. Stages that two pipelines share are computed once."""
+    """A way through the stages. Stages that two pipelines share are computed once."""
 
     align: Defense = field(default_factory=SFT)
+    release: Edit | None = None  # of the aligned model, before the user gets it; None releases it as it is
     finetune: Defense = field(default_factory=SFT)
     edit: Edit | None = None  # after fine-tuning; None leaves the model as it is
 
@@ -62,9 +63,13 @@ class Recipe(Config):
             if getattr(self, name) is not None and getattr(self, name) < low:
                 raise ValueError(f"{name}={getattr(self, name)}: must be at least {low}")
         for name, pipeline in self.pipelines.items():
-            if pipeline.edit and self.finetune.lora is None:
-                edit = registry.name_of(pipeline.edit)
-                raise ValueError(f"pipelines.{name}: the edit {edit!r} works on the fine-tuning adapter: set finetune.lora")
+            for kind, edit in (("release", pipeline.release), ("edit", pipeline.edit)):
+                if edit and edit.stage != kind:
+                    raise ValueError(f"pipelines.{name}.{kind}: {registry.name_of(edit)!r} {edit.reason}; its place is `{edit.stage}`")
+                if isinstance(edit, AdapterEdit) and self.finetune.lora is None:
+                    raise ValueError(
+                        f"pipelines.{name}: the edit {registry.name_of(edit)!r} works on the fine-tuning adapter: set finetune.lora"
+                    )
         protocols.check(self)
 
     def training(self, kind: str) -> Training | None:

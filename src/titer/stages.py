@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shutil
 from collections.abc import Callable, Collection
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -23,12 +24,13 @@ from titer.evaluate import JUDGED, Evaluation, evaluate
 from titer.judges.lab import Lab
 from titer.judges.refusal import Refusal
 from titer.layers import checkpointed
-from titer.methods import Defense, Edit, Judge, Kind, Label, Method
+from titer.methods import AdapterEdit, Changes, Defense, Edit, Judge, Kind, Label, Method, TensorEdit
 from titer.models import Checkpoint
 from titer.origin import code
 from titer.recipe import Recipe, describe
 from titer.recipe import digest as recipe_digest
 from titer.registry import name_of
+from titer.rewrite import rewrite, stored
 from titer.roles import TRAINING, Roles, roles
 from titer.template import Template
 from titer.train import Watch, accelerator_for, train
@@ -36,11 +38,13 @@ from titer.train import Watch, accelerator_for, train
 UPDATES = 100  # between two checkpoints of a stage
 UNSCORED = 0.02  # of a benchmark's prompts: more of them could hide a difference that a few hundred prompts would show
 CALIBRATION_BATCH = 16  # rows of a batch that an edit calibrates on; its result does not depend on it
-TRAINING_CODE = tuple(f"titer.{name}" for name in ("adapters", "data", "models", "probes", "stages", "step", "template", "train", "vector"))
+TRAINING_CODE = tuple(
+    f"titer.{name}" for name in ("adapters", "data", "models", "probes", "rewrite", "stages", "step", "template", "train", "vector")
+)
 SCORING_CODE = tuple(f"titer.{name}" for name in ("data", "evaluate", "generate", "models", "statistics", "template"))
 TRAINED = ("align", "finetune")
 DEFENDERS = {Kind.HARMFUL, Kind.PAIRS, Kind.HELD_OUT}  # rows that the defender's own harmful ones are needed for
-ALL = (*TRAINED, "edit", "evaluate")  # kinds of stages
+ALL = (*TRAINED, "release", "edit", "evaluate")  # kinds of stages
 
 
 @dataclass(frozen=True)
@@ -51,10 +55,14 @@ class Setting:
     roles: Roles
     attacked: list[Row]  # what the user sends
     start: models.Files  # the model that it begins with
+    base: Checkpoint  # the model that alignment started from: of a release alone another one
 
     @staticmethod
-    def prepare(recipe: Recipe, kinds: Collection[str] = ALL) -> Setting:
-        """Find what can be found wrong with stages of these kinds before anything is computed or written."""
+    def prepare(recipe: Recipe, kinds: Collection[str] = ALL, base: Checkpoint | None = None) -> Setting:
+        """Find what can be found wrong with stages of these kinds before anything is computed or written.
+
+        `base` is the model that alignment started from, where that is not the recipe's.
+        """
         if recipe.threads is not None:
             torch.set_num_threads(recipe.threads)
         accelerator = accelerator_for()
@@ -73,12 +81,12 @@ class Setting:
                 adapters.check_targets(models.skeleton(recipe.model), training.lora)
         found = roles(recipe.data, recipe.benchmark, wanted(recipe, kinds))
         attacked = recipe.attack.rows(found.task, found.attack, recipe.seed) if "finetune" in kinds else []
-        setting = Setting(recipe, found, attacked, start)
+        setting = Setting(recipe, found, attacked, start, base or recipe.model)
         setting._check(template, kinds)
         return setting
 
     def _check(self, template: Template, kinds: Collection[str]) -> None:
-        """Raise where a stage has no rows to draw from, or a row does not fit."""
+        """Raise where a stage has no rows to draw from, a row does not fit, or the model has not what a release edits."""
         pipelines = self.recipe.pipelines
         used = {(kind, getattr(pipeline, kind)): name for name, pipeline in pipelines.items() for kind in TRAINED if kind in kinds}
         for (kind, defense), name in used.items():
@@ -96,6 +104,9 @@ class Setting:
         looks = "finetune" in kinds and self.recipe.probes
         if looks and not (self.roles.alignment and any(row.response for row in self.roles.benchmarks.get("harm", []))):
             raise ValueError(f"probes={looks} look at harm prompts with known answers and at alignment rows: give both, or 0")
+        for pipeline in pipelines.values():
+            if "release" in kinds and isinstance(pipeline.release, TensorEdit):
+                pipeline.release.chosen({name: tensor.shape for name, tensor in stored(self.start.base or self.start).items()})
         if "edit" in kinds and any(pipeline.edit and pipeline.edit.data for pipeline in pipelines.values()):
             if not self.roles.calibration:
                 raise ValueError("the edit calibrates on harmful rows, and there are none: give data.calibration")
@@ -105,6 +116,8 @@ class Setting:
     def identity(self) -> str:
         """Hash of the recipe, the rows, the starting model and titer's version: what determines a result."""
         facts = [recipe_digest(self.recipe), self.roles.digests(), self.start_digest, __version__]
+        if self.base != self.recipe.model:
+            facts.append(models.digest(models.located(self.base)))
         return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
 
     @cached_property
@@ -146,7 +159,7 @@ class Setting:
             "template": [recipe.template, recipe.system, recipe.max_length],
             "threads": torch.get_num_threads(),
             "device": accelerator_for().device.type,
-            "versions": {name: version(name) for name in ("torch", "transformers", "peft", "tokenizers")},
+            "versions": {name: version(name) for name in ("torch", "transformers", "peft", "tokenizers", "scipy")},
         }
 
     @cached_property
@@ -236,23 +249,28 @@ class Setting:
         )
         return probes.on(model, harmful, aligned, accelerator_for(), autocast)
 
-    def edited(self, model: PreTrainedModel, template: Template, edit: Edit) -> dict[str, Any]:
+    def edited(self, model: PreTrainedModel, template: Template, edit: AdapterEdit) -> dict[str, Any]:
         """Edit the model in place; what was changed. Raises where nothing was."""
         rows = template.encode_all(self.roles.calibration, "calibration")
         chunks = [rows[i : i + CALIBRATION_BATCH] for i in range(0, len(rows), CALIBRATION_BATCH)]
         changes = edit.edit(model, [Batch.of("calibration", chunks, model.config.pad_token_id or 0)])
-        if changes.count == 0:
-            raise ValueError(
-                f"the edit {describe(edit)} changed none of {sum(changes.sizes.values())} entries: nothing to evaluate; strengthen it"
-            )
-        return {
-            "changed entries": changes.count,
-            "entries": sum(changes.sizes.values()),
-            "tensors left as they were": sum(count == 0 for count in changes.changed.values()),
-            "update norm before": changes.norm_before,
-            "update norm after": changes.norm_after,
-            **changes.facts,
-        }
+        return _told(edit, changes, "strengthen it")
+
+    def rewritten(self, edit: TensorEdit, aligned: Checkpoint, folder: Path, watch: Watch) -> dict[str, Any]:
+        """Write the edited checkpoint into a folder; what was changed. Raises where nothing was."""
+        scratch = folder / "merged"
+        changes = rewrite(edit, self._whole(aligned, scratch / "aligned"), self._whole(self.base, scratch / "base"), folder, watch)
+        shutil.rmtree(scratch, ignore_errors=True)
+        return _told(edit, changes, "the base holds the weights of the aligned model, or the step is lost in their dtype")
+
+    def _whole(self, checkpoint: Checkpoint, scratch: Path) -> models.Files:
+        """The files of a checkpoint; those of an adapter's merged model are made."""
+        files = models.located(checkpoint)
+        if files.base is None:
+            return files
+        model, template = self.opened(checkpoint)
+        models.save(adapters.merged(model), template.tokenizer, scratch)
+        return models.located(Checkpoint(str(scratch)))
 
     def scored(self, model: PreTrainedModel, template: Template, say: Callable[[str], None]) -> Evaluation:
         """The figures of a merged model. Raises where the judge could not score all but a few of the answers."""
@@ -272,6 +290,21 @@ class Setting:
                     f"than {100 * UNSCORED:g} % ({reason}): give it what it needs, such as a longer input, or choose another one"
                 )
         return found
+
+
+def _told(edit: Edit, changes: Changes, mend: str) -> dict[str, Any]:
+    """What an edit changed, as documents have it. Raises where it changed nothing."""
+    entries = sum(changes.sizes.values())
+    if changes.count == 0:
+        raise ValueError(f"the edit {describe(edit)} changed none of {entries} entries: nothing to evaluate; {mend}")
+    return {
+        "changed entries": changes.count,
+        "entries": entries,
+        "tensors left as they were": sum(count == 0 for count in changes.changed.values()),
+        "update norm before": changes.norm_before,
+        "update norm after": changes.norm_after,
+        **changes.facts,
+    }
 
 
 def wanted(recipe: Recipe, kinds: Collection[str]) -> frozenset[str]:

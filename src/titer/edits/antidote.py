@@ -26,11 +26,11 @@ from transformers import PreTrainedModel
 
 from titer.adapters import adapters, update_norm
 from titer.data import Batch
-from titer.methods import Changes, Edit, Harmful, Kind
+from titer.methods import AdapterEdit, Changes, Harmful, Kind
 
 
 @dataclass(frozen=True)
-class Antidote(Edit):
+class Antidote(AdapterEdit):
     """One-shot pruning of the harmful weights after fine-tuning (Huang et al., arXiv 2408.09600)."""
 
     alpha: float = 0.1  # alpha, the fraction of each row that is set to zero

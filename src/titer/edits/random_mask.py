@@ -18,11 +18,11 @@ from transformers import PreTrainedModel
 from titer.adapters import adapters, update_norm
 from titer.data import Batch
 from titer.edits.antidote import Antidote, top
-from titer.methods import Changes, Edit
+from titer.methods import AdapterEdit, Changes, Edit
 
 
 @dataclass(frozen=True)
-class RandomMask(Edit):
+class RandomMask(AdapterEdit):
     """Zero as many entries of every row as `match` does, chosen at random: a null for arXiv 2408.09600."""
 
     match: Edit = field(default_factory=Antidote)  # the pruning whose counts are met

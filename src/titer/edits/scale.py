@@ -17,18 +17,23 @@ from titer.adapters import adapters
 from titer.data import Batch
 from titer.edits.antidote import Antidote
 from titer.edits.wise_ft import scaled
-from titer.methods import Changes, Edit, Harmful, Kind
+from titer.methods import AdapterEdit, Changes, Edit, Harmful, Kind
 
 
 @dataclass(frozen=True)
-class Scale(Edit):
+class Scale(AdapterEdit):
     """Multiply the fine-tuning update by the one constant that gives it the norm it has after `match`: the control of arXiv 2408.09600."""
 
     match: Edit = field(default_factory=Antidote)  # the edit whose norm is met
     paper: ClassVar[str] = "2408.09600"
     data: ClassVar[Kind | None] = Harmful
 
+    def __post_init__(self) -> None:
+        if not isinstance(self.match, AdapterEdit):
+            raise ValueError(f"match={type(self.match).__name__}: scaling meets the norm after an edit of the fine-tuning adapter alone")
+
     def edit(self, model: PreTrainedModel, batches: Sequence[Batch]) -> Changes:
+        assert isinstance(self.match, AdapterEdit)
         found = adapters(model)
         factors = [factor.weight for adapter in found.values() for factor in (adapter.a, adapter.b)]
         saved = [factor.detach().clone() for factor in factors]

@@ -15,11 +15,11 @@ from transformers import PreTrainedModel
 
 from titer.adapters import adapters, update_norm
 from titer.data import Batch
-from titer.methods import Changes, Edit
+from titer.methods import AdapterEdit, Changes
 
 
 @dataclass(frozen=True)
-class WiseFT(Edit):
+class WiseFT(AdapterEdit):
     """Interpolate in weight space between before and after fine-tuning (Wortsman et al., arXiv 2109.01903)."""
 
     alpha: float = 0.5  # alpha, mixing coefficient: how much of the update stays

@@ -56,7 +56,8 @@ def panel(name: str, stages: Sequence[Stage], struck: Collection[str], note: str
     axes = figure.add_axes((0.135, 0.235, 0.85, 0.56))
     axes.set(xlim=(-0.5, slots - 0.5), ylim=(-8, 104))
     axes.set_yticks(range(0, 101, 25), [f"{percent} %" for percent in range(0, 101, 25)])
-    axes.set_xticks(range(len(stages)), [drawn(f"{stage.kind}\n{short(stage.method, 11)}") for stage in stages])
+    fits = min(11, 44 // slots)  # letters of a name beside its neighbours
+    axes.set_xticks(range(len(stages)), [drawn(f"{stage.kind}\n{short(stage.method, fits)}") for stage in stages])
     axes.tick_params(length=2, width=0.6)
     axes.grid(axis="y", color="#cccccc", linewidth=0.5)
     axes.set_axisbelow(True)
