@@ -14,14 +14,14 @@ from conftest import tiny
 from test_recipe import run as titer
 from test_report import document
 from test_run import plan  # noqa: F401  a fixture: files of a user's own
-from titer import adapters, flags, movement, recipe, report, results
+from titer import adapters, flags, movement, recipe, report, results, stages
 from titer.adapters import Lora
 from titer.evaluate import Evaluation, Record
 from titer.flags import Flag
 from titer.judges.refusal import Refusal
 from titer.methods import CUT, Label, Verdict
 from titer.pipeline import Run, answered
-from titer.stages import Setting
+from titer.setting import Setting
 from titer.statistics import proportion
 from titer.store import Store
 
@@ -340,9 +340,9 @@ def test_more_than_two_percent_unscored_stops_the_run(settings, monkeypatch, cap
             if stops:
                 message = rf"the judge 'refusal' left 3 of 100 {benchmark} prompts unscored, more than 2 % \(too long\): .* choose another"
                 with pytest.raises(ValueError, match=message):
-                    setting.scored(None, None, print)
+                    stages.scored(setting, None, None, print)
             else:
-                assert setting.scored(None, None, print).scores == scores
+                assert stages.scored(setting, None, None, print).scores == scores
     monkeypatch.undo()
 
     judge = Refusal.judge

@@ -18,7 +18,7 @@ from titer import adapters, models, recipe, registry, rewrite
 from titer.adapters import Lora
 from titer.models import Checkpoint
 from titer.pipeline import Run
-from titer.stages import Setting
+from titer.setting import Setting
 from titer.store import Store
 
 LOX = {"method": "lox", "k": 3, "alpha": 1.25}

@@ -6,7 +6,7 @@ from titer import recipe
 from titer.data import Row, identity, paired
 from titer.methods import Harmful, HeldOut, Pairs, Refusals
 from titer.roles import Roles
-from titer.stages import Setting
+from titer.setting import Setting
 
 ASKED = [f"how is thing {i} made?" for i in range(20)]
 ALIGNMENT = [Row(asked, "i will not say") for asked in ASKED[:15]] + [Row("what is a spoon?", "a small thing to eat with")]

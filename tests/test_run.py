@@ -16,7 +16,7 @@ from conftest import byte_level, tiny
 from test_recipe import run as titer
 from titer import adapters, models, pipeline, recipe, report, stages
 from titer.pipeline import Run
-from titer.stages import Setting
+from titer.setting import Setting
 from titer.store import Store
 
 THINGS = ["kite", "drum", "lamp", "boat", "vest", "coin", "sofa", "fork", "gate", "pear", "ring", "seal"]

@@ -14,7 +14,7 @@ from test_recipe import run as titer
 from test_run import plan, recipe_file  # noqa: F401  fixtures
 from titer import origin, recipe, registry, store
 from titer.pipeline import Run
-from titer.stages import Setting
+from titer.setting import Setting
 from titer.store import Store, key_of
 
 ABOUT = {"kind": "finetune", "seed": 0}
@@ -256,7 +256,7 @@ def test_stages_are_shared_by_runs_and_a_change_of_anything_makes_another(small,
     assert fresh(replace(small, finetune=replace(small.finetune, lr=1.0e-3))) == tuned
     assert fresh(replace(small, attack=replace(small.attack, n=49))) == tuned
     assert fresh(replace(small, seed=5)) == ["align", "align", *tuned[:3], *["score"] * 5]  # the base has no seed
-    monkeypatch.setattr("titer.stages.version", lambda name: "0")
+    monkeypatch.setattr("titer.setting.version", lambda name: "0")
     assert len(fresh(small)) == 11
 
 

@@ -14,7 +14,7 @@ from test_recipe import run as titer
 from test_run import plan, recipe_file  # noqa: F401  fixtures
 from titer import recipe
 from titer.pipeline import Run
-from titer.stages import Setting
+from titer.setting import Setting
 from titer.store import Store
 from titer.sweep import Cell, Sweep, cells
 

@@ -5,10 +5,11 @@ from dataclasses import replace
 
 import pytest
 
-from titer import pipeline, recipe, stages, store
+from titer import pipeline, recipe, store
 from titer.data import Row
 from titer.lab import build, world
 from titer.lab.world import QUESTIONS, REFUSALS, TASKS, World, items
+from titer.setting import Setting
 
 MANIFEST = json.loads((build.Path(build.__file__).parent / "world-v1.json").read_text())
 
@@ -97,7 +98,7 @@ def test_the_acceptance_numbers_hold(tmp_path):
     for name in ("lab", "lab-strong"):
         plan = recipe.load(name)
         plan = replace(plan, pipelines={"sft": plan.pipelines["sft"]})
-        run = pipeline.Run(stages.Setting.prepare(plan), tmp_path / name, store.Store(tmp_path / "store"))
+        run = pipeline.Run(Setting.prepare(plan), tmp_path / name, store.Store(tmp_path / "store"))
         [found] = run.stages(lambda *_: None).values()
         figures[name] = [{key: score.value for key, score in stage.scores.items()} for stage in found]
     base, aligned, mild = figures["lab"]

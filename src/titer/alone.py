@@ -10,7 +10,7 @@ from typing import Any, cast
 
 from transformers import PreTrainedModel
 
-from titer import adapters, flags, models
+from titer import adapters, flags, models, stages
 from titer.measure import measured
 from titer.methods import AdapterEdit, Defense, Method, TensorEdit
 from titer.models import Checkpoint
@@ -18,7 +18,7 @@ from titer.pipeline import Report, answered, keep
 from titer.recipe import describe
 from titer.registry import name_of
 from titer.results import environment, plain
-from titer.stages import Setting
+from titer.setting import Setting
 from titer.store import MANIFEST, write
 from titer.template import Template
 from titer.train import Watch
@@ -60,7 +60,7 @@ def base_of(model: Checkpoint, given: str | None) -> Checkpoint:
 
 def _rewritten(setting: Setting, edit: TensorEdit, folder: Path, watch: Watch) -> dict[str, Any]:
     """Edit a model on disk; what its document has of it. No hash of the weights in memory, where they never are, but of the files."""
-    facts = setting.rewritten(edit, setting.recipe.model, folder, watch)
+    facts = stages.rewritten(setting, edit, setting.recipe.model, folder, watch)
     sha256 = models.digest(models.located(Checkpoint(str(folder))))
     return {"facts": facts, "base": _named(models.located(setting.base)), "sha256": sha256}
 
@@ -76,9 +76,9 @@ def _changed(setting: Setting, kind: str, method: Method | None, folder: Path, w
             models.save(model, template.tokenizer, folder / "base")
             base = models.located(Checkpoint(str(folder / "base")))
         resume = folder / "checkpoint.safetensors"
-        model, found["facts"] = setting.trained(model, template, kind, method, resume, watch)
+        model, found["facts"] = stages.trained(setting, model, template, kind, method, resume, watch)
     elif isinstance(method, AdapterEdit):
-        found["facts"] = setting.edited(model, template, method)
+        found["facts"] = stages.edited(setting, model, template, method)
     else:
         found = _scored(setting, adapters.merged(model), template, folder)
     if method is not None:
@@ -106,7 +106,7 @@ def made_by(model: str) -> list[dict[str, Any]]:
 
 def _scored(setting: Setting, model: PreTrainedModel, template: Template, folder: Path) -> dict[str, Any]:
     said: list[str] = []
-    result = setting.scored(model, template, said.append)
+    result = stages.scored(setting, model, template, said.append)
     sha256 = keep(result.records, folder / "answers.jsonl")
     return {
         "scores": {name: dataclasses.asdict(score) for name, score in result.scores.items()},

@@ -36,13 +36,14 @@ def run_recipe(
     as_json: Json = False,
 ) -> None:
     """Run a recipe's pipelines and compare them. Stages that the store has are not computed again."""
-    from titer import pipeline, progress, report, results, stages
+    from titer import pipeline, progress, report, results
     from titer import recipe as recipes
+    from titer.setting import Setting
     from titer.store import Store
 
     console = _console(sys.stderr)
     plan = recipes.load(recipe, settings or [], seed)
-    setting = stages.Setting.prepare(plan)
+    setting = Setting.prepare(plan)
     folder = out or Path("runs") / f"{Path(recipe).stem}-{recipes.digest(plan)[:8]}"
     run = pipeline.Run(setting, folder, Store(store or folder.parent / "store"))
     with pipeline.occupied(run.folder, setting), progress.shown(console) as watch:
@@ -145,12 +146,13 @@ def _stage(
     as_json: bool,
     base: str | None = None,
 ) -> None:
-    from titer import alone, pipeline, progress, results, stages
+    from titer import alone, pipeline, progress, results
     from titer import recipe as recipes
+    from titer.setting import Setting
 
     console = _console(sys.stderr)
     plan = recipes.stage(recipe, kind, model, method, [*(f"data.{source}" for source in data or []), *(settings or [])], seed)
-    setting = stages.Setting.prepare(plan, {kind}, alone.base_of(plan.model, base) if kind == "release" else None)
+    setting = Setting.prepare(plan, {kind}, alone.base_of(plan.model, base) if kind == "release" else None)
     with pipeline.occupied(out, setting, f"{kind} {'whole' if whole else ''}"), progress.shown(console) as watch:
         document = alone.stage(setting, kind, getattr(plan.pipelines["alone"], kind, None), out, whole, watch)
     if as_json:

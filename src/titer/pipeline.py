@@ -15,13 +15,13 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from titer import adapters, models
+from titer import adapters, models, stages
 from titer.evaluate import Record
 from titer.measure import measured
 from titer.methods import CUT, AdapterEdit, Defense, Method, TensorEdit
 from titer.recipe import describe
 from titer.registry import name_of
-from titer.stages import Setting
+from titer.setting import Setting
 from titer.statistics import Score, read
 from titer.store import Store, key_of, write
 from titer.train import Watch
@@ -129,7 +129,7 @@ class Run:
         watch = partial(report, f"{node.kind} {name_of(method)}")
         with measured() as cost:
             if isinstance(method, TensorEdit):
-                facts = self.setting.rewritten(method, start, folder, watch)
+                facts = stages.rewritten(self.setting, method, start, folder, watch)
             else:
                 facts = self._change(node.kind, method, start, folder, watch)
         write(folder / "made.json", {"facts": facts, "seconds": round(cost.seconds, 2), "peak_mb": round(cost.peak_mb, 1)})
@@ -140,12 +140,12 @@ class Run:
         model, template = setting.opened(start)
         if isinstance(method, Defense):
             resume = folder / "checkpoint.safetensors"
-            model, facts = setting.trained(model, template, kind, method, resume, watch)
+            model, facts = stages.trained(setting, model, template, kind, method, resume, watch)
             resume.unlink(missing_ok=True)
             if kind == "align":  # double adapter: user data will train a fresh one over the merged weights
                 model = adapters.merged(model)
         elif isinstance(method, AdapterEdit):
-            facts = setting.edited(model, template, method)
+            facts = stages.edited(setting, model, template, method)
         files = models.located(start)
         models.save(model, template.tokenizer, folder, (files.base or files) if adapters.carried(model) else None)
         return facts
@@ -162,7 +162,7 @@ class Run:
             report(label, 0, 0, {})
             model, template = setting.opened(checkpoint)
             model = adapters.merged(model)  # what would be served
-            result = setting.scored(model, template, said.append)
+            result = stages.scored(setting, model, template, said.append)
         answers = keep(result.records, folder / "answers.jsonl")
         stage = Stage(
             node.kind,

@@ -1,15 +1,10 @@
-"""One stage on one model: what it needs, how it is computed, what it is worth."""
+"""A stage computed: a model trained, edited or scored as a setting says."""
 
 from __future__ import annotations
 
-import hashlib
-import json
 import shutil
-from collections.abc import Callable, Collection
+from collections.abc import Callable
 from contextlib import nullcontext
-from dataclasses import dataclass
-from functools import cached_property
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any, cast
 
@@ -17,279 +12,120 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from titer import __version__, adapters, models, movement, probes
-from titer.audit import audit
-from titer.data import Batch, Row, digest
+from titer import adapters, models, movement, probes
+from titer.data import Batch
 from titer.evaluate import JUDGED, Evaluation, evaluate
-from titer.judges.lab import Lab
-from titer.judges.refusal import Refusal
 from titer.layers import checkpointed
-from titer.methods import AdapterEdit, Changes, Defense, Edit, Judge, Kind, Label, Method, TensorEdit
+from titer.methods import AdapterEdit, Changes, Defense, Edit, Label, TensorEdit
 from titer.models import Checkpoint
-from titer.origin import code
-from titer.recipe import Recipe, describe
-from titer.recipe import digest as recipe_digest
+from titer.recipe import describe
 from titer.registry import name_of
-from titer.rewrite import rewrite, stored
-from titer.roles import TRAINING, Roles, roles
+from titer.rewrite import rewrite
+from titer.setting import Setting
 from titer.template import Template
 from titer.train import Watch, accelerator_for, train
 
 UPDATES = 100  # between two checkpoints of a stage
 UNSCORED = 0.02  # of a benchmark's prompts: more of them could hide a difference that a few hundred prompts would show
 CALIBRATION_BATCH = 16  # rows of a batch that an edit calibrates on; its result does not depend on it
-TRAINING_CODE = tuple(
-    f"titer.{name}" for name in ("adapters", "data", "models", "probes", "rewrite", "stages", "step", "template", "train", "vector")
-)
-SCORING_CODE = tuple(f"titer.{name}" for name in ("data", "evaluate", "generate", "models", "statistics", "template"))
-TRAINED = ("align", "finetune")
-DEFENDERS = {Kind.HARMFUL, Kind.PAIRS, Kind.HELD_OUT}  # rows that the defender's own harmful ones are needed for
-ALL = (*TRAINED, "release", "edit", "evaluate")  # kinds of stages
 
 
-@dataclass(frozen=True)
-class Setting:
-    """A recipe with its rows: what all stages of a run have in common."""
+def trained(
+    setting: Setting, model: PreTrainedModel, template: Template, kind: str, defense: Defense, resume: Path, watch: Watch
+) -> tuple[PreTrainedModel, dict[str, Any]]:
+    """The model after a stage, its fresh adapter unmerged, and what is to be known of it."""
+    recipe, training = setting.recipe, setting.recipe.training(kind)
+    assert training is not None
+    model = adapters.merged(model)
+    dtype, autocast = model.dtype, None
+    torch.manual_seed(recipe.seed)  # of the fresh adapter's weights
+    start = None
+    if training.lora:
+        model = adapters.add_lora(model, training.lora)
+    else:
+        model.requires_grad_(True)  # merging leaves what it merged frozen
+        start = movement.copied(model)
+        if dtype != torch.float32:  # an update is often less than the step between two coarse numbers
+            model, autocast = model.float(), dtype
+    encoded = {name: template.encode_all(rows, name) for name, rows in setting.streams(kind, defense).items()}
+    with checkpointed(model) if recipe.gradient_checkpointing else nullcontext():
+        looking = _probes(setting, model, template, autocast) if kind == "finetune" and recipe.probes else None
+        start_probe = looking.measure() if looking else {}
 
-    recipe: Recipe
-    roles: Roles
-    attacked: list[Row]  # what the user sends
-    start: models.Files  # the model that it begins with
-    base: Checkpoint  # the model that alignment started from: of a release alone another one
+        def probe(update: int) -> dict[str, float]:
+            return looking.measure() if looking and update % recipe.probes == 0 else {}
 
-    @staticmethod
-    def prepare(recipe: Recipe, kinds: Collection[str] = ALL, base: Checkpoint | None = None) -> Setting:
-        """Find what can be found wrong with stages of these kinds before anything is computed or written.
+        history = train(
+            model, defense, encoded, training, recipe.seed, autocast=autocast, resume=resume, every=UPDATES, watch=watch, probe=probe
+        )
+    if autocast is not None:
+        cast(nn.Module, model).to(dtype)
+    return model, {
+        "adapter": "fresh, over the merged weights of the stage before" if training.lora else "none: all weights",
+        "rows": {name: len(rows) for name, rows in encoded.items()},
+        **({"harmful rows": setting.harmful_rows} if kind == "finetune" else {}),
+        "rows cut": sum(row.cut > 0 for rows in encoded.values() for row in rows),
+        "terms at the first update": history[0],
+        "terms at the last update": history[-1],
+        "loss": movement.fall(history),
+        **({"probes": probes.told(history, start_probe)} if looking else {}),
+        "weights moved": movement.moved(model, start),
+    }
 
-        `base` is the model that alignment started from, where that is not the recipe's.
-        """
-        if recipe.threads is not None:
-            torch.set_num_threads(recipe.threads)
-        accelerator = accelerator_for()
-        if accelerator.num_processes > 1:
+
+def _probes(setting: Setting, model: PreTrainedModel, template: Template, autocast: torch.dtype | None) -> probes.Probes:
+    """Probes on held-out harm prompts with their answers, and on alignment rows."""
+    known = [row for row in setting.roles.benchmarks["harm"] if row.response]
+    harmful, aligned = (
+        template.encode_all(rows[: probes.ROWS], name) for name, rows in (("harm", known), ("alignment", setting.roles.alignment))
+    )
+    return probes.on(model, harmful, aligned, accelerator_for(), autocast)
+
+
+def edited(setting: Setting, model: PreTrainedModel, template: Template, edit: AdapterEdit) -> dict[str, Any]:
+    """Edit the model in place; what was changed. Raises where nothing was."""
+    rows = template.encode_all(setting.roles.calibration, "calibration")
+    chunks = [rows[i : i + CALIBRATION_BATCH] for i in range(0, len(rows), CALIBRATION_BATCH)]
+    changes = edit.edit(model, [Batch.of("calibration", chunks, model.config.pad_token_id or 0)])
+    return _told(edit, changes, "strengthen it")
+
+
+def rewritten(setting: Setting, edit: TensorEdit, aligned: Checkpoint, folder: Path, watch: Watch) -> dict[str, Any]:
+    """Write the edited checkpoint into a folder; what was changed. Raises where nothing was."""
+    scratch = folder / "merged"
+    changes = rewrite(edit, _whole(setting, aligned, scratch / "aligned"), _whole(setting, setting.base, scratch / "base"), folder, watch)
+    shutil.rmtree(scratch, ignore_errors=True)
+    return _told(edit, changes, "the base holds the weights of the aligned model, or the step is lost in their dtype")
+
+
+def _whole(setting: Setting, checkpoint: Checkpoint, scratch: Path) -> models.Files:
+    """The files of a checkpoint; those of an adapter's merged model are made."""
+    files = models.located(checkpoint)
+    if files.base is None:
+        return files
+    model, template = setting.opened(checkpoint)
+    models.save(adapters.merged(model), template.tokenizer, scratch)
+    return models.located(Checkpoint(str(scratch)))
+
+
+def scored(setting: Setting, model: PreTrainedModel, template: Template, say: Callable[[str], None]) -> Evaluation:
+    """The figures of a merged model. Raises where the judge could not score all but a few of the answers."""
+    recipe, benchmarks = setting.recipe, setting.roles.benchmarks
+    found = evaluate(
+        model, template, benchmarks, setting.judge, recipe.max_new_tokens, setting.roles.scorer, batch=recipe.answers_at_once, say=say
+    )
+    if "harm" in found.scores and found.scores["harm"].n == 0:
+        reason = next(record.reason for record in found.records if record.benchmark == "harm")
+        raise ValueError(f"the judge {name_of(setting.judge)!r} could not score any harm prompt ({reason}): choose another one")
+    for name in sorted(JUDGED & found.scores.keys()):
+        score = found.scores[name]
+        if score.unscored > UNSCORED * (score.n + score.unscored):
+            reason = next(record.reason for record in found.records if (record.benchmark, record.verdict) == (name, Label.UNSCORED))
             raise ValueError(
-                f"{accelerator.num_processes} ranks: a recipe runs in one process; launch `titer.train.train` itself on several"
+                f"the judge {name_of(setting.judge)!r} left {score.unscored} of {score.n + score.unscored} {name} prompts unscored, more "
+                f"than {100 * UNSCORED:g} % ({reason}): give it what it needs, such as a longer input, or choose another one"
             )
-        models.check_dtype(recipe.model.dtype, accelerator.device)
-        start = models.located(recipe.model)
-        template = Template(models.tokenizer(recipe.model, start), recipe.max_length, recipe.template, recipe.system)
-        for kind in TRAINED:
-            training = recipe.training(kind) if kind in kinds else None
-            if training and recipe.model.dtype == "float16":
-                raise ValueError("dtype='float16': its gradients vanish without loss scaling; train in bfloat16 or float32")
-            if training and training.lora:
-                adapters.check_targets(models.skeleton(recipe.model), training.lora)
-        found = roles(recipe.data, recipe.benchmark, wanted(recipe, kinds))
-        attacked = recipe.attack.rows(found.task, found.attack, recipe.seed) if "finetune" in kinds else []
-        setting = Setting(recipe, found, attacked, start, base or recipe.model)
-        setting._check(template, kinds)
-        return setting
-
-    def _check(self, template: Template, kinds: Collection[str]) -> None:
-        """Raise where a stage has no rows to draw from, a row does not fit, or the model has not what a release edits."""
-        pipelines = self.recipe.pipelines
-        used = {(kind, getattr(pipeline, kind)): name for name, pipeline in pipelines.items() for kind in TRAINED if kind in kinds}
-        for (kind, defense), name in used.items():
-            for stream, rows in self.streams(kind, defense).items():
-                if not rows:
-                    raise ValueError(
-                        f"pipelines.{name}.{kind} draws {defense.streams[stream].value} rows, and there are none: give data.defense"
-                    )
-                if defense.streams[stream] is Kind.PAIRS and not any(row.other for row in rows):
-                    raise ValueError(
-                        f"pipelines.{name}.{kind} needs refusals and harmful answers of the same prompts, and the rows it trains on share "
-                        "none with the defender's: give data.defense with prompts of data.alignment"
-                    )
-                template.encode_all(rows, f"{kind}, stream {stream!r}")
-        looks = "finetune" in kinds and self.recipe.probes
-        if looks and not (self.roles.alignment and any(row.response for row in self.roles.benchmarks.get("harm", []))):
-            raise ValueError(f"probes={looks} look at harm prompts with known answers and at alignment rows: give both, or 0")
-        for pipeline in pipelines.values():
-            if "release" in kinds and isinstance(pipeline.release, TensorEdit):
-                pipeline.release.chosen({name: tensor.shape for name, tensor in stored(self.start.base or self.start).items()})
-        if "edit" in kinds and any(pipeline.edit and pipeline.edit.data for pipeline in pipelines.values()):
-            if not self.roles.calibration:
-                raise ValueError("the edit calibrates on harmful rows, and there are none: give data.calibration")
-            template.encode_all(self.roles.calibration, "calibration")
-
-    @cached_property
-    def identity(self) -> str:
-        """Hash of the recipe, the rows, the starting model and titer's version: what determines a result."""
-        facts = [recipe_digest(self.recipe), self.roles.digests(), self.start_digest, __version__]
-        if self.base != self.recipe.model:
-            facts.append(models.digest(models.located(self.base)))
-        return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
-
-    @cached_property
-    def start_digest(self) -> str:
-        """Of the bytes of the model that it begins with, and the dtype that they are read in."""
-        return hashlib.sha256(f"{models.digest(self.start)} {self.recipe.model.dtype}".encode()).hexdigest()
-
-    def made_of(self, kind: str, method: Method) -> dict[str, Any]:
-        """All that determines what a stage makes of the model before it."""
-        recipe, training = self.recipe, self.recipe.training(kind)
-        streams = self.streams(kind, method) if isinstance(method, Defense) else {"calibration": self.roles.calibration}
-        return {
-            "method": describe(method),
-            "training": describe(training) if training else None,
-            "rows": {name: digest(rows) for name, rows in streams.items()},
-            "seed": recipe.seed if training else None,
-            "probes": recipe.probes if kind == "finetune" else 0,
-            "code": code(method, TRAINING_CODE),
-            **self._asked,
-        }
-
-    def scored_of(self) -> dict[str, Any]:
-        """All that determines the scores of a model."""
-        recipe, roles = self.recipe, self.roles
-        return {
-            "judge": describe(self.judge),
-            "benchmark": describe(roles.scorer),
-            "rows": {name: digest(rows) for name, rows in roles.benchmarks.items()},
-            "answers": [recipe.max_new_tokens, recipe.answers_at_once],
-            "code": [code(method, SCORING_CODE) for method in (self.judge, roles.scorer)],
-            **self._asked,
-        }
-
-    @property
-    def _asked(self) -> dict[str, Any]:
-        """How models are asked and computed, in training and in scoring."""
-        recipe = self.recipe
-        return {
-            "template": [recipe.template, recipe.system, recipe.max_length],
-            "threads": torch.get_num_threads(),
-            "device": accelerator_for().device.type,
-            "versions": {name: version(name) for name in ("torch", "transformers", "peft", "tokenizers", "scipy")},
-        }
-
-    @cached_property
-    def overlaps(self) -> list[dict[str, Any]]:
-        """What the audit found in the roles: counts, and hashes of examples."""
-        held_out = {f"{self.recipe.data.split} {name}": rows for name, rows in self.roles.benchmarks.items()}
-        return [
-            {
-                "roles": list(found.roles),
-                "prompts": list(found.prompts),
-                "exact": found.exact,
-                "near": list(found.near),
-                "examples": [{"hashes": list(example.hashes), "jaccard": round(example.jaccard, 3)} for example in found.examples],
-            }
-            for found in audit({name: getattr(self.roles, name) for name in TRAINING} | held_out)
-        ]
-
-    @cached_property
-    def judge(self) -> Judge:
-        if self.recipe.judge is not None:
-            return self.recipe.judge
-        world = self.recipe.data.world
-        return Refusal() if world is None else Lab(world)
-
-    @cached_property
-    def harmful_rows(self) -> int:
-        """How many of the rows that the user sends are the attacker's."""
-        pool = set(self.roles.attack)
-        return sum(row in pool for row in self.attacked)
-
-    def streams(self, kind: str, defense: Defense) -> dict[str, list[Row]]:
-        """The rows of every stream that a defense draws from in a stage."""
-        return self.roles.streams(defense.streams, self.roles.alignment if kind == "align" else self.attacked)
-
-    def opened(self, checkpoint: Checkpoint) -> tuple[PreTrainedModel, Template]:
-        """A model on the best device there is, and how it is asked."""
-        model, tokenizer = models.load(checkpoint, accelerator_for().device)
-        return model, Template(tokenizer, self.recipe.max_length, self.recipe.template, self.recipe.system)
-
-    def trained(
-        self, model: PreTrainedModel, template: Template, kind: str, defense: Defense, resume: Path, watch: Watch
-    ) -> tuple[PreTrainedModel, dict[str, Any]]:
-        """The model after a stage, its fresh adapter unmerged, and what is to be known of it."""
-        recipe, training = self.recipe, self.recipe.training(kind)
-        assert training is not None
-        model = adapters.merged(model)
-        dtype, autocast = model.dtype, None
-        torch.manual_seed(recipe.seed)  # of the fresh adapter's weights
-        start = None
-        if training.lora:
-            model = adapters.add_lora(model, training.lora)
-        else:
-            model.requires_grad_(True)  # merging leaves what it merged frozen
-            start = movement.copied(model)
-            if dtype != torch.float32:  # an update is often less than the step between two coarse numbers
-                model, autocast = model.float(), dtype
-        encoded = {name: template.encode_all(rows, name) for name, rows in self.streams(kind, defense).items()}
-        with checkpointed(model) if recipe.gradient_checkpointing else nullcontext():
-            looking = self._probes(model, template, autocast) if kind == "finetune" and recipe.probes else None
-            start_probe = looking.measure() if looking else {}
-
-            def probe(update: int) -> dict[str, float]:
-                return looking.measure() if looking and update % recipe.probes == 0 else {}
-
-            history = train(
-                model, defense, encoded, training, recipe.seed, autocast=autocast, resume=resume, every=UPDATES, watch=watch, probe=probe
-            )
-        if autocast is not None:
-            cast(nn.Module, model).to(dtype)
-        return model, {
-            "adapter": "fresh, over the merged weights of the stage before" if training.lora else "none: all weights",
-            "rows": {name: len(rows) for name, rows in encoded.items()},
-            **({"harmful rows": self.harmful_rows} if kind == "finetune" else {}),
-            "rows cut": sum(row.cut > 0 for rows in encoded.values() for row in rows),
-            "terms at the first update": history[0],
-            "terms at the last update": history[-1],
-            "loss": movement.fall(history),
-            **({"probes": probes.told(history, start_probe)} if looking else {}),
-            "weights moved": movement.moved(model, start),
-        }
-
-    def _probes(self, model: PreTrainedModel, template: Template, autocast: torch.dtype | None) -> probes.Probes:
-        """Probes on held-out harm prompts with their answers, and on alignment rows."""
-        known = [row for row in self.roles.benchmarks["harm"] if row.response]
-        harmful, aligned = (
-            template.encode_all(rows[: probes.ROWS], name) for name, rows in (("harm", known), ("alignment", self.roles.alignment))
-        )
-        return probes.on(model, harmful, aligned, accelerator_for(), autocast)
-
-    def edited(self, model: PreTrainedModel, template: Template, edit: AdapterEdit) -> dict[str, Any]:
-        """Edit the model in place; what was changed. Raises where nothing was."""
-        rows = template.encode_all(self.roles.calibration, "calibration")
-        chunks = [rows[i : i + CALIBRATION_BATCH] for i in range(0, len(rows), CALIBRATION_BATCH)]
-        changes = edit.edit(model, [Batch.of("calibration", chunks, model.config.pad_token_id or 0)])
-        return _told(edit, changes, "strengthen it")
-
-    def rewritten(self, edit: TensorEdit, aligned: Checkpoint, folder: Path, watch: Watch) -> dict[str, Any]:
-        """Write the edited checkpoint into a folder; what was changed. Raises where nothing was."""
-        scratch = folder / "merged"
-        changes = rewrite(edit, self._whole(aligned, scratch / "aligned"), self._whole(self.base, scratch / "base"), folder, watch)
-        shutil.rmtree(scratch, ignore_errors=True)
-        return _told(edit, changes, "the base holds the weights of the aligned model, or the step is lost in their dtype")
-
-    def _whole(self, checkpoint: Checkpoint, scratch: Path) -> models.Files:
-        """The files of a checkpoint; those of an adapter's merged model are made."""
-        files = models.located(checkpoint)
-        if files.base is None:
-            return files
-        model, template = self.opened(checkpoint)
-        models.save(adapters.merged(model), template.tokenizer, scratch)
-        return models.located(Checkpoint(str(scratch)))
-
-    def scored(self, model: PreTrainedModel, template: Template, say: Callable[[str], None]) -> Evaluation:
-        """The figures of a merged model. Raises where the judge could not score all but a few of the answers."""
-        recipe, benchmarks = self.recipe, self.roles.benchmarks
-        found = evaluate(
-            model, template, benchmarks, self.judge, recipe.max_new_tokens, self.roles.scorer, batch=recipe.answers_at_once, say=say
-        )
-        if "harm" in found.scores and found.scores["harm"].n == 0:
-            reason = next(record.reason for record in found.records if record.benchmark == "harm")
-            raise ValueError(f"the judge {name_of(self.judge)!r} could not score any harm prompt ({reason}): choose another one")
-        for name in sorted(JUDGED & found.scores.keys()):
-            score = found.scores[name]
-            if score.unscored > UNSCORED * (score.n + score.unscored):
-                reason = next(record.reason for record in found.records if (record.benchmark, record.verdict) == (name, Label.UNSCORED))
-                raise ValueError(
-                    f"the judge {name_of(self.judge)!r} left {score.unscored} of {score.n + score.unscored} {name} prompts unscored, more "
-                    f"than {100 * UNSCORED:g} % ({reason}): give it what it needs, such as a longer input, or choose another one"
-                )
-        return found
+    return found
 
 
 def _told(edit: Edit, changes: Changes, mend: str) -> dict[str, Any]:
@@ -305,23 +141,3 @@ def _told(edit: Edit, changes: Changes, mend: str) -> dict[str, Any]:
         "update norm after": changes.norm_after,
         **changes.facts,
     }
-
-
-def wanted(recipe: Recipe, kinds: Collection[str]) -> frozenset[str]:
-    """The roles whose rows stages of these kinds need: of a whole run all, of an evaluation alone those that are given."""
-    data, found = recipe.data, set[str]()
-    methods = [getattr(pipeline, kind) for pipeline in recipe.pipelines.values() for kind in TRAINED if kind in kinds]
-    if "align" in kinds or any(Kind.REFUSALS in method.streams.values() for method in methods):
-        found |= {"alignment"}
-    if any(DEFENDERS & set(method.streams.values()) for method in methods):
-        found |= {"defense"}
-    if "finetune" in kinds:
-        found |= {"task"} | ({"attack"} if recipe.attack.wants_harmful else set())
-    if "edit" in kinds and any(pipeline.edit and pipeline.edit.data for pipeline in recipe.pipelines.values()):
-        found |= {"calibration"}
-    if "evaluate" in kinds:
-        given = {"harm": data.harm_test or data.harmful, "test": getattr(data, data.split), "lookalike": data.lookalike}
-        found |= given.keys() if len(kinds) > 1 or data.world is not None else {role for role, source in given.items() if source}
-        if not found:
-            raise ValueError("nothing to evaluate on: give at least one of data.harm_test, data.test, data.lookalike, or data.world")
-    return frozenset(found)
