@@ -29,8 +29,17 @@ def claims() -> dict[str, dict[str, Any]]:
 def told(document: dict[str, Any]) -> dict[str, Any]:
     """Of a pipeline's document, what a claim rests on."""
     kept = ("kind", "method", "scores", "struck out", "weights", "seconds", "peak_mb")
-    looks = [{"facts": {"probes": stage["facts"]["probes"]}} if "probes" in stage["facts"] else {} for stage in document["stages"]]
+    looks = [{"facts": {"probes": short(stage["facts"]["probes"])}} if "probes" in stage["facts"] else {} for stage in document["stages"]]
     return {"stages": [{key: stage[key] for key in kept} | look for stage, look in zip(document["stages"], looks, strict=True)]}
+
+
+def short(value: Any) -> Any:
+    """Probes to four digits, of which a figure shows three."""
+    if isinstance(value, dict):
+        return {key: short(entry) for key, entry in value.items()}
+    if isinstance(value, list):
+        return [short(entry) for entry in value]
+    return float(f"{value:.4g}") if isinstance(value, float) else value
 
 
 def computed(name: str, plan: Sweep) -> dict[str, Any]:

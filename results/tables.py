@@ -144,6 +144,8 @@ def less(first: Group, second: Group) -> str:
         return "struck out"
     values = [ours.scores["harm"].value - theirs.scores["harm"].value for ours, theirs in zip(first.last, second.last, strict=True)]
     score = training_mean(values)
+    if not score.low <= score.high:  # all seeds agree
+        return f"{score.value:+.1f}"
     text = f"{score.value:+.1f} [{score.low:+.1f}, {score.high:+.1f}]"
     return f"**{text}**" if score.low > 0 or score.high < 0 else text
 
