@@ -237,6 +237,7 @@ def test_training_against_attacks_keeps_harmful_answers_uncertain(rows):
     [
         ({"k": -1}, "k=-1, every=4"),
         ({"every": 0}, "k=64, every=0"),
+        ({"k": 1}, "k=1: an attack"),
         ({"k": 3}, "k=3: an attack is never looked at before step 4"),
         ({"lam_tr": -1.0}, "lam_tr=-1.0"),
         ({"lam_retain": -1.0}, "lam_retain=-1.0"),

@@ -14,7 +14,7 @@ Departures from the authors' code:
 1. The mask is the answer's span, from its first token on. Theirs, where two padded rows differ, blanks the logits that predict
    that first token, and counts pads.
 2. The mean over i has every h_i once; theirs adds the model's own a second time, without counting it in the denominator.
-3. `shift` is the 1 in the log: without it (0) the term has no bound above as h falls, and its pull grows as 1 / h.
+3. `shift` is the 1 in the log, which their code has and their algorithm has not (0): there the pull grows as 1 / h.
 4. MMD by Gram matrices, over the span of the answers alone. `lens_every` takes every k-th h_i, from the last one back.
 5. The rows may hold others beside refusals, benign answers say, which have no pair and enter f alone.
 """

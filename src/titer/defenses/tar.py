@@ -113,7 +113,7 @@ class TAR(Defense):
                 f = cross_entropy(model, part)
             real, total = part.mask.bool(), f.new_zeros(())
             for residual, reference in zip(seen.residuals, references[id(part)], strict=True):
-                moved = (residual[real] - reference).norm(dim=-1)  # (N,)
+                moved = (residual[real] - reference).norm(dim=1)  # (N,)
                 total = total + (moved if self.distance == "norm" else moved**2).sum()
             # step.grad divides by the tokens of the answers; this mean is over all tokens
             return f + self.lam_rep * rows.tokens / rows.length * total / len(seen.residuals)
@@ -142,7 +142,7 @@ def _negative_entropy(model: PreTrainedModel, part: Part) -> Tensor:
     """Sum over answer tokens of sum_v p_v log p_v, in nats."""
     logits = model(input_ids=part.ids, attention_mask=part.mask, use_cache=False).logits  # (B, T, V)
     answers = logits[:, :-1][part.labels[:, 1:] != IGNORED]  # (N, V)
-    log_p = answers.to(torch.promote_types(answers.dtype, torch.float32)).log_softmax(-1)
+    log_p = answers.to(torch.promote_types(answers.dtype, torch.float32)).log_softmax(1)
     total: Tensor = (log_p.exp() * log_p).sum()
     return total
 
