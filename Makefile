@@ -21,7 +21,7 @@ mutants: $(READY)  ## break every method file in every small way; its tests must
 kills: $(READY)  ## nightly: a lab sweep of 24 cells, killed at every kind of write and at random moments (a quarter of an hour)
 	$(PY) tests/kills.py
 
-results: $(READY)  ## the bundles in results/ and the tables made from them (resumable: twenty minutes from nothing)
+results: $(READY)  ## the bundles in results/ and the tables made from them (resumable; hours from nothing)
 	$(PY) results/make.py $(CLAIMS)
 	$(PY) results/tables.py
 
