@@ -11,12 +11,15 @@ prompts, over the rows of the update for which the defender has one:
 f and the harmful terms are two passes, so that one graph is alive at a time. MMD, log and their means are of a micro-batch.
 
 Departures from the authors' code:
-1. The mask is the answer's span, from its first token on. Theirs, where two padded rows differ, blanks the logits that predict
-   that first token, and counts pads.
-2. The mean over i has every h_i once; theirs adds the model's own a second time, without counting it in the denominator.
+1. The mask is the answer's span, from its first token on. Theirs is where two padded rows differ: it counts pads, drops tokens that
+   happen to be equal, and blanks the logits that predict the token behind each, the first one of the answer among them.
+2. The mean over i has every h_i once; theirs adds the last one again, through a second final norm, and does not count it.
 3. `shift` is the 1 in the log, which their code has and their algorithm has not (0): there the pull grows as 1 / h.
 4. MMD by Gram matrices, over the span of the answers alone. `lens_every` takes every k-th h_i, from the last one back.
 5. The rows may hold others beside refusals, benign answers say, which have no pair and enter f alone.
+
+Compared with their loss (domenicrosati/representation-noising 03689ff9, float64, 2026-11-21): with their mask and the mean of 2 put right, the
+same gradient of every term to 1e-15; as it is, a third of it differs.
 """
 
 import hashlib
