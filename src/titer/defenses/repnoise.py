@@ -18,8 +18,8 @@ Departures from the authors' code:
 4. MMD by Gram matrices, over the span of the answers alone. `lens_every` takes every k-th h_i, from the last one back.
 5. The rows may hold others beside refusals, benign answers say, which have no pair and enter f alone.
 
-Compared with their loss (domenicrosati/representation-noising 03689ff9, float64, 2026-11-21): with their mask and the mean of 2 put right, the
-same gradient of every term to 1e-15; as it is, a third of it differs.
+Compared with their loss (domenicrosati/representation-noising 03689ff9, float64, 2026-11-21): with their mask and the mean of 2 put
+right, the same gradient of every term to 1e-15; as it is, a third of it differs.
 """
 
 import hashlib

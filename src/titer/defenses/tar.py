@@ -22,8 +22,9 @@ Departures from the authors' code:
 4. distance="squared" is what the paper writes; the norm, unsquared, is what their code does. The last residual stream is taken
    before the final norm, theirs behind it.
 
-Compared with their training loop (rishub-tamirisa/tamper-resistance 19de233f, one outer step, float64, 2026-11-21): with 1 and the final norm
-put aside, the same gradient to 1e-15, entropy and DPO; as it is, 14 % of it differs where rows are all answer, 36 % with prompts.
+Compared with their training loop (rishub-tamirisa/tamper-resistance 19de233f, one outer step, float64, 2026-11-21): with 1 and the
+final norm put aside, the same gradient to 1e-15, entropy and DPO; as it is, 14 % of it differs where rows are all answer, 36 % with
+prompts.
 """
 
 import math
