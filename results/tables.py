@@ -33,6 +33,7 @@ PROBES = {f"docs/probes-{world}.svg": ("lab-vaccines", f"data.world={world},{MIL
 WORDS = {"sft": "SFT", "booster": "Booster", "antidote": "Antidote", "vaccine": "Vaccine", "t_vaccine": "T-Vaccine"}
 WORDS |= {name: name.replace("_", " ") for name in ("random_mask", "adversarial_loss")}
 WORDS |= {"random_booster": "random Booster", "random_vaccine": "random Vaccine", "lox": "LoX", "random_lox": "random LoX"}
+WORDS |= {"repnoise": "RepNoise", "tar": "TAR"}
 SHOWN = ("harm", "margin", "task", "benign", "lookalike", "general")
 TABLE = re.compile(r"(<!-- table (?P<kind>\w+) (?P<claim>\S+) ?(?P<settings>\S*) -->\n).*?(<!-- end -->)", re.DOTALL)
 
@@ -142,8 +143,8 @@ def less(first: Group, second: Group) -> str:
     """The mean of the differences over training seeds with its interval, in bold where that is without 0."""
     if first.struck or second.struck:
         return "struck out"
-    values = [ours.scores["harm"].value - theirs.scores["harm"].value for ours, theirs in zip(first.last, second.last, strict=True)]
-    score = training_mean(values)
+    ours, theirs = ({seed: stages[-1].scores["harm"].value for seed, stages in of.seeds.items()} for of in (first, second))
+    score = training_mean([ours[seed] - theirs[seed] for seed in ours])
     if not score.low <= score.high:  # all seeds agree
         return f"{score.value:+.1f}"
     text = f"{score.value:+.1f} [{score.low:+.1f}, {score.high:+.1f}]"
