@@ -7,6 +7,7 @@ from typing import Any
 
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
+from matplotlib.ticker import NullFormatter
 
 from titer.report.drawing import canvas, drawn, saved, short, style
 from titer.report.plane import COLOURS, MARKERS
@@ -46,23 +47,26 @@ def label(told: Mapping[str, Sequence[Mapping[str, Any]]], note: str) -> str:
 
 def panels(told: Mapping[str, Sequence[Mapping[str, Any]]], note: str) -> Figure:
     figure = canvas(WIDTH, HEIGHT)
-    keys = [
-        Line2D([], [], color=COLOURS[i % len(COLOURS)], marker=MARKERS[i % len(MARKERS)], markersize=4, label=drawn(short(name, 30)))
-        for i, name in enumerate(told)
-    ]
+    keys = [Line2D([], [], color=COLOURS[i % len(COLOURS)], marker=MARKERS[i % len(MARKERS)], markersize=4) for i in range(len(told))]
+    for i, (key, name) in enumerate(zip(keys, told, strict=True)):
+        key.set(label=drawn(short(name, 30)), linestyle="--" if i // len(COLOURS) % 2 else "-")
     for j, title in enumerate([*OVER.values(), PROFILE]):
         axes = figure.add_axes((0.075 + 0.5 * (j % 2), 0.62 - 0.43 * (j // 2), 0.4, 0.31))
         axes.set_title(title, fontsize=8, loc="left")
         axes.tick_params(length=2, width=0.6)
         axes.grid(color="#dddddd", linewidth=0.5)
+        probe = list(OVER)[j] if j < len(OVER) else ""
         for i, (key, looks) in enumerate(zip(keys, told.values(), strict=True)):
-            probe = list(OVER)[j] if j < len(OVER) else ""
             points = [(look["update"], look[probe]) for look in looks] if probe else list(enumerate(looks[0]["layers"]))
-            axes.plot(
-                *zip(*points, strict=True), marker=key.get_marker(), color=key.get_color(), markersize=3, linewidth=1, gid=f"why-{j}-{i}"
-            )
-        axes.set_ylim(bottom=0)
+            [line] = axes.plot(*zip(*points, strict=True), markersize=3, linewidth=1, gid=f"why-{j}-{i}")
+            line.set(color=key.get_color(), marker=key.get_marker(), linestyle=key.get_linestyle())
+        if probe == "drift":  # which begins at 0; the others are compared by their ratios
+            axes.set_ylim(bottom=0)
+        else:
+            axes.set_yscale("log")
+            axes.yaxis.set_major_formatter("{x:g}")
+            axes.yaxis.set_minor_formatter(NullFormatter())
         axes.set_xlabel("layer" if j == len(OVER) else "update")
-    figure.legend(handles=keys, loc="lower left", bbox_to_anchor=(0.06, 0.0), ncols=4, frameon=False, borderpad=0)
-    figure.text(0.985, 0.012, drawn(note), ha="right", color="#444444")
+    figure.legend(handles=keys, loc="lower left", bbox_to_anchor=(0.06, 0.035), ncols=4, frameon=False, borderpad=0)
+    figure.text(0.985, 0.008, drawn(note), ha="right", color="#444444")
     return figure
