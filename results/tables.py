@@ -28,8 +28,10 @@ HERE = Path(__file__).parent
 PAGES = ("README.md", "docs/lab.md")
 MILD = "attack.p=0.1,finetune.lr=0.0008"  # of a claim that has other attacks too
 FIGURES = {f"docs/frontier-{world}.svg": ("lab", f"data.world={world}") for world in (1, 2)}
-FIGURES |= {f"docs/vaccines-{world}.svg": ("lab-vaccines", f"data.world={world},{MILD}") for world in (1, 2)}
-PROBES = {f"docs/probes-{world}.svg": ("lab-vaccines", f"data.world={world},{MILD}") for world in (1, 2)}
+PROBES: dict[str, tuple[str, str]] = {}
+for world in (1, 2):
+    for name, claim in (("vaccines", "lab-vaccines"), ("alignment", "lab-alignment")):
+        FIGURES[f"docs/{name}-{world}.svg"] = PROBES[f"docs/{name}-probes-{world}.svg"] = claim, f"data.world={world},{MILD}"
 WORDS = {"sft": "SFT", "booster": "Booster", "antidote": "Antidote", "vaccine": "Vaccine", "t_vaccine": "T-Vaccine"}
 WORDS |= {name: name.replace("_", " ") for name in ("random_mask", "adversarial_loss")}
 WORDS |= {"random_booster": "random Booster", "random_vaccine": "random Vaccine", "lox": "LoX", "random_lox": "random LoX"}
