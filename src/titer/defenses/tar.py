@@ -93,7 +93,7 @@ class TAR(Defense):
         """Sum of c_i grad L_tr(w_i) along an attack, accumulated in place; the weights return to w."""
         held_out = step.batch("held_out")  # the same rows along the whole attack
         loss = _negative_entropy if self.loss == "entropy" else self._dpo(step, held_out)
-        rng = random.Random(f"tar {step.streams['rows'].seed} {step.update}")  # ranks agree on the attack
+        rng = random.Random(f"tar {step.streams['held_out'].seed} {step.update}")  # ranks agree on the attack
         lr, switches = rng.choice(self.inner_lr), rng.random() < self.switch
         repaired = int(rng.betavariate(6, 3) * self.k) if switches else 0  # steps on rows of the stage
         weights = step.parameters.values()
