@@ -12,6 +12,7 @@ from titer import adapters
 from titer.adapters import Lora
 from titer.data import Batch
 from titer.edits.antidote import Antidote, feature_norms, top
+from titer.edits.lox import LoX
 from titer.edits.scale import Scale
 
 TARGETS = ("q_proj", "down_proj")
@@ -211,3 +212,8 @@ def test_alpha_must_be_a_fraction():
 def test_defaults_are_the_papers():
     assert (Antidote().alpha, Antidote().rounding) == (0.1, "exact")
     assert Scale().match == Antidote()
+
+
+def test_scaling_meets_the_norm_of_another_edit_of_the_adapter_alone():
+    with pytest.raises(ValueError, match="match=LoX"):
+        Scale(match=LoX())
