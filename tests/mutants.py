@@ -58,8 +58,6 @@ EQUIVALENT: dict[tuple[str, str], str] = {
     ("tar", "self.k -> 2 * self.k in self.k < 0"): "twice a number is below 0 where the number is",
     ("tar", "self.every -> 2 * self.every in self.every < 1"): "no whole number tells 2 n < 1 from n < 1",
     ("tar", "self.inner_lr -> 2 * self.inner_lr"): "the same rates twice",
-    ("tar", "use_cache=False -> use_cache=True"): "a cache changes no activation, it only takes memory",
-    ("repnoise", "use_cache=False -> use_cache=True"): "a cache changes no activation, it only takes memory",
     ("repnoise", "center * 2.0 ** i -> center / 2.0 ** i"): "the bandwidths lie evenly about the mean distance",
     ("repnoise", "1024 -> 2048"): "how many tokens are done at once changes memory alone",
     ("lox", "self.k -> 2 * self.k in self.k < 1"): "no whole number tells 2 n < 1 from n < 1",

@@ -29,16 +29,25 @@ def cross_entropy(model: PreTrainedModel, part: Part, reduction: Literal["sum", 
 
     With "none" every token's own, (B * T,), 0 where there is no answer token.
     """
-    logits = model(input_ids=part.ids, attention_mask=part.mask, use_cache=False).logits  # (B, T, V)
-    return entropy_against(logits, part, reduction)
+    return entropy_against(logits_of(model, part), part, reduction)
+
+
+def logits_of(model: PreTrainedModel, part: Part) -> Tensor:
+    """A forward pass: (B, T, V)."""
+    logits: Tensor = model(input_ids=part.ids, attention_mask=part.mask, use_cache=False).logits
+    return logits
+
+
+def wide(logits: Tensor) -> Tensor:
+    """In float32 at least: half precision cannot hold a log-softmax; float64 stays."""
+    return logits.to(torch.promote_types(logits.dtype, torch.float32))
 
 
 def entropy_against(logits: Tensor, part: Part, reduction: Literal["sum", "none"] = "sum") -> Tensor:
     """`cross_entropy` of logits (B, T, V) that are there already."""
-    wide = torch.promote_types(logits.dtype, torch.float32)  # half precision cannot hold a log-softmax; float64 stays
     # the labels move to the token that each is predicted from, not the logits, which are large: a slice of them would be copied
     labels = nn.functional.pad(part.labels[:, 1:], (0, 1), value=IGNORED)  # (B, T)
-    return nn.functional.cross_entropy(logits.flatten(0, 1).to(wide), labels.flatten(), ignore_index=IGNORED, reduction=reduction)
+    return nn.functional.cross_entropy(wide(logits.flatten(0, 1)), labels.flatten(), ignore_index=IGNORED, reduction=reduction)
 
 
 @dataclass
@@ -156,7 +165,7 @@ class Step:
                 hooks.enter_context(_rewritten(layer.attention, partial(caught, layer=i)))
             for part in self._passed(batch):
                 found.append({})
-                self.model(input_ids=part.ids, attention_mask=part.mask, use_cache=False)
+                logits_of(self.model, part)
         return found
 
     def acts(self, batch: Batch, parts: Sequence[Mapping[int, Tensor]], loss: float | None = None) -> Acts:

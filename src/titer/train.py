@@ -157,10 +157,8 @@ class Loop:
         return {**step.logged, "grad_norm": norm, "lr": lr}
 
     def _install(self, gradient: Vec, phase: Phase, update: int) -> float:
-        """Hand the gradient to the optimizer; an absent name gets None, so that AdamW leaves the weight alone."""
-        folded = gradient.fold()
-        for name, parameter in self.step.parameters.items():
-            parameter.grad = folded.get(name)
+        """Hand the gradient to the optimizer, clipped; its norm before."""
+        gradient.hand_to(self.step.parameters)
         reached: list[nn.Parameter] = [p for p in self.step.parameters.values() if p.grad is not None]
         clip = self.settings.clip if phase.clipped and self.settings.clip is not None else float("inf")
         norm = float(nn.utils.clip_grad_norm_(reached, clip))

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import TypeAlias
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 Tensors: TypeAlias = Mapping[str, Tensor]
 
@@ -103,3 +103,9 @@ class Vec:
                 if known:
                     torch._foreach_add_([folded[name] for name in known], [tensors[name] for name in known], alpha=scale)
             return folded
+
+    def hand_to(self, parameters: Mapping[str, nn.Parameter]) -> None:
+        """Fold it into the parameters' gradients for an optimizer; an absent name gets None, so that AdamW leaves the weight alone."""
+        folded = self.fold()
+        for name, parameter in parameters.items():
+            parameter.grad = folded.get(name)

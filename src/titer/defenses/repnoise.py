@@ -34,7 +34,7 @@ from transformers import PreTrainedModel
 from titer.data import IGNORED, Part
 from titer.layers import Head, head, watched
 from titer.methods import Defense, Kind, Pairs
-from titer.step import Loss, Step, entropy_against
+from titer.step import Loss, Step, entropy_against, logits_of, wide
 from titer.vector import Vec
 
 BANDWIDTHS = range(-2, 3)  # of the kernels, as powers of two times the mean distance
@@ -77,7 +77,7 @@ class RepNoise(Defense):
 
         def loss(model: PreTrainedModel, part: Part) -> Tensor:
             with watched(step.layers) as seen:
-                logits = model(input_ids=part.ids, attention_mask=part.mask, use_cache=False).logits  # (B, T, V)
+                logits = logits_of(model, part)
             tokens = int((part.labels != IGNORED).sum())
             own = entropy_against(logits, part)
             residuals = seen.residuals[-1 - self.lens_every :: -self.lens_every]  # but the last one, whose lens the logits are
@@ -112,7 +112,7 @@ def mmd(x: Tensor, y: Tensor) -> Tensor:
     """Squared maximum mean discrepancy of two samples (n, F), biased, under a sum of Gaussian kernels."""
     n = len(x)
     with torch.autocast(x.device.type, enabled=False):  # distances are what is left when large products cancel
-        x, y = (sample.to(torch.promote_types(sample.dtype, torch.float32)) for sample in (x, y))
+        x, y = wide(x), wide(y)
         norms = torch.cat([x.square().sum(1), y.square().sum(1)])  # (2n,)
         xy = x @ y.T
         gram = torch.cat([torch.cat([x @ x.T, xy], 1), torch.cat([xy.T, y @ y.T], 1)])  # (2n, 2n)
@@ -139,8 +139,7 @@ def lens(top: Head, residuals: Sequence[Tensor], part: Part) -> Tensor:
             chunk = slice(start, start + AT_ONCE)
             leaf = stream[chunk].detach().requires_grad_()
             logits = top(leaf.view_as(leaf))  # (N, V); a leaf that goes into a module is more than torch's counter of operations can follow
-            wide = logits.to(torch.promote_types(logits.dtype, torch.float32))
-            value = nn.functional.cross_entropy(wide, targets[chunk], reduction="sum")
+            value = nn.functional.cross_entropy(wide(logits), targets[chunk], reduction="sum")
             of_stream[chunk], *of_weights = torch.autograd.grad(value, [leaf, *weights])
             for sum_, grad in zip(grads[len(streams) :], of_weights, strict=True):
                 sum_ += grad

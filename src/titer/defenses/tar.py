@@ -40,7 +40,7 @@ from transformers import PreTrainedModel
 from titer.data import IGNORED, Batch, Part
 from titer.layers import watched
 from titer.methods import Defense, Harmful, HeldOut, Kind, Refusals
-from titer.step import Loss, Step, cross_entropy
+from titer.step import Loss, Step, cross_entropy, logits_of, wide
 from titer.vector import Vec
 
 
@@ -102,7 +102,8 @@ class TAR(Defense):
             inner = torch.optim.AdamW(weights, lr) if self.adversary == "adamw" else torch.optim.SGD(weights, lr)
             for i in range(1, self.k + 1):
                 g = step.grad(step.draw("rows" if i <= repaired else "harmful"))
-                _follow(inner, step, g)  # w_i
+                g.hand_to(step.parameters)
+                inner.step()  # w_i
                 if i % self.every == 0:
                     g_i = step.grad(held_out, loss)
                     g_tr = Vec.of((g_tr + math.exp(self.growth * (i - self.k)) * g_i).fold())
@@ -146,9 +147,8 @@ class TAR(Defense):
 
 def _negative_entropy(model: PreTrainedModel, part: Part) -> Tensor:
     """Sum over answer tokens of sum_v p_v log p_v, in nats."""
-    logits = model(input_ids=part.ids, attention_mask=part.mask, use_cache=False).logits  # (B, T, V)
-    answers = logits[:, :-1][part.labels[:, 1:] != IGNORED]  # (N, V)
-    log_p = answers.to(torch.promote_types(answers.dtype, torch.float32)).log_softmax(1)
+    answers = logits_of(model, part)[:, :-1][part.labels[:, 1:] != IGNORED]  # (N, V)
+    log_p = wide(answers).log_softmax(1)
     total: Tensor = (log_p.exp() * log_p).sum()
     return total
 
@@ -161,13 +161,5 @@ def _log_p(model: PreTrainedModel, part: Part) -> Tensor:
 def _residuals(step: Step, part: Part) -> list[Tensor]:
     """The residual streams at real tokens, before every layer and after the last: (N, D)."""
     with watched(step.layers) as seen:
-        step.model(input_ids=part.ids, attention_mask=part.mask, use_cache=False)
+        logits_of(step.model, part)
     return [residual[part.mask.bool()] for residual in seen.residuals]
-
-
-def _follow(optimizer: torch.optim.Optimizer, step: Step, g: Vec) -> None:
-    """One step of the attacker's optimizer."""
-    folded = g.fold()
-    for name, parameter in step.parameters.items():
-        parameter.grad = folded.get(name)
-    optimizer.step()
