@@ -212,6 +212,9 @@ def test_features_are_summed_in_float64_over_any_number_of_tokens(rows, monkeypa
     found = antidote.squares(x, real)
     assert found.dtype == torch.float64
     np.testing.assert_allclose(found.numpy(), (x.double().numpy()[real.bool().numpy()] ** 2).sum(0), rtol=1e-13)
+    wide = x.double()
+    assert torch.equal(antidote.squares(wide, real), found)
+    assert torch.equal(wide, x.double())  # what the layer reads is its own
     model, batch = tuned(), [batch_of(rows["harmful"][:6], 6)]
     layers = layers_of(model, ["model.layers.1.mlp.down_proj.weight"])
     whole = feature_norms(model, layers, batch)

@@ -190,5 +190,5 @@ def squares(x: Tensor, real: Tensor) -> Tensor:
     total = torch.zeros(x.shape[1], dtype=torch.float64, device=x.device)
     rows = -(-{"cpu": CACHED}.get(x.device.type, PIECE) // x.shape[1])  # rounded up
     for part, mask in zip(x.split(rows), real.double().split(rows), strict=True):
-        total.addmv_(part.double().square().T, mask)
+        total.addmv_(part.to(torch.float64, copy=True).square_().T, mask)  # a copy even of float64, which is the layer's input
     return total
