@@ -21,9 +21,12 @@ mutants: $(READY)  ## break every method file in every small way; its tests must
 kills: $(READY)  ## nightly: a lab sweep of 24 cells, killed at every kind of write and at random moments (a quarter of an hour)
 	$(PY) tests/kills.py
 
-results: $(READY)  ## the bundles in results/ and the tables made from them (resumable; hours from nothing)
+results: $(READY) $(if $(findstring lab-larger,$(or $(CLAIMS),lab-larger)),runs/lab-256)  ## the bundles in results/ and the tables made from them (resumable; hours from nothing)
 	$(PY) results/make.py $(CLAIMS)
 	$(PY) -m results.tables
+
+runs/lab-256: | $(READY)  ## a base of four times the lab's size (a quarter of an hour)
+	$(PY) -m titer.lab.build $@ --width 256
 
 results-check: $(READY)  ## the tables are those of the bundles, and one cell computed afresh is as its bundle has it
 	$(PY) -m results.tables --check

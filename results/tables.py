@@ -7,7 +7,6 @@ brackets, and half the width of its mean interval over prompts behind a sign.
 
 import argparse
 import json
-import math
 import re
 import sys
 from collections.abc import Iterable, Mapping, Sequence
@@ -17,9 +16,8 @@ from statistics import median
 from typing import Any
 
 import yaml
-from scipy.stats import kendalltau
 
-from results import repairs
+from results import agreement, repairs
 from titer.evaluate import NAMES
 from titer.report import along as lines_along
 from titer.report import plane, why
@@ -199,25 +197,29 @@ def cost(claim: str, pipeline: str) -> list[str]:
     return [NONE, NONE]
 
 
-def agreement(claim: str, settings: str) -> list[list[str]]:
-    """Kendall's tau of methods between worlds 1 and 2, at every attack of the claims: of those that are struck out in neither, no null."""
-    lines = [["attack", "methods", *(f"tau of {NAMES[name]}" for name in ("harm", "margin"))]]
-    by_attack: dict[tuple[str, ...], dict[str, dict[str, Group]]] = {}
-    for group in found(claim, settings):
-        world, rest = group.settings[0], group.settings[1:]
-        by_attack.setdefault(rest, {}).setdefault(group.pipeline, {})[world] = group
-    for attack, of in by_attack.items():
-        pairs = [list(worlds.values()) for name, worlds in of.items() if not name.startswith("random")]
-        pairs = [pair for pair in pairs if len(pair) == 2 and not any(group.struck for group in pair)]
-        lines.append([" ".join(attack), str(len(pairs)), *(tau(pairs, name) for name in ("harm", "margin"))])
+def worlds_agree(claim: str, settings: str) -> list[list[str]]:
+    """Whether worlds 1 and 2 order the methods alike, at every attack of the claims."""
+    return agreement.table(agreement.worlds(found(claim, settings)))
+
+
+def sizes_agree(claim: str, settings: str) -> list[list[str]]:
+    """Whether the model of the first of joined claims, a larger one, orders the methods as the usual one of the others does."""
+    return agreement.table(sized(claim, settings))
+
+
+def sizes(claim: str, settings: str) -> list[list[str]]:
+    """HS, FA and margin of every method on the usual model and on the larger one."""
+    lines = [["method", "HS / FA", "larger model", NAMES["margin"], "larger model"]]
+    for of in sized(claim, settings).values():
+        for pipeline in ordered(of):
+            margins = (figure(group, "margin", prompts=False) for group in of[pipeline])
+            lines.append([named(pipeline), *map(ended, of[pipeline]), *margins])
     return lines
 
 
-def tau(pairs: Sequence[Sequence[Group]], name: str) -> str:
-    """With its p-value, of no order in common; none where all are equal, or there are not three."""
-    values = [[score.value for group in pair if (score := group.score(name))] for pair in pairs]
-    found = kendalltau(*zip(*values, strict=True)) if len(values) > 2 else None
-    return NONE if found is None or math.isnan(found.statistic) else f"{found.statistic:.2f} (p = {found.pvalue:.2g})"
+def sized(claim: str, settings: str) -> agreement.Pairs:
+    larger, _, usual = claim.partition("+")
+    return agreement.sizes(found(larger, settings), found(usual, settings))
 
 
 def against(claim: str, settings: str) -> list[list[str]]:
@@ -271,7 +273,7 @@ def repaired(claim: str, settings: str) -> list[list[str]]:
 
 
 KINDS = {"full": full, "short": short, "delay": delay, "beyond": beyond, "varied": varied, "against": against}
-KINDS |= {"whole": whole, "fewer": fewer, "agreement": agreement, "repairs": repaired}
+KINDS |= {"whole": whole, "fewer": fewer, "worlds": worlds_agree, "sizes": sizes, "sizes_agree": sizes_agree, "repairs": repaired}
 
 
 def written(text: str) -> str:

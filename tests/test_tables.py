@@ -207,7 +207,7 @@ def test_worlds_agree_by_kendalls_tau_of_methods_that_have_a_place(tmp_path, mon
     cells += [cell(["data.world=1", "attack.p=0.2"], 0, ends[1])]
     (tmp_path / "toy.json").write_text(json.dumps({"cells": cells}))
     monkeypatch.setattr(tables, "HERE", tmp_path)
-    assert tables.agreement("toy", "") == [
+    assert tables.worlds_agree("toy", "") == [
         ["attack", "methods", "tau of HS", "tau of harm margin"],
         ["attack.p=0.1", "4", "0.67 (p = 0.33)", "0.67 (p = 0.33)"],  # (5 - 1) / 6; 8 of 24 orders are at least so much alike or unlike
         ["attack.p=0", "4", "-", "-"],
@@ -215,7 +215,22 @@ def test_worlds_agree_by_kendalls_tau_of_methods_that_have_a_place(tmp_path, mon
     ]
     cells[0]["pipelines"]["vaccine"]["stages"][-1]["struck out"] = ["it babbles"]
     (tmp_path / "toy.json").write_text(json.dumps({"cells": cells}))
-    assert tables.agreement("toy", "")[1][1:3] == ["3", "1.00 (p = 0.33)"]
+    assert tables.worlds_agree("toy", "")[1][1:3] == ["3", "1.00 (p = 0.33)"]
+
+
+def test_sizes_stand_beside_each_other_at_the_points_of_the_larger_model(two_claims, tmp_path):
+    ends = {"sft": 30.0, "booster": 40.0, "tar": 10.0, "vaccine": 0.0}  # SFT and Booster change places, Vaccine has none on the other
+    cells = [cell(two_claims, seed, ends) for seed in (0, 1)] + [cell(["data.world=2"], seed, ends) for seed in (0, 1)]
+    (tmp_path / "larger.json").write_text(json.dumps({"cells": cells}))
+    head, *lines = tables.sizes("larger+one+two", ",".join(two_claims))
+    assert head == ["method", "HS / FA", "larger model", "harm margin", "larger model"]
+    assert [line[0] for line in lines] == ["SFT", "Booster", "TAR"]
+    assert [[text.partition(" ")[0] for text in line[1:]] for line in lines] == [
+        ["80.0", "30.0", "30.0", "-20.0"],
+        ["51.0", "40.0", "1.0", "-10.0"],
+        ["21.0", "10.0", "-29.0", "-40.0"],
+    ]
+    assert tables.sizes_agree("larger+one+two", "")[1:] == [["data.world=1 attack.p=0.1", "3", "0.33 (p = 1)", "0.33 (p = 1)"]]
 
 
 @pytest.mark.parametrize("name", [*tables.PAGES, *tables.FIGURES, *tables.PROBES])

@@ -1,4 +1,4 @@
-"""Build the embedded base model and its tokenizer: `python -m titer.lab.build FOLDER`.
+"""Build the embedded base model and its tokenizer: `python -m titer.lab.build FOLDER`, a base of four times its size with `--width 256`.
 
 The shipped files are the reference. A rebuild ends with the same scores, and bit for bit with the same weights on one
 machine with one number of threads.
@@ -29,7 +29,11 @@ from titer.template import Template
 from titer.train import Training, train
 
 ROWS = 160_000
-READING = Training(updates=2500, lr=3e-3, batch=128, schedule="cosine", warmup=0.05, weight_decay=0.01, lora=None)
+WIDTH = 128  # of the shipped base
+READING = {  # how a base of each width reads: a wider one needs fewer rows, and smaller steps
+    width: Training(updates=updates, lr=lr, batch=128, schedule="cosine", warmup=0.05, weight_decay=0.01, lora=None)
+    for width, updates, lr in ((WIDTH, 2500, 3e-3), (2 * WIDTH, 1800, 2e-3))
+}
 CHAT = (
     "{% for message in messages %}"
     "{% if message.role == 'assistant' %}<assistant> {{ message.content }} <end>{% else %}<user> {{ message.content }} {% endif %}"
@@ -50,8 +54,8 @@ def tokenizer() -> PreTrainedTokenizerFast:
     return fast
 
 
-def base(vocabulary: int, layers: int = 6, width: int = 128) -> LlamaForCausalLM:
-    """A fresh Llama of about a million parameters."""
+def base(vocabulary: int, layers: int = 6, width: int = WIDTH) -> LlamaForCausalLM:
+    """A fresh Llama, of about a million parameters at the shipped width."""
     torch.manual_seed(0)
     config = LlamaConfig(
         vocab_size=vocabulary,
@@ -69,11 +73,11 @@ def base(vocabulary: int, layers: int = 6, width: int = 128) -> LlamaForCausalLM
     return LlamaForCausalLM(config)
 
 
-def build(folder: Path) -> None:
+def build(folder: Path, width: int = WIDTH) -> None:
     """Make tokenizer and base model from nothing: about ten minutes on two cores."""
     torch.set_num_threads(2)
     fast = tokenizer()
-    model = base(len(fast))
+    model = base(len(fast), width=width)
     rng, everything, template = random.Random(VERSION), items(), Template(fast)
     rows = [template.encode(pretraining_row(rng, everything)) for _ in range(ROWS)]
     with Console(stderr=True).status("reading") as status:
@@ -81,7 +85,7 @@ def build(folder: Path) -> None:
         def watch(update: int, of: int, terms: Mapping[str, float]) -> None:
             status.update(f"reading: update {update} of {of}, loss {terms['f']:.3f}")
 
-        train(model, SFT(), {"rows": rows}, READING, seed=0, watch=watch)
+        train(model, SFT(), {"rows": rows}, READING[width], seed=0, watch=watch)
     models.save(model, fast, folder)
 
 
@@ -114,9 +118,10 @@ def manifest() -> dict[str, Any]:
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("folder", type=Path)
+    parser.add_argument("--width", type=int, choices=READING, default=WIDTH, help="of the hidden states: 128 is that of the shipped base")
     parser.add_argument("--compare", action="store_true", help="exit 1 unless the rebuilt base scores as the shipped one does")
     arguments = parser.parse_args()
-    build(arguments.folder)
+    build(arguments.folder, arguments.width)
     if arguments.compare:
         rebuilt, shipped = scores(str(arguments.folder)), scores(models.LAB)
         weights = [(folder / "model.safetensors").read_bytes() for folder in (arguments.folder, models.located(models.Checkpoint()).folder)]
