@@ -306,3 +306,9 @@ def test_the_code_of_a_stage_is_also_that_of_what_its_method_holds_and_builds_on
     monkeypatch.setattr(origin, "_tree", lambda name: ast.parse("other = 1") if name == module else tree(name))
     after = codes()
     assert {name for name in REUSED if before[name] != after[name]} == changed
+
+
+def test_the_code_of_a_method_that_imports_a_name_of_the_package_is_that_of_the_package(tmp_path, monkeypatch):
+    (tmp_path / "plugged.py").write_text("from titer import EvidenceError, draws\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    assert origin._built_on("plugged") == {"plugged", "titer", "titer.draws"}

@@ -8,6 +8,7 @@ import importlib
 import inspect
 from collections.abc import Sequence
 from functools import cache
+from importlib.util import find_spec
 from pathlib import Path
 
 from titer.methods import Method
@@ -30,7 +31,8 @@ def _built_on(name: str) -> set[str]:
             found.add(name)
             for node in _tree(name).body:
                 if isinstance(node, ast.ImportFrom) and node.module == "titer":
-                    left += [f"titer.{alias.name}" for alias in node.names]
+                    modules = (f"titer.{alias.name}" for alias in node.names)
+                    left += [module if find_spec(module) else "titer" for module in modules]  # else a name that the package itself has
                 elif isinstance(node, ast.ImportFrom) and (node.module or "").startswith("titer."):
                     left.append(node.module or "")
     return found
