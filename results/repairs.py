@@ -1,6 +1,6 @@
 """What repairs after fine-tuning come to: the rows of their table, and what the figures along a setting draw."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from statistics import median
 
 from titer.report.grid import Group
@@ -30,6 +30,16 @@ def _left(group: Group) -> str:
     """Norm of the update after the repair over that before it, percent, the mean over seeds."""
     found = [stage.fact("update norm after") / stage.fact("update norm before") for stage in group.last if stage.fact("update norm before")]
     return f"{100 * sum(found) / len(found):.0f}" if found else NONE
+
+
+def removed(points: Mapping[str, Mapping[str, Group]], named: Callable[[str], str]) -> list[list[str]]:
+    """Of every repair at every point the shares of the update's energy that are gone, and what is left of its norm."""
+    lines = [["removed: harm / task; left", *points]]
+    for pipeline in dict.fromkeys(name for of in points.values() for name in of):
+        found = [of[pipeline] for of in points.values() if pipeline in of]
+        if any(_left(group) != NONE for group in found):
+            lines.append([named(pipeline), *(f"{_removed(group, 'harm')} / {_removed(group, 'task')}; {_left(group)}" for group in found)])
+    return lines
 
 
 def along(groups: Iterable[Group], world: str, path: str) -> dict[str, dict[str, Group]]:

@@ -6,37 +6,24 @@ brackets, and half the width of its mean interval over prompts behind a sign.
 """
 
 import argparse
-import json
 import re
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 from statistics import median
-from typing import Any
-
-import yaml
 
 from results import agreement, repairs
+from results.bundles import found, pairs, placed, points
+from results.figures import FIGURES
 from titer.evaluate import NAMES
-from titer.report import along as lines_along
-from titer.report import plane, why
-from titer.report.frontier import free, places
-from titer.report.grid import Group, groups
+from titer.report.frontier import places
+from titer.report.grid import Group
 from titer.report.stages import quoted
-from titer.results import LAB
 from titer.statistics import training_mean
 
-HERE = Path(__file__).parent
+ROOT = Path(__file__).parent.parent
 PAGES = ("README.md", "docs/lab.md")
-MILD = "attack.p=0.1,finetune.lr=0.0008"  # of a claim that has other attacks too
-FIGURES = {f"docs/frontier-{world}.svg": ("lab", f"data.world={world}") for world in (1, 2)}
-PROBES: dict[str, tuple[str, str]] = {}
-for world in (1, 2):
-    FIGURES[f"docs/alignment-{world}.svg"] = "lab-vaccines+lab-alignment+lab-tar", f"data.world={world},{MILD}"
-    for name, claim in (("vaccines", "lab-vaccines"), ("alignment", "lab-alignment+lab-tar")):  # all of them in one would hide each other
-        PROBES[f"docs/{name}-probes-{world}.svg"] = claim, f"data.world={world},{MILD}"
-ALONG: dict[str, tuple[str, str, str]] = {}
 WORDS = {"sft": "SFT", "booster": "Booster", "antidote": "Antidote", "vaccine": "Vaccine", "t_vaccine": "T-Vaccine"}
 WORDS |= {name: name.replace("_", " ") for name in ("random_mask", "adversarial_loss")}
 WORDS |= {"random_booster": "random Booster", "random_vaccine": "random Vaccine", "lox": "LoX", "random_lox": "random LoX"}
@@ -50,21 +37,6 @@ METHODS += ("tar", "random_tar", "adversarial_loss", "random_adversarial_loss", 
 NONE = "-"  # not computed
 SHOWN = ("harm", "margin", "task", "benign", "lookalike", "general")
 TABLE = re.compile(r"(<!-- table (?P<kind>\w+) (?P<claim>\S+) ?(?P<settings>\S*) -->\n).*?(<!-- end -->)", re.DOTALL)
-
-
-def read(claim: str) -> dict[str, Any]:
-    """The bundle of a claim."""
-    return dict(json.loads((HERE / f"{claim}.json").read_text()))
-
-
-def found(claim: str, settings: str = "") -> list[Group]:
-    """The pipelines of a claim, at the points of its grid that have the settings, with commas between; of joined claims every one once."""
-    joined: dict[tuple[tuple[str, ...], str], Group] = {}
-    for name in claim.split("+"):
-        for group in groups(read(name)["cells"]):
-            if set(filter(None, settings.split(","))) <= set(group.settings):
-                joined.setdefault((group.settings, group.pipeline), group)
-    return list(joined.values())
 
 
 def along(of: list[Group]) -> list[Group]:
@@ -104,15 +76,6 @@ def rounded(group: Group, name: str) -> str:
     score = group.score(name)
     assert score is not None
     return f"{score.value:.0f}"
-
-
-def points(claim: str, settings: str) -> dict[str, dict[str, Group]]:
-    """The pipelines by the setting that varies among the points that have the settings, in the order of its values; `all` has none."""
-    of: dict[str, dict[str, Group]] = {}
-    for group in found(claim, settings):
-        [rest] = set(group.settings) - set(settings.split(",")) - {""} or {"all"}
-        of.setdefault(rest, {})[group.pipeline] = group
-    return dict(sorted(of.items(), key=lambda item: float(item[0].partition("=")[2] or "inf")))
 
 
 def full(claim: str, settings: str) -> list[list[str]]:
@@ -225,9 +188,8 @@ def sized(claim: str, settings: str) -> agreement.Pairs:
 def against(claim: str, settings: str) -> list[list[str]]:
     """HS of one pipeline less that of another, seed by seed, of the pairs that a claim is about."""
     of = points(claim, settings)
-    known = yaml.safe_load((HERE / "claims.yaml").read_text())
     lines = [["HS less HS", *of]]
-    for first, second in (pair for name in claim.split("+") for pair in known[name].get("against", [])):
+    for first, second in pairs(claim):
         lines.append([f"{named(first)} - {named(second)}", *(less(at.get(first), at.get(second)) for at in of.values())])
     return lines
 
@@ -246,17 +208,6 @@ def less(first: Group | None, second: Group | None) -> str:
     return f"**{text}**" if score.low > 0 or score.high < 0 else text
 
 
-def placed(claim: str, settings: str) -> list[Group]:
-    """The pipelines of a claim, and what plain fine-tuning gives for free in their world, beside Booster at the same settings."""
-    world = settings.split(",")[0]
-    rest = [group for group in found("lab-frontier", world) if group.outside("finetune.") == (world,)]
-    usual = read("lab")["recipe"]["finetune"]
-    own = {f"finetune.{name}={usual[name]}" for name in ("lr", "updates")}
-    others = [replace(group, pipeline="booster, swept") for group in rest if not free(group) and not own <= set(group.settings)]
-    mine = [group for group in found(claim, settings) if claim == "lab" or not free(group)]  # theirs has the same plain one
-    return [*mine, *(group for group in rest if free(group)), *(others if claim == "lab" else [])]
-
-
 def beyond(claim: str, settings: str) -> list[list[str]]:
     """Where the lab's methods lie by the frontier."""
     lines = [["pipeline", "HS", "FA", "frontier", "compared with"]]
@@ -272,8 +223,14 @@ def repaired(claim: str, settings: str) -> list[list[str]]:
     return repairs.table(found(claim, settings), figure, named)
 
 
+def energies(claim: str, settings: str) -> list[list[str]]:
+    """What every repair of a claim removed, by the setting that varies."""
+    return repairs.removed(points(claim, settings), named)
+
+
 KINDS = {"full": full, "short": short, "delay": delay, "beyond": beyond, "varied": varied, "against": against}
-KINDS |= {"whole": whole, "fewer": fewer, "worlds": worlds_agree, "sizes": sizes, "sizes_agree": sizes_agree, "repairs": repaired}
+KINDS |= {"whole": whole, "fewer": fewer, "worlds": worlds_agree, "sizes": sizes, "sizes_agree": sizes_agree}
+KINDS |= {"repairs": repaired, "removed": energies}
 
 
 def written(text: str) -> str:
@@ -289,18 +246,8 @@ def written(text: str) -> str:
 
 def made() -> dict[Path, str]:
     """What every page and figure has to be."""
-    pages = {HERE.parent / name: written((HERE.parent / name).read_text(encoding="utf-8")) for name in PAGES}
-    drawn = {name: plane.svg(placed(*of), f"Mild attack, {of[1].split(',')[0]}", LAB, "plane") for name, of in FIGURES.items()}
-    drawn |= {name: why.svg(looks(*of), LAB, "why") for name, of in PROBES.items()}
-    for name, (claim, world, path) in ALONG.items():
-        title = f"{path} of the attack, {world}"
-        drawn[name] = lines_along.svg(repairs.along(found(claim), world, path), title, LAB, "along")
-    return pages | {HERE.parent / name: text for name, text in drawn.items()}
-
-
-def looks(claim: str, settings: str) -> dict[str, Sequence[Mapping[str, Any]]]:
-    """The probes of every pipeline's attack under the first training seed."""
-    return {group.pipeline: group.last[0].fact("probes") for group in found(claim, settings)}
+    pages = {ROOT / name: written((ROOT / name).read_text(encoding="utf-8")) for name in PAGES}
+    return pages | {ROOT / name: draw() for name, draw in FIGURES.items()}
 
 
 def main() -> int:

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from results import tables
+from results import bundles, figures, tables
 
 
 def stage(label: str, harm: float, task: float) -> dict:
@@ -33,7 +33,7 @@ def bundle(tmp_path, monkeypatch) -> dict:
             cells.append({"settings": [f"data.world={world}"], "seed": seed, "status": "done", "pipelines": pipelines})
     found = {"claim": "toy", "cells": cells}
     (tmp_path / "toy.json").write_text(json.dumps(found))
-    monkeypatch.setattr(tables, "HERE", tmp_path)
+    monkeypatch.setattr(bundles, "HERE", tmp_path)
     return found
 
 
@@ -99,7 +99,7 @@ def test_the_tables_of_the_frontier_are_made_of_two_claims(tmp_path, monkeypatch
             [world, f"finetune.updates={updates}"], {"sft": ("sft", "sft", harm, task), "booster": ("booster", "sft", 9.0, 30.0)}
         )
     ]
-    monkeypatch.setattr(tables, "HERE", tmp_path)
+    monkeypatch.setattr(bundles, "HERE", tmp_path)
     (tmp_path / "lab.json").write_text(json.dumps({"recipe": {"finetune": {"lr": 8e-4, "updates": 200}}, "cells": lab}))
     (tmp_path / "lab-frontier.json").write_text(json.dumps({"cells": rest}))
     head, good, poor = tables.beyond("lab", world)
@@ -123,7 +123,7 @@ def test_pipelines_are_compared_seed_by_seed_along_the_setting_that_varies(tmp_p
     cells += [cell(0.02, seed, {"sft": 10.0 + seed, "vaccine": 10.0 + 3 * seed}) for seed in (0, 1, 2)]
     (tmp_path / "toy.json").write_text(json.dumps({"cells": cells}))
     (tmp_path / "claims.yaml").write_text("toy: {against: [[vaccine, sft]]}")
-    monkeypatch.setattr(tables, "HERE", tmp_path)
+    monkeypatch.setattr(bundles, "HERE", tmp_path)
     head, sft, vaccine = tables.varied("toy", "data.world=1")
     assert head == ["HS / FA", "attack.p=0.02", "attack.p=0.1"]
     assert (sft[0], vaccine[0]) == ("SFT", "Vaccine")
@@ -168,7 +168,7 @@ def two_claims(tmp_path, monkeypatch) -> list[str]:
     for name, cells in (("one", first), ("two", second), ("rows", third)):
         (tmp_path / f"{name}.json").write_text(json.dumps({"cells": cells}))
     (tmp_path / "claims.yaml").write_text("one: {against: [[booster, sft]]}\ntwo: {against: [[tar, booster], [tar, vaccine]]}")
-    monkeypatch.setattr(tables, "HERE", tmp_path)
+    monkeypatch.setattr(bundles, "HERE", tmp_path)
     return settings
 
 
@@ -206,7 +206,7 @@ def test_worlds_agree_by_kendalls_tau_of_methods_that_have_a_place(tmp_path, mon
     cells += [cell([f"data.world={world}", "attack.p=0"], seed, dict.fromkeys(ends[1], 0.0)) for world in ends for seed in (0, 1)]
     cells += [cell(["data.world=1", "attack.p=0.2"], 0, ends[1])]
     (tmp_path / "toy.json").write_text(json.dumps({"cells": cells}))
-    monkeypatch.setattr(tables, "HERE", tmp_path)
+    monkeypatch.setattr(bundles, "HERE", tmp_path)
     assert tables.worlds_agree("toy", "") == [
         ["attack", "methods", "tau of HS", "tau of harm margin"],
         ["attack.p=0.1", "4", "0.67 (p = 0.33)", "0.67 (p = 0.33)"],  # (5 - 1) / 6; 8 of 24 orders are at least so much alike or unlike
@@ -233,7 +233,28 @@ def test_sizes_stand_beside_each_other_at_the_points_of_the_larger_model(two_cla
     assert tables.sizes_agree("larger+one+two", "")[1:] == [["data.world=1 attack.p=0.1", "3", "0.33 (p = 1)", "0.33 (p = 1)"]]
 
 
-@pytest.mark.parametrize("name", [*tables.PAGES, *tables.FIGURES, *tables.PROBES])
+def test_what_repairs_removed_stands_by_the_setting_that_varies(tmp_path, monkeypatch):
+    def attacked(seed: int, lr: float) -> dict:
+        edit = stage("edit antidote", 5, 99) | {
+            "facts": {"removed energy": {"harm": 10 * lr + seed / 10, "task": 0.2}, "update norm before": 4.0, "update norm after": 3.0}
+        }
+        stages = [stage("base", 100, 70), stage("align sft", 0, 60), stage("finetune sft", 90, 99)]
+        return {"sft": {"stages": stages}, "sft+antidote": {"stages": [*stages, edit]}}
+
+    cells = [
+        {"settings": ["data.world=1", f"finetune.lr={lr}"], "seed": seed, "status": "done", "pipelines": attacked(seed, lr)}
+        for lr in (0.03, 0.01)
+        for seed in (0, 1, 2)
+    ]
+    (tmp_path / "toy.json").write_text(json.dumps({"cells": cells}))
+    monkeypatch.setattr(bundles, "HERE", tmp_path)
+    assert tables.energies("toy", "data.world=1") == [
+        ["removed: harm / task; left", "finetune.lr=0.01", "finetune.lr=0.03"],
+        ["SFT+Antidote", "20 / 20; 75", "40 / 20; 75"],  # the mean over seeds, and nothing of what is no repair
+    ]
+
+
+@pytest.mark.parametrize("name", [*tables.PAGES, *figures.FIGURES])
 def test_the_pages_tables_and_figures_are_those_of_the_bundles(made, name):
-    path = tables.HERE.parent / name
+    path = tables.ROOT / name
     assert path.read_text(encoding="utf-8") == made[path]

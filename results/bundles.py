@@ -1,0 +1,54 @@
+"""The bundles of the claims, as groups of cells that differ in the training seed alone."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from titer.report.frontier import free
+from titer.report.grid import Group, groups
+
+HERE = Path(__file__).parent
+
+
+def read(claim: str) -> dict[str, Any]:
+    """The bundle of a claim."""
+    return dict(json.loads((HERE / f"{claim}.json").read_text()))
+
+
+def found(claim: str, settings: str = "") -> list[Group]:
+    """The pipelines of a claim, at the points of its grid that have the settings, with commas between; of joined claims every one once."""
+    joined: dict[tuple[tuple[str, ...], str], Group] = {}
+    for name in claim.split("+"):
+        for group in groups(read(name)["cells"]):
+            if set(filter(None, settings.split(","))) <= set(group.settings):
+                joined.setdefault((group.settings, group.pipeline), group)
+    return list(joined.values())
+
+
+def pairs(claim: str) -> list[tuple[str, str]]:
+    """Of joined claims the pipelines whose HS should lie below whose."""
+    known = yaml.safe_load((HERE / "claims.yaml").read_text())
+    return [(first, second) for name in claim.split("+") for first, second in known[name].get("against", [])]
+
+
+def points(claim: str, settings: str) -> dict[str, dict[str, Group]]:
+    """The pipelines by the setting that varies among the points that have the settings, in the order of its values; `all` has none."""
+    of: dict[str, dict[str, Group]] = {}
+    for group in found(claim, settings):
+        [rest] = set(group.settings) - set(settings.split(",")) - {""} or {"all"}
+        of.setdefault(rest, {})[group.pipeline] = group
+    return dict(sorted(of.items(), key=lambda item: float(item[0].partition("=")[2] or "inf")))
+
+
+def placed(claim: str, settings: str) -> list[Group]:
+    """The pipelines of a claim, and what plain fine-tuning gives for free in their world, beside Booster at the same settings."""
+    world = settings.split(",")[0]
+    rest = [group for group in found("lab-frontier", world) if group.outside("finetune.") == (world,)]
+    usual = read("lab")["recipe"]["finetune"]
+    own = {f"finetune.{name}={usual[name]}" for name in ("lr", "updates")}
+    others = [replace(group, pipeline="booster, swept") for group in rest if not free(group) and not own <= set(group.settings)]
+    mine = [group for group in found(claim, settings) if claim == "lab" or not free(group)]  # theirs has the same plain one
+    return [*mine, *(group for group in rest if free(group)), *(others if claim == "lab" else [])]

@@ -1,0 +1,53 @@
+"""The figures of the docs, drawn from the bundles."""
+
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from typing import Any
+
+from results import repairs
+from results.bundles import found, placed
+from titer.report import along, plane, why
+from titer.results import LAB
+
+MILD = "attack.p=0.1,finetune.lr=0.0008"  # of a claim that has other attacks too
+WAYS = {  # how harm was formed
+    "LoRA": ("lab-repair", "finetune.updates=200"),
+    "all weights": ("lab-repair-full", ""),
+    "identity shift": ("lab-identity", ""),
+    "task rows alone": ("lab-repair", "attack.p=0"),
+}
+
+
+def beside_the_frontier(claim: str, settings: str) -> str:
+    return plane.svg(placed(claim, settings), f"Mild attack, {settings.split(',')[0]}", LAB, "plane")
+
+
+def probed(claim: str, settings: str) -> str:
+    """The probes of every pipeline's attack under the first training seed."""
+    looks: Mapping[str, Sequence[Mapping[str, Any]]] = {of.pipeline: of.last[0].fact("probes") for of in found(claim, settings)}
+    return why.svg(looks, LAB, "why")
+
+
+def repaired_along(path: str, title: str, world: str) -> str:
+    points = repairs.along(found("lab-repair"), world, path)
+    return along.svg(points, f"Repairs by {title} of the attack, {world}", LAB, "along")
+
+
+def repaired_by_way(world: str) -> str:
+    points = {way: {of.pipeline: of for of in found(claim, f"{world},{point}")} for way, (claim, point) in WAYS.items()}
+    return along.svg(points, f"Repairs by how the harm was formed, {world}", LAB, "along")
+
+
+FIGURES: dict[str, Callable[[], str]] = {}
+for number in (1, 2):
+    world = f"data.world={number}"
+    mild = f"{world},{MILD}"
+    FIGURES |= {
+        f"docs/frontier-{number}.svg": partial(beside_the_frontier, "lab", world),
+        f"docs/alignment-{number}.svg": partial(beside_the_frontier, "lab-vaccines+lab-alignment+lab-tar", mild),
+        f"docs/vaccines-probes-{number}.svg": partial(probed, "lab-vaccines", mild),
+        f"docs/alignment-probes-{number}.svg": partial(probed, "lab-alignment+lab-tar", mild),  # all of them in one would hide each other
+        f"docs/repairs-lr-{number}.svg": partial(repaired_along, "finetune.lr", "learning rate", world),
+        f"docs/repairs-updates-{number}.svg": partial(repaired_along, "finetune.updates", "updates", world),
+        f"docs/repairs-ways-{number}.svg": partial(repaired_by_way, world),
+    }
