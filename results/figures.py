@@ -35,7 +35,7 @@ def repaired_along(path: str, title: str, world: str) -> str:
 
 def repaired_by_way(world: str) -> str:
     points = {way: {of.pipeline: of for of in found(claim, f"{world},{point}")} for way, (claim, point) in WAYS.items()}
-    return along.svg(points, f"Repairs by how the harm was formed, {world}", LAB, "along")
+    return along.svg(points, f"Repairs by how the harm was formed, {world}", LAB, "along", ordered=False)
 
 
 FIGURES: dict[str, Callable[[], str]] = {}

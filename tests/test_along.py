@@ -30,6 +30,13 @@ def test_every_value_stands_at_its_place_with_its_interval():
     assert [label.get_text() for label in figure.axes[1].get_xticklabels()] == list(POINTS)
 
 
+@pytest.mark.parametrize("ordered", [True, False])
+def test_values_without_an_order_are_not_joined(ordered):
+    figure = along.panels(POINTS, "Ways", "", ordered)
+    widths = {line.get_linewidth() for axes in figure.axes for line in axes.lines if line.get_gid()}
+    assert all(width > 0 for width in widths) if ordered else widths == {0}
+
+
 def test_what_is_struck_out_has_an_open_marker_and_is_said():
     figure = along.panels(POINTS, "Learning rate", "")
     hs, fa = ([line.get_markerfacecolor() for line in axes.lines if line.get_marker() == "s"] for axes in figure.axes)

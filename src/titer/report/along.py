@@ -20,10 +20,10 @@ SPREAD = 0.5  # of the room between two values that the pipelines stand apart in
 Points = Mapping[str, Mapping[str, Group]]  # value of the setting -> pipeline -> what it came to
 
 
-def svg(points: Points, title: str, note: str, prefix: str) -> str:
-    """The panels. `note` stands inside the image; `prefix` keeps its ids apart from another's."""
+def svg(points: Points, title: str, note: str, prefix: str, ordered: bool = True) -> str:
+    """The panels. `note` stands inside the image; `prefix` keeps its ids apart from another's; without an order there is no line."""
     with style():
-        return saved(panels(points, title, note), label(points, title, note), prefix)
+        return saved(panels(points, title, note, ordered), label(points, title, note), prefix)
 
 
 def label(points: Points, title: str, note: str) -> str:
@@ -39,12 +39,12 @@ def label(points: Points, title: str, note: str) -> str:
     return f"{title}, with 95 % intervals. {'. '.join(told)}. {note}".strip()
 
 
-def panels(points: Points, title: str, note: str) -> Figure:
+def panels(points: Points, title: str, note: str, ordered: bool = True) -> Figure:
     figure = canvas(WIDTH, HEIGHT)
     names = list(dict.fromkeys(name for of in points.values() for name in of))
-    keys = [_key(i, name) for i, name in enumerate(names)]
+    keys = [_key(i, name, ordered) for i, name in enumerate(names)]
     for j, (benchmark, text) in enumerate(PANELS.items()):
-        axes = figure.add_axes((0.085, 0.545 - 0.39 * j, 0.67, 0.35))
+        axes = figure.add_axes((0.085, 0.56 - 0.44 * j, 0.67, 0.35))
         axes.set(xlim=(-0.5, len(points) - 0.5), ylim=(-4, 104))
         axes.set_xticks(range(len(points)), [drawn(short(value, 60 // len(points))) for value in points] if j else [""] * len(points))
         axes.set_title(text, fontsize=8, loc="left")
@@ -59,16 +59,17 @@ def panels(points: Points, title: str, note: str) -> Figure:
     return figure
 
 
-def _key(i: int, name: str) -> Line2D:
+def _key(i: int, name: str, ordered: bool) -> Line2D:
     colour, marker = COLOURS[i % len(COLOURS)], MARKERS[i % len(MARKERS)]
-    return Line2D([], [], color=colour, marker=marker, markersize=5, linewidth=1.1, label=drawn(short(name, 22)))
+    return Line2D([], [], color=colour, marker=marker, markersize=5, linewidth=1.1 * ordered, label=drawn(short(name, 22)))
 
 
 def _line(axes: Axes, key: Line2D, groups: Sequence[Group | None], benchmark: str, shift: float, gid: str) -> None:
     """A pipeline's figure along the values."""
     found = [(x + shift, group, score) for x, group in enumerate(groups) if group and (score := group.score(benchmark))]
     colour = key.get_color()
-    axes.plot([x for x, _, _ in found], [score.value for _, _, score in found], color=colour, linewidth=1.0, alpha=0.6, gid=f"along-{gid}")
+    line = [x for x, _, _ in found], [score.value for _, _, score in found]
+    axes.plot(*line, color=colour, linewidth=key.get_linewidth(), alpha=0.6, gid=f"along-{gid}")
     for x, group, score in found:
         axes.errorbar(x, score.value, reach(score), fmt="none", ecolor=colour, elinewidth=0.8, alpha=0.5, capsize=2)
         face = "white" if group.struck and benchmark == "harm" else colour
