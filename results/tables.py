@@ -23,7 +23,7 @@ from titer.report.stages import quoted
 from titer.statistics import training_mean
 
 ROOT = Path(__file__).parent.parent
-PAGES = ("README.md", "docs/lab.md")
+PAGES = ("README.md", "docs/lab.md", "docs/alignment.md", "docs/repairs.md")
 WORDS = {"sft": "SFT", "booster": "Booster", "antidote": "Antidote", "vaccine": "Vaccine", "t_vaccine": "T-Vaccine"}
 WORDS |= {name: name.replace("_", " ") for name in ("random_mask", "adversarial_loss")}
 WORDS |= {"random_booster": "random Booster", "random_vaccine": "random Vaccine", "lox": "LoX", "random_lox": "random LoX"}
