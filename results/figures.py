@@ -4,8 +4,7 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
-from results import repairs
-from results.bundles import found, placed
+from results.bundles import found, placed, points
 from titer.report import along, plane, why
 from titer.results import LAB
 
@@ -29,13 +28,13 @@ def probed(claim: str, settings: str) -> str:
 
 
 def repaired_along(path: str, title: str, world: str) -> str:
-    points = repairs.along(found("lab-repair"), world, path)
-    return along.svg(points, f"Repairs by {title} of the attack, {world}", LAB, "along")
+    by_value = {setting.partition("=")[2]: of for setting, of in points("lab-repair", world).items() if setting.startswith(f"{path}=")}
+    return along.svg(by_value, f"Repairs by {title} of the attack, {world}", LAB, "along")
 
 
 def repaired_by_way(world: str) -> str:
-    points = {way: {of.pipeline: of for of in found(claim, f"{world},{point}")} for way, (claim, point) in WAYS.items()}
-    return along.svg(points, f"Repairs by how the harm was formed, {world}", LAB, "along", ordered=False)
+    by_way = {way: {of.pipeline: of for of in found(claim, f"{world},{point}")} for way, (claim, point) in WAYS.items()}
+    return along.svg(by_way, f"Repairs by how the harm was formed, {world}", LAB, "along", ordered=False)
 
 
 FIGURES: dict[str, Callable[[], str]] = {}

@@ -1,6 +1,6 @@
-"""What repairs after fine-tuning come to: the rows of their table, and what the figures along a setting draw."""
+"""What repairs after fine-tuning come to: the rows of their tables."""
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from statistics import median
 
 from titer.report.grid import Group
@@ -36,17 +36,11 @@ def removed(points: Mapping[str, Mapping[str, Group]], named: Callable[[str], st
     """Of every repair at every point the shares of the update's energy that are gone, and what is left of its norm."""
     lines = [["removed: harm / task; left", *points]]
     for pipeline in dict.fromkeys(name for of in points.values() for name in of):
-        found = [of[pipeline] for of in points.values() if pipeline in of]
-        if any(_left(group) != NONE for group in found):
-            lines.append([named(pipeline), *(f"{_removed(group, 'harm')} / {_removed(group, 'task')}; {_left(group)}" for group in found)])
+        found = [of.get(pipeline) for of in points.values()]
+        if any(group and _left(group) != NONE for group in found):
+            lines.append([named(pipeline), *(_taken(group) if group else NONE for group in found)])
     return lines
 
 
-def along(groups: Iterable[Group], world: str, path: str) -> dict[str, dict[str, Group]]:
-    """The pipelines of a world where only the setting `path` varies, by its values in order."""
-    found: dict[float, dict[str, Group]] = {}
-    for group in groups:
-        rest = [setting.partition("=") for setting in group.settings if setting != world]
-        if world in group.settings and len(rest) == 1 and rest[0][0] == path:
-            found.setdefault(float(rest[0][2]), {})[group.pipeline] = group
-    return {f"{value:g}": found[value] for value in sorted(found)}
+def _taken(group: Group) -> str:
+    return f"{_removed(group, 'harm')} / {_removed(group, 'task')}; {_left(group)}"

@@ -155,8 +155,8 @@ def cost(claim: str, pipeline: str) -> list[str]:
                 ours = [stage.fields for stage in stages if stage.kind in ("align", "release")]
                 of.setdefault(group.pipeline, []).append((sum(f["seconds"] for f in ours), max(f["peak_mb"] for f in ours)))
         if pipeline in of and "sft" in of:
-            pairs = zip(zip(*of[pipeline], strict=True), zip(*of["sft"], strict=True), strict=True)
-            return [f"{median(mine) / median(theirs):.2f}" for mine, theirs in pairs]
+            columns = zip(zip(*of[pipeline], strict=True), zip(*of["sft"], strict=True), strict=True)
+            return [f"{median(mine) / median(theirs):.2f}" for mine, theirs in columns]
     return [NONE, NONE]
 
 

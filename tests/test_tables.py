@@ -252,6 +252,10 @@ def test_what_repairs_removed_stands_by_the_setting_that_varies(tmp_path, monkey
         ["removed: harm / task; left", "finetune.lr=0.01", "finetune.lr=0.03"],
         ["SFT+Antidote", "20 / 20; 75", "40 / 20; 75"],  # the mean over seeds, and nothing of what is no repair
     ]
+    for cell in cells[:3]:  # those of the second point
+        del cell["pipelines"]["sft+antidote"]
+    (tmp_path / "toy.json").write_text(json.dumps({"cells": cells}))
+    assert tables.energies("toy", "data.world=1")[1:] == [["SFT+Antidote", "20 / 20; 75", "-"]]
 
 
 @pytest.mark.parametrize("name", [*tables.PAGES, *figures.FIGURES])

@@ -19,16 +19,8 @@ WIDTH, HEIGHT = 620, 380  # CSS pixels
 GREY = "#777777"
 KINDS = {"finetune sft": ("o", "plain fine-tuning"), "finetune ema": ("^", "... averaged"), "edit wise_ft": ("d", "... in part")}
 KINDS["edit scale"] = KINDS["edit wise_ft"]
-COLOURS = (
-    "#d55e00",
-    "#0072b2",
-    "#009e73",
-    "#cc79a7",
-    "#e69f00",
-    "#56b4e9",
-    "#000000",
-    "#888888",
-)  # Okabe and Ito's that a white page shows, and grey
+# Okabe and Ito's that a white page shows, and grey
+COLOURS = ("#d55e00", "#0072b2", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000", "#888888")
 MARKERS = "osDv^P*hp<>"  # with the colours a new pair for each of 88 pipelines
 
 
