@@ -15,6 +15,7 @@ import json
 import os
 import re
 import resource
+import shutil
 import signal
 import sys
 import tempfile
@@ -276,7 +277,11 @@ def share_imports(module: str) -> None:
 
 
 def run(mutant: Mutant, tests: list[str], order: Order) -> int:
-    """Start the tests with the mutant in the method's place, in a fork; its process id."""
+    """Start the tests with the mutant in the method's place, in a fork; its process id.
+
+    Each has a folder of its own for the tests' files: pytest deletes those of earlier runs when it ends, and of two that do so
+    at once one may fail, which would be taken for a mutant noticed.
+    """
     assert mutant.module not in sys.modules
     child = os.fork()
     if child == 0:
@@ -284,13 +289,14 @@ def run(mutant: Mutant, tests: list[str], order: Order) -> int:
         try:
             resource.setrlimit(resource.RLIMIT_CPU, (SECONDS, SECONDS))
             signal.alarm(10 * SECONDS)  # for one that waits; on a busy machine the others take longer, too
-            silent = os.open(os.devnull, os.O_WRONLY)
-            os.dup2(silent, 1)
-            os.dup2(silent, 2)
+            said = os.open(order.folder / f"said-{os.getpid()}", os.O_WRONLY | os.O_CREAT)
+            os.dup2(said, 1)
+            os.dup2(said, 2)
             Finder.mutant = mutant
             sys.meta_path.insert(0, Finder)
             torch.set_num_threads(1)
-            code = int(pytest.main(["-x", "-q", "-p", "no:cacheprovider", "--assert=plain", "--tb=no", *tests], [order]))
+            files = f"--basetemp={order.folder / f'files-{os.getpid()}'}"
+            code = int(pytest.main(["-x", "-q", "-p", "no:cacheprovider", "--assert=plain", "--tb=line", files, *tests], [order]))
         finally:
             os._exit(code)
     return child
@@ -310,8 +316,12 @@ def noticed(mutants: list[Mutant], tests: list[str]) -> list[bool]:
             child, status = os.wait()
             code = os.waitstatus_to_exitcode(status)
             assert code != 5, f"no test was collected from {tests}"
-            found[running.pop(child)] = code != 0
+            i = running.pop(child)
+            found[i] = code != 0
+            if i == 0 and code:  # the method itself
+                print((order.folder / f"said-{child}").read_text(), flush=True)
             order.learn(child)
+            shutil.rmtree(order.folder / f"files-{child}", ignore_errors=True)
     return found
 
 
