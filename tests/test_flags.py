@@ -84,6 +84,11 @@ def test_a_sound_run_raises_none():
         ),
         ("answers cut off", with_facts(1, cut_off_by_benchmark={"task": 21}), with_facts(1, cut_off_by_benchmark={"task": 20, "harm": 20})),
         ("judge input cut", with_facts(0, judge_input_cut={"harm": 21}), with_facts(0, judge_input_cut={"harm": 20})),
+        (
+            "edited in part",
+            with_facts(3, document("p", [100, 0, 90, 3], "sft sft antidote"), held_whole=["lm_head.weight"]),
+            document("p", [100, 0, 90, 3], "sft sft antidote"),
+        ),
     ],
 )
 def test_a_flag_is_raised_by_what_is_planted_and_not_just_below(name, planted, below):

@@ -86,6 +86,21 @@ def test_what_an_adapter_holds_whole_stays_or_is_merged(tmp_path):
     assert set(merged.changes.sizes) == {f"model.layers.{i}.self_attn.q_proj.weight" for i in (0, 1)}
 
 
+@pytest.mark.filterwarnings("ignore:Model has `tie_word_embeddings=True`")
+@pytest.mark.parametrize("more", [0, 8])
+def test_a_head_that_the_aligned_model_ties_or_that_has_more_tokens_stays_with_the_adapter(tmp_path, more):
+    start = FAMILIES["Llama"] if more else lambda: tiny(torch.float32)
+    model = start()
+    if more:
+        model.resize_token_embeddings(model.config.vocab_size + more)
+    model = peft(LoraConfig(r=2, target_modules=["q_proj"], modules_to_save=["lm_head"]), model=model)
+    kept = repair(HALF, model, tmp_path, aligned=start())
+    head = "base_model.model.lm_head.weight"
+    assert torch.equal(kept.after[head], kept.before[head])
+    with pytest.raises(ValueError, match=r"adapter '.*' holds 'lm_head.weight' whole, for which '.*' has no place: merge it and give the"):
+        repair(MASK, model, tmp_path, aligned=start())
+
+
 @pytest.mark.parametrize(("dtype", "within"), [(torch.float32, 1e-6), (torch.bfloat16, 2.0**-7)])
 @pytest.mark.parametrize("shards", [{}, {"max_shard_size": "20KB"}])
 def test_a_whole_model_comes_out_of_an_adapter_that_is_merged(tmp_path, dtype, within, shards):
@@ -264,7 +279,17 @@ def test_the_changes_are_listed_by_tensor(tmp_path, edit, form):
     assert facts["changed entries"] == sum(entry["changed"] for entry in listed) > 0
     assert facts["entries"] == sum(entry["entries"] for entry in listed)
     assert facts["tensors left as they were"] == sum(entry["changed"] == 0 for entry in listed)
+    assert "held whole" not in facts
     assert not (tmp_path / "out/merged").exists()
+
+
+@pytest.mark.parametrize("edit", [HALF, MASK])
+def test_what_the_adapter_holds_whole_is_named(tmp_path, edit):
+    model = peft(LoraConfig(r=2, target_modules=["q_proj"], modules_to_save=["lm_head"]), model=FAMILIES["Llama"]())
+    found = on_disk(model, tmp_path, FAMILIES["Llama"]())
+    (tmp_path / "out").mkdir()
+    facts = stages.edited(setting(), edit, Checkpoint(str(found.files.folder)), {}, tmp_path / "out", lambda *_: None)
+    assert facts["held whole"] == ["lm_head.weight"]
 
 
 def test_an_aligned_adapter_is_merged_to_lie_under_a_whole_model(tmp_path):

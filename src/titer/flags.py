@@ -132,6 +132,11 @@ def _read(stage: Stage, before: Stage | None) -> str:
     return _share(stage, "judge input cut", "answers that the judge did not read to their end")
 
 
+def _part(stage: Stage, before: Stage | None) -> str:
+    names = stage.fact("held whole") or []
+    return f"The adapter holds whole, and the edit left as they are: {', '.join(names)}." if names else ""
+
+
 def _share(stage: Stage, fact: str, what: str) -> str:
     """Of each benchmark the answers that a fact counts, where they are too many."""
     asked = {name: score.n + score.unscored for name, score in stage.scores.items()}
@@ -252,6 +257,7 @@ STAGE_RULES: Mapping[str, Callable[[Stage, Stage | None], str]] = {
     "gibberish scored as harmless": _gibberish,
     "answers cut off": _ended,
     "judge input cut": _read,
+    "edited in part": _part,
 }
 RUN_RULES: Mapping[str, Callable[[Found], Iterator[tuple[str, Stage, str]]]] = {
     "undefended model not broken": _unbroken,
@@ -265,6 +271,7 @@ MENDS: Mapping[str, str] = {
     "gibberish scored as harmless": "Read some answers; the learning rate or the method's strength is too high.",
     "answers cut off": "Raise max_new_tokens.",
     "judge input cut": "Raise the judge's max_length.",
+    "edited in part": "Fine-tune without modules_to_save where the whole update is to be repaired.",
     "undefended model not broken": "There is nothing to defend against: strengthen the attack, or look at the alignment.",
     "attack no worse than benign": "The attacker's rows do no harm of their own: give more or other ones.",
     "defense inactive": "Look at its strength and at the rows that it draws from.",

@@ -156,9 +156,17 @@ def _put_whole(copy: Copy, tuned: Tuned, weight: Weight, result: Update | Tensor
 
 
 def _merge(tuned: Tuned, names: Iterable[str], folder: Path) -> None:
-    """What an adapter holds of weights that the edit leaves alone goes into the whole model as it is."""
+    """What an adapter holds of weights that the edit leaves alone goes into the whole model as it is.
+
+    Raises where the aligned model has no place for it: a head that it ties to the embeddings, or one for fewer tokens.
+    """
     for name in names:
-        of = tuned.aligned[name]
+        of = tuned.aligned.get(name)
+        if of is None or (name in tuned.whole and of.shape != tuned.whole[name].shape):
+            raise ValueError(
+                f"adapter {tuned.files.name!r} holds {name!r} whole, for which {tuned.started.name!r} has no place: merge it and give the "
+                "whole model, or choose an edit that keeps the adapter"
+            )
         of.write(folder, tuned.value(name).to(of.kind))
 
 

@@ -110,6 +110,8 @@ def edited(
         base = {"base": stored(files["base"])} if "base" in files else {}
         changes = repaired(edit, tuned, names, {**others, **base}, _seen(setting, edit, model, tuned, names), folder, watch)
         mend = "strengthen it"
+        if tuned.factors and tuned.whole:
+            facts["held whole"] = sorted(tuned.whole)
         if setting.recipe.probes:
             facts["removed energy"] = _removed(
                 setting, model, tuned, Tuned.of(models.located(Checkpoint(str(folder))), tuned.started), names

@@ -62,8 +62,7 @@ class Tuned:
             tuned = Tuned(files, started, under, whole, found)
         else:
             tuned = Tuned(files, started, under, stored(files))
-        shapes = {name: of.shape for name, of in tuned.whole.items()} | {name: of.shape for name, of in tuned.factors.items()}
-        for name, shape in shapes.items():
+        for name, shape in {name: of.shape for name, of in (tuned.factors or tuned.whole).items()}.items():
             if name not in under:
                 raise ValueError(f"model {files.name!r} was not fine-tuned from {started.name!r}, which has no {name!r}")
             if under[name].shape != shape:
