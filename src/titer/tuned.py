@@ -62,11 +62,11 @@ class Tuned:
             tuned = Tuned(files, started, under, whole, found)
         else:
             tuned = Tuned(files, started, under, stored(files))
-        for name, shape in {name: of.shape for name, of in (tuned.factors or tuned.whole).items()}.items():
+        for name, of in (tuned.factors or tuned.whole).items():
             if name not in under:
                 raise ValueError(f"model {files.name!r} was not fine-tuned from {started.name!r}, which has no {name!r}")
-            if under[name].shape != shape:
-                sizes = [" x ".join(map(str, each)) for each in (under[name].shape, shape)]
+            if under[name].shape != of.shape:
+                sizes = [" x ".join(map(str, each)) for each in (under[name].shape, of.shape)]
                 raise ValueError(
                     f"model {files.name!r} was not fine-tuned from {started.name!r}, whose {name!r} is {sizes[0]}, not {sizes[1]}"
                 )
