@@ -83,7 +83,6 @@ EQUIVALENT: dict[tuple[str, str], str] = {
     ("safe_lora", "self.rank -> 2 * self.rank in self.rank < 1"): "no whole number tells 2 n < 1 from n < 1",
     ("safe_lora", "0 -> 1"): "ARPACK starts from other numbers and comes to the same directions",
     ("resta", "drawn < drop -> drawn <= drop"): "no draw is exactly the probability",
-    ("antidote", "65536 -> 131072"): "how many entries are done at once changes memory and speed alone",
     ("antidote", "4194304 -> 8388608"): "how many entries are done at once changes memory and speed alone",
     ("antidote", "strict=True -> strict=False"): "both are cut alike",
     ("antidote", "frozen=True -> frozen=False"): "no one writes to a cut",

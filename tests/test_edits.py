@@ -207,20 +207,22 @@ def test_features_are_the_same_where_a_family_flattens_its_tokens(rows, family):
             torch.testing.assert_close(norm.square(), sum(norms[name][what].square() for norms in single), rtol=1e-4, atol=1e-6)
 
 
-def test_features_are_summed_in_float64_over_any_number_of_tokens(rows, monkeypatch):
-    x, real = 1e3 + torch.rand(1000, 7), (torch.rand(1000) < 0.7).long()
-    found = antidote.squares(x, real)
-    assert found.dtype == torch.float64
-    np.testing.assert_allclose(found.numpy(), (x.double().numpy()[real.bool().numpy()] ** 2).sum(0), rtol=1e-13)
-    wide = x.double()
-    assert torch.equal(antidote.squares(wide, real), found)
-    assert torch.equal(wide, x.double())  # what the layer reads is its own
-    model, batch = tuned(), [batch_of(rows["harmful"][:6], 6)]
-    layers = layers_of(model, ["model.layers.1.mlp.down_proj.weight"])
-    whole = feature_norms(model, layers, batch)
-    monkeypatch.setattr(antidote, "CACHED", 300)
-    for what, norm in feature_norms(model, layers, batch)["model.layers.1.mlp.down_proj.weight"].items():
-        torch.testing.assert_close(norm, whole["model.layers.1.mlp.down_proj.weight"][what], rtol=1e-14, atol=0)
+@pytest.mark.parametrize(("dtype", "error"), [(torch.float64, 1e-13), (torch.float32, 1e-6), (torch.bfloat16, 1e-6)])
+def test_squares_of_features_are_summed_in_float32_or_better(dtype, error, monkeypatch):
+    x, real = (1e3 + torch.rand(1000, 7)).to(dtype), (torch.rand(1000) < 0.7).long()
+    before, expected = x.clone(), (x.double().numpy()[real.bool().numpy()] ** 2).sum(0)
+    for piece in (antidote.PIECE, 300):
+        monkeypatch.setattr(antidote, "PIECE", piece)
+        found = antidote.squares(x, real)
+        assert found.dtype == torch.float64
+        np.testing.assert_allclose(found.numpy(), expected, rtol=error)
+    assert torch.equal(x, before)  # what the layer reads is its own
+
+
+def test_pieces_of_features_are_added_in_float64(monkeypatch):
+    monkeypatch.setattr(antidote, "PIECE", 1)
+    x = torch.tensor([[2.0**14], [1.0], [1.0]])
+    assert antidote.squares(x, torch.ones(3)).item() == 2.0**28 + 2  # which float32 does not know
 
 
 def test_hooks_are_removed_also_after_an_exception(rows):

@@ -40,7 +40,6 @@ from titer.update import Update
 
 Scoring = Callable[[Weight, Mapping[str, Tensor]], dict[str, Tensor]]
 PIECE = 4194304  # entries whose squares are taken at once and held beside the forward pass
-CACHED = 65536  # the same on a CPU, where few enough for its cache are faster
 
 
 @dataclass(frozen=True)
@@ -186,9 +185,10 @@ def feature_norms(model: PreTrainedModel, layers: Mapping[str, nn.Module], batch
 
 
 def squares(x: Tensor, real: Tensor) -> Tensor:
-    """Sum over the tokens that are `real` (B * T,) of the squares of x (B * T, in), in float64."""
+    """Sum over the tokens that are `real` (B * T,) of the squares of x (B * T, in): of a piece in float32 or better, of all in float64."""
     total = torch.zeros(x.shape[1], dtype=torch.float64, device=x.device)
-    rows = -(-{"cpu": CACHED}.get(x.device.type, PIECE) // x.shape[1])  # rounded up
-    for part, mask in zip(x.split(rows), real.double().split(rows), strict=True):
-        total.addmv_(part.to(torch.float64, copy=True).square_().T, mask)  # a copy even of float64, which is the layer's input
+    wide = torch.promote_types(x.dtype, torch.float32)
+    rows = -(-PIECE // x.shape[1])  # rounded up
+    for part, mask in zip(x.split(rows), real.to(wide).split(rows), strict=True):
+        total += part.to(wide).square().T @ mask
     return total
