@@ -93,13 +93,15 @@ def text(bundle: dict[str, Any]) -> str:
 
 
 def differs(name: str, claim: dict[str, Any]) -> list[str]:
-    """Where one cell, computed afresh, is not as the claim's bundle has it: the plain pipeline's weights and scores."""
+    """Where one cell, computed afresh, is not as the claim's bundle has it, in its first pipeline with an edit, or in its first."""
     bundle = json.loads((HERE / f"{name}.json").read_text())
-    published = bundle["cells"][0]
-    cell = Cell((*published["settings"], 'pipelines={"sft": {"align": "sft", "edit": "antidote"}}'), published["seed"])
+    published, pipelines = bundle["cells"][0], bundle["recipe"]["pipelines"]
+    pipeline = next((of for of, stages in pipelines.items() if stages["edit"]), next(iter(pipelines)))
+    alone = json.dumps({pipeline: pipelines[pipeline]})
+    cell = Cell((*published["settings"], f"pipelines={alone}"), published["seed"])
     with tempfile.TemporaryDirectory() as folder:
         fresh = computed(name, Sweep(claim["recipe"], [cell], Path(folder) / "cells", Path(folder) / "store"))["cells"][0]
-    wanted, got = published["pipelines"]["sft+antidote"]["stages"], fresh["pipelines"]["sft"]["stages"]
+    wanted, got = (of["pipelines"][pipeline]["stages"] for of in (published, fresh))
     return [
         f"{name}: {was['kind']} has {key} {now[key]} where the bundle has {was[key]}"
         for was, now in zip(wanted, got, strict=True)

@@ -14,6 +14,7 @@ POINTS = [Cell((f"attack.p={p}",), seed) for p in (0.1, 0.02) for seed in (0, 1)
 DOCUMENT = {
     "stages": [{"kind": "base", "method": {}, "scores": {}, "struck out": [], "weights": "0", "seconds": 1, "peak_mb": 2, "facts": {}}]
 }
+PIPELINES = {"sft": DOCUMENT, "sft+antidote": DOCUMENT}
 
 
 @pytest.fixture
@@ -23,7 +24,7 @@ def ran(tmp_path, monkeypatch) -> list[Cell]:
 
     def run(sweep: Sweep, report) -> dict:
         asked.extend(sweep.cells)
-        found = [{"settings": list(c.settings), "seed": c.seed, "status": "done", "pipelines": {"sft": DOCUMENT}} for c in sweep.cells]
+        found = [{"settings": list(c.settings), "seed": c.seed, "status": "done", "pipelines": PIPELINES} for c in sweep.cells]
         return {"cells": found}
 
     monkeypatch.setattr(Sweep, "run", run)
@@ -59,6 +60,20 @@ def test_a_bundles_finished_cells_are_kept_and_the_missing_ones_computed(ran, mo
     ran.clear()
     made(monkeypatch, "toy", "--afresh")
     assert ran == POINTS
+
+
+def test_one_cell_is_compared_with_its_bundle_in_the_first_pipeline_that_edits(ran, monkeypatch, capsys):
+    whole = made(monkeypatch)
+    ran.clear()
+    made(monkeypatch, "--cell", "toy")
+    [cell] = ran
+    assert (cell.seed, cell.settings[:-1]) == (0, POINTS[0].settings)
+    assert list(recipe.load("lab", cell.settings).pipelines) == ["sft+antidote"]
+    stage = whole["cells"][0]["pipelines"]["sft+antidote"]["stages"][0]
+    stage["weights"] = "of the bundle"
+    rewrite(cells=whole["cells"])
+    assert make.main() == 1
+    assert capsys.readouterr().out.splitlines()[-1] == "toy: base has weights 0 where the bundle has of the bundle"
 
 
 def test_a_bundle_of_another_recipe_or_other_versions_keeps_nothing(ran, monkeypatch):
