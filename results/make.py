@@ -93,18 +93,15 @@ def text(bundle: dict[str, Any]) -> str:
 
 
 def differs(name: str, claim: dict[str, Any]) -> list[str]:
-    """Where one cell, computed afresh, is not as the claim's bundle has it, in its first pipeline with an edit, or in its first."""
-    bundle = json.loads((HERE / f"{name}.json").read_text())
-    published, pipelines = bundle["cells"][0], bundle["recipe"]["pipelines"]
-    pipeline = next((of for of, stages in pipelines.items() if stages["edit"]), next(iter(pipelines)))
-    alone = json.dumps({pipeline: pipelines[pipeline]})
-    cell = Cell((*published["settings"], f"pipelines={alone}"), published["seed"])
+    """Where one cell, computed afresh, is not as the claim's bundle has it, in weights or scores."""
+    published = json.loads((HERE / f"{name}.json").read_text())["cells"][0]
+    cell = Cell(tuple(published["settings"]), published["seed"])
     with tempfile.TemporaryDirectory() as folder:
         fresh = computed(name, Sweep(claim["recipe"], [cell], Path(folder) / "cells", Path(folder) / "store"))["cells"][0]
-    wanted, got = (of["pipelines"][pipeline]["stages"] for of in (published, fresh))
     return [
-        f"{name}: {was['kind']} has {key} {now[key]} where the bundle has {was[key]}"
-        for was, now in zip(wanted, got, strict=True)
+        f"{name}: {was['kind']} of {pipeline} has {key} {now[key]} where the bundle has {was[key]}"
+        for pipeline, document in published["pipelines"].items()
+        for was, now in zip(document["stages"], fresh["pipelines"][pipeline]["stages"], strict=True)
         for key in ("weights", "scores")
         if was[key] != now[key]
     ]

@@ -29,8 +29,7 @@ WORDS |= {name: name.replace("_", " ") for name in ("random_mask", "adversarial_
 WORDS |= {"random_booster": "random Booster", "random_vaccine": "random Vaccine", "lox": "LoX", "random_lox": "random LoX"}
 WORDS |= {"repnoise": "RepNoise", "tar": "TAR", "random_repnoise": "random RepNoise", "random_tar": "random TAR"}
 WORDS |= {"random_adversarial_loss": "random adversarial loss", "wise_ft": "WiSE-FT", "safe_lora": "Safe LoRA", "safe_merge": "SafeMERGE"}
-WORDS |= {"resta": "RESTA", "safe_delta": "Safe Delta", "one_shot": "one-shot", "antidote, global": "Antidote, global"}
-WORDS |= {"antidote, update": "Antidote, update", "safe_lora, exact": "Safe LoRA, exact"}
+WORDS |= {"resta": "RESTA", "safe_delta": "Safe Delta", "one_shot": "one-shot"}
 # the alignment stage in the order of its tables, a null behind its method
 METHODS = ("sft", "vaccine", "random_vaccine", "t_vaccine", "booster", "random_booster", "booster+t_vaccine", "repnoise", "random_repnoise")
 METHODS += ("tar", "random_tar", "adversarial_loss", "random_adversarial_loss", "lox", "random_lox", "booster+lox")
@@ -56,7 +55,9 @@ def words(group: Group) -> str:
 
 
 def named(pipeline: str) -> str:
-    return "+".join(WORDS.get(name, name) for name in pipeline.split("+"))
+    """Its methods' names, each with what tells it from another of the same method behind a comma."""
+    methods = (name.partition(", ") for name in pipeline.split("+"))
+    return "+".join(WORDS.get(name, name) + comma + variant for name, comma, variant in methods)
 
 
 def ordered(pipelines: Iterable[str]) -> list[str]:
