@@ -73,6 +73,7 @@ def computed(name: str, plan: Sweep, known: Mapping[Cell, dict[str, Any]] | None
     """The bundle of a claim: its plan's cells, in the plan's order, of which those that are known are not computed."""
     known = known or {}
     left = replace(plan, cells=[cell for cell in plan.cells if cell not in known])
+    left.check()
     with progress.counted(Console(stderr=True), len(left.cells)) as watch:
         bundle = left.run(watch)
     found = [

@@ -13,7 +13,7 @@ import pytest
 from test_recipe import run as titer
 from test_run import plan, recipe_file  # noqa: F401  fixtures
 from titer import recipe
-from titer.pipeline import Run
+from titer.pipeline import Run, occupied
 from titer.setting import Setting
 from titer.store import Store
 from titer.sweep import Cell, Sweep, cells
@@ -120,9 +120,32 @@ def _read(path: Path) -> bytes:
 def test_a_cell_of_other_code_is_not_done(monkeypatch, tmp_path):
     ran = []
     sweep = Sweep("lab", [Cell((), 0)], tmp_path, tmp_path / "store")
-    monkeypatch.setattr(Sweep, "_process", lambda self, cell, folder: ran.append(cell) or (0, "{}", ""))
+    monkeypatch.setattr(Sweep, "_process", lambda self, cell, folder: ran.append(folder.mkdir(exist_ok=True)) or (0, "{}", ""))
     for version in ("a", "a", "b"):
         monkeypatch.setattr("titer.sweep.everything", lambda version=version: version)
         assert sweep.run(lambda *_: None)["missing"] == 0
     assert len(ran) == 2
-    assert os.listdir(tmp_path / "cells") == [f"{Cell((), 0).name}.json"]
+    assert sorted(os.listdir(tmp_path / "cells")) == [Cell((), 0).name, f"{Cell((), 0).name}.json"]
+    (tmp_path / "cells" / Cell((), 0).name).rmdir()
+    sweep.run(lambda *_: None)
+    assert len(ran) == 3  # without its folder it is not done
+
+
+def test_cells_of_another_recipe_or_of_other_rows_are_not_taken_for_this_one(recipe_file, plan, tmp_path):  # noqa: F811
+    sweep = Sweep(recipe_file, [Cell((), 0)], tmp_path / "out", tmp_path / "store")
+    sweep.check()
+    cell = tmp_path / "out" / "cells" / Cell((), 0).name
+    with occupied(cell, Setting.prepare(recipe.load(recipe_file))):
+        pass
+    sweep.check()
+    before = (cell / "run.json").read_bytes()
+    mine, rows = Path(recipe_file), Path(plan["data"]["task"])
+    for path, was, now in ((mine, "updates: 6", "updates: 5"), (rows, "bigger", "larger")):
+        text = path.read_text()
+        assert was in text
+        path.write_text(text.replace(was, now, 1))
+        with pytest.raises(ValueError, match="out holds cells of another recipe or of other rows: give another --out"):
+            sweep.check()
+        path.write_text(text)
+    sweep.check()
+    assert (cell / "run.json").read_bytes() == before

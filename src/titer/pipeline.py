@@ -27,6 +27,7 @@ from titer.statistics import Score, read
 from titer.store import Store, key_of, write
 from titer.train import Watch
 
+MARKER = "run.json"  # says what lies in a run's folder
 Report = Callable[[str, int, int, Mapping[str, float]], None]  # (stage, update, of how many or 0 when computed, terms by name)
 
 
@@ -194,19 +195,24 @@ class Run:
         write(folder / "stage.json", dataclasses.asdict(stage))
 
 
+def free(folder: Path, setting: Setting, what: str = "run") -> bool:
+    """Whether a folder holds nothing, or what is computed."""
+    identity, marker = f"{what} {setting.identity}", folder / MARKER
+    if not folder.is_file() and not (folder.is_dir() and any(folder.iterdir())):
+        return True
+    return marker.is_file() and json.loads(marker.read_text()).get("identity") == identity
+
+
 @contextmanager
 def occupied(folder: Path, setting: Setting, what: str = "run") -> Iterator[None]:
     """The folder of what is computed, claimed: an interrupted one of the same identity goes on, another one's folder is refused.
 
     Where the run fails on its input, what was written is removed; an interruption leaves it to be taken up again.
     """
-    marker, identity = folder / "run.json", f"{what} {setting.identity}"
-    if folder.is_file() or (folder.is_dir() and any(folder.iterdir())):
-        same = marker.is_file() and json.loads(marker.read_text()).get("identity") == identity
-        if not same:
-            raise ValueError(f"{folder} holds something else: give another --out, or remove it")
+    if not free(folder, setting, what):
+        raise ValueError(f"{folder} holds something else: give another --out, or remove it")
     folder.mkdir(parents=True, exist_ok=True, mode=0o700)  # attacked weights and answers are for their maker alone
-    write(marker, {"identity": identity, "recipe": describe(setting.recipe)})
+    write(folder / MARKER, {"identity": f"{what} {setting.identity}", "recipe": describe(setting.recipe)})
     try:
         yield
     except ValueError:

@@ -49,11 +49,20 @@ class Setting:
     references: Mapping[str, Checkpoint]  # by name, the other models that an edit alone was given; a run makes its own
 
     @staticmethod
-    def prepare(recipe: Recipe, kinds: Collection[str] = ALL, references: Mapping[str, Checkpoint] | None = None) -> Setting:
-        """Find what can be found wrong with stages of these kinds before anything is computed or written.
+    def read(recipe: Recipe, kinds: Collection[str] = ALL, references: Mapping[str, Checkpoint] | None = None) -> Setting:
+        """Find the rows and the model of stages of these kinds, which is enough to tell one run from another.
 
         `references` are the other models that an edit alone asks for, by name.
         """
+        start = models.located(recipe.model)
+        found = roles(recipe.data, recipe.benchmark, wanted(recipe, kinds))
+        own = found.attack if recipe.attack.wants_harmful else found.requests
+        attacked = recipe.attack.rows(found.task, own, recipe.seed) if "finetune" in kinds else []
+        return Setting(recipe, found, attacked, start, references or {})
+
+    @staticmethod
+    def prepare(recipe: Recipe, kinds: Collection[str] = ALL, references: Mapping[str, Checkpoint] | None = None) -> Setting:
+        """The same, when all has been found that can be found wrong before anything is computed or written."""
         if recipe.threads is not None:
             torch.set_num_threads(recipe.threads)
         accelerator = accelerator_for()
@@ -62,18 +71,14 @@ class Setting:
                 f"{accelerator.num_processes} ranks: a recipe runs in one process; launch `titer.train.train` itself on several"
             )
         models.check_dtype(recipe.model.dtype, accelerator.device)
-        start = models.located(recipe.model)
-        template = Template(models.tokenizer(recipe.model, start), recipe.max_length, recipe.template, recipe.system)
+        setting = Setting.read(recipe, kinds, references)
+        template = Template(models.tokenizer(recipe.model, setting.start), recipe.max_length, recipe.template, recipe.system)
         for kind in TRAINED:
             training = recipe.training(kind) if kind in kinds else None
             if training and recipe.model.dtype == "float16":
                 raise ValueError("dtype='float16': its gradients vanish without loss scaling; train in bfloat16 or float32")
             if training and training.lora:
                 adapters.check_targets(models.skeleton(recipe.model), training.lora)
-        found = roles(recipe.data, recipe.benchmark, wanted(recipe, kinds))
-        own = found.attack if recipe.attack.wants_harmful else found.requests
-        attacked = recipe.attack.rows(found.task, own, recipe.seed) if "finetune" in kinds else []
-        setting = Setting(recipe, found, attacked, start, references or {})
         setting._check(template, kinds)
         return setting
 

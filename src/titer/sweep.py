@@ -25,7 +25,9 @@ import yaml
 from titer import flags
 from titer import recipe as recipes
 from titer.origin import everything
+from titer.pipeline import free
 from titer.report.grid import by_settings, groups
+from titer.setting import Setting
 from titer.store import key_of, write
 
 TRIES = 2
@@ -82,9 +84,14 @@ class Sweep:
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
     def check(self) -> None:
-        """Find what is wrong with any cell's settings before one is run."""
+        """Find what is wrong with any cell's settings before one is run, and cells of another recipe or other rows in the folder."""
         for cell in self.cells:
-            recipes.load(self.recipe, cell.settings, cell.seed)
+            recipe, folder = recipes.load(self.recipe, cell.settings, cell.seed), self._folder(cell)
+            if folder.exists() and not free(folder, Setting.read(recipe)):
+                raise ValueError(f"{self.folder} holds cells of another recipe or of other rows: give another --out, or remove it")
+
+    def _folder(self, cell: Cell) -> Path:
+        return self.folder / "cells" / cell.name
 
     def run(self, report: Callable[[Cell, str], None]) -> dict[str, Any]:
         """Run what is not done; `report(cell, status)` as it goes: running, done, failed, missing. The bundle, written as sweep.json."""
@@ -103,8 +110,8 @@ class Sweep:
 
     def _cell(self, cell: Cell, report: Callable[[Cell, str], None]) -> dict[str, Any]:
         """What a cell came to, computed or as it lies in its folder."""
-        folder, marker = self.folder / "cells" / cell.name, self.folder / "cells" / f"{cell.name}.json"
-        if marker.is_file():
+        folder, marker = self._folder(cell), self._folder(cell).with_suffix(".json")
+        if marker.is_file() and folder.is_dir():  # whose recipe and rows have been checked
             found = dict(json.loads(marker.read_text(encoding="utf-8")))
             if found["status"] == "done" and found["code"] == everything():
                 report(cell, "done")
