@@ -1,5 +1,6 @@
 """Checkpoints in and out: what is loaded is what was saved, adapters lie over their own base, and incomplete ones are named."""
 
+import hashlib
 import json
 import shutil
 from dataclasses import replace
@@ -180,6 +181,22 @@ def test_what_determines_an_answer_is_in_the_digest(base, tmp_path):
     (base / "chat_template.jinja").write_text("{{ messages }}")
     second = {name: models.digest(models.located(Checkpoint(str(path)))) for name, path in {"base": base, "adapter": folder}.items()}
     assert len({*first.values(), *second.values()}) == 4
+
+
+def test_a_digest_reads_again_what_has_changed_alone(base, monkeypatch):
+    read, file_digest = [], hashlib.file_digest
+    monkeypatch.setattr(hashlib, "file_digest", lambda file, name: read.append(Path(file.name).name) or file_digest(file, name))
+    files = models.located(Checkpoint(str(base)))
+    first = models.digest(files)
+    assert models.digest(files) == first
+    assert sorted(read) == sorted(path.name for path in models.parts(files))
+    weights = base / "model.safetensors"
+    changed = bytearray(weights.read_bytes())
+    changed[-1] ^= 1  # as long as before
+    weights.write_bytes(changed)
+    assert models.digest(files) != first
+    assert read.count("model.safetensors") == 2
+    assert len(read) == len(models.parts(files)) + 1
 
 
 def test_coarse_weights_train_float32_adapters(base, rows):

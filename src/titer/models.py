@@ -10,6 +10,7 @@ import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
 from typing import Annotated, Any, Literal, cast
 
@@ -86,10 +87,16 @@ def digest(files: Files) -> str:
     """SHA-256 over the files of a checkpoint that determine what it answers, and over those of the base under it."""
     hasher = hashlib.sha256(digest(files.base).encode() if files.base else b"")
     for path in parts(files):
-        hasher.update(path.name.encode())
-        with path.open("rb") as file:
-            hasher.update(hashlib.file_digest(file, "sha256").digest())
+        about = path.stat()
+        hasher.update(path.name.encode() + _hash(path, (about.st_ino, about.st_size, about.st_mtime_ns)))
     return hasher.hexdigest()
+
+
+@cache
+def _hash(path: Path, state: tuple[int, ...]) -> bytes:
+    """SHA-256 of a file, read again only where it has changed: each cell of a sweep and each stage over an adapter asks for its model's."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").digest()
 
 
 def parts(files: Files) -> list[Path]:
