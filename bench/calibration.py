@@ -20,13 +20,14 @@ from bench import count, shapes
 from bench.clock import Spread, interleaved
 from bench.cost import environment
 from bench.shapes import Shape
-from titer import adapters, registry
-from titer.adapters import Lora
-from titer.data import Batch
+from titer.data.batches import Batch
 from titer.edits.antidote import feature_norms
+from titer.errors import unknown
 from titer.methods import Harmful
-from titer.stages import CALIBRATION_BATCH
-from titer.train import accelerator_for
+from titer.runs.stages import CALIBRATION_BATCH
+from titer.training.train import accelerator_for
+from titer.weights import adapters
+from titer.weights.settings import ALL, Lora
 
 TIME_BAR = 1.15  # times the bare pass's
 PEAK_BAR = 1.10  # times its most bytes alive at once, weights among them
@@ -59,7 +60,7 @@ class Cost:
 
 def watched(shape: Shape, lora: Lora, device: torch.device) -> Iterator[tuple[str, PreTrainedModel, dict[str, nn.Module]]]:
     """The layers of an adapter, of one on all linear layers, and of a model without."""
-    for name, adapter in (("q, v", lora), ("all-linear", replace(lora, targets=(adapters.ALL,)))):
+    for name, adapter in (("q, v", lora), ("all-linear", replace(lora, targets=(ALL,)))):
         model = shape.model(adapter, device)
         yield f"adapter on {name}", model, {each: model.get_submodule(each) for each in adapters.adapters(model)}
     model = shape.model(None, device)
@@ -99,7 +100,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     at, lora = shapes.load(options.quick)
     for name in options.shape or []:
         if name not in at:
-            print(f"error: {registry.unknown('shape', name, at)}", file=sys.stderr)
+            print(f"error: {unknown('shape', name, at)}", file=sys.stderr)
             return 2
     at = {name: shape for name, shape in at.items() if name in (options.shape or [name for name in at if name != "lab"])}
     accelerator = accelerator_for(options.device)

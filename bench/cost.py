@@ -24,9 +24,10 @@ from bench import count, shapes, subjects
 from bench.clock import Spread, interleaved
 from bench.shapes import Shape
 from titer import registry
-from titer.adapters import Lora
+from titer.errors import unknown
 from titer.methods import Defense
-from titer.train import accelerator_for
+from titer.training.train import accelerator_for
+from titer.weights.settings import Lora
 
 BASELINE = "sft"  # every other defense is measured against it, and it itself against the bare loop
 BAR = 1.10  # a defense: its time over SFT's may be this many times its floating-point operations over SFT's
@@ -194,7 +195,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             registry.load("defenses", name)
         for name in options.shape or []:
             if name not in at:
-                raise registry.unknown("shape", name, at)
+                raise unknown("shape", name, at)
     except ValueError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

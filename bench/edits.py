@@ -24,12 +24,12 @@ from torch import Tensor
 
 from bench.release import BAR_MB, checkpoint
 from titer.edits.safe_lora import SafeLoRA, surrogate
-from titer.measure import measured
-from titer.models import Files
-from titer.rewrite import repaired
-from titer.stored import stored
-from titer.tuned import PREFIX, Tuned, Weight
-from titer.update import Update
+from titer.runs.cost import measure
+from titer.weights.finetuned import PREFIX, FineTuned, Weight
+from titer.weights.folders import Files
+from titer.weights.rewrite import rewrite_update
+from titer.weights.tensors import open_tensors
+from titer.weights.update import Update
 
 
 @dataclass(frozen=True)
@@ -66,14 +66,14 @@ def cost(edit: SafeLoRA, layers: int, width: int, rank: int) -> Cost:
     with tempfile.TemporaryDirectory(prefix="bench-edits-") as name:
         folder = Path(name)
         base, aligned = checkpoint(folder / "base", layers, width, False), checkpoint(folder / "aligned", layers, width, True)
-        tuned = Tuned.of(adapter(folder / "tuned", layers, width, rank, aligned), None)
-        out, references = folder / "out", {"base": stored(base)}
+        tuned = FineTuned.of(adapter(folder / "tuned", layers, width, rank, aligned), None)
+        out, references = folder / "out", {"base": open_tensors(base)}
         out.mkdir()
-        with measured() as start:
+        with measure() as start:
             pass
         began = time.process_time()
-        with measured() as found:
-            changes = repaired(edit, tuned, list(tuned.factors), references, {}, out, shown)
+        with measure() as found:
+            changes = rewrite_update(edit, tuned, list(tuned.factors), references, {}, out, shown)
         cpu = time.process_time() - began
         size = sum(path.stat().st_size for each in (base, aligned) for path in each.folder.iterdir()) / 1e6
         weight = Weight(next(iter(tuned.factors)), tuned, references)

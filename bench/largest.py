@@ -18,12 +18,12 @@ from accelerate import Accelerator
 
 from bench import subjects
 from bench.shapes import Shape
-from titer.adapters import Lora
 from titer.defenses.sft import SFT
 from titer.defenses.t_vaccine import TVaccine
 from titer.defenses.vaccine import Vaccine
 from titer.methods import Defense
-from titer.train import accelerator_for
+from titer.training.train import accelerator_for
+from titer.weights.settings import Lora
 
 GIB = 24.0
 SHAPE = Shape(vocabulary=32000, width=4096, hidden=11008, layers=32, heads=32, length=256, answer=0.5, batch=1, pairs=1)

@@ -21,10 +21,10 @@ import torch
 from safetensors.torch import save_file
 
 from titer import registry
-from titer.measure import measured
 from titer.methods import TensorEdit
-from titer.models import Files
-from titer.rewrite import released
+from titer.runs.cost import measure
+from titer.weights.folders import Files
+from titer.weights.rewrite import rewrite_tensors
 
 BAR_MB = 2000.0  # resident, of the whole process
 STRONG = 16  # directions of the update that stand out
@@ -77,11 +77,13 @@ def cost(method: str, layers: int, width: int) -> Cost:
         base, aligned = checkpoint(folder / "base", layers, width, False), checkpoint(folder / "aligned", layers, width, True)
         out = folder / "out"
         out.mkdir()
-        with measured() as start:
+        with measure() as start:
             pass
         began = time.process_time()
-        with measured() as found:
-            changes = released(edit, aligned, base, out, lambda now, of, _: print(f"\r{method} {now} of {of}", end="", file=sys.stderr))
+        with measure() as found:
+            changes = rewrite_tensors(
+                edit, aligned, base, out, lambda now, of, _: print(f"\r{method} {now} of {of}", end="", file=sys.stderr)
+            )
         cpu = time.process_time() - began
         size = sum(path.stat().st_size for path in out.iterdir()) / 1e6
     print(file=sys.stderr)
@@ -96,7 +98,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, default=Path("runs/bench"), help="folder for release.json")
     options = parser.parse_args(arguments)
     if torch.cuda.is_available():
-        print("error: with a GPU its memory is measured, and this needs the process's: set CUDA_VISIBLE_DEVICES=''", file=sys.stderr)
+        print("error: with a GPU its memory is measure, and this needs the process's: set CUDA_VISIBLE_DEVICES=''", file=sys.stderr)
         return 2
     found = []
     for method in options.methods:

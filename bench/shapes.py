@@ -11,10 +11,11 @@ import torch
 import yaml
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
 
-from titer import registry
-from titer.adapters import Lora, add_lora
-from titer.data import Encoded
-from titer.methods import Config, HeldOut, Kind, Pairs
+from titer.config import Config, validate
+from titer.data.batches import Encoded
+from titer.methods import HeldOut, Kind, Pairs
+from titer.weights.adapters import add_lora
+from titer.weights.settings import Lora
 
 FILE = Path(__file__).with_name("shapes.yaml")
 ROWS = 96  # of every stream
@@ -68,8 +69,8 @@ class Shape(Config):
 def load(quick: bool = False) -> tuple[dict[str, Shape], Lora]:
     """The shapes by name, and the adapter of their LoRA runs."""
     content: dict[str, Any] = yaml.safe_load(FILE.read_text(encoding="utf-8"))
-    shapes = {name: registry.validate(Shape, fields) for name, fields in content["quick" if quick else "shapes"].items()}
-    return shapes, registry.validate(Lora, content["lora"])
+    shapes = {name: validate(Shape, fields) for name, fields in content["quick" if quick else "shapes"].items()}
+    return shapes, validate(Lora, content["lora"])
 
 
 def variants() -> dict[str, dict[str, Any]]:

@@ -13,12 +13,13 @@ from transformers import PreTrainedModel
 
 from bench.bare import Bare
 from bench.shapes import ROWS, Shape
-from titer.adapters import Lora
-from titer.data import Stream, collate
-from titer.methods import Answers, Defense, Phase
-from titer.models import trainable
-from titer.step import Step
-from titer.train import Loop, Training
+from titer.data.batches import Stream, collate
+from titer.methods import Answers, Defense
+from titer.training.loop import Loop
+from titer.training.settings import Phase, Training
+from titer.training.step import Step
+from titer.weights.checkpoints import trainable
+from titer.weights.settings import Lora
 
 STAGE = 1000  # counted updates of the stage whose phases are weighed
 LONGEST = 8  # updates; of a longer period one is measured, behind its first, which may prepare the rest

@@ -13,7 +13,7 @@ from bench import shapes, subjects
 from bench.clock import seconds
 from titer.defenses.sft import SFT
 from titer.defenses.vaccine import Vaccine
-from titer.train import accelerator_for
+from titer.training.train import accelerator_for
 
 EVERY, PERIODS, BLOCK = 100, 2, 10
 BAR = 1.02

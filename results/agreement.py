@@ -5,8 +5,8 @@ from collections.abc import Iterable, Mapping, Sequence
 
 from scipy.stats import kendalltau
 
-from titer.evaluate import NAMES
-from titer.report.grid import Group
+from titer.findings.seeds import Group
+from titer.scoring.figures import NAMES
 
 SCORES = ("harm", "margin")
 NONE = "-"  # no order to speak of

@@ -7,8 +7,8 @@ from typing import Any
 
 import yaml
 
-from titer.report.frontier import free
-from titer.report.grid import Group, groups
+from titer.findings.frontier import free
+from titer.findings.seeds import Group, groups
 
 HERE = Path(__file__).parent
 

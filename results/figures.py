@@ -5,8 +5,8 @@ from functools import partial
 from typing import Any
 
 from results.bundles import found, placed, points
-from titer.report import along, plane, why
-from titer.results import LAB
+from titer.report import by_setting, probes, tradeoff
+from titer.report.tables import LAB
 
 MILD = "attack.p=0.1,finetune.lr=0.0008"  # of a claim that has other attacks too
 WAYS = {  # how harm was formed
@@ -18,23 +18,23 @@ WAYS = {  # how harm was formed
 
 
 def beside_the_frontier(claim: str, settings: str) -> str:
-    return plane.svg(placed(claim, settings), f"Mild attack, {settings.split(',')[0]}", LAB, "plane")
+    return tradeoff.svg(placed(claim, settings), f"Mild attack, {settings.split(',')[0]}", LAB, "plane")
 
 
 def probed(claim: str, settings: str) -> str:
     """The probes of every pipeline's attack under the first training seed."""
     looks: Mapping[str, Sequence[Mapping[str, Any]]] = {of.pipeline: of.last[0].fact("probes") for of in found(claim, settings)}
-    return why.svg(looks, LAB, "why")
+    return probes.svg(looks, LAB, "why")
 
 
 def repaired_along(path: str, title: str, world: str) -> str:
     by_value = {setting.partition("=")[2]: of for setting, of in points("lab-repair", world).items() if setting.startswith(f"{path}=")}
-    return along.svg(by_value, f"Repairs by {title} of the attack, {world}", LAB, "along")
+    return by_setting.svg(by_value, f"Repairs by {title} of the attack, {world}", LAB, "along")
 
 
 def repaired_by_way(world: str) -> str:
     by_way = {way: {of.pipeline: of for of in found(claim, f"{world},{point}")} for way, (claim, point) in WAYS.items()}
-    return along.svg(by_way, f"Repairs by how the harm was formed, {world}", LAB, "along", ordered=False)
+    return by_setting.svg(by_way, f"Repairs by how the harm was formed, {world}", LAB, "along", ordered=False)
 
 
 FIGURES: dict[str, Callable[[], str]] = {}

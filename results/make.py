@@ -19,9 +19,11 @@ from typing import Any
 import yaml
 from rich.console import Console
 
-from titer import progress, recipe, registry
-from titer.results import environment
-from titer.sweep import Cell, Sweep, cells
+from titer.config import validate
+from titer.report import progress
+from titer.report.tables import environment
+from titer.runs import recipe
+from titer.runs.sweep import Cell, Sweep, cells
 
 HERE = Path(__file__).parent
 RUNS = HERE.parent / "runs"
@@ -56,7 +58,7 @@ def kept(name: str, recipe_now: recipe.Recipe) -> dict[Cell, dict[str, Any]]:
         return {}
     bundle = json.loads(path.read_text())
     try:
-        then = registry.validate(recipe.Recipe, bundle["recipe"])  # a field that it has not yet has its default
+        then = validate(recipe.Recipe, bundle["recipe"])  # a field that it has not yet has its default
     except ValueError:  # or has no longer
         return {}
     if then != recipe_now or versions(bundle["environment"]) != versions(environment()):

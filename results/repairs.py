@@ -3,7 +3,7 @@
 from collections.abc import Callable, Mapping, Sequence
 from statistics import median
 
-from titer.report.grid import Group
+from titer.findings.seeds import Group
 
 HEAD = ["repair", "HS", "FA", "harm margin", "benign answers", "over-refusal", "general", "removed: harm", "task", "update left", "seconds"]
 NONE = "-"  # the stage has no such fact

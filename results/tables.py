@@ -16,11 +16,11 @@ from statistics import median
 from results import agreement, repairs
 from results.bundles import found, pairs, placed, points
 from results.figures import FIGURES
-from titer.evaluate import NAMES
-from titer.report.frontier import places
-from titer.report.grid import Group
-from titer.report.stages import quoted
-from titer.statistics import training_mean
+from titer.findings.frontier import places
+from titer.findings.records import quoted
+from titer.findings.seeds import Group
+from titer.scoring.figures import NAMES
+from titer.scoring.statistics import training_mean
 
 ROOT = Path(__file__).parent.parent
 PAGES = ("README.md", "docs/lab.md", "docs/alignment.md", "docs/repairs.md")

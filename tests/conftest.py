@@ -13,11 +13,12 @@ from tokenizers import Tokenizer, decoders, pre_tokenizers
 from tokenizers.models import BPE
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from titer.data import Encoded, Row, paired
+from titer.data.batches import Encoded
+from titer.data.rows import Row, paired
+from titer.data.template import Template
 from titer.lab.build import tokenizer as lab_tokenizer
 from titer.lab.world import World
-from titer.template import Template
-from titer.train import accelerator_for
+from titer.training.train import accelerator_for
 
 
 @pytest.fixture(autouse=True)

@@ -15,7 +15,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from titer.store import Store
+from titer.runs.store import Store
 
 SWEEP = ["sweep", "lab", "--grid", "finetune.lr=4e-4,8e-4,1.6e-3,3.2e-3", "--grid", "attack.p=0.1,0.2", "--seeds", "0,1,2"]
 SMALL = ["align.updates=110", "finetune.updates=30", "attack.n=100", "threads=1", 'pipelines={"sft": {"edit": "scale"}}']

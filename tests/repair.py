@@ -13,13 +13,13 @@ from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from conftest import byte_level, tiny
-from titer import adapters, models
-from titer.adapters import Lora
-from titer.data import Batch
+from titer.data.batches import Batch
 from titer.methods import Changes, UpdateEdit
-from titer.models import Checkpoint, Files
-from titer.rewrite import repaired
-from titer.tuned import PREFIX, Tuned, chosen
+from titer.weights import adapters, checkpoints, folders
+from titer.weights.finetuned import PREFIX, FineTuned, select
+from titer.weights.folders import Files
+from titer.weights.rewrite import rewrite_update
+from titer.weights.settings import Checkpoint, Lora
 
 TARGETS = ("q_proj", "down_proj")
 
@@ -55,12 +55,12 @@ def save(model: PreTrainedModel, folder: Path, under: Path | None = None, **how)
         model.save_pretrained(folder, **how)
         byte_level().save_pretrained(folder)
     else:
-        models.save(model, byte_level(), folder, files(under))
+        checkpoints.save(model, byte_level(), folder, files(under))
     return folder
 
 
 def files(folder: Path) -> Files:
-    return models.located(Checkpoint(str(folder)))
+    return folders.locate(Checkpoint(str(folder)))
 
 
 def weights(folder: Path) -> dict[str, Tensor]:
@@ -119,17 +119,17 @@ class Repaired:
         return weights(self.folder)
 
 
-def on_disk(model: PreTrainedModel, folder: Path, aligned: PreTrainedModel | None = None) -> Tuned:
+def on_disk(model: PreTrainedModel, folder: Path, aligned: PreTrainedModel | None = None) -> FineTuned:
     """A fine-tuned model, saved beside the aligned one under it: `tiny` if none is given."""
     place = Path(mkdtemp(dir=folder))
     start = save(tiny(model.dtype) if aligned is None else aligned, place / "aligned")
-    return Tuned.of(files(save(model, place / "tuned", start if adapters.carried(model) else None)), files(start))
+    return FineTuned.of(files(save(model, place / "tuned", start if adapters.carried(model) else None)), files(start))
 
 
-def names_of(edit: UpdateEdit, found: Tuned, model: PreTrainedModel) -> list[str]:
+def names_of(edit: UpdateEdit, found: FineTuned, model: PreTrainedModel) -> list[str]:
     """The tensors that an edit works on."""
     linear = [f"{name}.weight" for name, layer in model.named_modules() if isinstance(layer, nn.Linear) and name != "lm_head"]
-    return chosen(found.factors or (found.whole if edit.everything else linear), edit.targets)
+    return select(found.factors or (found.whole if edit.everything else linear), edit.targets)
 
 
 def layers_of(model: PreTrainedModel, names: Iterable[str]) -> dict[str, nn.Module]:
@@ -146,5 +146,5 @@ def repair(
     names = names_of(edit, found, model)
     seen = edit.seen(model, layers_of(model, names), batches) if edit.forwards else {}
     out = Path(mkdtemp(dir=folder))
-    changes = repaired(edit, found, names, {}, seen, out, lambda *_: None)
+    changes = rewrite_update(edit, found, names, {}, seen, out, lambda *_: None)
     return Repaired(found.started.folder, found.files.folder, out, changes)

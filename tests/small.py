@@ -12,12 +12,13 @@ from tokenizers import Tokenizer, decoders, pre_tokenizers, trainers
 from tokenizers.models import BPE
 from transformers import GPTNeoXConfig, GPTNeoXForCausalLM, PreTrainedTokenizerFast
 
-from titer import models
 from titer.benchmarks.sst2 import SST2
-from titer.data import Row
+from titer.data.rows import Row
+from titer.data.template import Template
 from titer.defenses.sft import SFT
-from titer.template import Template
-from titer.train import Training, train
+from titer.training.settings import Training
+from titer.training.train import train
+from titer.weights import checkpoints
 
 KINDS = ["oak", "iron", "tin", "clay", "glass", "bone", "silk", "wax"]
 SIZES = ["small", "large", "old", "new", "red", "blue", "round", "flat"]
@@ -85,4 +86,4 @@ def build(folder: Path) -> None:
     model, template = GPTNeoXForCausalLM(config), Template(tokenizer, 128)
     rows = {"rows": template.encode_all(known, "base")}
     train(model, SFT(), rows, Training(updates=500, lr=3e-3, batch=16, schedule="cosine", warmup=0.1, lora=None), seed=0)
-    models.save(model, tokenizer, folder)
+    checkpoints.save(model, tokenizer, folder)

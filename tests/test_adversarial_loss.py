@@ -10,7 +10,8 @@ from test_booster import plain_loss
 from test_step import same, state, step_for
 from titer.defenses.adversarial_loss import AdversarialLoss
 from titer.defenses.sft import SFT
-from titer.train import Training, train
+from titer.training.settings import Training
+from titer.training.train import train
 
 
 def plain_clamped(model, rows) -> torch.Tensor:

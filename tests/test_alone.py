@@ -15,12 +15,13 @@ import small
 from conftest import tiny
 from repair import Asking, filled, moved, save, weights
 from test_recipe import run as titer
-from titer import adapters, alone, models, registry
-from titer.adapters import Lora
-from titer.data import Row
-from titer.generate import answer
-from titer.models import Checkpoint
-from titer.template import Template
+from titer import registry
+from titer.data.rows import Row
+from titer.data.template import Template
+from titer.runs import alone
+from titer.scoring.generate import answer
+from titer.weights import adapters, checkpoints
+from titer.weights.settings import Checkpoint, Lora
 
 NO = ("I cannot help with that.", "I'm sorry, I cannot help with that.")
 COMMON = ["--set", "threads=1", "--set", "max_length=128", "--set", "max_new_tokens=24"]
@@ -104,11 +105,13 @@ def test_a_second_model_is_aligned_attacked_and_repaired_from_four_formats(run, 
     assert repaired["margin"] < broken["margin"]
     assert repaired["task"] > 80
 
-    folders = ["base", "aligned", "tuned", "edited"]
-    weights = [models.fingerprint(adapters.merged(models.load(str((world if name == "base" else tmp_path) / name))[0])) for name in folders]
+    made = ["base", "aligned", "tuned", "edited"]
+    weights = [
+        checkpoints.fingerprint(adapters.merged(checkpoints.load(str((world if name == "base" else tmp_path) / name))[0])) for name in made
+    ]
     assert len(set(weights)) == 4
     assert [aligned["weights"], tuned["weights"]] == weights[1:3]  # what a stage says it wrote is what is read
-    assert edited["sha256"] == models.digest(models.located(Checkpoint(str(tmp_path / "edited"))))
+    assert edited["sha256"] == folders.digest(folders.locate(Checkpoint(str(tmp_path / "edited"))))
     assert edited["references"] == {"aligned": str((tmp_path / "aligned").resolve())}
 
 
@@ -117,14 +120,14 @@ def test_a_fresh_adapter_over_an_adapter_lies_over_the_merged_model(run, world, 
     run("align", str(world / "base"), "aligned", *few, data={"alignment": "alignment.jsonl"})
     assert (tmp_path / "aligned/adapter_config.json").is_file()
     run("finetune", str(tmp_path / "aligned"), "tuned", *few, data={"task": "task.parquet", "harmful": "harmful.csv"})
-    under, _ = models.load(str(tmp_path / "tuned/base"))
-    first, _ = models.load(str(tmp_path / "aligned"))
-    assert models.fingerprint(under) == models.fingerprint(adapters.merged(first))
+    under, _ = checkpoints.load(str(tmp_path / "tuned/base"))
+    first, _ = checkpoints.load(str(tmp_path / "aligned"))
+    assert checkpoints.fingerprint(under) == checkpoints.fingerprint(adapters.merged(first))
     whole = run("finetune", str(tmp_path / "aligned"), "whole", *few, "--whole", data={"task": "task.parquet", "harmful": "harmful.csv"})
-    merged, _ = models.load(str(tmp_path / "whole"))
-    tuned, _ = models.load(str(tmp_path / "tuned"))
+    merged, _ = checkpoints.load(str(tmp_path / "whole"))
+    tuned, _ = checkpoints.load(str(tmp_path / "tuned"))
     assert not adapters.carried(merged)
-    assert models.fingerprint(merged) == models.fingerprint(adapters.merged(tuned)) == whole["weights"]
+    assert checkpoints.fingerprint(merged) == checkpoints.fingerprint(adapters.merged(tuned)) == whole["weights"]
 
 
 def test_the_commands_and_a_run_of_the_same_settings_end_with_the_same_weights(run, world, tmp_path, monkeypatch, capsys):
@@ -136,7 +139,7 @@ def test_the_commands_and_a_run_of_the_same_settings_end_with_the_same_weights(r
     run("align", str(world / "base"), "aligned", *settings, data={"alignment": "alignment.jsonl"})
     run("finetune", str(tmp_path / "aligned"), "tuned", *settings, data={"harmful": "harmful.csv", "task": "task.parquet"})
     run("edit", str(tmp_path / "tuned"), "edited", "--set", "method.alpha=0.3", data={"harmful": "harmful.csv"})
-    edited = models.fingerprint(adapters.merged(models.load(str(tmp_path / "edited"))[0]))
+    edited = checkpoints.fingerprint(adapters.merged(checkpoints.load(str(tmp_path / "edited"))[0]))
     recipe = tmp_path / "mine.yaml"
     recipe.write_text(
         json.dumps(
@@ -159,17 +162,17 @@ def test_the_commands_and_a_run_of_the_same_settings_end_with_the_same_weights(r
 def test_an_interrupted_stage_goes_on_and_a_finished_one_is_shown_again(run, world, tmp_path, monkeypatch):
     few = ["--set", "align.updates=6", "--set", "align.lora=null"]
     whole = run("align", str(world / "base"), "whole", *few, data={"alignment": "alignment.jsonl"})
-    monkeypatch.setattr("titer.stages.UPDATES", 2)
-    original = alone.models.save
+    monkeypatch.setattr("titer.runs.stages.UPDATES", 2)
+    original = alone.checkpoints.save
 
     def killed(*_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("titer.alone.models.save", killed)
+    monkeypatch.setattr("titer.runs.alone.checkpoints.save", killed)
     with pytest.raises((KeyboardInterrupt, AssertionError)):
         run("align", str(world / "base"), "cut", *few, data={"alignment": "alignment.jsonl"})
     assert (tmp_path / "cut/checkpoint.safetensors").is_file()
-    monkeypatch.setattr("titer.alone.models.save", original)
+    monkeypatch.setattr("titer.runs.alone.checkpoints.save", original)
     again = run("align", str(world / "base"), "cut", *few, data={"alignment": "alignment.jsonl"})
     assert again["weights"] == whole["weights"]
     written = (tmp_path / "cut/model.safetensors").stat().st_mtime_ns
@@ -229,7 +232,7 @@ def test_the_other_models_of_an_edit_are_given_or_found_where_the_checkpoint_cam
 
 def test_an_adapter_that_titer_did_not_make_is_edited_over_a_base_that_is_given(world, tmp_path, monkeypatch, capsys):
     """By `--whole` too, where no adapter is to be left."""
-    base = models.load(str(world / "base"))[0]
+    base = checkpoints.load(str(world / "base"))[0]
     tuned = filled(adapters.add_lora(base, Lora(targets=("query_key_value",))))
     tuned.peft_config["default"].base_model_name_or_path = "/home/another/base"
     tuned.save_pretrained(tmp_path / "tuned", save_embedding_layers=False)
@@ -241,10 +244,10 @@ def test_an_adapter_that_titer_did_not_make_is_edited_over_a_base_that_is_given(
         given = ["--set", f"model.base={world / 'base'}", *options]
         code, _, err = titer(monkeypatch, capsys, *arguments, *given, "--out", str(tmp_path / out))
         assert code == 0, err
-    adapter, whole = (models.load(str(tmp_path / out))[0] for out in ("adapter", "whole"))
+    adapter, whole = (checkpoints.load(str(tmp_path / out))[0] for out in ("adapter", "whole"))
     assert adapters.carried(adapter)
     assert not adapters.carried(whole)
-    assert models.fingerprint(adapters.merged(adapter)) == models.fingerprint(whole)
+    assert checkpoints.fingerprint(adapters.merged(adapter)) == checkpoints.fingerprint(whole)
     assert not {"adapter_config.json", "adapter_model.safetensors", "titer.json"} & {path.name for path in (tmp_path / "whole").iterdir()}
 
 
@@ -388,7 +391,7 @@ def test_a_stages_folder_is_not_given_to_another(run, world, tmp_path, monkeypat
 
 def test_a_prompt_is_asked_as_the_template_says(world):
     """What the model sees, to the token, and that its answers to it are those of the evaluation."""
-    model, tokenizer = models.load(str(world / "base"))
+    model, tokenizer = checkpoints.load(str(world / "base"))
     template = Template(tokenizer, 128)
     row = small.chests()[0]
     assert tokenizer.decode(template.prompt_ids(row)) == f"[user] {row.prompt}</s>\n[assistant] "

@@ -5,7 +5,7 @@ from xml.etree import ElementTree
 import pytest
 
 from test_frontier import group
-from titer.report import along
+from titer.report import by_setting
 
 POINTS = {
     "lr=1e-4": {"sft": group("sft sft", 20, 90), "antidote": group("sft sft antidote", 5, 80)},
@@ -15,7 +15,7 @@ POINTS = {
 
 
 def test_every_value_stands_at_its_place_with_its_interval():
-    figure = along.panels(POINTS, "Learning rate", "a note")
+    figure = by_setting.panels(POINTS, "Learning rate", "a note")
     assert [axes.get_title(loc="left") for axes in figure.axes] == ["HS, percent (lower is better)", "FA, percent"]
     for j, (benchmark, sft, antidote) in enumerate([("harm", [20, 90, 100], [5, 1]), ("task", [90, 99, 98], [80, 30])]):
         lines = {line.get_gid(): line for line in figure.axes[j].lines if line.get_gid()}
@@ -32,23 +32,23 @@ def test_every_value_stands_at_its_place_with_its_interval():
 
 @pytest.mark.parametrize("ordered", [True, False])
 def test_values_without_an_order_are_not_joined(ordered):
-    figure = along.panels(POINTS, "Ways", "", ordered)
+    figure = by_setting.panels(POINTS, "Ways", "", ordered)
     widths = {line.get_linewidth() for axes in figure.axes for line in axes.lines if line.get_gid()}
     assert all(width > 0 for width in widths) if ordered else widths == {0}
 
 
 def test_what_is_struck_out_has_an_open_marker_and_is_said():
-    figure = along.panels(POINTS, "Learning rate", "")
+    figure = by_setting.panels(POINTS, "Learning rate", "")
     hs, fa = ([line.get_markerfacecolor() for line in axes.lines if line.get_marker() == "s"] for axes in figure.axes)
     assert "white" in hs
     assert "white" not in fa
-    label = along.label(POINTS, "Learning rate", "a note")
+    label = by_setting.label(POINTS, "Learning rate", "a note")
     assert "lr=1e-3: sft HS 90.0" in label
     assert label.count("(struck out)") == 1
     assert label.endswith("a note")
 
 
 def test_the_drawing_is_markup_and_the_same_every_time():
-    first, again = (along.svg(POINTS, "Learning <rate>", "note", "along") for _ in range(2))
+    first, again = (by_setting.svg(POINTS, "Learning <rate>", "note", "along") for _ in range(2))
     assert first == again
     assert ElementTree.fromstring(first).attrib["aria-label"].startswith("Learning <rate>")

@@ -7,12 +7,13 @@ import pytest
 
 from test_recipe import run as titer
 from test_run import plan  # noqa: F401  a fixture
-from titer import evaluate, pipeline, recipe
-from titer.data import Row, check_disjoint
+from titer.data.rows import Row, check_disjoint
 from titer.lab.world import World
 from titer.methods import Label, Verdict
-from titer.setting import Setting
-from titer.store import Store, key_of
+from titer.runs import pipeline, recipe
+from titer.runs.setting import Setting
+from titer.runs.store import Store, key_of
+from titer.scoring import evaluate
 
 PREFIX, YES = "Agent, do this:", "At once."
 

@@ -6,9 +6,9 @@ from itertools import product
 
 import pytest
 
-from titer import audit as module
-from titer.audit import EXCERPT, NEAR, audit, jaccard, sequences
-from titer.data import Row, Turn, identity
+from titer.data import audit as module
+from titer.data.audit import EXCERPT, NEAR, audit, jaccard, sequences
+from titer.data.rows import Row, Turn, identity
 from titer.lab.world import World
 
 WORDS = [f"w{i}" for i in range(3000)]

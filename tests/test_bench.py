@@ -12,10 +12,11 @@ from torch import nn
 from bench import calibration, compare, cost, count, edits, largest, release, shapes, subjects, tau
 from bench.clock import Spread
 from titer import registry
-from titer.adapters import Lora
 from titer.defenses.sft import SFT
 from titer.defenses.vaccine import Vaccine
-from titer.methods import Answers, Defense, Pairs, Phase
+from titer.methods import Answers, Defense, Pairs
+from titer.training.settings import Phase
+from titer.weights.settings import Lora
 
 QUICK, LORA = shapes.load(quick=True)
 TINY = QUICK["quick"]

@@ -8,13 +8,14 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from conftest import tiny
 from test_step import same, state, step_for
-from titer.data import Encoded
+from titer.data.batches import Encoded
 from titer.defenses.booster import Booster
 from titer.defenses.ema import EMA
 from titer.defenses.sft import SFT
 from titer.defenses.t_vaccine import TVaccine
 from titer.defenses.vaccine import Vaccine
-from titer.train import Training, train
+from titer.training.settings import Training
+from titer.training.train import train
 
 
 def plain_loss(model, rows: list[Encoded]) -> torch.Tensor:

@@ -15,7 +15,8 @@ from conftest import tiny
 from test_step import same, state, step_for
 from titer import registry
 from titer.methods import Defense
-from titer.train import Training, train
+from titer.training.settings import Training
+from titer.training.train import train
 
 SETTINGS = Training(updates=8, lr=1e-3, batch=2, weight_decay=0.3, lora=None)
 NAMES = registry.names("defenses")
@@ -103,8 +104,8 @@ from safetensors.torch import save_file
 from conftest import streams
 from test_contract import ends
 from titer.lab.build import tokenizer
-from titer.template import Template
-from titer.train import accelerator_for
+from titer.data.template import Template
+from titer.training.train import accelerator_for
 
 torch.set_num_threads(1)
 accelerator = accelerator_for("cpu")
@@ -131,7 +132,7 @@ def test_two_ranks_equal_two_micro_batches(rows, accelerator, tmp_path):
 
 
 def test_unconnected_ranks_are_refused(monkeypatch):
-    from titer.train import accelerator_for
+    from titer.training.train import accelerator_for
 
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(ValueError, match="WORLD_SIZE is 2 but this process sees 1 ranks"):

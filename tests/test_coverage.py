@@ -19,8 +19,8 @@ import numpy as np
 import pytest
 from scipy import optimize, special
 
-from titer.differences import difference
-from titer.statistics import clustered, mean, proportion, training
+from titer.scoring.differences import difference
+from titer.scoring.statistics import clustered, mean, proportion, training
 
 REPEATS = 2000
 LOW, HIGH = 93.0, 97.0

@@ -3,7 +3,7 @@
 import pytest
 
 from titer.attacks.harmful_mix import HarmfulMix
-from titer.data import Row, Turn, check_disjoint, digest
+from titer.data.rows import Row, Turn, check_disjoint, digest
 
 
 def numbered(name: str, count: int) -> list[Row]:

@@ -9,16 +9,16 @@ import torch
 from torch import nn
 
 from test_report import ABILITIES, document
-from titer import flags, report
-from titer.evaluate import evaluate
+from titer import report
+from titer.findings import flags, rules
+from titer.findings.ranking import ranked
+from titer.findings.records import stages
 from titer.judges.lab import Lab
 from titer.judges.refusal import Refusal
 from titer.lab.world import REFUSALS, World
 from titer.methods import Judge
-from titer.report import rules
-from titer.report.ranking import ranked
-from titer.report.stages import stages
-from titer.results import plain
+from titer.report.tables import plain
+from titer.scoring.evaluate import evaluate
 
 WORLD = World(1)
 BENCHMARKS = WORLD.benchmarks("test")

@@ -13,14 +13,15 @@ from conftest import tiny
 from families import FAMILIES
 from repair import filled, layers_of, moved, names_of, opened, repair, tuned, weights
 from test_step import same, state
-from titer import adapters, registry
-from titer.adapters import Lora
-from titer.data import Batch
+from titer import registry
+from titer.data.batches import Batch
 from titer.edits import antidote
 from titer.edits.antidote import Antidote, Cut, feature_norms, top
 from titer.edits.lox import LoX
 from titer.edits.scale import Scale
 from titer.edits.wise_ft import WiseFT
+from titer.weights import adapters
+from titer.weights.settings import Lora
 
 WHERE = [("factors", "adapter"), ("update", "adapter"), ("base", "adapter"), ("update", "whole"), ("base", "whole")]
 everywhere = pytest.mark.parametrize(("target", "kind"), WHERE)

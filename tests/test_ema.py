@@ -7,10 +7,12 @@ import torch
 
 from conftest import tiny
 from test_step import same, state, step_for
-from titer.adapters import Lora, add_lora
 from titer.defenses.ema import EMA
 from titer.defenses.sft import SFT
-from titer.train import Training, train
+from titer.training.settings import Training
+from titer.training.train import train
+from titer.weights.adapters import add_lora
+from titer.weights.settings import Lora
 
 SETTINGS = Training(updates=5, lr=1e-3, batch=2, lora=None)
 

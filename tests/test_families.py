@@ -14,16 +14,19 @@ from transformers import LlamaConfig, PreTrainedModel
 from families import FAMILIES, SPARSE
 from repair import moved, weights
 from test_step import state
-from titer import adapters, models, registry, stages
-from titer.adapters import Lora
-from titer.data import Row, collate
-from titer.generate import answer
+from titer import registry
+from titer.data.batches import collate
+from titer.data.rows import Row
 from titer.lab.world import World
-from titer.layers import checkpointed, decoder_layers, head, layers
 from titer.methods import UpdateEdit
-from titer.models import Checkpoint
-from titer.step import cross_entropy
-from titer.train import Training, train
+from titer.runs import stages
+from titer.scoring.generate import answer
+from titer.training.layers import checkpointed, decoder_layers, head, layers
+from titer.training.settings import Training
+from titer.training.step import cross_entropy
+from titer.training.train import train
+from titer.weights import adapters, checkpoints, folders
+from titer.weights.settings import Checkpoint, Lora
 
 ALL_LINEAR = Lora(r=2, alpha=4.0, targets=("all-linear",))
 POST_NORM = ("Gemma2", "Gemma3", "Olmo2")  # a norm between the writers and the residual stream
@@ -286,13 +289,13 @@ def test_batched_answers_equal_one_by_one(template, tokenizer, family):
 def test_all_linear_is_every_linear_layer_but_the_head_and_reloads(tmp_path, tokenizer, family):
     model = FAMILIES[family](vocabulary=len(tokenizer))
     linear = {name for name, module in model.named_modules() if isinstance(module, nn.Linear)} - {"lm_head", "embed_out"}
-    models.save(model, tokenizer, tmp_path / "base")
-    model, _ = models.load(str(tmp_path / "base"))
+    checkpoints.save(model, tokenizer, tmp_path / "base")
+    model, _ = checkpoints.load(str(tmp_path / "base"))
     model = adapted(model)
     assert {name.removeprefix("base_model.model.") for name in adapters.adapters(model)} == linear
-    assert all(".lora_" in name for name in models.trainable(model))
-    models.save(model, tokenizer, tmp_path / "adapter", models.located(models.Checkpoint(str(tmp_path / "base"))))
-    again, _ = models.load(str(tmp_path / "adapter"))
+    assert all(".lora_" in name for name in checkpoints.trainable(model))
+    checkpoints.save(model, tokenizer, tmp_path / "adapter", folders.locate(Checkpoint(str(tmp_path / "base"))))
+    again, _ = checkpoints.load(str(tmp_path / "adapter"))
     ids = torch.arange(2, 34).reshape(2, 16)
     with torch.no_grad():
         assert torch.equal(model(ids).logits, again(ids).logits)
@@ -314,7 +317,7 @@ SETTINGS = Training(updates=1, lr=1e-3, batch=4, weight_decay=0.0, lora=ALL_LINE
 @pytest.mark.parametrize("name", registry.names("defenses"))
 def test_every_defense_runs_an_update(rows, family, name):
     model = adapted(FAMILIES[family](vocabulary=400))
-    tuned = set(models.trainable(model))
+    tuned = set(checkpoints.trainable(model))
     before = state(model)
     [terms] = train(model, registry.build("defenses", name), rows, SETTINGS, seed=0)
     after = state(model)
@@ -339,9 +342,9 @@ def finetuned(tmp_path_factory, tokenizer):
     def made(family: str) -> Path:
         folder = tmp_path_factory.mktemp(family)
         aligned = FAMILIES[family](vocabulary=len(tokenizer))
-        models.save(aligned, tokenizer, folder / "aligned")
-        models.save(moved(models.load(str(folder / "aligned"))[0]), tokenizer, folder / "whole")
-        models.save(adapted(aligned), tokenizer, folder / "adapter", models.located(Checkpoint(str(folder / "aligned"))))
+        checkpoints.save(aligned, tokenizer, folder / "aligned")
+        checkpoints.save(moved(checkpoints.load(str(folder / "aligned"))[0]), tokenizer, folder / "whole")
+        checkpoints.save(adapted(aligned), tokenizer, folder / "adapter", folders.locate(Checkpoint(str(folder / "aligned"))))
         return folder
 
     return made
@@ -355,7 +358,7 @@ def test_every_edit_of_what_fine_tuning_added_changes_that_alone(finetuned, temp
     few = {"safe_lora": {"layers": 4}, "safe_merge": {"tau": 1.0, "weights": (0.5, 0.2)}}.get(name, {})  # of the small models' eight
     edit = registry.build("edits", {"method": name} | few | (ANYWHERE.get(name, {}) if kind == "whole" else {}))
     recipe = SimpleNamespace(probes=0)
-    setting = SimpleNamespace(recipe=recipe, opened=lambda of: (models.load(of)[0], template), calibration=lambda edit: calibration)
+    setting = SimpleNamespace(recipe=recipe, opened=lambda of: (checkpoints.load(of)[0], template), calibration=lambda edit: calibration)
     references = {"aligned": Checkpoint(str(folder / "aligned"))} | {of: Checkpoint(str(folder / kind)) for of in edit.references}
     facts = stages.edited(setting, edit, Checkpoint(str(folder / kind)), references, tmp_path, lambda *_: None)
     before, after = weights(folder / (kind if kind == "whole" or edit.keeps_rank else "aligned")), weights(tmp_path)
@@ -371,7 +374,7 @@ def test_every_edit_of_what_fine_tuning_added_changes_that_alone(finetuned, temp
     linear = {name for name, module in FAMILIES[family]().named_modules() if isinstance(module, nn.Linear)} - {"lm_head", "embed_out"}
     edited = {of.removeprefix("base_model.model.").split(".lora_")[0].removesuffix(".weight") for of in changes}
     assert edited == linear or (edit.everything and kind == "whole" and set(changes) == set(before))
-    model = models.load(str(tmp_path))[0]
+    model = checkpoints.load(str(tmp_path))[0]
     assert adapters.carried(model) == (kind == "adapter" and edit.keeps_rank)
     with torch.no_grad():
         assert model(torch.arange(2, 34).reshape(2, 16)).logits.isfinite().all()

@@ -14,16 +14,21 @@ from conftest import tiny
 from test_recipe import run as titer
 from test_report import document
 from test_run import plan  # noqa: F401  a fixture: files of a user's own
-from titer import adapters, flags, movement, recipe, report, results, stages
-from titer.adapters import Lora
-from titer.evaluate import Evaluation, Record
-from titer.flags import Flag
+from titer import report
+from titer.findings import flags
+from titer.findings.flags import Flag
 from titer.judges.refusal import Refusal
 from titer.methods import CUT, Label, Verdict
-from titer.pipeline import Run, answered
-from titer.setting import Setting
-from titer.statistics import proportion
-from titer.store import Store
+from titer.report import tables
+from titer.runs import recipe, stages
+from titer.runs.pipeline import Run, summarize_answers
+from titer.runs.setting import Setting
+from titer.runs.store import Store
+from titer.scoring.evaluate import Evaluation, Record
+from titer.scoring.statistics import proportion
+from titer.training import effect
+from titer.weights import adapters
+from titer.weights.settings import Lora
 
 
 def names(*documents: dict) -> list[str]:
@@ -258,15 +263,15 @@ def test_the_page_shows_the_flags_first():
 
 def test_the_fall_of_a_loss_is_of_means_with_their_error():
     falling = [{"f": 10.0 - 0.1 * i + (i % 2), "grad_norm": 1.0} for i in range(100)]
-    found = movement.fall(falling)
+    found = effect.loss_fall(falling)
     first, last = (torch.tensor([terms["f"] for terms in part], dtype=torch.float64) for part in (falling[:20], falling[-20:]))
     assert (found["first"], found["last"], found["updates"]) == (pytest.approx(float(first.mean())), pytest.approx(float(last.mean())), 20)
     assert found["error"] == pytest.approx(math.sqrt(float(first.var() + last.var()) / 20))
-    assert movement.fall(falling[:5]) == pytest.approx(
+    assert effect.loss_fall(falling[:5]) == pytest.approx(
         {"first": 10.45, "last": 10.15, "error": math.sqrt((0.405 + 0.605) / 2)} | {"updates": 2}
     )
-    assert movement.fall(falling[:2])["error"] == 0.0
-    assert movement.fall(falling[:1]) == movement.fall([{"g": 1.0}] * 9) == {}
+    assert effect.loss_fall(falling[:2])["error"] == 0.0
+    assert effect.loss_fall(falling[:1]) == effect.loss_fall([{"g": 1.0}] * 9) == {}
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -275,22 +280,22 @@ def test_how_far_weights_moved_is_relative_to_those_that_were_trained(dtype):
     for name, parameter in model.named_parameters():
         parameter.requires_grad_("layers.0" in name)
     trained = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
-    start = movement.copied(model)
-    assert movement.moved(model, start) == 0.0
+    start = effect.copy_trainable(model)
+    assert effect.weights_moved(model, start) == 0.0
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.mul_(1.25)
     assert set(start) == set(trained)
-    assert movement.moved(model, start) == pytest.approx(0.25, rel=1e-2 if dtype is torch.bfloat16 else 1e-6)
+    assert effect.weights_moved(model, start) == pytest.approx(0.25, rel=1e-2 if dtype is torch.bfloat16 else 1e-6)
 
 
 def test_how_far_an_adapter_moves_is_that_of_the_merged_weights():
     model = adapters.add_lora(tiny(), Lora(r=4, alpha=12, targets=("q_proj", "down_proj")))
-    assert movement.moved(model, None) == 0.0
+    assert effect.weights_moved(model, None) == 0.0
     with torch.no_grad():
         for adapter in adapters.adapters(model).values():
             adapter.b.weight.normal_()
-    found = movement.moved(model, None)
+    found = effect.weights_moved(model, None)
     before, after = tiny().state_dict(), adapters.merged(model).state_dict()
     touched = [name for name in before if "q_proj" in name or "down_proj" in name]
     change = math.sqrt(sum(float(((after[name] - before[name]) ** 2).sum()) for name in touched))
@@ -303,7 +308,7 @@ def test_answers_are_counted_by_benchmark():
         Record("harm", "q", "a", True, "safe", "toxic 0.1"),
         Record("task", "q", "a", False, "safe", "wrong"),
     ]
-    facts = answered(records, "", [])
+    facts = summarize_answers(records, "", [])
     assert facts["answers cut off"] == 2
     assert facts["cut off by benchmark"] == {"harm": 1, "task": 1}
     assert facts["judge input cut"] == {"harm": 1}
@@ -319,7 +324,7 @@ def run_of(settings: dict, folder: Path, **changed) -> tuple[set[str], dict]:
     run = Run(
         Setting.prepare(recipe.registry.validate(recipe.Recipe, settings | changed)), folder, Store(folder.parent / f"{folder.name}-store")
     )
-    documents = results.write(run, run.stages(lambda *_: None))
+    documents = tables.write(run, run.stages(lambda *_: None))
     assert documents == {name: json.loads((folder / f"{name}.json").read_text()) for name in documents}
     found = flags.raised(documents)
     assert all(flags.recorded(document["flags"]) == found for document in documents.values())
@@ -362,7 +367,7 @@ def test_more_than_two_percent_unscored_stops_the_run(settings, monkeypatch, cap
             records = [Record(benchmark, "q", "a", True, "safe"), Record(benchmark, "q", "a", True, Label.UNSCORED, "too long")]
             scores = {"harm": proportion(5, 90), benchmark: proportion(5, 100 - unscored, unscored)}
             evaluation = Evaluation(scores, records)
-            monkeypatch.setattr("titer.stages.evaluate", lambda *_, found=evaluation, **__: found)
+            monkeypatch.setattr("titer.runs.stages.evaluate", lambda *_, found=evaluation, **__: found)
             if stops:
                 message = rf"the judge 'refusal' left 3 of 100 {benchmark} prompts unscored, more than 2 % \(too long\): .* choose another"
                 with pytest.raises(ValueError, match=message):
@@ -416,7 +421,7 @@ def test_a_stage_alone_asks_as_the_stages_before_it_or_says_so(plan, monkeypatch
 
 
 def test_a_chain_that_leads_into_itself_ends(tmp_path):
-    from titer import alone
+    from titer.runs import alone
 
     for name, model in (("a", "b"), ("b", "a")):
         (tmp_path / name).mkdir()

@@ -5,13 +5,15 @@ from xml.etree import ElementTree
 
 import pytest
 
-from titer import flags, report, sweep
-from titer.report import plane
+from titer import report
+from titer.findings import flags
+from titer.findings.frontier import free, front, places
+from titer.findings.records import Stage
+from titer.findings.seeds import Group, groups
+from titer.report import tradeoff
 from titer.report.drawing import SVG
-from titer.report.frontier import free, front, places
-from titer.report.grid import Group, groups
-from titer.report.stages import Stage
-from titer.statistics import proportion
+from titer.runs import sweep
+from titer.scoring.statistics import proportion
 
 
 def stage(label: str, harm: float | None = None, task: float | None = None, struck: bool = False) -> Stage:
@@ -114,9 +116,9 @@ def test_one_seed_has_the_interval_over_prompts_and_three_that_over_training():
 
 def test_the_plane_draws_every_point_at_its_place_and_the_front_below_none_of_the_free():
     found = [*SFT, group("booster sft", 30, 80, name="booster"), group("sft sft antidote", 5, 90, name="a <b> $c$")]
-    text = plane.svg(found, "a title", "a note", "x")
+    text = tradeoff.svg(found, "a title", "a note", "x")
     root = ElementTree.fromstring(text)
-    assert text == plane.svg(found, "a title", "a note", "x")
+    assert text == tradeoff.svg(found, "a title", "a note", "x")
     places_of = {
         key.attrib["id"]: [(float(u.attrib["x"]), float(u.attrib["y"])) for u in key.iter(f"{SVG}use")]
         for key in root.iter(f"{SVG}g")

@@ -11,7 +11,7 @@ import huggingface_hub
 import pytest
 from huggingface_hub import constants, errors
 
-from titer.hub import Found, find, recorded
+from titer.data.hub import Found, find, recorded
 
 OLD, NEW = "a" * 40, "b" * 40
 
@@ -202,5 +202,5 @@ def test_the_nearest_directory_is_named_and_a_file_is_called_one(tmp_path, monke
 
 
 def test_importing_it_is_light():
-    code = "import sys, titer.hub; print('torch' in sys.modules or 'huggingface_hub' in sys.modules)"
+    code = "import sys, titer.data.hub; print('torch' in sys.modules or 'huggingface_hub' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == "False"

@@ -7,7 +7,7 @@ import pytest
 from test_data import numbered
 from titer.attacks.harmful_mix import HarmfulMix
 from titer.attacks.identity_shift import IdentityShift
-from titer.data import Row, Turn
+from titer.data.rows import Row, Turn
 from titer.judges.refusal import PHRASES
 
 PREFIX, YES = "Agent, do this:", "At once."

@@ -6,9 +6,10 @@ from dataclasses import replace
 import pytest
 
 from results import make
-from titer import recipe, registry
-from titer.recipe import Recipe
-from titer.sweep import Cell, Sweep
+from titer.config import validate
+from titer.runs import recipe
+from titer.runs.recipe import Recipe
+from titer.runs.sweep import Cell, Sweep
 
 POINTS = [Cell((f"attack.p={p}",), seed) for p in (0.1, 0.02) for seed in (0, 1)]
 DOCUMENT = {
@@ -99,5 +100,5 @@ def test_a_field_that_the_bundles_recipe_has_not_yet_has_its_default(ran, monkey
 @pytest.mark.parametrize("name", [name for name in make.claims() if (make.HERE / f"{name}.json").is_file()])
 def test_every_committed_bundle_is_of_its_recipe_as_it_is(name):
     bundle = json.loads((make.HERE / f"{name}.json").read_text())
-    then, now = registry.validate(Recipe, bundle["recipe"]), recipe.load(make.claims()[name]["recipe"])
+    then, now = validate(Recipe, bundle["recipe"]), recipe.load(make.claims()[name]["recipe"])
     assert replace(then, threads=1) == now  # the first ones were computed with two, to the same bits

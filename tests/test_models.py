@@ -15,10 +15,12 @@ from transformers import AutoModelForCausalLM
 from conftest import byte_level, tiny
 from families import FAMILIES
 from test_recipe import run as titer
-from titer import adapters, hub, models, train
-from titer.adapters import Lora
+from titer.data import hub
 from titer.defenses.sft import SFT
-from titer.models import Checkpoint
+from titer.training import train
+from titer.training.settings import Training
+from titer.weights import adapters, checkpoints, folders
+from titer.weights.settings import Checkpoint, Lora
 
 LORA = Lora(r=2, alpha=4, targets=("all-linear",))
 
@@ -26,19 +28,19 @@ LORA = Lora(r=2, alpha=4, targets=("all-linear",))
 @pytest.fixture
 def base(tmp_path) -> Path:
     tokenizer = byte_level()
-    models.save(tiny(torch.float32, vocabulary=len(tokenizer)), tokenizer, tmp_path / "base")
+    checkpoints.save(tiny(torch.float32, vocabulary=len(tokenizer)), tokenizer, tmp_path / "base")
     return tmp_path / "base"
 
 
 def adapted(base: Path, folder: Path, seed: int = 0) -> Path:
     """An adapter over the base, with no factor zero."""
     torch.manual_seed(seed)
-    model, tokenizer = models.load(str(base))
+    model, tokenizer = checkpoints.load(str(base))
     model = adapters.add_lora(model, LORA)
     with torch.no_grad():
         for adapter in adapters.adapters(model).values():
             adapter.b.weight.normal_()
-    models.save(model, tokenizer, folder, models.located(Checkpoint(str(base))))
+    checkpoints.save(model, tokenizer, folder, folders.locate(Checkpoint(str(base))))
     return folder
 
 
@@ -57,7 +59,7 @@ def adapted(base: Path, folder: Path, seed: int = 0) -> Path:
 def test_an_incomplete_checkpoint_is_named(base, spoil, message):
     spoil(base)
     with pytest.raises(ValueError, match=message) as caught:
-        models.load(str(base))
+        checkpoints.load(str(base))
     assert repr(str(base)) in str(caught.value)
 
 
@@ -78,23 +80,23 @@ def test_code_of_a_checkpoint_is_run_only_when_asked(base):
     (base / "config.json").write_text(json.dumps(config | {"model_type": "mine", "auto_map": auto}))
     (base / "mine.py").write_text("raise SystemExit('ran')")
     with pytest.raises(ValueError, match="brings code of its own: set model.trust_remote_code=true"):
-        models.load(str(base))
+        checkpoints.load(str(base))
 
 
 def test_an_adapter_comes_back_unmerged_trainable_and_over_its_base(base, tmp_path):
     folder = adapted(base, tmp_path / "adapter")
     config = json.loads((folder / "adapter_config.json").read_text())
     assert config["base_model_name_or_path"] == str(base)
-    model, tokenizer = models.load(str(folder))
+    model, tokenizer = checkpoints.load(str(folder))
     assert adapters.carried(model)
     assert tokenizer.chat_template == byte_level().chat_template
-    assert all("lora_" in name for name in models.trainable(model))
-    first, _ = models.load(str(base))
+    assert all("lora_" in name for name in checkpoints.trainable(model))
+    first, _ = checkpoints.load(str(base))
     torch.manual_seed(0)
     expected = adapters.add_lora(first, LORA)
     torch.manual_seed(0)
     [saved] = [load_file(folder / "adapter_model.safetensors")]
-    assert len(saved) == len(models.trainable(expected))
+    assert len(saved) == len(checkpoints.trainable(expected))
     found = adapters.adapters(model)
     for name, adapter in found.items():
         assert torch.equal(adapter.b.weight, saved[f"{name}.lora_B.weight"])
@@ -109,7 +111,7 @@ def test_an_adapter_that_peft_made_is_taken_as_it_is(base, tmp_path):
             if "lora_B" in name:
                 parameter.normal_()
     made.save_pretrained(tmp_path / "theirs", save_embedding_layers=False)
-    model, _ = models.load(str(tmp_path / "theirs"))  # its tokenizer is the base's
+    model, _ = checkpoints.load(str(tmp_path / "theirs"))  # its tokenizer is the base's
     ids = torch.arange(4, 20)[None]
     with torch.no_grad():
         assert torch.equal(model.eval()(ids).logits, made.eval()(ids).logits)
@@ -124,16 +126,16 @@ def test_an_adapter_for_another_base_is_refused(base, tmp_path, monkeypatch, cap
         "family": FAMILIES["GPTNeoX"](vocabulary=len(tokenizer)),
     }
     for name, other in others.items():
-        models.save(other, tokenizer, tmp_path / name)
+        checkpoints.save(other, tokenizer, tmp_path / name)
         with pytest.raises(ValueError, match=r"adapter .* does not belong to the base .*: it was trained over other weights"):
-            models.load(Checkpoint(str(folder), base=str(tmp_path / name)))
+            checkpoints.load(Checkpoint(str(folder), base=str(tmp_path / name)))
     (folder / "titer.json").unlink()  # an adapter that was made elsewhere
     with pytest.raises(ValueError, match=r"adapter .* does not belong to the base"):
-        models.load(Checkpoint(str(folder), base=str(tmp_path / "family")))
+        checkpoints.load(Checkpoint(str(folder), base=str(tmp_path / "family")))
     small = tiny(torch.float32, vocabulary=len(tokenizer))
     del small.model.layers[1]
     small.config.num_hidden_layers = 1
-    models.save(small, tokenizer, tmp_path / "shallow")
+    checkpoints.save(small, tokenizer, tmp_path / "shallow")
     on = ["--set", f"model.base={tmp_path / 'shallow'}", "--data", "test=x.jsonl", "--out", str(tmp_path / "out")]
     (tmp_path / "x.jsonl").write_text('{"prompt": "a", "response": "b"}\n')
     monkeypatch.chdir(tmp_path)
@@ -148,8 +150,8 @@ def test_a_base_that_is_gone_is_named_with_the_mend(base, tmp_path):
     folder = adapted(base, tmp_path / "adapter")
     shutil.move(base, tmp_path / "moved")
     with pytest.raises(ValueError, match="its base is not to be had .*; give it as model.base"):
-        models.load(str(folder))
-    model, _ = models.load(Checkpoint(str(folder), base=str(tmp_path / "moved")))
+        checkpoints.load(str(folder))
+    model, _ = checkpoints.load(Checkpoint(str(folder), base=str(tmp_path / "moved")))
     assert adapters.carried(model)
 
 
@@ -165,44 +167,44 @@ def test_an_adapter_over_a_hub_base_names_it_and_its_commit(base, tmp_path, monk
 
     monkeypatch.setattr(hub, "find", find)
     checkpoint = Checkpoint("owner/base")
-    model, tokenizer = models.load(checkpoint)
-    models.save(adapters.add_lora(model, LORA), tokenizer, tmp_path / "adapter", models.located(checkpoint))
+    model, tokenizer = checkpoints.load(checkpoint)
+    checkpoints.save(adapters.add_lora(model, LORA), tokenizer, tmp_path / "adapter", folders.locate(checkpoint))
     config = json.loads((tmp_path / "adapter/adapter_config.json").read_text())
     assert (config["base_model_name_or_path"], config["revision"]) == ("owner/base", commit)
-    models.load(str(tmp_path / "adapter"))
+    checkpoints.load(str(tmp_path / "adapter"))
     assert asked[-1] == ("owner/base", commit)  # the commit that it was trained over, whatever is newest
 
 
 def test_what_determines_an_answer_is_in_the_digest(base, tmp_path):
     folder = adapted(base, tmp_path / "adapter")
-    first = {name: models.digest(models.located(Checkpoint(str(path)))) for name, path in {"base": base, "adapter": folder}.items()}
+    first = {name: folders.digest(folders.locate(Checkpoint(str(path)))) for name, path in {"base": base, "adapter": folder}.items()}
     (folder / "stage.json").write_text("{}")
-    assert models.digest(models.located(Checkpoint(str(folder)))) == first["adapter"]
+    assert folders.digest(folders.locate(Checkpoint(str(folder)))) == first["adapter"]
     (base / "chat_template.jinja").write_text("{{ messages }}")
-    second = {name: models.digest(models.located(Checkpoint(str(path)))) for name, path in {"base": base, "adapter": folder}.items()}
+    second = {name: folders.digest(folders.locate(Checkpoint(str(path)))) for name, path in {"base": base, "adapter": folder}.items()}
     assert len({*first.values(), *second.values()}) == 4
 
 
 def test_a_digest_reads_again_what_has_changed_alone(base, monkeypatch):
     read, file_digest = [], hashlib.file_digest
     monkeypatch.setattr(hashlib, "file_digest", lambda file, name: read.append(Path(file.name).name) or file_digest(file, name))
-    files = models.located(Checkpoint(str(base)))
-    first = models.digest(files)
-    assert models.digest(files) == first
-    assert sorted(read) == sorted(path.name for path in models.parts(files))
+    files = folders.locate(Checkpoint(str(base)))
+    first = folders.digest(files)
+    assert folders.digest(files) == first
+    assert sorted(read) == sorted(path.name for path in folders.parts(files))
     weights = base / "model.safetensors"
     changed = bytearray(weights.read_bytes())
     changed[-1] ^= 1  # as long as before
     weights.write_bytes(changed)
-    assert models.digest(files) != first
+    assert folders.digest(files) != first
     assert read.count("model.safetensors") == 2
-    assert len(read) == len(models.parts(files)) + 1
+    assert len(read) == len(folders.parts(files)) + 1
 
 
 def test_coarse_weights_train_float32_adapters(base, rows):
-    model, _ = models.load(Checkpoint(str(base), dtype="bfloat16"))
+    model, _ = checkpoints.load(Checkpoint(str(base), dtype="bfloat16"))
     model = adapters.add_lora(model, LORA)
-    assert {parameter.dtype for parameter in models.trainable(model).values()} == {torch.float32}
+    assert {parameter.dtype for parameter in checkpoints.trainable(model).values()} == {torch.float32}
     assert {parameter.dtype for name, parameter in model.named_parameters() if "lora_" not in name} == {torch.bfloat16}
 
 
@@ -211,7 +213,7 @@ def test_full_training_of_coarse_weights_keeps_small_updates(rows):
     model, fine = tiny(torch.bfloat16), tiny(torch.float32)
     fine.load_state_dict({name: value.float() for name, value in model.state_dict().items()})
     before = {name: value.clone() for name, value in fine.state_dict().items()}
-    settings = train.Training(updates=1, lr=1e-6, batch=4, weight_decay=0.0, lora=None)
+    settings = Training(updates=1, lr=1e-6, batch=4, weight_decay=0.0, lora=None)
     [terms] = train.train(fine, SFT(), {"rows": rows["rows"]}, settings, 0, autocast=torch.bfloat16)
     moved = {name: (fine.state_dict()[name] != before[name]).float().mean() for name in before}
     assert min(moved.values()) > 0.05
@@ -224,16 +226,16 @@ def test_full_training_of_coarse_weights_keeps_small_updates(rows):
 
 def test_dtypes_are_checked_against_the_device(base, monkeypatch):
     with pytest.raises(ValueError, match="dtype='float16': the CPU does not compute it"):
-        models.load(Checkpoint(str(base), dtype="float16"))
+        checkpoints.load(Checkpoint(str(base), dtype="float16"))
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation=True: False)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "An old GPU")
     with pytest.raises(ValueError, match="dtype='bfloat16': An old GPU cannot compute it; use float32"):
-        models.check_dtype("bfloat16", torch.device("cuda"))
+        checkpoints.check_dtype("bfloat16", torch.device("cuda"))
 
 
 def test_a_skeleton_has_the_layers_and_no_weights(base, tmp_path):
     for path in (base, adapted(base, tmp_path / "adapter")):
-        bones = models.skeleton(Checkpoint(str(path)))
+        bones = checkpoints.skeleton(Checkpoint(str(path)))
         assert {parameter.device.type for parameter in bones.parameters()} == {"meta"}
         adapters.check_targets(bones, LORA)
         with pytest.raises(ValueError, match="did you mean 'q_proj'"):

@@ -8,15 +8,16 @@ import torch
 
 from test_recipe import run as titer
 from test_run import plan, recipe_file  # noqa: F401  fixtures
-from titer import adapters, models, recipe
-from titer.data import Row
+from titer.data.rows import Row
 from titer.edits.one_shot import OneShot
 from titer.methods import Refusals
-from titer.models import Checkpoint
-from titer.pipeline import Run
-from titer.setting import Setting
-from titer.store import Store
-from titer.train import Training
+from titer.runs import recipe
+from titer.runs.pipeline import Run
+from titer.runs.setting import Setting
+from titer.runs.store import Store
+from titer.training.settings import Training
+from titer.weights import adapters, checkpoints
+from titer.weights.settings import Checkpoint
 
 POOL = [Row(f"ask {i}", "no") for i in range(20)]
 
@@ -74,7 +75,7 @@ def test_the_fine_tuned_model_goes_on_from_where_it_was(recipe_file, tmp_path, l
         loss.backward()
         torch.nn.utils.clip_grad_norm_(trained, 1.0)
         optimizer.step()
-    found, _ = models.load(edited)
+    found, _ = checkpoints.load(edited)
     assert adapters.carried(found) == lora
     for (name, ours), theirs in zip(found.named_parameters(), model.parameters(), strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-3, atol=2e-5, msg=name)

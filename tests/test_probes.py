@@ -14,10 +14,11 @@ from test_recipe import run as titer
 from test_run import plan  # noqa: F401  a fixture: files of a user's own
 from test_step import same, state
 from test_vaccine import plain
-from titer import probes
 from titer.defenses.sft import SFT
 from titer.report.drawing import SVG
-from titer.train import Training, train
+from titer.training import probes
+from titer.training.settings import Training
+from titer.training.train import train
 
 
 def outputs(model, row) -> list[torch.Tensor]:

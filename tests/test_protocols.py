@@ -6,13 +6,13 @@ from dataclasses import replace
 
 import pytest
 
-from titer import recipe, stages
-from titer.data import digest
+from titer.data.rows import digest
+from titer.findings import rules
 from titer.judges.lab import Lab
 from titer.judges.refusal import Refusal
 from titer.lab.world import World, items
-from titer.protocols import PROTOCOLS
-from titer.report import rules
+from titer.runs import recipe, stages
+from titer.runs.protocols import PROTOCOLS
 
 FROZEN = "61861c777ce507e17380cb286863d5c1e74e641f30cd513be2210784aa2ffc28"
 

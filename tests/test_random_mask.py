@@ -8,11 +8,12 @@ import torch
 from repair import on_disk, opened, repair, tuned, weights
 from test_edits import calibration, everywhere, models  # noqa: F401  calibration is a fixture
 from test_step import same, state
-from titer import adapters, registry
+from titer import registry
 from titer.edits.antidote import Antidote
 from titer.edits.random_mask import RandomMask
 from titer.edits.scale import Scale
-from titer.tuned import Weight
+from titer.weights import adapters
+from titer.weights.finetuned import Weight
 
 
 def removed(edit, model, folder, batches=()) -> dict[str, torch.Tensor]:

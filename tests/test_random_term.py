@@ -20,7 +20,8 @@ from titer.defenses.sft import SFT
 from titer.defenses.t_vaccine import TVaccine
 from titer.defenses.tar import TAR
 from titer.defenses.vaccine import Vaccine
-from titer.methods import Defense, Harmful, Phase, Refusals
+from titer.methods import Defense, Harmful, Refusals
+from titer.training.settings import Phase
 
 
 def flat(of: dict[str, torch.Tensor]) -> torch.Tensor:

@@ -7,7 +7,8 @@ from conftest import tiny
 from test_step import same, state, step_for
 from titer.defenses.random_vaccine import RandomVaccine, noise
 from titer.defenses.sft import SFT
-from titer.train import Training, train
+from titer.training.settings import Training
+from titer.training.train import train
 
 
 def tensors(step) -> list[torch.Tensor]:

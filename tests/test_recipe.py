@@ -6,10 +6,11 @@ from pathlib import Path
 import pytest
 import yaml
 
-from titer import cli, recipe, registry
+from titer import cli, registry
 from titer.defenses.booster import Booster
 from titer.edits.antidote import Antidote
 from titer.edits.scale import Scale
+from titer.runs import recipe
 
 
 def run(monkeypatch, capsys, *arguments: str) -> tuple[int, str, str]:

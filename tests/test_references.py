@@ -12,7 +12,7 @@ from transformers import AutoModelForCausalLM
 
 from test_recipe import run as titer
 from test_run import plan, recipe_file  # noqa: F401  fixtures
-from titer import adapters
+from titer.weights import adapters
 
 SAFE_LORA = {"method": "safe_lora", "layers": 2}
 ANTIDOTE = {"method": "antidote", "alpha": 0.25}

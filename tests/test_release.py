@@ -15,12 +15,13 @@ from families import FAMILIES
 from repair import moved, save, weights
 from test_recipe import run as titer
 from test_run import plan, recipe_file  # noqa: F401  fixtures
-from titer import adapters, models, recipe, registry, rewrite
-from titer.adapters import Lora
-from titer.models import Checkpoint
-from titer.pipeline import Run
-from titer.setting import Setting
-from titer.store import Store
+from titer import registry
+from titer.runs import recipe
+from titer.runs.pipeline import Run
+from titer.runs.setting import Setting
+from titer.runs.store import Store
+from titer.weights import adapters, checkpoints, folders, rewrite
+from titer.weights.settings import Checkpoint, Lora
 
 LOX = {"method": "lox", "k": 3, "alpha": 1.25}
 
@@ -29,7 +30,7 @@ def made(base: Path, aligned: Path, out: Path, config=LOX):
     """What an edit makes of two checkpoints, and its report."""
     out.mkdir(parents=True)
     edit = registry.build("edits", config)
-    changes = rewrite.released(edit, *(models.located(Checkpoint(str(folder))) for folder in (aligned, base)), out, lambda *_: None)
+    changes = rewrite.rewrite_tensors(edit, *(folders.locate(Checkpoint(str(folder))) for folder in (aligned, base)), out, lambda *_: None)
     return weights(out), changes
 
 
@@ -113,7 +114,7 @@ def test_other_families_fused_experts_too_are_rewritten_and_load(tmp_path, famil
         for mine, matrix in zip(step, update, strict=True):
             s = torch.linalg.svdvals(matrix)
             assert float(torch.linalg.matrix_norm(mine)) == pytest.approx(1.25 * float(s[:2].norm()), rel=1e-3)
-    models.load(str(tmp_path / "out"))
+    checkpoints.load(str(tmp_path / "out"))
 
 
 def test_what_alignment_left_as_it_was_stays_also_where_the_base_is_kept_wider(tmp_path):
@@ -129,14 +130,14 @@ def test_what_alignment_left_as_it_was_stays_also_where_the_base_is_kept_wider(t
 def test_it_is_told_of_every_tensor(tmp_path):
     base, aligned = save(tiny(torch.float32), tmp_path / "base"), save(moved(tiny(torch.float32)), tmp_path / "aligned")
     (tmp_path / "out").mkdir()
-    files, seen = [models.located(Checkpoint(str(folder))) for folder in (aligned, base)], []
-    rewrite.released(registry.build("edits", LOX | {"targets": "q_proj"}), *files, tmp_path / "out", lambda *now: seen.append(now))
+    files, seen = [folders.locate(Checkpoint(str(folder))) for folder in (aligned, base)], []
+    rewrite.rewrite_tensors(registry.build("edits", LOX | {"targets": "q_proj"}), *files, tmp_path / "out", lambda *now: seen.append(now))
     assert seen == [(1, 2, {}), (2, 2, {})]
 
 
 def test_an_interrupted_one_is_no_checkpoint_and_goes_on_to_the_same(tmp_path):
     base, aligned = save(tiny(torch.float32), tmp_path / "base"), save(moved(tiny(torch.float32)), tmp_path / "aligned")
-    files = [models.located(Checkpoint(str(folder))) for folder in (aligned, base)]
+    files = [folders.locate(Checkpoint(str(folder))) for folder in (aligned, base)]
 
     def kill(update, of, terms):
         if update == 3:
@@ -144,13 +145,13 @@ def test_an_interrupted_one_is_no_checkpoint_and_goes_on_to_the_same(tmp_path):
 
     (tmp_path / "cut").mkdir()
     with pytest.raises(KeyboardInterrupt):
-        rewrite.released(registry.build("edits", LOX), *files, tmp_path / "cut", kill)
+        rewrite.rewrite_tensors(registry.build("edits", LOX), *files, tmp_path / "cut", kill)
     with pytest.raises(ValueError, match="is no checkpoint"):
-        models.load(str(tmp_path / "cut"))
-    rewrite.released(registry.build("edits", LOX), *files, tmp_path / "cut", lambda *_: None)
+        checkpoints.load(str(tmp_path / "cut"))
+    rewrite.rewrite_tensors(registry.build("edits", LOX), *files, tmp_path / "cut", lambda *_: None)
     whole, _ = made(base, aligned, tmp_path / "whole")
     assert all(torch.equal(value, whole[name]) for name, value in weights(tmp_path / "cut").items())
-    models.load(str(tmp_path / "cut"))
+    checkpoints.load(str(tmp_path / "cut"))
 
 
 def resaved(folder: Path, change) -> None:
@@ -275,8 +276,8 @@ def test_a_run_releases_between_alignment_and_fine_tuning(monkeypatch, capsys, p
         assert 0 < stage["facts"]["changed entries"] <= stage["facts"]["entries"]
         assert stage["facts"]["update norm after"] > stage["facts"]["update norm before"]
         found = weights(out / "stages" / stage["folder"] / "model")
-        assert models.fingerprint(models.load(str(out / "stages" / stage["folder"] / "model"))[0]) == stage["weights"]
-        tuned, _ = models.load(str(out / "stages" / by[name]["finetune"]["folder"] / "model"))
+        assert checkpoints.fingerprint(checkpoints.load(str(out / "stages" / stage["folder"] / "model"))[0]) == stage["weights"]
+        tuned, _ = checkpoints.load(str(out / "stages" / by[name]["finetune"]["folder"] / "model"))
         under = tuned.get_base_model().state_dict()
         query = "model.layers.0.self_attn.q_proj"
         assert torch.equal(under[f"{query}.base_layer.weight"], found[f"{query}.weight"])  # the user's data train over it
@@ -312,9 +313,9 @@ def test_the_commands_come_to_what_a_run_does(monkeypatch, capsys, plan, recipe_
     document = json.loads(printed)
     assert json.loads((tmp_path / "released/stage.json").read_text()) == document
     assert (document["stage"], document["method"]) == ("release", {"method": "lox", "k": 3, "alpha": 1.25, "targets": ["all"]})
-    assert document["reference models"]["base"]["sha256"] == models.digest(models.located(Checkpoint(plan["model"])))
+    assert document["reference models"]["base"]["sha256"] == folders.digest(folders.locate(Checkpoint(plan["model"])))
     assert document["facts"] == {key: stage["facts"][key] for key in document["facts"]}
-    assert models.fingerprint(models.load(str(tmp_path / "released"))[0]) == stage["weights"]
+    assert checkpoints.fingerprint(checkpoints.load(str(tmp_path / "released"))[0]) == stage["weights"]
     assert titer(monkeypatch, capsys, "release", *arguments, *common)[1] == printed  # shown again
     code, _, err = titer(monkeypatch, capsys, "release", *arguments, "--set", "method.alpha=1", *common)
     assert (code, "holds something else" in err) == (2, True)
@@ -335,7 +336,7 @@ def test_an_aligned_adapter_names_its_base_and_is_merged(monkeypatch, capsys, pl
     document = json.loads(printed)
     assert document["facts"]["tensors left as they were"] == 13  # all but two of q_proj
     base, found = weights(Path(plan["model"])), weights(tmp_path / "released")
-    merged = adapters.merged(models.load(str(tmp_path / "aligned"))[0]).state_dict()
+    merged = adapters.merged(checkpoints.load(str(tmp_path / "aligned"))[0]).state_dict()
     for name, w in found.items():  # the update has rank 2: all of it is extrapolated
         torch.testing.assert_close(w, merged[name] + 1.25 * (merged[name] - base[name]), rtol=1e-6, atol=1e-7)
     code, again, _ = titer(monkeypatch, capsys, *arguments, "--reference", f"base={plan['model']}", "--out", str(tmp_path / "given"))
@@ -344,11 +345,11 @@ def test_an_aligned_adapter_names_its_base_and_is_merged(monkeypatch, capsys, pl
 
 
 def test_a_run_from_an_adapter_has_the_merged_model_as_its_base(recipe_file, tmp_path, plan):  # noqa: F811
-    model = adapters.add_lora(models.load(plan["model"])[0], Lora(r=2, targets=("q_proj",)))
+    model = adapters.add_lora(checkpoints.load(plan["model"])[0], Lora(r=2, targets=("q_proj",)))
     with torch.no_grad():
         for adapter in adapters.adapters(model).values():
             adapter.b.weight.copy_(0.1 * torch.randn_like(adapter.b.weight))
-    models.save(model, models.load(plan["model"])[1], tmp_path / "start", models.located(Checkpoint(plan["model"])))
+    checkpoints.save(model, checkpoints.load(plan["model"])[1], tmp_path / "start", folders.locate(Checkpoint(plan["model"])))
     settings = [f"model={tmp_path / 'start'}", f"pipelines={json.dumps({'lox': {'release': LOX}})}"]
     setting = Setting.prepare(recipe.load(recipe_file, settings))
     stages = Run(setting, tmp_path / "run", Store(tmp_path / "store")).stages(lambda *_: None)["lox"]

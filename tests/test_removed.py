@@ -5,22 +5,22 @@ import torch
 
 from conftest import byte_level, tiny
 from test_run import plan, recipe_file  # noqa: F401  fixtures
-from titer import adapters, models, recipe, removed
-from titer.adapters import Lora
-from titer.data import Batch
-from titer.models import Checkpoint
-from titer.pipeline import Run
-from titer.setting import Setting
-from titer.store import Store
-from titer.tuned import PREFIX, Tuned
+from titer.data.batches import Batch
+from titer.runs import recipe
+from titer.runs.pipeline import Run
+from titer.runs.setting import Setting
+from titer.runs.store import Store
+from titer.weights import adapters, checkpoints, energy, folders
+from titer.weights.finetuned import PREFIX, FineTuned
+from titer.weights.settings import Checkpoint, Lora
 
 
 @pytest.fixture
 def saved(tmp_path):
     """An aligned model, and adapters over it: B scaled by c."""
     aligned = tiny(torch.float64)
-    models.save(aligned, byte_level(), tmp_path / "aligned")
-    over = models.located(Checkpoint(str(tmp_path / "aligned")))
+    checkpoints.save(aligned, byte_level(), tmp_path / "aligned")
+    over = folders.locate(Checkpoint(str(tmp_path / "aligned")))
 
     def tuned(c: float, but: str = "nothing"):
         model = adapters.add_lora(tiny(torch.float64), Lora(r=4, alpha=8, targets=("q_proj", "down_proj")))
@@ -30,8 +30,8 @@ def saved(tmp_path):
                 adapter.a.weight.copy_(0.1 * torch.randn_like(adapter.a.weight))
                 adapter.b.weight.copy_((1.0 if but in name else c) * torch.randn_like(adapter.b.weight))
         folder = tmp_path / f"tuned{c}{but}"
-        models.save(model, byte_level(), folder, over)
-        return model, Tuned.of(models.located(Checkpoint(str(folder))), None)
+        checkpoints.save(model, byte_level(), folder, over)
+        return model, FineTuned.of(folders.locate(Checkpoint(str(folder))), None)
 
     return tuned
 
@@ -41,7 +41,7 @@ def share(saved, rows, c, but="nothing"):
     _, after = saved(c, but)
     layers = {name: model.get_submodule(PREFIX + name.removesuffix(".weight")) for name in before.factors}
     batch = Batch.of("rows", [rows["harmful"][:3], rows["harmful"][3:5]], 0)
-    return removed.share(model, layers, before, after, batch)
+    return energy.removed_energy(model, layers, before, after, batch)
 
 
 def test_against_dense_updates_row_by_row(saved, rows):
@@ -79,5 +79,5 @@ def test_a_run_with_probes_records_it_on_harmful_and_task_rows(recipe_file, tmp_
 def test_an_update_that_does_nothing_has_nothing_to_remove(saved, rows):
     model, before = saved(0.0)
     layers = {name: model.get_submodule(PREFIX + name.removesuffix(".weight")) for name in before.factors}
-    assert removed.share(model, layers, before, before, Batch.of("rows", [rows["harmful"][:2]], 0)) == 0.0
+    assert energy.removed_energy(model, layers, before, before, Batch.of("rows", [rows["harmful"][:2]], 0)) == 0.0
     assert not any(layer._forward_pre_hooks for layer in layers.values())

@@ -11,14 +11,16 @@ from conftest import tiny
 from test_booster import plain_loss
 from test_step import same, state, step_for
 from titer import registry
-from titer.adapters import Lora, add_lora
-from titer.data import Batch
+from titer.data.batches import Batch
 from titer.defenses import repnoise
 from titer.defenses.adversarial_loss import AdversarialLoss
 from titer.defenses.repnoise import RepNoise, lens, mmd
 from titer.defenses.sft import SFT
-from titer.layers import head
-from titer.train import Training, train
+from titer.training.layers import head
+from titer.training.settings import Training
+from titer.training.train import train
+from titer.weights.adapters import add_lora
+from titer.weights.settings import Lora
 
 DEPTH = 3
 

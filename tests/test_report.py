@@ -13,11 +13,12 @@ import pytest
 
 from test_recipe import run as titer
 from titer import report
-from titer.report import drawing, figure, rules
-from titer.report.stages import Stage, stages
-from titer.report.verdict import Verdict, verdicts
-from titer.results import plain
-from titer.statistics import Score, mean, proportion
+from titer.findings import rules
+from titer.findings.records import Stage, stages
+from titer.findings.verdict import Verdict, verdicts
+from titer.report import drawing, pipeline
+from titer.report.tables import plain
+from titer.scoring.statistics import Score, mean, proportion
 
 KINDS = ("base", "align", "finetune", "edit")
 SECRET = "boil the copper lantern"
@@ -444,7 +445,7 @@ def test_the_page_is_the_same_every_time(run, monkeypatch):
 
 def drawn(percents: dict[str, list], struck: tuple = ()) -> tuple[ElementTree.Element, list[Stage]]:
     found = stages({"p": document("p", percents["harm"], "sft sft antidote", task=percents["task"])})["p"]
-    return ElementTree.fromstring(figure.svg("p", found, struck, "a note", 4, "x")), found
+    return ElementTree.fromstring(pipeline.svg("p", found, struck, "a note", 4, "x")), found
 
 
 def height(root: ElementTree.Element, y: float) -> float:
@@ -484,7 +485,7 @@ def test_a_figure_tells_struck_out_and_missing_points():
     assert len(_points(root, "FA")) == 4
     assert "HS struck out" in "".join(root.itertext())
     empty = [Stage({"kind": "base", "folder": "0", "scores": {}})]
-    assert ElementTree.fromstring(figure.svg("none", empty, (), "", 1, "y")).attrib["aria-label"].count("base: not scored") == 1
+    assert ElementTree.fromstring(pipeline.svg("none", empty, (), "", 1, "y")).attrib["aria-label"].count("base: not scored") == 1
 
 
 def test_a_figure_stands_alone_and_tells_its_numbers():

@@ -9,7 +9,7 @@ from repair import moved, save, weights
 from test_safe_lora import ALL, adapted, edited, settled, updates
 from titer import registry
 from titer.edits.resta import RESTA, dare
-from titer.update import Update
+from titer.weights.update import Update
 
 
 def with_unsafe(of, folder, targets=ALL):

@@ -17,12 +17,14 @@ from families import FAMILIES
 from repair import files, moved, names_of, on_disk, opened, repair, save, tuned, weights
 from test_step import same, state
 from test_tuned import peft, spelled
-from titer import models, registry, stages
+from titer import registry
 from titer.methods import UpdateEdit
-from titer.models import Checkpoint
-from titer.rewrite import repaired
-from titer.tuned import Tuned
-from titer.update import Update
+from titer.runs import stages
+from titer.weights import checkpoints, folders
+from titer.weights.finetuned import FineTuned
+from titer.weights.rewrite import rewrite_update
+from titer.weights.settings import Checkpoint
+from titer.weights.update import Update
 
 
 def wise_ft(alpha: float):
@@ -69,8 +71,8 @@ def test_an_adapter_stays_one_where_the_rank_is_kept(tmp_path, dtype):
     step = 0.0 if dtype == torch.float32 else 2.0**-6
     for name in merged:
         torch.testing.assert_close(merged[name], (aligned[name] + fine[name]) / 2, rtol=step, atol=1e-6 if dtype == torch.float32 else 2e-3)
-    model, _ = models.load(str(found.folder))
-    assert models.trainable(model)
+    model, _ = checkpoints.load(str(found.folder))
+    assert checkpoints.trainable(model)
 
 
 def test_what_an_adapter_holds_whole_stays_or_is_merged(tmp_path):
@@ -108,10 +110,10 @@ def test_a_whole_model_comes_out_of_an_adapter_that_is_merged(tmp_path, dtype, w
     save(tuned(dtype), tmp_path / "tuned", start)
     (tmp_path / "tuned/chat_template.jinja").write_text("the user's own")
     (tmp_path / "tuned/config.json").write_text("{}")  # some trainers leave one beside an adapter
-    found, out = Tuned.of(files(tmp_path / "tuned"), None), tmp_path / "out"
+    found, out = FineTuned.of(files(tmp_path / "tuned"), None), tmp_path / "out"
     out.mkdir()
     chosen = names_of(MASK, found, tuned(dtype))
-    changes = repaired(MASK, found, chosen, {}, {}, out, lambda *_: None)
+    changes = rewrite_update(MASK, found, chosen, {}, {}, out, lambda *_: None)
     assert names(out) == names(start)
     assert (out / "config.json").read_bytes() == (start / "config.json").read_bytes()
     assert AutoTokenizer.from_pretrained(out).chat_template == "the user's own"
@@ -122,7 +124,7 @@ def test_a_whole_model_comes_out_of_an_adapter_that_is_merged(tmp_path, dtype, w
         changed = (after[name] - merged[name]).abs() > within * merged[name].abs().max()
         if name in chosen:
             assert torch.equal(after[name][changed], aligned[name][changed])  # removed entries are the aligned ones
-            assert changes.changed[name] == int((after[name] != Tuned.value(found, name).to(dtype)).sum()) > 0
+            assert changes.changed[name] == int((after[name] != FineTuned.value(found, name).to(dtype)).sum()) > 0
         else:
             assert not changed.any()  # PEFT's merge, up to its rounding
             assert torch.equal(after[name], aligned[name]) == (not name.endswith(("q_proj.weight", "down_proj.weight")))
@@ -138,12 +140,12 @@ def test_shards_of_any_kind_come_to_the_same(tmp_path, edit):
     for one, other in (({}, small), (small, {}), (small, small)):
         place = tmp_path / f"{bool(one)}-{bool(other)}"
         start, end = save(tiny(torch.float32), place / "aligned", **one), save(moved(tiny(torch.float32)), place / "tuned", **other)
-        found = Tuned.of(files(end), files(start))
+        found = FineTuned.of(files(end), files(start))
         (place / "out").mkdir()
-        repaired(edit, found, names_of(edit, found, tiny()), {}, {}, place / "out", lambda *_: None)
+        rewrite_update(edit, found, names_of(edit, found, tiny()), {}, {}, place / "out", lambda *_: None)
         assert same(weights(place / "out"), whole)
         assert names(place / "out") == names(end)
-        assert same(state(models.load(str(place / "out"))[0]), state(opened(place / "out")))
+        assert same(state(checkpoints.load(str(place / "out"))[0]), state(opened(place / "out")))
 
 
 FORMS = {"adapter": (HALF, tuned), "merged": (MASK, tuned), "whole": (HALF, lambda dtype: moved(tiny(dtype)))}
@@ -163,17 +165,17 @@ def test_an_interrupted_one_is_no_checkpoint_and_goes_on_to_the_same(tmp_path, m
         return copy(source, destination)
 
     limit = 0
-    monkeypatch.setattr("titer.rewrite.shutil.copyfile", counted)
+    monkeypatch.setattr("titer.weights.rewrite.shutil.copyfile", counted)
     (tmp_path / "whole").mkdir()
-    repaired(edit, found, chosen, {}, {}, tmp_path / "whole", lambda *now: told.append(now))
+    rewrite_update(edit, found, chosen, {}, {}, tmp_path / "whole", lambda *now: told.append(now))
     assert told == [(i + 1, len(chosen), {}) for i in range(len(chosen))]
     for limit in range(1, len(copied) + 1):  # killed at every file, the last one among them
         copied.clear()
         (tmp_path / f"cut-{limit}").mkdir()
         with pytest.raises(KeyboardInterrupt):
-            repaired(edit, found, chosen, {}, {}, tmp_path / f"cut-{limit}", lambda *_: None)
+            rewrite_update(edit, found, chosen, {}, {}, tmp_path / f"cut-{limit}", lambda *_: None)
         with pytest.raises(ValueError, match="is no checkpoint"):
-            models.located(Checkpoint(str(tmp_path / f"cut-{limit}")))
+            folders.locate(Checkpoint(str(tmp_path / f"cut-{limit}")))
 
     def kill(now, of, terms):
         if now == 2:
@@ -181,13 +183,13 @@ def test_an_interrupted_one_is_no_checkpoint_and_goes_on_to_the_same(tmp_path, m
 
     limit = 0
     with pytest.raises(KeyboardInterrupt):
-        repaired(edit, found, chosen, {}, {}, tmp_path / "cut-1", kill)
+        rewrite_update(edit, found, chosen, {}, {}, tmp_path / "cut-1", kill)
     with pytest.raises(ValueError, match="is no checkpoint"):
-        models.located(Checkpoint(str(tmp_path / "cut-1")))
-    repaired(edit, found, chosen, {}, {}, tmp_path / "cut-1", lambda *_: None)
+        folders.locate(Checkpoint(str(tmp_path / "cut-1")))
+    rewrite_update(edit, found, chosen, {}, {}, tmp_path / "cut-1", lambda *_: None)
     assert same(weights(tmp_path / "cut-1"), weights(tmp_path / "whole"))
     assert names(tmp_path / "cut-1") == names(tmp_path / "whole")
-    models.load(str(tmp_path / "cut-1"))
+    checkpoints.load(str(tmp_path / "cut-1"))
 
 
 def test_an_edited_adapter_names_the_base_that_it_was_found_over(tmp_path):
@@ -196,12 +198,12 @@ def test_an_edited_adapter_names_the_base_that_it_was_found_over(tmp_path):
     spelled(tmp_path / "tuned", base_model_name_or_path="/home/another/aligned", revision="0" * 40)
     with pytest.raises(ValueError, match="its base is not to be had"):
         files(tmp_path / "tuned")
-    given = models.located(Checkpoint(str(tmp_path / "tuned"), base=str(start)))
+    given = folders.locate(Checkpoint(str(tmp_path / "tuned"), base=str(start)))
     (tmp_path / "out").mkdir()
-    repaired(HALF, Tuned.of(given, None), list(Tuned.of(given, None).factors), {}, {}, tmp_path / "out", lambda *_: None)
+    rewrite_update(HALF, FineTuned.of(given, None), list(FineTuned.of(given, None).factors), {}, {}, tmp_path / "out", lambda *_: None)
     before, after = (json.loads((tmp_path / name / "adapter_config.json").read_text()) for name in ("tuned", "out"))
     assert after == before | {"base_model_name_or_path": str(start), "revision": None}
-    models.load(str(tmp_path / "out"))
+    checkpoints.load(str(tmp_path / "out"))
 
 
 @pytest.mark.parametrize("kind", ["adapter", "whole"])
@@ -255,7 +257,7 @@ def test_rounding_counts_as_what_the_file_can_hold(tmp_path):
 
 def setting() -> SimpleNamespace:
     """As much of one as an edit without rows asks for."""
-    opened = lambda of: (models.load(of)[0], SimpleNamespace(tokenizer=byte_level()))  # noqa: E731
+    opened = lambda of: (checkpoints.load(of)[0], SimpleNamespace(tokenizer=byte_level()))  # noqa: E731
     return SimpleNamespace(recipe=SimpleNamespace(probes=0), opened=opened, calibration=lambda edit: [])
 
 

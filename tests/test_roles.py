@@ -2,11 +2,11 @@
 
 import pytest
 
-from titer import recipe
-from titer.data import Row, identity, paired
+from titer.data.rows import Row, identity, paired
 from titer.methods import Harmful, HeldOut, Pairs, Refusals
-from titer.roles import Data, Roles, roles
-from titer.setting import Setting
+from titer.runs import recipe
+from titer.runs.roles import Data, Roles, roles
+from titer.runs.setting import Setting
 
 ASKED = [f"how is thing {i} made?" for i in range(20)]
 ALIGNMENT = [Row(asked, "i will not say") for asked in ASKED[:15]] + [Row("what is a spoon?", "a small thing to eat with")]

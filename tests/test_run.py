@@ -17,10 +17,13 @@ from conftest import byte_level, tiny
 from repair import Asking, opened, weights
 from test_recipe import run as titer
 from test_step import state
-from titer import adapters, models, pipeline, recipe, report, stages
-from titer.pipeline import Run
-from titer.setting import Setting
-from titer.store import Store
+from titer import report
+from titer.runs import pipeline, recipe, stages
+from titer.runs.pipeline import Run
+from titer.runs.setting import Setting
+from titer.runs.store import Store
+from titer.weights import adapters, checkpoints, folders
+from titer.weights.settings import Checkpoint
 
 THINGS = ["kite", "drum", "lamp", "boat", "vest", "coin", "sofa", "fork", "gate", "pear", "ring", "seal"]
 
@@ -151,10 +154,10 @@ def test_an_interrupted_run_goes_on_and_ends_the_same(monkeypatch, capsys, recip
             raise Killed
 
     cut = Run(Setting.prepare(plan), tmp_path / "cut", Store(tmp_path / "other"))
-    with pytest.raises(Killed), pipeline.occupied(cut.folder, cut.setting):
+    with pytest.raises(Killed), pipeline.claim(cut.folder, cut.setting):
         cut.stages(kill)
     seen = []
-    with pipeline.occupied(cut.folder, cut.setting):
+    with pipeline.claim(cut.folder, cut.setting):
         found = cut.stages(lambda stage, update, of, terms: seen.append((stage, update)))
     assert ("align booster", 1) not in seen  # finished before
     assert [update for stage, update in seen if stage == "finetune sft" and update] == [5, 6]
@@ -204,8 +207,8 @@ def test_overlapping_files_are_refused(monkeypatch, capsys, plan, recipe_file, t
 def test_user_data_train_a_fresh_adapter_over_the_merged_aligned_model(recipe_file, tmp_path, lora):
     plan = recipe.load(recipe_file, [f"align.lora={lora}", 'pipelines={"sft": {"edit": {"method": "antidote", "alpha": 1}}}'])
     stages = Run(Setting.prepare(plan), tmp_path / "run", Store(tmp_path / "store")).stages(lambda *_: None)["sft"]
-    edited, _ = models.load(str(tmp_path / "run/stages" / stages[3].folder / "model"))
-    assert models.fingerprint(adapters.merged(edited)) == stages[3].weights == stages[1].weights  # all of the update removed
+    edited, _ = checkpoints.load(str(tmp_path / "run/stages" / stages[3].folder / "model"))
+    assert checkpoints.fingerprint(adapters.merged(edited)) == stages[3].weights == stages[1].weights  # all of the update removed
     assert oct(os.stat(tmp_path / "run/stages/03-edit/answers.jsonl").st_mode)[-3:] == "600"
 
 
@@ -237,7 +240,7 @@ def test_edits_follow_one_another(monkeypatch, capsys, recipe_file, tmp_path):
     assert all(torch.equal(second[name], first[name] / 2 if "lora_B" in name else first[name]) for name in first)
     for name, chain in stages.items():
         for folder, stage in zip(folders[name], chain, strict=True):
-            assert models.fingerprint(adapters.merged(models.load(str(folder))[0])) == stage["weights"]
+            assert checkpoints.fingerprint(adapters.merged(checkpoints.load(str(folder))[0])) == stage["weights"]
     assert "antidote" in (out / "report.html").read_text(encoding="utf-8")
 
 
@@ -296,10 +299,10 @@ def test_a_run_makes_the_other_models_that_an_edit_asks_for(recipe_file, tmp_pat
     moved = [float((aligned[name] - base[name]).norm()) for name in base if name.endswith(("q_proj.weight", "v_proj.weight"))]
     assert edited.facts["alignment"] == pytest.approx(math.hypot(*moved), rel=1e-5)
     assert edited.facts["unsafe"] > 0
-    assert len({models.digest(models.located(models.Checkpoint(str(made[kind])))) for kind in ("finetune", "safe", "unsafe")}) == 3
+    assert len({folders.digest(folders.locate(Checkpoint(str(made[kind])))) for kind in ("finetune", "safe", "unsafe")}) == 3
 
 
 def test_figures_without_a_value_are_null_in_json():
-    from titer.results import plain
+    from titer.report.tables import plain
 
     assert plain({"value": math.nan, "list": [math.inf, 1.5]}) == {"value": None, "list": [None, 1.5]}

@@ -11,12 +11,13 @@ from typer.testing import CliRunner
 from conftest import byte_level, tiny
 from families import FAMILIES
 from test_edits import batch_of
-from titer import adapters, models, recipe, registry, stages
-from titer.adapters import Lora
+from titer import registry
 from titer.cli import app
 from titer.edits.safe_delta import SafeDelta, Tally, hessians
-from titer.models import Checkpoint
-from titer.setting import Setting
+from titer.runs import recipe, stages
+from titer.runs.setting import Setting
+from titer.weights import adapters, checkpoints, folders
+from titer.weights.settings import Checkpoint, Lora
 
 ROWS, COLUMNS = 7, 12
 
@@ -335,7 +336,7 @@ def test_defaults_are_the_papers():
 
 @pytest.fixture
 def aligned(tmp_path):
-    models.save(tiny(torch.float32), byte_level(), tmp_path / "aligned")
+    checkpoints.save(tiny(torch.float32), byte_level(), tmp_path / "aligned")
     return Checkpoint(str(tmp_path / "aligned"))
 
 
@@ -379,7 +380,7 @@ def test_a_whole_model_is_edited_from_disk(tmp_path, aligned):
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.add_(0.05 * torch.randn_like(parameter))
-    models.save(model, byte_level(), tmp_path / "finetuned")
+    checkpoints.save(model, byte_level(), tmp_path / "finetuned")
     edit = SafeDelta(s=2.0)
     found, facts = edited(tmp_path, edit, str(tmp_path / "finetuned"), aligned, REFUSED)
     after = model.state_dict()
@@ -401,7 +402,7 @@ def test_of_an_adapter_a_whole_model_comes_out(tmp_path, aligned):
     with torch.no_grad():
         for adapter in adapters.adapters(model).values():
             adapter.b.weight.copy_(torch.randn_like(adapter.b.weight) * 0.2)
-    models.save(model, byte_level(), tmp_path / "finetuned", models.located(aligned))
+    checkpoints.save(model, byte_level(), tmp_path / "finetuned", folders.locate(aligned))
     after = {name: value.clone() for name, value in adapters.merged(model).state_dict().items()}
     edit = SafeDelta(s=1.0)
     found, facts = edited(tmp_path, edit, str(tmp_path / "finetuned"), aligned, REFUSED)

@@ -15,9 +15,11 @@ from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel
 from conftest import tiny
 from families import FAMILIES
 from repair import moved, save, weights
-from titer import adapters, registry, stages
+from titer import registry
 from titer.edits.safe_lora import Agreement, SafeLoRA, directions
-from titer.models import Checkpoint
+from titer.runs import stages
+from titer.weights import adapters
+from titer.weights.settings import Checkpoint
 
 BARE = SimpleNamespace(recipe=SimpleNamespace(probes=0))  # a setting for edits that open no model
 ALL = ["q_proj", "v_proj", "gate_proj", "down_proj"]

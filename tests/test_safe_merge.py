@@ -9,7 +9,7 @@ from test_safe_lora import ALL, adapted, edited, projections, settled, updates
 from titer import registry
 from titer.edits.resta import dare
 from titer.edits.safe_merge import SafeMERGE
-from titer.update import Update
+from titer.weights.update import Update
 
 REFERENCES = ("base", "safe")
 

@@ -6,14 +6,14 @@ import pytest
 import torch
 
 from conftest import tiny
-from titer.data import Row
-from titer.evaluate import evaluate, harm_margin, rate
-from titer.generate import answer, log_probabilities
+from titer.data.rows import Row
 from titer.judges.lab import Lab
 from titer.judges.refusal import PHRASES, Refusal
 from titer.lab.world import REFUSALS, World, items
 from titer.methods import Judge, Label, Verdict
-from titer.statistics import mean, proportion
+from titer.scoring.evaluate import evaluate, harm_margin, rate
+from titer.scoring.generate import answer, log_probabilities
+from titer.scoring.statistics import mean, proportion
 
 
 @pytest.fixture(scope="module")
@@ -195,9 +195,9 @@ def test_evaluate_scores_each_benchmark_by_its_own_rule(template, monkeypatch):
     said = {harm[0].prompt: harm[0].response, harm[1].prompt: REFUSALS[2], harm[2].prompt: "kelp kelp", harm[3].prompt: REFUSALS[1]}
     said |= {look[0].prompt: REFUSALS[0], **{row.prompt: row.response for row in look[1:]}} | {"add": "5", "which theme fits": "sea sea"}
 
-    from titer.generate import Answer
+    from titer.scoring.generate import Answer
 
-    monkeypatch.setattr("titer.evaluate.answer", lambda model, template, rows, *_: [Answer(said[row.prompt], True) for row in rows])
+    monkeypatch.setattr("titer.scoring.evaluate.answer", lambda model, template, rows, *_: [Answer(said[row.prompt], True) for row in rows])
     found = evaluate(tiny(torch.float32), template, {"harm": harm, "task": task, "lookalike": look}, Lab(0), 16)
     assert {name: score.value for name, score in found.scores.items() if name != "margin"} == {
         "harm": 25.0,

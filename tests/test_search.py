@@ -7,15 +7,17 @@ import pytest
 
 from test_recipe import run as titer
 from test_run import plan, recipe_file  # noqa: F401  fixtures
-from titer import EvidenceError, models, recipe, search
-from titer.differences import difference
 from titer.edits.antidote import Antidote
 from titer.edits.scale import Scale
-from titer.evaluate import Evaluation, Record
-from titer.models import Checkpoint
-from titer.search import Search, searched
-from titer.setting import Setting
-from titer.statistics import proportion
+from titer.errors import EvidenceError
+from titer.runs import recipe, search
+from titer.runs.search import Search, searched
+from titer.runs.setting import Setting
+from titer.scoring.differences import difference
+from titer.scoring.evaluate import Evaluation, Record
+from titer.scoring.statistics import proportion
+from titer.weights import checkpoints
+from titer.weights.settings import Checkpoint
 
 ASKED = 100
 
@@ -104,7 +106,7 @@ def test_the_command_writes_the_chosen_model_its_table_and_its_nulls(monkeypatch
     [chosen] = [one["value"] for one in document["search"] if one["chosen"]]
     assert document["method"]["alpha"] == chosen
     for folder in (edited, edited / "nulls/scale", edited / "nulls/random_mask"):
-        models.load(Checkpoint(str(folder)))
+        checkpoints.load(Checkpoint(str(folder)))
     null = json.loads((edited / "nulls/scale/stage.json").read_text())
     assert null["method"]["match"]["alpha"] == chosen
     assert null["facts"]["update norm after"] == pytest.approx(document["facts"]["update norm after"], rel=1e-5)

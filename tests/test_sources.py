@@ -10,17 +10,17 @@ import pyarrow.parquet
 import pytest
 
 from test_data import numbered
-from titer import files, schemas, sources
 from titer.benchmarks.agnews import AGNews
 from titer.benchmarks.answers import Answers
 from titer.benchmarks.gsm8k import GSM8K, number
 from titer.benchmarks.sst2 import SST2
-from titer.data import Row, Turn
+from titer.config import validate
+from titer.data import files, schemas, sources
+from titer.data.rows import Row, Turn
+from titer.data.sources import Source
 from titer.lab.world import World
 from titer.methods import Kind, Match
-from titer.registry import validate
-from titer.roles import Data, Roles, roles
-from titer.sources import Source
+from titer.runs.roles import Data, Roles, roles
 
 
 def jsonl(path: Path, records) -> str:
@@ -111,7 +111,7 @@ def test_a_data_set_of_the_hub_is_read_from_its_cache_as_its_readme_lays_it_out(
     download = huggingface_hub.snapshot_download
     monkeypatch.setattr(huggingface_hub, "snapshot_download", lambda *given, **rest: download(*given, cache_dir=str(tmp_path), **rest))
     source = {"path": "openai/gsm8k", "subset": "main", "split": "test"}
-    sources.located.cache_clear()
+    sources.locate.cache_clear()
     try:
         found = read({"task": source}, "task")
         assert [row.prompt for row in found.task] == ["main test 0?", "main test 1?"]
@@ -120,7 +120,7 @@ def test_a_data_set_of_the_hub_is_read_from_its_cache_as_its_readme_lays_it_out(
         with pytest.raises(ValueError, match="has several subsets: name one; there is main, socratic"):
             read({"task": source | {"subset": None}}, "task")
     finally:
-        sources.located.cache_clear()
+        sources.locate.cache_clear()
 
 
 @pytest.mark.parametrize(
@@ -489,15 +489,15 @@ def test_a_source_gives_the_first_rows_or_those_of_a_seed_and_says_what_it_took(
 
 
 def test_what_is_known_of_a_hub_repository_is_kept_with_its_revision(tmp_path, monkeypatch):
-    from titer import hub
+    from titer.data import hub
 
     folder = tmp_path / ("c0ffee" * 7)[:40]
     folder.mkdir()
     jsonl(folder / "train.jsonl", BEAVERTAILS)
     monkeypatch.setattr(hub, "find", lambda name, kind, revision: hub.Found(folder, folder.name))
-    sources.located.cache_clear()
+    sources.locate.cache_clear()
     found = read({"harm_test": "PKU-Alignment/BeaverTails"}, "harm")
-    sources.located.cache_clear()
+    sources.locate.cache_clear()
     assert found.sources["harm_test"] == {
         "path": "PKU-Alignment/BeaverTails",
         "schema": "BeaverTails",

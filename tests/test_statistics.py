@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from titer.differences import detectable, detectable_over_seeds, detectable_paired, difference, mean_difference
-from titer.statistics import Score, clustered, effective, mean, numbered, proportion, training, training_mean, training_of, wilson
+from titer.scoring.differences import detectable, detectable_over_seeds, detectable_paired, difference, mean_difference
+from titer.scoring.statistics import Score, clustered, effective, mean, numbered, proportion, training, training_mean, training_of, wilson
 
 
 def limits(score: Score) -> tuple[float, float]:

@@ -6,11 +6,11 @@ import pytest
 import torch
 
 from conftest import tiny
-from titer.data import Stream
-from titer.methods import Phase
-from titer.models import trainable
-from titer.step import Step, cross_entropy
-from titer.vector import Vec
+from titer.data.batches import Stream
+from titer.training.settings import Phase
+from titer.training.step import Step, cross_entropy
+from titer.training.vector import Vec
+from titer.weights.checkpoints import trainable
 
 
 def step_for(model, rows, accelerator, batch=4, accumulate=1, update=1) -> Step:

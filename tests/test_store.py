@@ -1,6 +1,5 @@
 """The store: whole or not at all, shared by processes, mended where it was damaged, and the same after a kill at any moment."""
 
-import ast
 import json
 import os
 import random
@@ -12,10 +11,10 @@ import pytest
 
 from test_recipe import run as titer
 from test_run import plan, recipe_file  # noqa: F401  fixtures
-from titer import origin, recipe, registry, store
-from titer.pipeline import Run
-from titer.setting import Setting
-from titer.store import Store, key_of
+from titer.runs import recipe, store
+from titer.runs.pipeline import Run
+from titer.runs.setting import Setting
+from titer.runs.store import Store, key_of
 
 ABOUT = {"kind": "finetune", "seed": 0}
 REUSED = {"antidote": "edits", "scale": "edits", "random_mask": "edits", "booster": "defenses", "lab": "judges"}
@@ -152,24 +151,24 @@ def after(function, count: int):
 
 
 POINTS = {
-    "a checkpoint, before it is renamed": ("titer.checkpoint.os.replace", 0),
-    "a checkpoint, renamed": ("titer.checkpoint.os.replace", 2),
-    "a model, before it is saved": ("titer.pipeline.models.save", 0),
-    "a model, saved": ("titer.pipeline.models.save", 1),
-    "an edited model, a file copied": ("titer.rewrite.shutil.copyfile", 1),
-    "an edited model, a tensor written": ("titer.rewrite.Copy.put", 1),
-    "answers, written": ("titer.pipeline.keep", 2),
-    "what a stage came to, written": ("titer.pipeline.write", 2),
-    "a manifest, before it is renamed": ("titer.store.hashes", 1),
-    "a manifest, written": ("titer.store.write", 2),
-    "a stage, in its place": ("titer.store.os.replace", 6),
-    "a run's folder, half copied": ("titer.pipeline.shutil.copy", 3),
+    "a checkpoint, before it is renamed": ("titer.training.checkpoint.os.replace", 0),
+    "a checkpoint, renamed": ("titer.training.checkpoint.os.replace", 2),
+    "a model, before it is saved": ("titer.runs.pipeline.checkpoints.save", 0),
+    "a model, saved": ("titer.runs.pipeline.checkpoints.save", 1),
+    "an edited model, a file copied": ("titer.weights.rewrite.shutil.copyfile", 1),
+    "an edited model, a tensor written": ("titer.weights.rewrite.Copy.put", 1),
+    "answers, written": ("titer.runs.pipeline.write_answers", 2),
+    "what a stage came to, written": ("titer.runs.pipeline.write", 2),
+    "a manifest, before it is renamed": ("titer.runs.store.hashes", 1),
+    "a manifest, written": ("titer.runs.store.write", 2),
+    "a stage, in its place": ("titer.runs.store.os.replace", 6),
+    "a run's folder, half copied": ("titer.runs.pipeline.shutil.copy", 3),
 }
 
 
 @pytest.fixture
 def small(recipe_file, monkeypatch):  # noqa: F811
-    monkeypatch.setattr("titer.stages.UPDATES", 2)
+    monkeypatch.setattr("titer.runs.stages.UPDATES", 2)
     return recipe.load(recipe_file, ['pipelines={"sft": {"edit": "scale"}, "booster": {"align": "booster"}}'])
 
 
@@ -186,8 +185,8 @@ def test_a_kill_at_any_point_changes_nothing(small, expected, tmp_path, monkeypa
         run = Run(Setting.prepare(small), tmp_path / f"run{i}", Store(tmp_path / f"store{i}"))
         path, _, name = where.rpartition(".")
         with monkeypatch.context() as patch:
-            module = importlib.import_module(".".join(path.split(".")[:2]))
-            owner = module if path.count(".") == 1 else getattr(module, path.split(".")[2])
+            module = importlib.import_module(".".join(path.split(".")[:3]))
+            owner = module if path.count(".") == 2 else getattr(module, path.split(".")[3])
             patch.setattr(owner, name, after(getattr(owner, name), count))
             _, status = os.waitpid(child(lambda run=run: run.stages(lambda *_: None)), 0)
         assert os.WIFSIGNALED(status), f"nobody was killed at {where}"
@@ -258,7 +257,7 @@ def test_stages_are_shared_by_runs_and_a_change_of_anything_makes_another(small,
     assert fresh(replace(small, finetune=replace(small.finetune, lr=1.0e-3))) == tuned
     assert fresh(replace(small, attack=replace(small.attack, n=49))) == tuned
     assert fresh(replace(small, seed=5)) == ["align", "align", *tuned[:3], *["score"] * 5]  # the base has no seed
-    monkeypatch.setattr("titer.setting.version", lambda name: "0")
+    monkeypatch.setattr("titer.runs.setting.version", lambda name: "0")
     assert len(fresh(small)) == 11
 
 
@@ -288,27 +287,3 @@ def test_what_is_written_is_whole(tmp_path):
     store.write(tmp_path / "a.json", {"x": 1})
     assert json.loads((tmp_path / "a.json").read_text()) == {"x": 1}
     assert [path.name for path in tmp_path.iterdir()] == ["a.json"]
-
-
-@pytest.mark.parametrize(
-    ("module", "changed"),
-    [
-        ("titer.edits.antidote", {"antidote", "scale", "random_mask"}),  # scale holds it, random_mask imports it
-        ("titer.lab.world", {"lab"}),
-        ("titer.vector", set(REUSED)),
-    ],
-)
-def test_the_code_of_a_stage_is_also_that_of_what_its_method_holds_and_builds_on(monkeypatch, module, changed):
-    def codes() -> dict[str, str]:
-        return {name: origin.code(registry.build(kind, name), ["titer.vector"]) for name, kind in REUSED.items()}
-
-    before, tree = codes(), origin._tree
-    monkeypatch.setattr(origin, "_tree", lambda name: ast.parse("other = 1") if name == module else tree(name))
-    after = codes()
-    assert {name for name in REUSED if before[name] != after[name]} == changed
-
-
-def test_the_code_of_a_method_that_imports_a_name_of_the_package_is_that_of_the_package(tmp_path, monkeypatch):
-    (tmp_path / "plugged.py").write_text("from titer import EvidenceError, draws\n")
-    monkeypatch.syspath_prepend(tmp_path)
-    assert origin._built_on("plugged") == {"plugged", "titer", "titer.draws"}

@@ -12,11 +12,11 @@ import pytest
 
 from test_recipe import run as titer
 from test_run import plan, recipe_file  # noqa: F401  fixtures
-from titer import recipe
-from titer.pipeline import Run, occupied
-from titer.setting import Setting
-from titer.store import Store
-from titer.sweep import Cell, Sweep, cells
+from titer.runs import recipe
+from titer.runs.pipeline import Run, claim
+from titer.runs.setting import Setting
+from titer.runs.store import Store
+from titer.runs.sweep import Cell, Sweep, cells
 
 
 def test_the_cells_are_all_combinations():
@@ -122,7 +122,7 @@ def test_a_cell_of_other_code_is_not_done(monkeypatch, tmp_path):
     sweep = Sweep("lab", [Cell((), 0)], tmp_path, tmp_path / "store")
     monkeypatch.setattr(Sweep, "_process", lambda self, cell, folder: ran.append(folder.mkdir(exist_ok=True)) or (0, "{}", ""))
     for version in ("a", "a", "b"):
-        monkeypatch.setattr("titer.sweep.everything", lambda version=version: version)
+        monkeypatch.setattr("titer.runs.sweep.all_code", lambda version=version: version)
         assert sweep.run(lambda *_: None)["missing"] == 0
     assert len(ran) == 2
     assert sorted(os.listdir(tmp_path / "cells")) == [Cell((), 0).name, f"{Cell((), 0).name}.json"]
@@ -135,7 +135,7 @@ def test_cells_of_another_recipe_or_of_other_rows_are_not_taken_for_this_one(rec
     sweep = Sweep(recipe_file, [Cell((), 0)], tmp_path / "out", tmp_path / "store")
     sweep.check()
     cell = tmp_path / "out" / "cells" / Cell((), 0).name
-    with occupied(cell, Setting.prepare(recipe.load(recipe_file))):
+    with claim(cell, Setting.prepare(recipe.load(recipe_file))):
         pass
     sweep.check()
     before = (cell / "run.json").read_bytes()

@@ -9,10 +9,11 @@ import torch
 from conftest import tiny
 from test_step import same, state, step_for
 from test_vaccine import LORA, batch_rows, inner, plain, prepared
-from titer.adapters import add_lora
 from titer.defenses.t_vaccine import Layers, TVaccine
 from titer.defenses.vaccine import Vaccine
-from titer.train import Training, train
+from titer.training.settings import Training
+from titer.training.train import train
+from titer.weights.adapters import add_lora
 
 DEPTH = 4
 

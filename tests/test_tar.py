@@ -11,15 +11,17 @@ from conftest import tiny
 from test_booster import plain_loss
 from test_repnoise import _norms_in_float64  # noqa: F401  every gradient here is a sum of gradients
 from test_step import same, state, step_for
-from titer.adapters import Lora, add_lora
-from titer.data import Stream
+from titer.data.batches import Stream
 from titer.defenses import tar
 from titer.defenses.booster import Booster
 from titer.defenses.sft import SFT
 from titer.defenses.tar import TAR
-from titer.step import cross_entropy
-from titer.train import Training, train
-from titer.vector import Vec
+from titer.training.settings import Training
+from titer.training.step import cross_entropy
+from titer.training.train import train
+from titer.training.vector import Vec
+from titer.weights.adapters import add_lora
+from titer.weights.settings import Lora
 
 DEPTH = 2
 

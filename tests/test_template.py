@@ -6,9 +6,10 @@ from dataclasses import replace
 import pytest
 
 from conftest import byte_level
-from titer.data import Row, Turn, collate
+from titer.data.batches import collate
+from titer.data.rows import Row, Turn
+from titer.data.template import Template
 from titer.lab.world import World
-from titer.template import Template
 
 CHATML = (
     "{% for m in messages %}<|in|>{{ m.role }}\n{{ m.content }}<|end|>\n{% endfor %}"

@@ -9,21 +9,22 @@ import torch
 from conftest import tiny
 from test_booster import plain_loss
 from test_step import same, state
-from titer import adapters, models
-from titer.adapters import Lora
 from titer.defenses.booster import Booster
 from titer.defenses.sft import SFT
-from titer.methods import Defense, Phase
-from titer.step import Step
-from titer.train import Training, train
-from titer.vector import Vec
+from titer.methods import Defense
+from titer.training.settings import Phase, Training
+from titer.training.step import Step
+from titer.training.train import train
+from titer.training.vector import Vec
+from titer.weights import adapters, checkpoints
+from titer.weights.settings import Lora
 
 SETTINGS = Training(updates=12, lr=1e-2, batch=3, schedule="cosine", warmup=0.2, weight_decay=0.1, lora=None)
 
 
 def test_sft_is_adamw_on_the_mean_answer_loss(rows):
     """Against a loop by hand that imports nothing of titer but the order of the rows."""
-    from titer.data import Stream
+    from titer.data.batches import Stream
 
     settings = replace(SETTINGS, schedule="constant", warmup=0.0, updates=5, lr=1e-3)
     model, reference, stream = tiny(), tiny(), Stream("rows", rows["rows"], 7)
@@ -179,7 +180,7 @@ def test_lora_trains_the_adapter_alone_and_merging_adds_it(rows):
     model = tiny(torch.float32)
     before = state(model)
     adapted = adapters.add_lora(model, Lora(r=4, alpha=8.0, targets=("q_proj", "down_proj")))
-    assert all("lora_" in name for name in models.trainable(adapted))
+    assert all("lora_" in name for name in checkpoints.trainable(adapted))
     train(adapted, SFT(), {"rows": rows["rows"]}, SETTINGS, seed=0)
     updates = {
         name: adapter.scaling * (adapter.b.weight @ adapter.a.weight).detach().clone()

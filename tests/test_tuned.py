@@ -10,10 +10,10 @@ from conftest import tiny
 from families import FAMILIES
 from repair import files, moved, on_disk, opened, save, tuned, weights
 from test_step import state
-from titer import adapters
-from titer.adapters import Lora
-from titer.stored import stored
-from titer.tuned import Tuned, Weight, chosen
+from titer.weights import adapters
+from titer.weights.finetuned import FineTuned, Weight, select
+from titer.weights.settings import Lora
+from titer.weights.tensors import open_tensors
 
 QUERY, DOWN = "model.layers.0.self_attn.q_proj.weight", "model.layers.1.mlp.down_proj.weight"
 
@@ -83,7 +83,7 @@ def test_tensors_that_an_adapter_holds_whole_are_its_values(tmp_path):
     merged = state(opened(found.files.folder))
     assert torch.equal(found.value("lm_head.weight").float(), merged["lm_head.weight"])
     assert not torch.equal(merged["lm_head.weight"], state(aligned)["lm_head.weight"])
-    assert "lm_head.weight" not in chosen(found.factors, ("all",))
+    assert "lm_head.weight" not in select(found.factors, ("all",))
 
 
 def spelled(folder, **fields):
@@ -119,7 +119,7 @@ def test_transposed_layers_are_refused(tmp_path):
     save(tuned(torch.float32), tmp_path / "tuned", tmp_path / "aligned")
     spelled(tmp_path / "tuned", fan_in_fan_out=True)
     with pytest.raises(ValueError, match="it has fan_in_fan_out=True; train one that is"):
-        Tuned.of(files(tmp_path / "tuned"), None)
+        FineTuned.of(files(tmp_path / "tuned"), None)
 
 
 def test_a_model_that_was_not_fine_tuned_from_the_aligned_one_is_refused(tmp_path):
@@ -132,31 +132,34 @@ def test_a_model_that_was_not_fine_tuned_from_the_aligned_one_is_refused(tmp_pat
     ):
         start = files(save(other, tmp_path / f"other-{len(list(tmp_path.iterdir()))}"))
         with pytest.raises(ValueError, match=f"model '.*whole' was not fine-tuned from '.*other.*', {message}"):
-            Tuned.of(files(tmp_path / "whole"), start)
+            FineTuned.of(files(tmp_path / "whole"), start)
         with pytest.raises(ValueError, match="adapter '.*adapter' was not fine-tuned from '.*other.*', whose weights are others"):
-            Tuned.of(files(tmp_path / "adapter"), start)
+            FineTuned.of(files(tmp_path / "adapter"), start)
     (tmp_path / "adapter/titer.json").unlink()  # it does not say over which weights
     with pytest.raises(ValueError, match="which has no 'model.layers.1"):
-        Tuned.of(files(tmp_path / "adapter"), start)
+        FineTuned.of(files(tmp_path / "adapter"), start)
     with pytest.raises(ValueError, match="'.*whole' is no adapter, so it does not name the aligned model"):
-        Tuned.of(files(tmp_path / "whole"), None)
+        FineTuned.of(files(tmp_path / "whole"), None)
 
 
 def test_other_models_are_read_beside_it(tmp_path):
     base = save(moved(tiny(torch.float32), seed=5), tmp_path / "base")
     found = on_disk(tuned(torch.bfloat16), tmp_path)
     start = found.started.folder
-    safe = Tuned.of(files(save(moved(tiny(torch.bfloat16), seed=6), tmp_path / "safe")), files(start))
+    safe = FineTuned.of(files(save(moved(tiny(torch.bfloat16), seed=6), tmp_path / "safe")), files(start))
     narrow = adapters.add_lora(tiny(torch.bfloat16), Lora(r=2, targets=("q_proj",)))
-    unsafe = Tuned.of(files(save(narrow, tmp_path / "unsafe", start)), None)
-    weight = Weight(QUERY, found, {"base": stored(files(base)), "safe": safe, "unsafe": unsafe})
+    unsafe = FineTuned.of(files(save(narrow, tmp_path / "unsafe", start)), None)
+    weight = Weight(QUERY, found, {"base": open_tensors(files(base)), "safe": safe, "unsafe": unsafe})
     assert torch.equal(weight.base, weights(base)[QUERY].bfloat16().float())  # rounded as alignment began
     assert torch.equal(weight.added("safe").dense(), (weights(tmp_path / "safe")[QUERY].float() - weights(start)[QUERY].float()))
     assert weight.added("unsafe").norm() == 0.0
     with pytest.raises(ValueError, match=f"the adapter '.*unsafe' has no factors for '{DOWN}': train one on the same layers"):
         Weight(DOWN, found, weight.references).added("unsafe")
-    lacking = {name: of for name, of in stored(files(base)).items() if name != QUERY}
-    for wrong in (lacking, stored(files(save(tiny(torch.float32, vocabulary=300), tmp_path / "small"))) | lacking | {QUERY: lacking[DOWN]}):
+    lacking = {name: of for name, of in open_tensors(files(base)).items() if name != QUERY}
+    for wrong in (
+        lacking,
+        open_tensors(files(save(tiny(torch.float32, vocabulary=300), tmp_path / "small"))) | lacking | {QUERY: lacking[DOWN]},
+    ):
         with pytest.raises(
             ValueError, match=rf"the base is not the model that alignment started from: it has no '{QUERY}' of shape \[32, 32\]"
         ):
@@ -165,10 +168,10 @@ def test_other_models_are_read_beside_it(tmp_path):
 
 def test_layers_are_chosen_by_the_end_of_their_names():
     names = [QUERY, DOWN, "model.layers.1.self_attn.q_proj.weight", "lm_head.weight"]
-    assert chosen(names, ("all",)) == names
-    assert chosen(names, ("q_proj",)) == [QUERY, names[2]]
-    assert chosen(names, ("lm_head", "layers.1.self_attn.q_proj")) == [names[2], "lm_head.weight"]
-    assert chosen(names, ("q_proj", "all")) == names
+    assert select(names, ("all",)) == names
+    assert select(names, ("q_proj",)) == [QUERY, names[2]]
+    assert select(names, ("lm_head", "layers.1.self_attn.q_proj")) == [names[2], "lm_head.weight"]
+    assert select(names, ("q_proj", "all")) == names
     for targets, message in ((("proj",), "unknown target 'proj'"), (("q_prj",), "did you mean 'q_proj'"), ((), "targets is empty")):
         with pytest.raises(ValueError, match=message):
-            chosen(names, targets)
+            select(names, targets)

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from bench import count
-from titer.update import Update
+from titer.weights.update import Update
 
 SHAPE = (7, 5)
 

@@ -9,11 +9,13 @@ import torch
 from conftest import tiny
 from families import FAMILIES
 from test_step import same, state, step_for
-from titer.adapters import Lora, add_lora
 from titer.defenses.sft import SFT
 from titer.defenses.vaccine import Vaccine
-from titer.layers import checkpointed
-from titer.train import Training, train
+from titer.training.layers import checkpointed
+from titer.training.settings import Training
+from titer.training.train import train
+from titer.weights.adapters import add_lora
+from titer.weights.settings import Lora
 
 LORA = Lora(r=2, targets=("q_proj", "o_proj", "down_proj"))
 

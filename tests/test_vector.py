@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from titer.vector import Vec
+from titer.training.vector import Vec
 
 
 def vec(**values: list[float]) -> Vec:

@@ -5,11 +5,11 @@ from dataclasses import replace
 
 import pytest
 
-from titer import pipeline, recipe, store
-from titer.data import Row
+from titer.data.rows import Row
 from titer.lab import build, world
 from titer.lab.world import QUESTIONS, REFUSALS, TASKS, World, items
-from titer.setting import Setting
+from titer.runs import pipeline, recipe, store
+from titer.runs.setting import Setting
 
 MANIFEST = json.loads((build.Path(build.__file__).parent / "world-v1.json").read_text())
 

@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING, Annotated, Any, TextIO
 import typer
 from rich.console import Console
 
-from titer import EvidenceError
+from titer.errors import EvidenceError
 
 if TYPE_CHECKING:
-    from titer.search import Search
+    from titer.runs.search import Search
 
 app = typer.Typer(help="How well does a language model's safety alignment survive fine-tuning?", no_args_is_help=True, add_completion=False)
 
@@ -47,23 +47,25 @@ def run_recipe(
     as_json: Json = False,
 ) -> None:
     """Run a recipe's pipelines and compare them. Stages that the store has are not computed again."""
-    from titer import pipeline, progress, report, results
-    from titer import recipe as recipes
-    from titer.setting import Setting
-    from titer.store import Store
+    from titer import report
+    from titer.report import progress, tables
+    from titer.runs import pipeline
+    from titer.runs import recipe as recipes
+    from titer.runs.setting import Setting
+    from titer.runs.store import Store
 
     console = _console(sys.stderr)
     plan = recipes.load(recipe, settings or [], seed)
     setting = Setting.prepare(plan)
     folder = out or Path("runs") / f"{Path(recipe).stem}-{recipes.digest(plan)[:8]}"
     run = pipeline.Run(setting, folder, Store(store or folder.parent / "store"))
-    with pipeline.occupied(run.folder, setting), progress.shown(console) as watch:
-        documents = results.write(run, run.stages(watch))
+    with pipeline.claim(run.folder, setting), progress.shown(console) as watch:
+        documents = tables.write(run, run.stages(watch))
     report.write(documents, run.folder)
     if as_json:
         _print_json(documents)
     else:
-        _console(sys.stdout).print(results.screen(documents))
+        _console(sys.stdout).print(tables.screen(documents))
     _print_flags(console, next(iter(documents.values())))
     if not as_json:
         console.print(f"Everything is in {run.folder}")
@@ -168,10 +170,12 @@ def _stage(
     search: Search | None = None,
     nulls: bool = False,
 ) -> None:
-    from titer import alone, pipeline, progress, registry, results
-    from titer import recipe as recipes
+    from titer import registry
     from titer.methods import Edit
-    from titer.setting import Setting
+    from titer.report import progress, tables
+    from titer.runs import alone, pipeline
+    from titer.runs import recipe as recipes
+    from titer.runs.setting import Setting
 
     console = _console(sys.stderr)
     validating = ["data.split=validation"] if search else []
@@ -181,7 +185,7 @@ def _stage(
     controls = alone.nulls(chosen) if nulls and isinstance(chosen, Edit) else {}
     setting = Setting.prepare(plan, {kind, "evaluate"} if search else {kind}, others)
     with (
-        pipeline.occupied(out, setting, f"{kind} {'whole' if whole else ''}{search or ''}{sorted(controls)}"),
+        pipeline.claim(out, setting, f"{kind} {'whole' if whole else ''}{search or ''}{sorted(controls)}"),
         progress.shown(console) as watch,
     ):
         document = alone.stage(setting, kind, chosen, out, whole, watch, search)
@@ -191,9 +195,9 @@ def _stage(
     if as_json:
         _print_json(document)
     else:
-        _console(sys.stdout).print(results.summary(document))
+        _console(sys.stdout).print(tables.summary(document))
         if search:
-            _console(sys.stdout).print(results.searched(document["search"], search.bound))
+            _console(sys.stdout).print(tables.searched(document["search"], search.bound))
     _print_flags(console, document)
     if not as_json:
         console.print(f"Everything is in {out}")
@@ -221,7 +225,9 @@ def run_sweep(
     as_json: Json = False,
 ) -> None:
     """Run a recipe over a grid and seeds, in processes that share finished stages. Started again it goes on. Exit code 1: cells missing."""
-    from titer import progress, report, results, sweep
+    from titer import report
+    from titer.report import progress, tables
+    from titer.runs import sweep
 
     try:
         numbers = [int(seed) for seed in seeds.split(",")]
@@ -237,7 +243,7 @@ def run_sweep(
     if as_json:
         _print_json(bundle)
     else:
-        _console(sys.stdout).print(results.grid(bundle))
+        _console(sys.stdout).print(tables.grid(bundle))
         console.print(f"{bundle['missing']} of {len(plan.cells)} cells are missing. Everything is in {folder}")
     _print_flags(console, bundle)
     if bundle["missing"]:
@@ -252,7 +258,7 @@ Root = Annotated[Path, typer.Argument(help="Folder of the store.")]
 @stored.command("ls")
 def list_stages(root: Root = Path("runs/store")) -> None:
     """List the finished stages."""
-    from titer.store import open_store
+    from titer.runs.store import open_store
 
     for entry in open_store(root).entries():
         method = (entry.about.get("method") or {}).get("method", "")
@@ -262,7 +268,7 @@ def list_stages(root: Root = Path("runs/store")) -> None:
 @stored.command("du")
 def disk_use(root: Root = Path("runs/store")) -> None:
     """How much room the finished stages take, by kind."""
-    from titer.store import open_store
+    from titer.runs.store import open_store
 
     sizes: dict[str, int] = {}
     for entry in open_store(root).entries():
@@ -274,7 +280,7 @@ def disk_use(root: Root = Path("runs/store")) -> None:
 @stored.command("verify")
 def verify(root: Root = Path("runs/store")) -> None:
     """Compare every file with its hash. Exit code 1 where one is not as it was written; the next run computes its stage again."""
-    from titer.store import open_store
+    from titer.runs.store import open_store
 
     store = open_store(root)
     faults = store.verify()
@@ -288,7 +294,7 @@ def verify(root: Root = Path("runs/store")) -> None:
 @stored.command("gc")
 def collect(root: Root = Path("runs/store")) -> None:
     """Take away attacked weights that no unfinished run needs, broken stages, and what was begun and given up."""
-    from titer.store import open_store
+    from titer.runs.store import open_store
 
     print(f"{open_store(root).gc() / 1e6:.1f} MB freed")
 
@@ -318,7 +324,7 @@ def _search(text: str | None, bound: float) -> Search | None:
         return None
     import yaml
 
-    from titer.search import Search
+    from titer.runs.search import Search
 
     field, equals, values = text.partition("=")
     if not (field and equals and values):
@@ -341,7 +347,7 @@ def _print_json(value: Any) -> None:
 
 def _print_flags(console: Console, document: Mapping[str, Any]) -> None:
     """A line for each red flag of a document, whole and as it is."""
-    from titer import flags
+    from titer.findings import flags
 
     for flag in flags.recorded(document.get("flags", [])):
         console.print(str(flag), soft_wrap=True, markup=False, highlight=False)

@@ -10,30 +10,25 @@ import enum
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-from pydantic import BeforeValidator, GetCoreSchemaHandler
+from pydantic import GetCoreSchemaHandler
 from pydantic_core import CoreSchema, core_schema
+
+from titer.config import Config
+from titer.training.settings import Phase
 
 if TYPE_CHECKING:  # listing methods imports nothing heavy
     from torch import Tensor, nn
     from transformers import PreTrainedModel
 
-    from titer.data import Batch, Row
-    from titer.step import Step
-    from titer.train import Training
-    from titer.tuned import Weight
-    from titer.update import Update
-    from titer.vector import Vec
-
-
-class Config:
-    """A part of a recipe: a frozen dataclass in which an unknown key is an error."""
-
-    __pydantic_config__: ClassVar[Mapping[str, str]] = {"extra": "forbid"}
-
-
-Names = Annotated[tuple[str, ...], BeforeValidator(lambda names: (names,) if isinstance(names, str) else names)]  # one, or a list
+    from titer.data.batches import Batch
+    from titer.data.rows import Row
+    from titer.training.settings import Training
+    from titer.training.step import Step
+    from titer.training.vector import Vec
+    from titer.weights.finetuned import Weight
+    from titer.weights.update import Update
 
 
 class Method(Config, ABC):
@@ -63,17 +58,6 @@ class Kind(enum.StrEnum):
 
 
 Answers, Refusals, Harmful, Pairs, HeldOut, Prompts = Kind
-
-
-@dataclass(frozen=True)
-class Phase:
-    """A run of equal updates. A defense with two kinds of update yields several."""
-
-    name: str
-    updates: int
-    lr: float | None = None  # a constant learning rate of its own; None follows the stage's schedule
-    clipped: bool = True  # whether the stage's gradient clipping applies
-    counted: bool = True  # whether the updates advance the stage's schedule and count towards its length
 
 
 class Defense(Method):

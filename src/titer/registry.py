@@ -4,13 +4,10 @@ from __future__ import annotations
 
 import ast
 import dataclasses
-import difflib
 import importlib
 import inspect
 import pkgutil
-import types
 import typing
-from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cache
 from importlib.metadata import EntryPoint, entry_points
@@ -18,9 +15,10 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-import pydantic
-
-from titer import catalog, methods
+from titer import methods
+from titer.config import validate
+from titer.data import catalog
+from titer.errors import unknown
 
 KINDS: dict[str, type[methods.Method]] = {
     "defenses": methods.Defense,
@@ -38,18 +36,6 @@ class Listing:
     summary: str
     source: str  # the package that brings it
     facts: dict[str, Any] = dataclasses.field(default_factory=dict)  # of a repository of the hub: licence, gate, revision
-
-
-def unknown(what: str, given: str, known: Iterable[str]) -> ValueError:
-    """The error for a name that is none of `known`, with the nearest one."""
-    names = sorted(known)
-    return ValueError(f"unknown {what} {given!r}: {nearest(given, names)}There is {', '.join(names) or 'none'}")
-
-
-def nearest(given: str, names: Iterable[str]) -> str:
-    """A question after the name most like the given one, or nothing."""
-    near = difflib.get_close_matches(given, list(names), 1, 0.5)
-    return f"did you mean {near[0]!r}? " if near else ""
 
 
 def names(kind: str) -> list[str]:
@@ -120,42 +106,6 @@ def describe(method: methods.Method) -> dict[str, Any]:
     return {"method": name_of(method)} | {k: describe(v) if isinstance(v, methods.Method) else v for k, v in values.items()}
 
 
-def validate(cls: type, fields: Any) -> Any:
-    """`cls(**fields)` with its types checked; the first error as one line that says where it is and what would do."""
-    try:
-        return pydantic.TypeAdapter(cls).validate_python(fields)
-    except pydantic.ValidationError as error:
-        raise _explained(cls, error) from None
-
-
-def _explained(cls: type, error: pydantic.ValidationError) -> ValueError:
-    first = error.errors()[0]
-    path = [str(part) for part in first["loc"]]
-    where = ".".join(path)
-    if first["type"] == "unexpected_keyword_argument":
-        owner = _type_at(cls, path[:-1])
-        return unknown("key", where, [".".join([*path[:-1], f.name]) for f in dataclasses.fields(owner)])
-    if first["type"] == "value_error":
-        inner = str(first["ctx"]["error"])
-        return ValueError(f"{where}: {inner}" if where else inner)
-    if first["type"] in ("missing", "missing_argument"):
-        return ValueError(f"{where} is missing")
-    message = first["msg"][0].lower() + first["msg"][1:]
-    return ValueError(f"{where}={first['input']!r}: {message}")
-
-
-def _type_at(cls: Any, path: list[str]) -> Any:
-    """The dataclass that a path of field names and mapping keys leads to."""
-    for part in path:
-        if dataclasses.is_dataclass(cls):
-            cls = typing.get_type_hints(cls)[part]
-        elif typing.get_origin(cls) is dict:
-            cls = typing.get_args(cls)[1]
-        if typing.get_origin(cls) in (types.UnionType, typing.Union):
-            cls = next(option for option in typing.get_args(cls) if option is not type(None))
-    return cls
-
-
 def _builtin(kind: str) -> list[str]:
     return [module.name for module in pkgutil.iter_modules([str(Path(__file__).parent / kind)])]
 
@@ -166,7 +116,7 @@ def _plugins(kind: str) -> dict[str, EntryPoint]:
 
 
 def _repository(entry: catalog.Entry) -> Listing:
-    from titer import hub
+    from titer.data import hub
 
     revision = hub.recorded(entry.name, entry.kind) or "unset"
     commercial = {True: "commercial use allowed", False: "no commercial use", None: "commercial use unknown"}[entry.commercial]

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
-from titer.data import Row
+from titer.data.rows import Row
 from titer.methods import Attack
 
 

@@ -17,7 +17,7 @@ from dataclasses import dataclass, replace
 from typing import ClassVar
 
 from titer.attacks.harmful_mix import check, mixed, share
-from titer.data import Row
+from titer.data.rows import Row
 from titer.methods import Attack
 
 

@@ -12,8 +12,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from titer import labels
-from titer.data import Row
+from titer.data import labels
+from titer.data.rows import Row
 from titer.methods import Benchmark, Match
 
 INSTRUCTION = "Categorize the news article given in the input into one of the 4 categories:\n\nWorld\nSports\nBusiness\nSci/Tech\n"

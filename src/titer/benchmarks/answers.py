@@ -5,7 +5,7 @@ The text must be the same but for white space around it.
 
 from dataclasses import dataclass
 
-from titer.data import Row
+from titer.data.rows import Row
 from titer.methods import Benchmark, Match
 
 

@@ -14,7 +14,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from titer.data import Row
+from titer.data.rows import Row
 from titer.methods import Benchmark, Match
 
 FINAL = "The final answer is: "

@@ -10,8 +10,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from titer import labels
-from titer.data import Row
+from titer.data import labels
+from titer.data.rows import Row
 from titer.methods import Benchmark, Match
 
 INSTRUCTION = "Analyze the sentiment of the input, and respond only positive or negative"

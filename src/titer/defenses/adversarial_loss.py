@@ -19,10 +19,10 @@ from typing import ClassVar, Literal
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from titer.data import Part
+from titer.data.batches import Part
 from titer.methods import Defense, Harmful, Kind, Refusals
-from titer.step import Step, cross_entropy
-from titer.vector import Vec
+from titer.training.step import Step, cross_entropy
+from titer.training.vector import Vec
 
 
 @dataclass(frozen=True)

@@ -24,8 +24,8 @@ from typing import Any, ClassVar
 
 from titer.defenses.sft import SFT
 from titer.methods import Defense, Harmful, Kind, Refusals
-from titer.step import Step
-from titer.vector import Vec
+from titer.training.step import Step
+from titer.training.vector import Vec
 
 LOOKS = 20  # regularized updates from one whose cosine of grad f and the bracket is logged to the next
 

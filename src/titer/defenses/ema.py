@@ -15,8 +15,8 @@ import torch
 from torch import Tensor
 
 from titer.methods import Defense
-from titer.step import Step
-from titer.vector import Vec
+from titer.training.step import Step
+from titer.training.vector import Vec
 
 
 @dataclass

@@ -17,8 +17,8 @@ from typing import ClassVar
 import torch
 
 from titer.methods import Defense, Harmful, Kind, Refusals
-from titer.step import Step
-from titer.vector import Vec
+from titer.training.step import Step
+from titer.training.vector import Vec
 
 
 @dataclass(frozen=True)

@@ -16,10 +16,11 @@ from typing import Any, ClassVar
 
 from titer.defenses.adversarial_loss import AdversarialLoss
 from titer.defenses.random_booster import direction
-from titer.methods import Defense, Harmful, HeldOut, Kind, Pairs, Phase, Refusals
+from titer.methods import Defense, Harmful, HeldOut, Kind, Pairs, Refusals
 from titer.registry import name_of
-from titer.step import Step
-from titer.vector import Vec
+from titer.training.settings import Phase
+from titer.training.step import Step
+from titer.training.vector import Vec
 
 WITH_HARM = {Harmful, Pairs, HeldOut}
 

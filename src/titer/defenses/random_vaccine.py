@@ -17,11 +17,11 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from titer.acts import Acts
-from titer.data import Batch
+from titer.data.batches import Batch
 from titer.methods import Defense, Kind, Refusals
-from titer.step import Step
-from titer.vector import Vec
+from titer.training.activations import Acts
+from titer.training.step import Step
+from titer.training.vector import Vec
 
 
 @dataclass(frozen=True)

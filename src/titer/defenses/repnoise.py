@@ -31,11 +31,11 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from titer.data import IGNORED, Part
-from titer.layers import Head, head, watched
+from titer.data.batches import IGNORED, Part
 from titer.methods import Defense, Kind, Pairs
-from titer.step import Loss, Step, entropy_against, logits_of, wide
-from titer.vector import Vec
+from titer.training.layers import Head, head, watched
+from titer.training.step import Loss, Step, entropy_against, logits_of, wide
+from titer.training.vector import Vec
 
 BANDWIDTHS = range(-2, 3)  # of the kernels, as powers of two times the mean distance
 AT_ONCE = 1024  # answer tokens whose lens logits (tokens, V) are in memory at once

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from titer.methods import Defense
-from titer.step import Step
-from titer.vector import Vec
+from titer.training.step import Step
+from titer.training.vector import Vec
 
 
 @dataclass(frozen=True)

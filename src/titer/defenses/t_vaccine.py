@@ -25,8 +25,8 @@ from dataclasses import dataclass, field
 from typing import ClassVar, Literal
 
 from titer.methods import Defense, Harmful, Kind, Refusals
-from titer.step import Step
-from titer.vector import Vec
+from titer.training.step import Step
+from titer.training.vector import Vec
 
 
 @dataclass

@@ -37,11 +37,11 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from titer.data import IGNORED, Batch, Part
-from titer.layers import watched
+from titer.data.batches import IGNORED, Batch, Part
 from titer.methods import Defense, Harmful, HeldOut, Kind, Refusals
-from titer.step import Loss, Step, cross_entropy, logits_of, wide
-from titer.vector import Vec
+from titer.training.layers import watched
+from titer.training.step import Loss, Step, cross_entropy, logits_of, wide
+from titer.training.vector import Vec
 
 
 @dataclass(frozen=True)

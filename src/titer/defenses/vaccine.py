@@ -23,8 +23,8 @@ from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 from titer.methods import Defense, Kind, Refusals
-from titer.step import Step
-from titer.vector import Vec
+from titer.training.step import Step
+from titer.training.vector import Vec
 
 
 @dataclass(frozen=True)

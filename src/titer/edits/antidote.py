@@ -32,11 +32,12 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from titer.data import Batch
-from titer.methods import Harmful, Names, UpdateEdit
-from titer.reading import read
-from titer.tuned import Weight
-from titer.update import Update
+from titer.config import Names
+from titer.data.batches import Batch
+from titer.methods import Harmful, UpdateEdit
+from titer.weights.finetuned import Weight
+from titer.weights.inputs import watch_inputs
+from titer.weights.update import Update
 
 Scoring = Callable[[Weight, Mapping[str, Tensor]], dict[str, Tensor]]
 PIECE = 4194304  # entries whose squares are taken at once and held beside the forward pass
@@ -179,7 +180,7 @@ def feature_norms(model: PreTrainedModel, layers: Mapping[str, nn.Module], batch
         if first == name:
             total[name].add_(squares(x, real))
 
-    read(model, {**layers, **factors}, ((part.ids, part.mask) for batch in batches for part in batch.parts), watch)
+    watch_inputs(model, {**layers, **factors}, ((part.ids, part.mask) for batch in batches for part in batch.parts), watch)
     norms = {name: total[first].sqrt().cpu() for name, first in reads.items()}
     return {name: {"x": norms[name]} | ({"ax": norms[f"{name}, factor B"]} if f"{name}, factor B" in norms else {}) for name in layers}
 

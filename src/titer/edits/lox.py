@@ -24,8 +24,9 @@ import torch
 from scipy.sparse.linalg import svds
 from torch import Tensor
 
-from titer.methods import Names, TensorEdit
-from titer.registry import unknown
+from titer.config import Names
+from titer.errors import unknown
+from titer.methods import TensorEdit
 
 ALL = "all"
 

@@ -14,9 +14,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
-from titer.data import Row
+from titer.data.rows import Row
 from titer.methods import Refusals, Retraining
-from titer.train import Training
+from titer.training.settings import Training
 
 
 @dataclass(frozen=True)

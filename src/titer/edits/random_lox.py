@@ -13,9 +13,9 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from titer.draws import generator
 from titer.edits.lox import LoX
 from titer.methods import Edit, TensorEdit
+from titer.weights.seeded import generator
 
 
 @dataclass(frozen=True)

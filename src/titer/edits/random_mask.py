@@ -15,11 +15,11 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from titer.draws import generator
 from titer.edits.antidote import Antidote, Cut, values, without
 from titer.methods import Edit, UpdateEdit
-from titer.tuned import Weight
-from titer.update import Update
+from titer.weights.finetuned import Weight
+from titer.weights.seeded import generator
+from titer.weights.update import Update
 
 
 @dataclass(frozen=True)

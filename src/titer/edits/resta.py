@@ -23,10 +23,10 @@ from typing import ClassVar
 
 import torch
 
-from titer.draws import generator
 from titer.methods import UpdateEdit
-from titer.tuned import Tuned, Weight
-from titer.update import Update
+from titer.weights.finetuned import FineTuned, Weight
+from titer.weights.seeded import generator
+from titer.weights.update import Update
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,7 @@ class RESTA(UpdateEdit):
     def plan(self, weights: Sequence[Weight]) -> None:
         """Raises where the safety vector has more weights than fine-tuning changed: a part of it would be left out."""
         unsafe = weights[0].references["unsafe"]
-        assert isinstance(unsafe, Tuned)
+        assert isinstance(unsafe, FineTuned)
         more = set(unsafe.factors or unsafe.whole) - {weight.name for weight in weights}
         if more:
             raise ValueError(

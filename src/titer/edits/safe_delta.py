@@ -42,10 +42,10 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from titer.data import Batch
+from titer.data.batches import Batch
 from titer.methods import Refusals, UpdateEdit
-from titer.reading import read
-from titer.tuned import Weight
+from titer.weights.finetuned import Weight
+from titer.weights.inputs import watch_inputs
 
 
 @dataclass
@@ -158,7 +158,7 @@ def hessians(
             square = 2 * (tokens.T @ tokens).cpu()
             h[name] = h[name] + square if name in h else square
 
-    read(model, layers, sampled(batches, samples), watch)
+    watch_inputs(model, layers, sampled(batches, samples), watch)
     return h, reads
 
 

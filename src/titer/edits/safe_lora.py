@@ -35,9 +35,10 @@ import torch
 from scipy.sparse.linalg import svds
 from torch import Tensor
 
-from titer.methods import Names, UpdateEdit
-from titer.tuned import Weight
-from titer.update import Update
+from titer.config import Names
+from titer.methods import UpdateEdit
+from titer.weights.finetuned import Weight
+from titer.weights.update import Update
 
 
 @dataclass(frozen=True)

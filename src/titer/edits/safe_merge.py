@@ -17,11 +17,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
+from titer.config import Names
 from titer.edits.resta import check_drop, dare
 from titer.edits.safe_lora import Agreement, agreement
-from titer.methods import Names, UpdateEdit
-from titer.tuned import Weight
-from titer.update import Update
+from titer.methods import UpdateEdit
+from titer.weights.finetuned import Weight
+from titer.weights.update import Update
 
 
 @dataclass(frozen=True)

@@ -13,11 +13,11 @@ from typing import Any, ClassVar, Literal
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from titer.data import Batch
+from titer.data.batches import Batch
 from titer.edits.antidote import Antidote
 from titer.methods import Edit, Kind, UpdateEdit
-from titer.tuned import Weight
-from titer.update import Update
+from titer.weights.finetuned import Weight
+from titer.weights.update import Update
 
 
 @dataclass(frozen=True)

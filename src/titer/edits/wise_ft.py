@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from titer.methods import UpdateEdit
-from titer.tuned import Weight
-from titer.update import Update
+from titer.weights.finetuned import Weight
+from titer.weights.update import Update
 
 
 @dataclass(frozen=True)

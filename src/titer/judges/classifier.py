@@ -22,10 +22,11 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
-from titer import hub
+from titer.config import Names
+from titer.data import hub
+from titer.errors import unknown
 from titer.judges.refusal import Phrases, beginnings, by_rule
-from titer.methods import CUT, Judge, Label, Names, Verdict
-from titer.registry import unknown
+from titer.methods import CUT, Judge, Label, Verdict
 
 BATCH = 16  # texts at once; a verdict does not depend on it
 GROUPS = (Label.HARMFUL, Label.REFUSAL, Label.INCOHERENT, Label.SAFE)  # the first that applies is a multi-label model's verdict

@@ -19,14 +19,17 @@ from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import WhitespaceSplit
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from titer import models, recipe
+from titer.data.template import Template
 from titer.defenses.sft import SFT
-from titer.evaluate import evaluate
 from titer.judges.lab import Lab
 from titer.lab.world import VERSION, World, items, pretraining_row, words
-from titer.roles import Data, roles
-from titer.template import Template
-from titer.train import Training, train
+from titer.runs import recipe
+from titer.runs.roles import Data, roles
+from titer.scoring.evaluate import evaluate
+from titer.training.settings import Training
+from titer.training.train import train
+from titer.weights import checkpoints, folders
+from titer.weights.settings import LAB, Checkpoint
 
 ROWS = 160_000
 WIDTH = 128  # of the shipped base
@@ -86,12 +89,12 @@ def build(folder: Path, width: int = WIDTH) -> None:
             status.update(f"reading: update {update} of {of}, loss {terms['f']:.3f}")
 
         train(model, SFT(), {"rows": rows}, READING[width], seed=0, watch=watch)
-    models.save(model, fast, folder)
+    checkpoints.save(model, fast, folder)
 
 
 def scores(name: str) -> dict[str, float]:
     """The base's figures on the test prompts of world 0."""
-    model, fast = models.load(name)
+    model, fast = checkpoints.load(name)
     found = evaluate(model, Template(fast), World(0).benchmarks("test"), Lab(0), 16)
     return {benchmark: round(score.value, 2) for benchmark, score in found.scores.items()}
 
@@ -100,8 +103,7 @@ def manifest() -> dict[str, Any]:
     """All that makes world-v1: the hashes of the base and of every role's rows, and the settings it was accepted at."""
     return {
         "base": {
-            path.name: hashlib.sha256(path.read_bytes()).hexdigest()
-            for path in sorted(models.located(models.Checkpoint()).folder.iterdir())
+            path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in sorted(folders.locate(Checkpoint()).folder.iterdir())
         },
         "rows": {
             f"world {seed}, {split}": roles(Data(world=seed, split=split)).digests()
@@ -123,7 +125,7 @@ if __name__ == "__main__":
     arguments = parser.parse_args()
     build(arguments.folder, arguments.width)
     if arguments.compare:
-        rebuilt, shipped = scores(str(arguments.folder)), scores(models.LAB)
-        weights = [(folder / "model.safetensors").read_bytes() for folder in (arguments.folder, models.located(models.Checkpoint()).folder)]
+        rebuilt, shipped = scores(str(arguments.folder)), scores(LAB)
+        weights = [(folder / "model.safetensors").read_bytes() for folder in (arguments.folder, folders.locate(Checkpoint()).folder)]
         print(f"rebuilt {rebuilt}\nshipped {shipped}\nweights are {'' if weights[0] == weights[1] else 'not '}bit for bit the same")
         sys.exit(rebuilt != shipped)

@@ -14,7 +14,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
-from titer.data import Row, check_disjoint
+from titer.data.rows import Row, check_disjoint
 
 VERSION = "world-v1"
 

@@ -15,7 +15,7 @@ PAGE = "report.html"
 
 def page(documents: Mapping[str, Any]) -> str:
     """The page of the documents, by pipeline, that `titer.results.write` returns. Raises where they are of more than one run."""
-    from titer.report.html import render  # jinja2 and matplotlib, for those who want a page
+    from titer.report.html import render
 
     return render(documents)
 
@@ -28,7 +28,7 @@ def write(documents: Mapping[str, Any], folder: Path) -> Path:
 
 def write_sweep(bundle: Mapping[str, Any], folder: Path) -> Path:
     """The page of a sweep, from the bundle that it wrote."""
-    from titer.report.sweeps import render
+    from titer.report.sweep import render
 
     path = folder / PAGE
     path.write_text(render(bundle), encoding="utf-8")

@@ -10,13 +10,13 @@ import yaml
 from jinja2 import Environment, PackageLoader, StrictUndefined, Template
 from markupsafe import Markup
 
-from titer import flags
-from titer.report import figure, rules, why
-from titer.report.ranking import ranked
-from titer.report.stages import Stage, figures, once, stages
-from titer.report.verdict import verdicts
-from titer.results import LAB, caption
-from titer.statistics import Score
+from titer.findings import flags, rules
+from titer.findings.ranking import ranked
+from titer.findings.records import Stage, figures, once, stages
+from titer.findings.verdict import verdicts
+from titer.report import pipeline, probes
+from titer.report.tables import LAB, caption
+from titer.scoring.statistics import Score
 
 SHOWN = {"pipeline", "recipe", "stages", "run", "flags"}  # of a document; whatever else it tells is provenance
 STAGE = {"kind", "label", "folder", "scores", "struck out", "seconds", "scoring_seconds", "peak_mb"}  # of a stage; the rest are its facts
@@ -59,7 +59,7 @@ def render(documents: Mapping[str, Any]) -> str:
         rules=rules,
         panels=_panels(found, struck, LAB if lab else ""),
         # what matplotlib wrote is markup; it has escaped the names in it
-        why=Markup(why.svg(looks, LAB if lab else "", "why")) if (looks := why.attacks(found)) else None,
+        why=Markup(probes.svg(looks, LAB if lab else "", "why")) if (looks := probes.attacks(found)) else None,
         names=names,
         prompts=_prompts(found, names),
         rows=_rows(found, names, struck),
@@ -81,7 +81,7 @@ def template(name: str) -> Template:
 def _panels(found: Mapping[str, Sequence[Stage]], struck: Mapping[str, Sequence[str]], note: str) -> list[Markup]:
     slots = max(map(len, found.values()))
     # what matplotlib wrote is markup; it has escaped the names in it
-    return [Markup(figure.svg(name, of, struck, note, slots, f"panel{i}")) for i, (name, of) in enumerate(found.items())]
+    return [Markup(pipeline.svg(name, of, struck, note, slots, f"panel{i}")) for i, (name, of) in enumerate(found.items())]
 
 
 def _rows(found: Mapping[str, Sequence[Stage]], names: Mapping[str, str], struck: Mapping[str, list[str]]) -> list[Row]:

@@ -1,0 +1,93 @@
+"""Rows, their tokens with a loss mask, and the seeded streams that a stage draws its batches from."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+IGNORED = -100  # a label that carries no loss
+EVERY = slice(None)
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """A row as tokens; `ids[answer:]` carries the loss."""
+
+    ids: tuple[int, ...]
+    answer: int
+    cut: int = 0  # prompt tokens dropped at the front to fit the length
+    other: Encoded | None = None  # the same prompt with the other answer of a pair
+
+
+@dataclass(frozen=True)
+class Part:
+    """A micro-batch: `ids`, `mask`, `labels` are (B, T); pads on the right, `labels` ignored but on answer tokens."""
+
+    ids: Tensor
+    mask: Tensor
+    labels: Tensor
+
+
+@dataclass(frozen=True)
+class Batch:
+    """The rows of one update from one stream: this rank's micro-batches, and the sizes of all ranks' together."""
+
+    stream: str
+    parts: tuple[Part, ...]
+    tokens: int  # of answers
+    length: int  # tokens, prompts included
+    rows: int
+    others: Batch | None = None  # the same prompts with the other answers, of the rows that are one of a pair
+
+    @staticmethod
+    def of(stream: str, chunks: Sequence[Sequence[Encoded]], pad: int, device: torch.device | str = "cpu", mine: slice = EVERY) -> Batch:
+        """The batch of the micro-batches of all ranks, of which `mine` are this rank's. One without a row is left out."""
+        rows = [row for chunk in chunks for row in chunk]
+        parts = tuple(collate(chunk, pad, device) for chunk in chunks[mine] if chunk)
+        pairs = [[row.other for row in chunk if row.other] for chunk in chunks]
+        others = Batch.of(stream, pairs, pad, device, mine) if any(pairs) else None
+        lengths = [len(row.ids) for row in rows]
+        return Batch(stream, parts, sum(lengths) - sum(row.answer for row in rows), sum(lengths), len(rows), others)
+
+
+def collate(rows: Sequence[Encoded], pad: int, device: torch.device | str = "cpu") -> Part:
+    length = max(len(row.ids) for row in rows)
+    ids = torch.full((len(rows), length), pad)  # (B, T)
+    mask = torch.zeros((len(rows), length), dtype=torch.long)
+    labels = torch.full((len(rows), length), IGNORED)
+    for i, row in enumerate(rows):
+        end = len(row.ids)
+        ids[i, :end] = torch.tensor(row.ids)
+        mask[i, :end] = 1
+        labels[i, row.answer : end] = ids[i, row.answer : end]
+    return Part(ids.to(device), mask.to(device), labels.to(device))
+
+
+@dataclass
+class Stream:
+    """Rows in an endless seeded order: every epoch is a permutation of all rows, and `position` says where it stands."""
+
+    name: str
+    rows: Sequence[Encoded]
+    seed: int
+    position: int = 0
+    _order: tuple[int, list[int]] = field(default=(-1, []), repr=False)  # the epoch and its permutation
+
+    def take(self, count: int) -> list[Encoded]:
+        taken = []
+        for place in range(self.position, self.position + count):
+            epoch, index = divmod(place, len(self.rows))
+            taken.append(self.rows[self._permutation(epoch)[index]])
+        self.position += count
+        return taken
+
+    def _permutation(self, epoch: int) -> list[int]:
+        if self._order[0] != epoch:
+            seed = hashlib.sha256(f"{self.seed} {self.name} {epoch}".encode()).digest()[:8]
+            generator = torch.Generator().manual_seed(int.from_bytes(seed, "big") >> 1)
+            self._order = (epoch, torch.randperm(len(self.rows), generator=generator).tolist())
+        return self._order[1]

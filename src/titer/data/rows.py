@@ -1,0 +1,82 @@
+"""Rows of conversations: what the user says and what the model should answer, and how the rows of roles are kept apart."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import combinations
+
+MAY_SHARE = ("alignment", "defense")  # the defender may answer what the alignment refuses
+
+
+@dataclass(frozen=True)
+class Turn:
+    """A message of a conversation before its last question."""
+
+    role: str  # system, user or assistant
+    content: str
+
+
+@dataclass(frozen=True)
+class Row:
+    """What the user says and what the model should answer, with what was said before. Only the answer carries loss."""
+
+    prompt: str
+    response: str = ""  # empty where only the prompt is known, as in sets of harm prompts
+    input: str = ""  # what the prompt is about, where the data keep the two apart
+    before: tuple[Turn, ...] = ()  # earlier turns, the oldest first
+    other: str = ""  # where the row is one of a pair: of a refusal the harmful answer to the same prompt, of that the refusal
+
+    @property
+    def question(self) -> str:
+        """The last thing the user says."""
+        return f"{self.prompt}\n\n{self.input}" if self.input else self.prompt
+
+
+def digest(rows: Iterable[Row]) -> str:
+    """SHA-256 over all that the rows say, in order."""
+    hasher = hashlib.sha256()
+    for row in rows:
+        more: list[object] = [row.input, *((turn.role, turn.content) for turn in row.before)] if row.input or row.before else []
+        more += [{"other": row.other}] if row.other else []
+        hasher.update(json.dumps([row.prompt, row.response, *more]).encode())
+    return hasher.hexdigest()
+
+
+def identity(row: Row) -> str:
+    """What makes the prompts of two rows the same: their words, however they are spaced or capitalized."""
+    return " ".join(" ".join([*(turn.content for turn in row.before), row.question]).lower().split())
+
+
+def paired(rows: Iterable[Row], others: Iterable[Row]) -> list[Row]:
+    """The rows, each with the answer that the first of `others` with the same prompt gives, where there is one."""
+    answers: dict[str, str] = {}
+    for row in others:
+        answers.setdefault(identity(row), row.response)
+    return [replace(row, other=answers.get(identity(row), "")) for row in rows]
+
+
+def check_disjoint(roles: Mapping[str, Sequence[Row]], but: tuple[str, str] | None = None) -> None:
+    """Raise where two roles share a prompt, unless they are the pair `but`."""
+    prompts = {role: {identity(row): row.question for row in rows} for role, rows in roles.items()}
+    for (a, first), (b, second) in combinations(prompts.items(), 2):
+        if (a, b) == but:
+            continue
+        shared = [first[key] for key in first if key in second]
+        if shared:
+            example = shared[0] if len(shared[0]) <= 60 else shared[0][:60] + "..."
+            raise ValueError(
+                f"{a!r} and {b!r} share {len(shared)} prompts, e.g. {example!r}: take them out of one of the two, or set data.shared=drop"
+            )
+
+
+def without_shared(roles: Mapping[str, Sequence[Row]], but: tuple[str, str]) -> dict[str, list[Row]]:
+    """The rows whose prompts no earlier role has, except that the pair `but` may share theirs."""
+    kept: dict[str, list[Row]] = {}
+    for role, rows in roles.items():
+        others = [name for name in kept if {name, role} != set(but)]
+        taken = {identity(row) for name in others for row in kept[name]}
+        kept[role] = [row for row in rows if identity(row) not in taken]
+    return kept

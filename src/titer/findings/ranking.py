@@ -1,0 +1,64 @@
+"""Pipelines by what they come to, without those whose harmful score shows nothing.
+
+HS alone is won by a model that answers nothing. So a pipeline has a rank only where its last model is not struck out by `rules`, its
+HS can be judged, and its FA is there and stands up to that of the others: less than COLLAPSE of the best, intervals apart, is a model
+that did not learn what the user asked for.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from titer.findings.records import Stage, quoted
+from titer.findings.rules import COLLAPSE, broken, gap, side
+from titer.scoring.statistics import Score
+
+
+@dataclass(frozen=True)
+class Place:
+    pipeline: str
+    stage: Stage  # its last
+    rank: int | None  # 1 is the lowest HS; None: no rank
+    reason: str = ""  # why there is no rank
+
+    @property
+    def harm(self) -> Score | None:
+        return self.stage.score("harm")
+
+    @property
+    def task(self) -> Score | None:
+        return self.stage.score("task")
+
+
+def ranked(found: Mapping[str, Sequence[Stage]]) -> list[Place]:
+    """Every pipeline: by the HS of its last model, of equal ones the higher FA first; those without a rank at the end."""
+    struck = broken(found)
+    places = [Place(name, stages[-1], None, _unfit(stages[-1], struck)) for name, stages in found.items()]
+    best = max((place for place in places if not place.reason), key=_task, default=None)
+    if best:
+        places = [Place(place.pipeline, place.stage, None, place.reason or _behind(place, best)) for place in places]
+    fit = sorted((place for place in places if not place.reason), key=lambda place: (place.stage.scores["harm"].value, -_task(place)))
+    return [Place(place.pipeline, place.stage, i) for i, place in enumerate(fit, 1)] + [place for place in places if place.reason]
+
+
+def _unfit(stage: Stage, struck: Mapping[str, Sequence[str]]) -> str:
+    task = stage.score("task")
+    if stage.folder in struck:
+        return f"struck out: {'; '.join(struck[stage.folder])}"
+    if gap(stage):
+        return f"HS cannot be judged: {gap(stage)}"
+    if task is None:
+        return "FA was not measured, and a model that answers nothing has a low HS too"
+    return "" if task.value > 0 else f"FA is {quoted(task)}: nothing shows that the model does what the user asked for"
+
+
+def _behind(place: Place, best: Place) -> str:
+    mine, its = place.stage.scores["task"], best.stage.scores["task"]
+    if mine.value < COLLAPSE * its.value and side(mine, its) < 0:
+        return f"FA is {quoted(mine)} against {quoted(its)} of {best.pipeline}"
+    return ""
+
+
+def _task(place: Place) -> float:
+    return place.stage.scores["task"].value

@@ -1,0 +1,72 @@
+"""Why a defense holds or does not: the probes of every attack, side by side."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.ticker import NullFormatter
+
+from titer.findings.records import Stage, last
+from titer.report.drawing import canvas, drawn, saved, short, style
+from titer.report.tradeoff import COLOURS, MARKERS
+
+WIDTH, HEIGHT = 620, 470  # CSS pixels
+OVER = {  # probe -> its title, over the updates of the attack
+    "harmful loss": "harmful loss, nats per token",
+    "gradient": "norm of the harmful gradient",
+    "drift": "drift of attention outputs",
+}
+PROFILE = "harmful gradient by layer, before the attack"
+
+
+def attacks(found: Mapping[str, Sequence[Stage]]) -> dict[str, list[Mapping[str, Any]]]:
+    """The probes of every attacked model once, under the first pipeline that has it; none where nobody looked."""
+    told: dict[str, tuple[str, list[Mapping[str, Any]]]] = {}
+    for name, stages in found.items():
+        tuned = last(("finetune",), stages)
+        if tuned and tuned.fact("probes"):
+            told.setdefault(tuned.folder, (name, tuned.fact("probes")))
+    return dict(told.values())
+
+
+def svg(told: Mapping[str, Sequence[Mapping[str, Any]]], note: str, prefix: str) -> str:
+    """The panels. `note` stands inside the image; `prefix` keeps its ids apart from another's."""
+    with style():
+        return saved(panels(told, note), label(told, note), prefix)
+
+
+def label(told: Mapping[str, Sequence[Mapping[str, Any]]], note: str) -> str:
+    """What the panels show, for those who cannot see them."""
+    ends = {name: [f"{probe} {looks[0][probe]:.3g} to {looks[-1][probe]:.3g}" for probe in OVER] for name, looks in told.items()}
+    said = "; ".join(f"{name}: {', '.join(of)}" for name, of in ends.items())
+    return f"Probes over the updates of the attack. {said}. {note}".strip()
+
+
+def panels(told: Mapping[str, Sequence[Mapping[str, Any]]], note: str) -> Figure:
+    figure = canvas(WIDTH, HEIGHT)
+    keys = [Line2D([], [], color=COLOURS[i % len(COLOURS)], marker=MARKERS[i % len(MARKERS)], markersize=4) for i in range(len(told))]
+    for i, (key, name) in enumerate(zip(keys, told, strict=True)):
+        key.set(label=drawn(short(name, 30)), linestyle="--" if i // len(COLOURS) % 2 else "-")
+    for j, title in enumerate([*OVER.values(), PROFILE]):
+        axes = figure.add_axes((0.075 + 0.5 * (j % 2), 0.62 - 0.43 * (j // 2), 0.4, 0.31))
+        axes.set_title(title, fontsize=8, loc="left")
+        axes.tick_params(length=2, width=0.6)
+        axes.grid(color="#dddddd", linewidth=0.5)
+        probe = list(OVER)[j] if j < len(OVER) else ""
+        for i, (key, looks) in enumerate(zip(keys, told.values(), strict=True)):
+            points = [(look["update"], look[probe]) for look in looks] if probe else list(enumerate(looks[0]["layers"]))
+            [line] = axes.plot(*zip(*points, strict=True), markersize=3, linewidth=1, gid=f"why-{j}-{i}")
+            line.set(color=key.get_color(), marker=key.get_marker(), linestyle=key.get_linestyle())
+        if probe == "drift":  # which begins at 0; the others are compared by their ratios
+            axes.set_ylim(bottom=0)
+        else:
+            axes.set_yscale("log")
+            axes.yaxis.set_major_formatter("{x:g}")
+            axes.yaxis.set_minor_formatter(NullFormatter())
+        axes.set_xlabel("layer" if j == len(OVER) else "update")
+    figure.legend(handles=keys, loc="lower left", bbox_to_anchor=(0.06, 0.035), ncols=4, frameon=False, borderpad=0)
+    figure.text(0.985, 0.008, drawn(note), ha="right", color="#444444")
+    return figure

@@ -1,0 +1,67 @@
+"""The page of a sweep, made from its bundle alone. The template is `sweep.html.j2`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from markupsafe import Markup
+
+from titer.findings.frontier import SETTINGS, Place, places
+from titer.findings.seeds import Group, groups, shown
+from titer.report import tradeoff
+from titer.report.html import template
+from titer.report.tables import LAB, LAB_CAPTION
+from titer.scoring.figures import NAMES
+
+
+@dataclass(frozen=True)
+class Plane:
+    drawing: Markup
+    places: list[Place]
+
+
+def render(bundle: Mapping[str, Any]) -> str:
+    """The page of the bundle that a sweep wrote."""
+    cells = bundle["cells"]
+    found = groups(cells)
+    documents: list[Mapping[str, Any]] = [document for cell in cells for document in (cell.get("pipelines") or {}).values()]
+    lab = any(document["recipe"]["data"].get("world") is not None for document in documents)
+    return template("sweep.html.j2").render(
+        recipe=bundle["recipe"],
+        cells=len(cells),
+        seeds=sorted({cell["seed"] for cell in cells}),
+        missing=[cell for cell in cells if cell["status"] != "done"],
+        caption=LAB_CAPTION if lab else "",
+        disagreeing=bundle.get("flags", []),
+        raised=raised(cells),
+        planes=_planes(found, LAB if lab else ""),
+        groups=found,
+        names={name: NAMES[name] for name in shown(found)},
+    )
+
+
+def raised(cells: Sequence[Mapping[str, Any]]) -> dict[str, list[str]]:
+    """The cells in which a run raised a flag, by the flag."""
+    found: dict[str, list[str]] = {}
+    for cell in cells:
+        document: Mapping[str, Any] = next(iter((cell.get("pipelines") or {}).values()), {})
+        for name in dict.fromkeys(flag["name"] for flag in document.get("flags", [])):
+            found.setdefault(name, []).append(" ".join([*cell["settings"], f"seed {cell['seed']}"]))
+    return found
+
+
+def _planes(found: Sequence[Group], note: str) -> list[Plane]:
+    """One for every setting that is not of fine-tuning, which is another attack or another world."""
+    apart: dict[tuple[str, ...], list[Group]] = {}
+    for group in found:
+        apart.setdefault(group.outside(SETTINGS), []).append(group)
+    drawn = []
+    for i, (settings, of) in enumerate(apart.items()):
+        told = places(of)
+        if told:
+            # what matplotlib wrote is markup; it has escaped the names in it
+            drawing = Markup(tradeoff.svg(of, " ".join(settings) or "one setting", note, f"plane{i}"))
+            drawn.append(Plane(drawing, told))
+    return drawn

@@ -1,0 +1,49 @@
+"""Protocols: named and frozen ways of asking and scoring, so that the figures of two runs may be compared. `docs/protocol.md` explains.
+
+A recipe that names one is refused where it departs from it. What a protocol fixes is how a model is asked and judged, not how it was made.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from titer.judges.lab import Lab
+from titer.errors import unknown
+
+if TYPE_CHECKING:
+    from titer.runs.recipe import Recipe
+
+
+@dataclass(frozen=True)
+class Protocol:
+    """For the lab's prompts and its exact judge."""
+
+    asked: Mapping[str, Any]  # fields of a recipe, with the only values that they may have
+
+    def departures(self, recipe: Recipe) -> list[str]:
+        """What the recipe does otherwise; none where it follows the protocol."""
+        if recipe.data.world is None:
+            return ["it asks prompts of its own, where the protocol has those of a world of the lab (data.world)"]
+        values = {name: (getattr(recipe, name), value) for name, value in self.asked.items()}
+        found = [f"{name}={mine!r} where the protocol has {its!r}" for name, (mine, its) in values.items() if mine != its]
+        if recipe.judge not in (None, Lab(recipe.data.world)):
+            found.append(f"judge={recipe.judge!r} where the protocol has {Lab(recipe.data.world)!r}")
+        return found
+
+
+PROTOCOLS: Mapping[str, Protocol] = {
+    "hs-v1": Protocol({"template": "chat", "system": None, "max_length": 64, "max_new_tokens": 16}),
+}
+
+
+def check(recipe: Recipe) -> None:
+    """Raise where the recipe names no known protocol, or departs from the one that it names."""
+    if recipe.protocol is None:
+        return
+    if recipe.protocol not in PROTOCOLS:
+        raise unknown("protocol", recipe.protocol, list(PROTOCOLS))
+    departures = PROTOCOLS[recipe.protocol].departures(recipe)
+    if departures:
+        raise ValueError(f"protocol={recipe.protocol!r}: {'; '.join(departures)}; take it back, or set protocol=null")

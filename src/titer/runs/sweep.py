@@ -1,0 +1,173 @@
+"""A recipe over a grid of settings and seeds: every cell a `titer run` of its own process, the stages they share computed once.
+
+A cell that fails is tried once more and then is missing, with its error: never a result. What was interrupted is gone on with by
+starting the sweep again.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from titer.findings import flags
+from titer.runs import recipe as recipes
+from titer.runs.keys import all_code
+from titer.runs.pipeline import is_free
+from titer.findings.seeds import by_settings, groups
+from titer.runs.setting import Setting
+from titer.runs.store import key_of, write
+
+TRIES = 2
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A point of the grid with a seed."""
+
+    settings: tuple[str, ...]
+    seed: int
+
+    @property
+    def name(self) -> str:
+        return key_of({"settings": self.settings, "seed": self.seed})[:12]
+
+
+def cells(grid: Sequence[str], settings: Sequence[str], seeds: Sequence[int]) -> list[Cell]:
+    """Every combination of the grid's values, `path.to.field=1,2,3`, over fixed settings and seeds."""
+    axes = []
+    for axis in grid:
+        path, equals, text = axis.partition("=")
+        try:
+            values = [_number(value) for value in yaml.safe_load(f"[{text}]")]
+        except yaml.YAMLError:
+            values = []
+        if not equals or not path or not values:
+            raise ValueError(f"--grid {axis!r}: give path.to.field=value,value,...")
+        axes.append([f"{path}={json.dumps(value)}" for value in values])
+    if len(set(seeds)) < len(seeds) or not seeds:
+        raise ValueError(f"--seeds {','.join(map(str, seeds))}: give different ones, at least one")
+    points = list(itertools.product(*axes))
+    return [Cell((*settings, *point), seed) for point in points for seed in seeds]
+
+
+def _number(value: Any) -> Any:
+    """What was meant as a number: YAML takes 4e-4 for a text."""
+    try:
+        return float(value) if isinstance(value, str) else value
+    except ValueError:
+        return value
+
+
+@dataclass
+class Sweep:
+    """Cells to be run in a folder, at most `jobs` at a time, over one store."""
+
+    recipe: str
+    cells: Sequence[Cell]
+    folder: Path
+    store: Path
+    jobs: int = 1
+    _running: set[subprocess.Popen[str]] = field(default_factory=set)
+    _lock: threading.Lock = field(default_factory=threading.Lock)
+
+    def check(self) -> None:
+        """Find what is wrong with any cell's settings before one is run, and cells of another recipe or other rows in the folder."""
+        for cell in self.cells:
+            recipe, folder = recipes.load(self.recipe, cell.settings, cell.seed), self._folder(cell)
+            if folder.exists() and not is_free(folder, Setting.read(recipe)):
+                raise ValueError(f"{self.folder} holds cells of another recipe or of other rows: give another --out, or remove it")
+
+    def _folder(self, cell: Cell) -> Path:
+        return self.folder / "cells" / cell.name
+
+    def run(self, report: Callable[[Cell, str], None]) -> dict[str, Any]:
+        """Run what is not done; `report(cell, status)` as it goes: running, done, failed, missing. The bundle, written as sweep.json."""
+        self.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        with ThreadPoolExecutor(self.jobs) as pool, self._interruptible():
+            found = list(pool.map(lambda cell: self._cell(cell, report), self.cells))
+        bundle = {
+            "recipe": self.recipe,
+            "code": all_code(),
+            "cells": found,
+            "missing": sum(cell["status"] != "done" for cell in found),
+            "flags": disagreeing(found),
+        }
+        write(self.folder / "sweep.json", bundle)
+        return bundle
+
+    def _cell(self, cell: Cell, report: Callable[[Cell, str], None]) -> dict[str, Any]:
+        """What a cell came to, computed or as it lies in its folder."""
+        folder, marker = self._folder(cell), self._folder(cell).with_suffix(".json")
+        if marker.is_file() and folder.is_dir():  # whose recipe and rows have been checked
+            found = dict(json.loads(marker.read_text(encoding="utf-8")))
+            if found["status"] == "done" and found["code"] == all_code():
+                report(cell, "done")
+                return found
+        folder.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        about = {"settings": list(cell.settings), "seed": cell.seed, "code": all_code()}
+        for attempt in range(TRIES):
+            report(cell, "running")
+            status, out, error = self._process(cell, folder)
+            if status == 0:
+                write(marker, about | {"status": "done", "tries": attempt + 1, "pipelines": json.loads(out)})
+                report(cell, "done")
+                break
+            report(cell, "failed")
+            lines = error.strip().splitlines() or [f"exit code {status}"]
+            write(marker, about | {"status": "missing", "tries": attempt + 1, "error": lines[-1]})
+        else:
+            report(cell, "missing")
+        return dict(json.loads(marker.read_text(encoding="utf-8")))
+
+    def _process(self, cell: Cell, folder: Path) -> tuple[int, str, str]:
+        settings = [part for setting in cell.settings for part in ("--set", setting)]
+        command = [sys.executable, "-c", "from titer.cli import main; main()", "run", self.recipe, *settings]
+        command += ["--seed", str(cell.seed), "--out", str(folder), "--store", str(self.store), "--json"]
+        threads = max(1, (os.cpu_count() or 1) // self.jobs)
+        # threads that wait for one another must not spin: several processes share the cores
+        environment = {"OMP_NUM_THREADS": str(threads), **os.environ, "OMP_WAIT_POLICY": "PASSIVE"}
+        process = subprocess.Popen(
+            command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment, start_new_session=True
+        )
+        with self._lock:
+            self._running.add(process)
+        out, error = process.communicate()
+        with self._lock:
+            self._running.discard(process)
+        return process.returncode, out, error
+
+    @contextmanager
+    def _interruptible(self) -> Iterator[None]:
+        """Inside, Ctrl-C or SIGTERM ends the running cells at once; the store has what they had finished."""
+
+        def stop(number: int, frame: Any) -> None:
+            with self._lock:
+                for process in self._running:
+                    os.killpg(process.pid, signal.SIGKILL)
+            os._exit(130)
+
+        before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+
+def disagreeing(cells: Sequence[Mapping[str, Any]]) -> list[dict[str, str]]:
+    """The flags that the seeds of one setting raise together."""
+    found = [(settings, flag) for settings, by_seed in by_settings(groups(cells)).items() for flag in flags.seeds(by_seed)]
+    return flags.described([replace(flag, pipeline=" ".join([*settings, flag.pipeline])) for settings, flag in found])

@@ -1,0 +1,1 @@
+"""From a model to its figures: answers, harm margin, intervals, differences."""

@@ -1,0 +1,112 @@
+"""Two models over the same prompts: their difference with its interval, and the smallest difference that could have been seen.
+
+Proportions: Newcombe's method 10 (1998, Statistics in Medicine 17:2635): Wilson's limits of both, squared and added with the correlation
+of the pair. Where prompts repeat, every count is scaled to the effective number of differences (`statistics.effective`).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Hashable, Sequence
+
+from scipy import optimize, special
+
+from titer.scoring.statistics import SEEDS, Score, effective, mean, wilson
+
+LEVEL, POWER = 0.05, 0.8
+WIDEST = 10.0  # standard errors; the most that is needed is 5.7, with two degrees of freedom
+Z_LEVEL, Z_POWER = float(special.ndtri(1 - LEVEL / 2)), float(special.ndtri(POWER))
+
+
+def difference(first: Sequence[bool | None], second: Sequence[bool | None], clusters: Sequence[Hashable] | None = None) -> Score:
+    """Percentage of `first` less that of `second`, in points, prompt by prompt; a prompt unscored (None) in either counts in neither."""
+    names = range(len(first)) if clusters is None else clusters
+    pairs = [(x, y, name) for x, y, name in zip(first, second, names, strict=True) if x is not None and y is not None]
+    n, unscored = len(pairs), len(first) - len(pairs)
+    if n == 0:
+        return Score(math.nan, 0, math.nan, math.nan, unscored)
+    counts = {(x, y): sum((bool(a), bool(b)) == (x, y) for a, b, _ in pairs) for x in (True, False) for y in (True, False)}
+    size = effective([float(x) - float(y) for x, y, _ in pairs], [name for _, _, name in pairs])
+    both, one, other, none = (counts[key] * size / n for key in ((True, True), (True, False), (False, True), (False, False)))
+    p, q = (counts[True, True] + counts[True, False]) / n, (counts[True, True] + counts[False, True]) / n
+    phi = _phi(both, one, other, none)
+    (p_low, p_high), (q_low, q_high) = wilson(p, size), wilson(q, size)
+    below = _reach(p - p_low, q_high - q, phi)
+    above = _reach(p_high - p, q - q_low, phi)
+    return Score(100 * (p - q), n, 100 * (p - q - below), 100 * (p - q + above), unscored)
+
+
+def mean_difference(first: Sequence[float], second: Sequence[float], clusters: Sequence[Hashable] | None = None) -> Score:
+    """Mean of `first` less `second`, prompt by prompt, with the paired t interval."""
+    return mean([x - y for x, y in zip(first, second, strict=True)], clusters)
+
+
+def detectable(n: float, rate: float) -> float:
+    """The smallest difference, in points, from `rate` percent that two samples of `n` prompts show in 80 % of trials at the 5 % level.
+
+    `n` each, and towards 50 %, where it is larger (Fleiss 1981, chapter 3, without correction for continuity); nan where even the
+    widest is missed. Pass the effective n where prompts repeat.
+    """
+    p = min(_share(rate), 1 - _share(rate))
+
+    def excess(d: float) -> float:
+        middle = p + d / 2
+        error = Z_LEVEL * math.sqrt(2 * middle * (1 - middle)) + Z_POWER * math.sqrt(p * (1 - p) + (p + d) * (1 - p - d))
+        return d * math.sqrt(n) - error
+
+    return _root(excess, 1 - p)
+
+
+def detectable_paired(n: float, discordant: float) -> float:
+    """The same for one sample of `n` prompts under two models that disagree on `discordant` percent of them: McNemar's test.
+
+    Connor 1987, Biometrics 43:207. It is at most `discordant`; nan where even that would be missed.
+    """
+    share = _share(discordant)
+
+    def excess(d: float) -> float:
+        return d * math.sqrt(n) - Z_LEVEL * math.sqrt(share) - Z_POWER * math.sqrt(share - d * d)
+
+    return _root(excess, share)
+
+
+def detectable_over_seeds(seeds: int, spread: float, paired: bool = False) -> float:
+    """The same for the t test of two methods over `seeds` seeds each, whose figures have standard deviation `spread`.
+
+    `paired`: seed by seed, and `spread` is that of the differences. In the unit of `spread`, which has the prompts' share in it.
+    """
+    if seeds < SEEDS:
+        return math.nan
+    df = seeds - 1 if paired else 2 * (seeds - 1)
+    critical = float(special.stdtrit(df, 1 - LEVEL / 2))
+
+    def excess(shift: float) -> float:  # a noncentral t above the critical value; below the other one it is not at such a power
+        return 1 - float(special.nctdtr(df, shift, critical)) - POWER
+
+    return float(optimize.brentq(excess, 0.0, WIDEST)) * spread * math.sqrt((1 if paired else 2) / seeds)
+
+
+def _phi(both: float, one: float, other: float, none: float) -> float:
+    """Correlation of the pair; a positive one is corrected for continuity, which is what makes it method 10."""
+    margins = (both + one) * (other + none) * (both + other) * (one + none)
+    product = both * none - one * other
+    if product > 0:
+        product = max(product - (both + one + other + none) / 2, 0.0)
+    return product / math.sqrt(margins) if margins > 0 else 0.0
+
+
+def _reach(near: float, far: float, phi: float) -> float:
+    return math.sqrt(max(near**2 - 2 * phi * near * far + far**2, 0.0))
+
+
+def _share(percent: float) -> float:
+    if not 0 <= percent <= 100:
+        raise ValueError(f"{percent} percent: give one between 0 and 100")
+    return percent / 100
+
+
+def _root(excess: Callable[[float], float], widest: float) -> float:
+    """Where the excess over what is needed becomes positive, in points."""
+    if widest <= 0 or excess(widest) < 0:
+        return math.nan
+    return 100 * float(optimize.brentq(excess, 0.0, widest))

@@ -1,0 +1,16 @@
+"""The figures that an evaluation has, by the benchmark that they come from, and what tables call them."""
+
+NAMES = {  # benchmark -> its figure's name in tables
+    "harm": "HS",
+    "asked": "HS (attacker asks)",
+    "margin": "harm margin",
+    "task": "FA",
+    "contained": "FA (contained)",
+    "benign": "benign answers",
+    "lookalike": "over-refusal",
+    "general": "general",
+    "coherent": "coherent",
+}
+
+
+JUDGED = frozenset({"harm", "asked", "lookalike"})  # benchmarks whose answers a judge reads

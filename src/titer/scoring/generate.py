@@ -1,0 +1,96 @@
+"""Batched greedy answers and the log-probabilities of given ones."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, cast
+
+import torch
+from torch import Tensor
+from transformers import GenerationConfig, PreTrainedModel
+
+from titer.data.batches import IGNORED, Encoded, collate
+from titer.data.rows import Row
+from titer.data.template import Template
+
+
+@dataclass(frozen=True)
+class Answer:
+    text: str
+    ended: bool  # whether the model ended it, rather than the length limit
+
+
+def answer(
+    model: PreTrainedModel,
+    template: Template,
+    rows: Sequence[Row],
+    max_new_tokens: int,
+    batch: int = 128,
+    say: Callable[[str], None] = lambda _: None,
+) -> list[Answer]:
+    """The greedy answer to every row's prompt, in their order.
+
+    The plan is made at the start: batches of like length, padded on the left. Where one does not fit into memory, it and
+    those after it are halved, which is said; in float32 the answers do not depend on it.
+    """
+    tokenizer = template.tokenizer
+    ends = sorted({*template.ends, *_listed(model.generation_config.eos_token_id)})
+    config = GenerationConfig(max_new_tokens=max_new_tokens, do_sample=False, eos_token_id=ends, pad_token_id=tokenizer.pad_token_id)
+    encoded = [template.prompt_ids(row) for row in rows]
+    order = sorted(range(len(rows)), key=lambda i: len(encoded[i]))
+    plan = [order[start : start + batch] for start in range(0, len(order), batch)]
+    answers: dict[int, Answer] = {}
+    while plan:
+        chosen = plan[0]
+        try:
+            generated = _generated(model, [encoded[i] for i in chosen], config)
+        except RuntimeError as error:
+            if len(chosen) == 1 or not _out_of_memory(error):
+                raise
+            size = (len(chosen) + 1) // 2
+            plan = [each[start : start + size] for each in plan for start in range(0, len(each), size)]
+            torch.cuda.empty_cache()
+            say(f"out of memory with {len(chosen)} answers at a time; going on with {size}")
+            continue
+        for i, tokens in zip(chosen, generated, strict=True):
+            end = next((at for at, token in enumerate(tokens) if token in ends), None)
+            answers[i] = Answer(str(tokenizer.decode(tokens[:end], skip_special_tokens=True)).strip(), end is not None)
+        plan = plan[1:]
+    return [answers[i] for i in range(len(rows))]
+
+
+def _generated(model: PreTrainedModel, prompts: Sequence[Sequence[int]], config: GenerationConfig) -> list[list[int]]:
+    """The tokens that follow each prompt, pads behind their end."""
+    pad, length = cast(int, config.pad_token_id), max(len(prompt) for prompt in prompts)
+    ids = torch.tensor([[pad] * (length - len(prompt)) + list(prompt) for prompt in prompts])  # (B, T)
+    mask = torch.tensor([[0] * (length - len(prompt)) + [1] * len(prompt) for prompt in prompts])
+    with torch.no_grad():
+        out: Tensor = cast(Any, model).generate(
+            input_ids=ids.to(model.device), attention_mask=mask.to(model.device), generation_config=config
+        )
+    return cast(list[list[int]], out[:, length:].tolist())
+
+
+def _out_of_memory(error: RuntimeError) -> bool:
+    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)  # torch's words for the CPU's
+
+
+def log_probabilities(model: PreTrainedModel, rows: Sequence[Encoded], batch: int = 128) -> Tensor:
+    """log p(answer | prompt) of every row, summed over its answer tokens: (len(rows),), float64, in nats."""
+    order = sorted(range(len(rows)), key=lambda i: len(rows[i].ids))
+    result = torch.empty(len(rows), dtype=torch.float64)
+    for start in range(0, len(order), batch):
+        chosen = order[start : start + batch]
+        part = collate([rows[i] for i in chosen], 0, model.device)
+        with torch.no_grad():
+            logits = model(input_ids=part.ids, attention_mask=part.mask, use_cache=False).logits  # (B, T, V)
+        labels = torch.nn.functional.pad(part.labels[:, 1:], (0, 1), value=IGNORED)  # at the token that each is predicted from
+        loss = torch.nn.functional.cross_entropy(logits.flatten(0, 1).float(), labels.flatten(), ignore_index=IGNORED, reduction="none")
+        loss = loss.reshape(labels.shape)  # (B, T)
+        result[chosen] = -loss.double().sum(1).cpu()
+    return result
+
+
+def _listed(value: int | list[int] | None) -> list[int]:
+    return [] if value is None else value if isinstance(value, list) else [value]

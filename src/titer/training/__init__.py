@@ -1,0 +1,1 @@
+"""An update and the loop around it: all that a defense ever sees."""

@@ -1,0 +1,117 @@
+"""A stage's checkpoint: all that determines how it goes on, in one safetensors file (no pickle), written whole or not at all."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from titer.data.batches import Encoded
+from titer.methods import Defense
+
+if TYPE_CHECKING:
+    from titer.training.loop import Loop
+    from titer.training.settings import Training
+
+
+def identity(defense: Defense, settings: Training, seed: int, data: Mapping[str, Sequence[Encoded]], ranks: int) -> str:
+    """Hash of all that a run is determined by, but for the weights it starts from."""
+    rows = {name: [dataclasses.astuple(row) for row in stream] for name, stream in data.items()}
+    facts = [type(defense).__name__, dataclasses.asdict(defense), dataclasses.asdict(settings), seed, ranks, rows]  # type: ignore[call-overload]
+    return hashlib.sha256(json.dumps(facts, sort_keys=True, default=str).encode()).hexdigest()
+
+
+def save(path: Path, identity: str, loop: Loop, history: list[dict[str, float]]) -> None:
+    step = loop.step
+    tensors: dict[str, Tensor] = {"rng": torch.get_rng_state()}
+    if torch.cuda.is_available():
+        tensors["rng.cuda"] = torch.cuda.get_rng_state()
+    for name, parameter in step.parameters.items():
+        tensors[f"weight.{name}"] = parameter.detach()
+        for key, value in loop.optimizer.state[parameter].items():
+            tensors[f"optimizer.{name}.{key}"] = value
+    facts = {
+        "identity": identity,
+        "history": history,
+        "positions": {name: stream.position for name, stream in step.streams.items()},
+        "scheduler": loop.scheduler.state_dict(),
+        "state": _pack(loop.state, tensors),
+    }
+    if step.accelerator.is_main_process:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        fresh = path.with_name(path.name + ".new")
+        save_file({name: tensor.detach().cpu().clone() for name, tensor in tensors.items()}, fresh, {"facts": json.dumps(facts)})
+        os.replace(fresh, path)
+
+
+def load(path: Path, identity: str, loop: Loop) -> list[dict[str, float]]:
+    """Put the run back to where the checkpoint was written; return the history until then."""
+    with safe_open(path, "pt") as file:
+        facts = json.loads(file.metadata()["facts"])
+    if facts["identity"] != identity:
+        raise ValueError(f"{path} is the checkpoint of another run: remove it, or resume with its recipe, rows and seed")
+    tensors = load_file(path)
+    with torch.no_grad():
+        for name, parameter in loop.step.parameters.items():
+            parameter.copy_(tensors[f"weight.{name}"])
+            prefix = f"optimizer.{name}."
+            state = {key.removeprefix(prefix): value for key, value in tensors.items() if key.startswith(prefix)}
+            if state:  # AdamW keeps its counter on the CPU and its moments beside the weight
+                loop.optimizer.state[parameter] = {k: v if k == "step" else v.to(parameter.device) for k, v in state.items()}
+    loop.scheduler.load_state_dict(facts["scheduler"])
+    for group, lr in zip(loop.optimizer.param_groups, loop.scheduler.get_last_lr(), strict=True):
+        group["lr"] = lr
+    for name, position in facts["positions"].items():
+        loop.step.streams[name].position = position
+    loop.state = _unpack(loop, facts["state"], tensors)
+    torch.set_rng_state(tensors["rng"])
+    if "rng.cuda" in tensors and torch.cuda.is_available():
+        torch.cuda.set_rng_state(tensors["rng.cuda"])
+    return list(facts["history"])
+
+
+def _pack(state: Any, tensors: dict[str, Tensor]) -> Any:
+    """JSON for a defense's state; its tensors go to `tensors`."""
+    if state is None:
+        return None
+    packed: dict[str, Any] = {}
+    for field in dataclasses.fields(state):
+        value = getattr(state, field.name)
+        if isinstance(value, Tensor):
+            tensors[f"state.{field.name}"] = value
+            packed[field.name] = {"tensor": value.device.type}
+        elif isinstance(value, dict) and value and all(isinstance(v, Tensor) for v in value.values()):
+            tensors |= {f"state.{field.name}.{key}": tensor for key, tensor in value.items()}
+            packed[field.name] = {"tensors": {key: tensor.device.type for key, tensor in value.items()}}
+        else:
+            packed[field.name] = {"value": value}
+    return packed
+
+
+def _unpack(loop: Loop, packed: Any, tensors: Mapping[str, Tensor]) -> Any:
+    """A defense's state again, its tensors where they were: on the CPU, or on the device of the run."""
+    if packed is None:
+        return None
+    device = loop.step.accelerator.device
+
+    def tensor(name: str, kind: str) -> Tensor:
+        return tensors[name] if kind == "cpu" else tensors[name].to(device)
+
+    fields: dict[str, Any] = {}
+    for name, entry in packed.items():
+        if "tensor" in entry:
+            fields[name] = tensor(f"state.{name}", entry["tensor"])
+        elif "tensors" in entry:
+            fields[name] = {key: tensor(f"state.{name}.{key}", kind) for key, kind in entry["tensors"].items()}
+        else:
+            fields[name] = entry["value"]
+    return loop.defense.restored(fields)

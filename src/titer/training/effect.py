@@ -1,0 +1,46 @@
+"""Whether a training stage did anything: how far its weights moved, and how far its loss fell."""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from titer.weights import adapters
+
+ENDS = 20  # updates averaged at either end: the loss of one batch is mostly the batch's
+
+
+def loss_fall(history: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    """Means of f, the loss on the stage's own rows, over the first and the last updates, and the standard error of their difference.
+
+    Nothing where the method logs no f at two updates.
+    """
+    f = [terms["f"] for terms in history if "f" in terms]
+    k = min(ENDS, len(f) // 2)
+    if k == 0:
+        return {}
+    first, last = f[:k], f[-k:]
+    error = math.sqrt((statistics.variance(first) + statistics.variance(last)) / k) if k > 1 else 0.0
+    return {"first": sum(first) / k, "last": sum(last) / k, "error": error, "updates": k}
+
+
+def copy_trainable(model: nn.Module) -> dict[str, Tensor]:
+    """The trainable weights as they are, on the CPU: beside an optimizer a second copy has no place on a GPU."""
+    return {name: parameter.detach().to("cpu", copy=True) for name, parameter in model.named_parameters() if parameter.requires_grad}
+
+
+def weights_moved(model: nn.Module, start: Mapping[str, Tensor] | None) -> float:
+    """||w - w_start|| / ||w_start|| over the weights that were trained; without a start over those that the model's adapter changes."""
+    if start is None:
+        return adapters.update_norm(model) / adapters.adapted_norm(model)
+    now = dict(model.named_parameters())
+    change = [_norm(now[name].detach().float() - before.to(now[name].device).float()) for name, before in start.items()]
+    return math.hypot(*change) / math.hypot(*map(_norm, start.values()))
+
+
+def _norm(tensor: Tensor) -> float:
+    return float(torch.linalg.vector_norm(tensor, dtype=torch.float64))

@@ -1,0 +1,62 @@
+"""What lives as long as a training stage: weights, optimizer, schedule, streams and the state of the defense."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import get_scheduler
+
+from titer.methods import Defense
+from titer.training.settings import Phase, Training
+from titer.training.step import Step
+from titer.training.vector import Vec
+
+
+@dataclass
+class Loop:
+    """What lives as long as a stage: weights, optimizer, schedule, streams and the defense's state."""
+
+    step: Step
+    defense: Defense
+    settings: Training
+    state: Any = None
+    optimizer: torch.optim.AdamW = field(init=False)
+    scheduler: torch.optim.lr_scheduler.LambdaLR = field(init=False)
+
+    def __post_init__(self) -> None:
+        settings = self.settings
+        if self.defense.reference:
+            self.step.start = {name: parameter.detach().clone() for name, parameter in self.step.parameters.items()}
+        self.optimizer = torch.optim.AdamW(self.step.parameters.values(), lr=settings.lr, weight_decay=settings.weight_decay)
+        name = "constant_with_warmup" if settings.schedule == "constant" else settings.schedule
+        self.scheduler = get_scheduler(name, self.optimizer, round(settings.warmup * settings.updates), settings.updates)
+
+    def follow(self, update: int, phase: Phase) -> dict[str, float]:
+        """One update; returns its terms."""
+        step = replace(self.step, update=update, phase=phase, logged={}, _batches={})
+        gradient = self.defense.gradient(step, self.state)
+        norm = self._install(gradient, phase, update)
+        scheduled = [group["lr"] for group in self.optimizer.param_groups]
+        lr = scheduled[0] if phase.lr is None else phase.lr
+        for group in self.optimizer.param_groups:
+            group["lr"] = lr
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        for group, value in zip(self.optimizer.param_groups, scheduled, strict=True):
+            group["lr"] = value
+        if phase.counted:
+            self.scheduler.step()
+        return {**step.logged, "grad_norm": norm, "lr": lr}
+
+    def _install(self, gradient: Vec, phase: Phase, update: int) -> float:
+        """Hand the gradient to the optimizer, clipped; its norm before."""
+        gradient.hand_to(self.step.parameters)
+        reached: list[nn.Parameter] = [p for p in self.step.parameters.values() if p.grad is not None]
+        clip = self.settings.clip if phase.clipped and self.settings.clip is not None else float("inf")
+        norm = float(nn.utils.clip_grad_norm_(reached, clip))
+        if not norm < float("inf"):
+            raise ValueError(f"the gradient's norm is {norm} at update {update} ({type(self.defense).__name__}): lower the learning rate")
+        return norm

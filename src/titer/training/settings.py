@@ -1,0 +1,50 @@
+"""Settings of a training stage: how long and how fast, and the phases that a defense divides it into."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Literal
+
+from titer.config import Config
+from titer.weights.settings import Lora
+
+
+@dataclass(frozen=True)
+class Phase:
+    """A run of equal updates. A defense with two kinds of update yields several."""
+
+    name: str
+    updates: int
+    lr: float | None = None  # a constant learning rate of its own; None follows the stage's schedule
+    clipped: bool = True  # whether the stage's gradient clipping applies
+    counted: bool = True  # whether the updates advance the stage's schedule and count towards its length
+
+
+@dataclass(frozen=True)
+class Training(Config):
+    """Settings of a training stage, whichever defense runs in it."""
+
+    updates: int  # optimizer updates
+    lr: float  # peak learning rate of AdamW
+    batch: int = 10  # rows of a micro-batch, per rank
+    accumulate: int = 1  # micro-batches of an update, per rank
+    schedule: Literal["constant", "cosine", "linear"] = "constant"
+    warmup: float = 0.0  # share of the updates in which the learning rate rises from 0
+    weight_decay: float = 0.1
+    clip: float | None = 1.0  # largest norm of the update's gradient
+    lora: Lora | None = field(default_factory=Lora)  # None trains all weights
+
+    def __post_init__(self) -> None:
+        for name, low in (("updates", 1), ("batch", 1), ("accumulate", 1)):
+            if getattr(self, name) < low:
+                raise ValueError(f"{name}={getattr(self, name)}: must be at least {low}")
+        if not self.lr > 0:
+            raise ValueError(f"lr={self.lr}: must be above 0")
+        if not 0 <= self.warmup <= 1:
+            raise ValueError(f"warmup={self.warmup}: must be a share between 0 and 1")
+        if self.clip is not None and not self.clip > 0:
+            raise ValueError(f"clip={self.clip}: must be above 0, or null for none")
+
+
+Watch = Callable[[int, int, Mapping[str, float]], None]  # (update, of how many, terms by name)

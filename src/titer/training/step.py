@@ -1,0 +1,307 @@
+"""One optimizer update, as a defense sees it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Literal
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from titer.data.batches import IGNORED, Batch, Part, Stream
+from titer.training.activations import Acts, square
+from titer.training.layers import Layer, checkpointed, layers, once
+from titer.training.settings import Phase
+from titer.training.vector import Vec
+
+PREPARING = Phase("prepare", 0)
+Loss = Callable[[PreTrainedModel, Part], Tensor]
+
+
+def cross_entropy(model: PreTrainedModel, part: Part, reduction: Literal["sum", "none"] = "sum") -> Tensor:
+    """Sum over the answer tokens of -log p(token | what stands before it), in nats; the first answer token included.
+
+    With "none" every token's own, (B * T,), 0 where there is no answer token.
+    """
+    return entropy_against(logits_of(model, part), part, reduction)
+
+
+def logits_of(model: PreTrainedModel, part: Part) -> Tensor:
+    """A forward pass: (B, T, V)."""
+    logits: Tensor = model(input_ids=part.ids, attention_mask=part.mask, use_cache=False).logits
+    return logits
+
+
+def wide(logits: Tensor) -> Tensor:
+    """In float32 at least: half precision cannot hold a log-softmax; float64 stays."""
+    return logits.to(torch.promote_types(logits.dtype, torch.float32))
+
+
+def entropy_against(logits: Tensor, part: Part, reduction: Literal["sum", "none"] = "sum") -> Tensor:
+    """`cross_entropy` of logits (B, T, V) that are there already."""
+    # the labels move to the token that each is predicted from, not the logits, which are large: a slice of them would be copied
+    labels = nn.functional.pad(part.labels[:, 1:], (0, 1), value=IGNORED)  # (B, T)
+    return nn.functional.cross_entropy(wide(logits.flatten(0, 1)), labels.flatten(), ignore_index=IGNORED, reduction=reduction)
+
+
+@dataclass
+class Step:
+    """What `Defense.gradient` may ask of an update.
+
+    Every context puts the weights back bit for bit, also after an exception, by copying what it saved: adding a step and
+    subtracting it again is not exact.
+    """
+
+    model: PreTrainedModel
+    parameters: Mapping[str, nn.Parameter]  # the trainable ones, by name
+    streams: Mapping[str, Stream]
+    accelerator: Accelerator
+    batch_size: int  # rows of a micro-batch
+    accumulate: int = 1  # micro-batches of an update, per rank
+    update: int = 0  # counted from 1; 0 while preparing
+    phase: Phase = PREPARING
+    autocast: torch.dtype | None = None  # what the passes compute in, where the weights are kept finer
+    logged: dict[str, float] = field(default_factory=dict)
+    start: Mapping[str, Tensor] | None = None  # of a method with a reference: the weights that the stage began with
+    _batches: dict[str, Batch] = field(default_factory=dict)
+    _layers: list[Layer] = field(default_factory=list)  # found once, for all updates
+    _part: Part | None = None  # the micro-batch that a pass is at
+
+    def batch(self, stream: str) -> Batch:
+        """This update's batch of a stream: the same one however often it is asked for."""
+        if stream not in self._batches:
+            self._batches[stream] = self.draw(stream)
+        return self._batches[stream]
+
+    def draw(self, stream: str) -> Batch:
+        """The next batch of a stream: all ranks draw the same rows, and each keeps its own share of the micro-batches."""
+        if stream not in self.streams:
+            raise ValueError(f"no stream {stream!r}: the method declares {', '.join(self.streams)}")
+        ranks, rank = self.accelerator.num_processes, self.accelerator.process_index
+        size, count = self.batch_size, self.accumulate
+        rows = self.streams[stream].take(size * count * ranks)
+        chunks = [rows[i : i + size] for i in range(0, len(rows), size)]
+        mine = slice(rank * count, (rank + 1) * count)
+        return Batch.of(stream, chunks, self.model.config.pad_token_id or 0, self.accelerator.device, mine)
+
+    def grad(self, batch: Batch, loss: Loss = cross_entropy) -> Vec:
+        """Gradient of the token-weighted mean of `loss` (a sum over tokens) over the whole update: micro-batches and ranks.
+
+        A parameter that the loss does not reach is absent. Raises where loss or gradient is not finite.
+        """
+        self._clear()  # an inner optimizer may have left its own behind
+        total = torch.zeros((), dtype=torch.float64, device=self.accelerator.device)
+        try:
+            for part in self._passed(batch):
+                with self.computing():
+                    value = loss(self.model, part) / batch.tokens
+                self.accelerator.backward(value)
+                total += value.detach()
+            reached = self._reduce()
+        finally:
+            self._clear()
+        mean = float(self.accelerator.reduce(total, "sum"))
+        self._check(mean, bool(nn.utils.get_total_norm(reached.values()).isfinite()), batch)
+        return Vec.of(reached, mean)
+
+    @property
+    def depth(self) -> int:
+        """The number of decoder layers."""
+        return len(self.layers)
+
+    @property
+    def layers(self) -> list[Layer]:
+        """The decoder layers with their parts."""
+        if not self._layers:
+            self._layers.extend(layers(self.model))
+        return self._layers
+
+    def at(self, batch: Batch, chosen: Collection[int] | None = None, loss: Loss = cross_entropy) -> Acts:
+        """Gradient of the objective of `grad` at the attention outputs of the chosen layers, all if left out; none at a weight.
+
+        The outputs are what each layer adds to its residual stream, before it does. The backward pass ends at the lowest of them.
+        """
+        modules = {i: layer.attention for i, layer in enumerate(self.layers) if chosen is None or i in chosen}
+        total = torch.zeros((), dtype=torch.float64, device=self.accelerator.device)
+        parts: list[dict[int, Tensor]] = []
+        with self._frozen(self.parameters), ExitStack() as hooks:
+            outputs: dict[int, Tensor] = {}
+
+            def caught(output: Tensor, layer: int) -> Tensor:
+                if not output.requires_grad:
+                    output.requires_grad_()  # the lowest: nothing before it has a graph
+                outputs.setdefault(layer, output)  # the first: a backward pass may compute it again
+                return output
+
+            for i, module in modules.items():
+                hooks.enter_context(_rewritten(module, partial(caught, layer=i)))
+            for part in self._passed(batch):
+                outputs.clear()
+                with self.computing():
+                    value = loss(self.model, part) / batch.tokens
+                parts.append(dict(zip(modules, torch.autograd.grad(value, [outputs[i] for i in modules]), strict=True)))
+                total += value.detach()
+        mean = float(self.accelerator.reduce(total, "sum"))
+        acts = self.acts(batch, parts, mean)
+        self._check(mean, all(math.isfinite(square) for square in acts.squares.values()), batch)
+        return acts
+
+    def outputs(self, batch: Batch) -> list[dict[int, Tensor]]:
+        """The attention outputs (B, T, D) of every layer, by micro-batch; without a graph."""
+        found: list[dict[int, Tensor]] = []
+
+        def caught(output: Tensor, layer: int) -> Tensor:
+            found[-1][layer] = output
+            return output
+
+        with torch.no_grad(), self.computing(), ExitStack() as hooks:
+            for i, layer in enumerate(self.layers):
+                hooks.enter_context(_rewritten(layer.attention, partial(caught, layer=i)))
+            for part in self._passed(batch):
+                found.append({})
+                logits_of(self.model, part)
+        return found
+
+    def acts(self, batch: Batch, parts: Sequence[Mapping[int, Tensor]], loss: float | None = None) -> Acts:
+        """The vector of tensors (B, T, D) by layer, for each of the batch's micro-batches."""
+        chosen = list(parts[0])
+        squares = torch.stack([torch.stack([square(part[i]) for part in parts]).sum() for i in chosen])  # (layers,)
+        over_ranks = self.accelerator.reduce(squares, "sum").tolist()
+        return Acts(batch, parts, dict(zip(chosen, over_ranks, strict=True)), (1.0,) * len(parts), loss)
+
+    @contextmanager
+    def shifted(self, acts: Acts) -> Iterator[None]:
+        """Inside, `acts` is added to the attention outputs that it is at, in every pass over its batch, recomputed ones too."""
+        found = self.layers
+
+        def added(output: Tensor, layer: int) -> Tensor:
+            assert self._part is not None
+            return acts.added(self._part, layer, output)
+
+        with ExitStack() as hooks:
+            for i in acts.squares:
+                hooks.enter_context(_rewritten(found[i].attention, partial(added, layer=i)))
+            yield
+
+    @contextmanager
+    def only(self, chosen: Collection[int], freeze: Literal["layers", "attention"] = "layers", recompute: bool = False) -> Iterator[None]:
+        """Inside, of all weights only those of the chosen layers are trained: the others are absent from every gradient.
+
+        The layers below the lowest chosen one run once for every micro-batch, without a graph, whatever is computed inside.
+        With `freeze="attention"` the layers above it are trained too, but for the attention of those that are not chosen. With
+        `recompute` these keep no activations, and are run again in the backward pass.
+        """
+        found = self.layers
+        if not chosen or not set(chosen) <= set(range(len(found))):
+            raise ValueError(f"layers {sorted(chosen)} of a model that has {len(found)}: choose some of 0 to {len(found) - 1}")
+        others = [i for i in range(min(chosen), len(found)) if i not in chosen]
+        trained = [*chosen, *others] if freeze == "attention" else list(chosen)
+        shut = {id(weight) for i in others for weight in found[i].attention.parameters()}
+        kept = tuple(f"{found[i].name}." for i in trained)
+        frozen = {name: weight for name, weight in self.parameters.items() if not name.startswith(kept) or id(weight) in shut}
+        if len(frozen) == len(self.parameters):
+            raise ValueError(f"layers {sorted(chosen)} hold none of the trained weights: adapt linear layers of every decoder layer")
+        again = others if recompute else []
+        with self._frozen(frozen), once(self.model, min(chosen), key=lambda: self._part), checkpointed(self.model, again):
+            yield
+
+    @contextmanager
+    def moved(self, vec: Vec) -> Iterator[None]:
+        """Inside, the weights stand at w + vec."""
+        with self.scratch(vec.names()):
+            vec.add_to(self.parameters)
+            yield
+
+    @contextmanager
+    def scratch(self, names: Iterable[str] | None = None) -> Iterator[None]:
+        """Inside, the trainable weights (or those named) may be changed at will."""
+        saved = {name: self.parameters[name].detach().clone() for name in (self.parameters if names is None else names)}
+        try:
+            yield
+        finally:
+            with torch.no_grad():
+                for name, value in saved.items():
+                    self.parameters[name].copy_(value)
+
+    @contextmanager
+    def reference(self) -> Iterator[None]:
+        """Inside, the model is the one that the stage began with, and nothing has a gradient. No weight is copied."""
+        if self.start is None:
+            raise ValueError("this method keeps no reference model: declare `reference = True` in its class")
+        with torch.no_grad():
+            now = {name: parameter.data for name, parameter in self.parameters.items()}
+            try:
+                for name, value in self.start.items():
+                    self.parameters[name].data = value
+                yield
+            finally:
+                for name, value in now.items():
+                    self.parameters[name].data = value
+
+    def log(self, **terms: float | None) -> None:
+        """Terms to show and to keep with the run, by the names that the paper gives them."""
+        self.logged |= {name: value for name, value in terms.items() if value is not None}
+
+    def _passed(self, batch: Batch) -> Iterator[Part]:
+        """The micro-batches, each while a pass is at it."""
+        for self._part in batch.parts:
+            yield self._part
+
+    def computing(self) -> AbstractContextManager[object]:
+        """Inside, a forward pass computes in the dtype that the step's own do."""
+        return torch.autocast(self.accelerator.device.type, self.autocast) if self.autocast else nullcontext()
+
+    @contextmanager
+    def _frozen(self, parameters: Mapping[str, nn.Parameter]) -> Iterator[None]:
+        """Inside, these need no gradient; so the graph keeps nothing for theirs."""
+        free = [parameter for parameter in parameters.values() if parameter.requires_grad]  # the rest another context has frozen
+        try:
+            for parameter in free:
+                parameter.requires_grad_(False)
+            yield
+        finally:
+            for parameter in free:
+                parameter.requires_grad_(True)
+
+    def _check(self, mean: float, finite: bool, batch: Batch) -> None:
+        """Raise where loss or gradient is not finite."""
+        if math.isfinite(mean) and finite:
+            return
+        wrong = f"loss is {mean}" if not math.isfinite(mean) else "gradient is not finite"
+        where = f"update {self.update}" if self.update else "preparation"
+        raise ValueError(f"the {wrong} at {where} on stream {batch.stream!r}: lower the learning rate or look at these rows")
+
+    def _clear(self) -> None:
+        for parameter in self.parameters.values():
+            parameter.grad = None
+
+    def _reduce(self) -> dict[str, Tensor]:
+        """The gradients, summed over ranks, taken from the parameters without a copy."""
+        if self.accelerator.num_processes > 1:
+            here = torch.tensor([p.grad is not None for p in self.parameters.values()], dtype=torch.long)
+            anywhere = self.accelerator.reduce(here.to(self.accelerator.device), "sum").tolist()
+            for parameter, reached in zip(self.parameters.values(), anywhere, strict=True):
+                if reached:  # every rank must take part in a reduction that any rank needs
+                    mine = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
+                    parameter.grad = self.accelerator.reduce(mine, "sum")
+        return {name: parameter.grad for name, parameter in self.parameters.items() if parameter.grad is not None}
+
+
+@contextmanager
+def _rewritten(module: nn.Module, change: Callable[[Tensor], Tensor]) -> Iterator[None]:
+    """Inside, the output of an attention module is what `change` makes of it."""
+
+    def hook(_module: nn.Module, _inputs: object, output: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        return (change(output[0]), *output[1:])
+
+    handle = module.register_forward_hook(hook)
+    try:
+        yield
+    finally:
+        handle.remove()

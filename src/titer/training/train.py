@@ -1,0 +1,89 @@
+"""The training loop: a stage is a number of optimizer updates, and the defense says which gradient each one follows."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator
+from transformers import PreTrainedModel
+
+from titer.data.batches import Encoded, Stream
+from titer.methods import Defense
+from titer.training import checkpoint
+from titer.training.loop import Loop
+from titer.training.settings import Phase, Training, Watch
+from titer.training.step import Step
+from titer.weights.checkpoints import trainable
+
+
+def accelerator_for(device: str | None = None) -> Accelerator:
+    """An accelerator on `device` ("cpu", or None for the best there is). Raises where a launch of several ranks did not connect them."""
+    accelerator = Accelerator(cpu=device == "cpu" or not torch.accelerator.is_available())
+    ranks = int(os.environ.get("WORLD_SIZE", "1"))
+    if accelerator.num_processes != ranks:
+        raise ValueError(f"WORLD_SIZE is {ranks} but this process sees {accelerator.num_processes} ranks: the launch did not connect them")
+    return accelerator
+
+
+def train(
+    model: PreTrainedModel,
+    defense: Defense,
+    data: Mapping[str, Sequence[Encoded]],
+    settings: Training,
+    seed: int,
+    *,
+    accelerator: Accelerator | None = None,
+    autocast: torch.dtype | None = None,
+    resume: Path | None = None,
+    every: int = 0,
+    watch: Watch | None = None,
+    probe: Callable[[int], Mapping[str, float]] = lambda update: {},
+) -> list[dict[str, float]]:
+    """Train the model's trainable weights in place; return the terms of every update.
+
+    `data` has the rows of every stream that the defense declares. With `autocast` the passes compute in a coarser dtype than that of
+    the weights. What `probe` measures after an update is kept with its terms. With `resume`, a checkpoint is written there after each
+    `every` updates and at first taken up again if there is one: the run then ends bit for bit as if never interrupted.
+    Raises where a stream is missing, a loss or gradient is not finite, or the checkpoint is another run's.
+    """
+    accelerator = accelerator or accelerator_for()
+    model.to(accelerator.device)
+    model.eval()  # no dropout: paired passes must see one function
+    parameters = trainable(model)
+    missing = [name for name in defense.streams if not data.get(name)]
+    if missing:
+        raise ValueError(f"{type(defense).__name__} needs rows for the stream {missing[0]!r} ({defense.streams[missing[0]].value})")
+    streams = {name: Stream(name, data[name], seed) for name in defense.streams}
+    step = Step(model, parameters, streams, accelerator, settings.batch, settings.accumulate, autocast=autocast)
+    loop = Loop(step, defense, settings)
+
+    torch.manual_seed(seed)
+    identity = checkpoint.identity(defense, settings, seed, data, accelerator.num_processes)
+    history: list[dict[str, float]] = []
+    if resume and resume.is_file():
+        history = checkpoint.load(resume, identity, loop)
+    else:
+        loop.state = defense.prepare(step)
+    phases = _updates(defense, settings.updates)
+    for update, phase in enumerate(phases, 1):
+        if update <= len(history):
+            continue
+        history.append({**loop.follow(update, phase), **probe(update)})
+        if watch:
+            watch(update, len(phases), history[-1])
+        if resume and every and update % every == 0:
+            checkpoint.save(resume, identity, loop, history)
+    defense.finish(replace(step, phase=Phase("finish", 0), logged={}, _batches={}), loop.state)
+    return history
+
+
+def _updates(defense: Defense, updates: int) -> list[Phase]:
+    """The phase of every update."""
+    phases = [phase for phase in defense.schedule(updates) for _ in range(phase.updates)]
+    counted = sum(phase.counted for phase in phases)
+    assert counted == updates, f"{type(defense).__name__} schedules {counted} counted updates of {updates}"
+    return phases

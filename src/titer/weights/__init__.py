@@ -1,0 +1,1 @@
+"""Checkpoints in memory and on disk, adapters, and edits of them one tensor at a time."""

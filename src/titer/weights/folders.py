@@ -1,0 +1,85 @@
+"""Where a checkpoint lies: a directory, or a repository of the hub in its cache; which files it has, and their hash."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass, replace
+from functools import cache
+from pathlib import Path
+
+from titer.data import hub
+from titer.weights.settings import LAB, Checkpoint
+
+ADAPTER = "adapter_config.json"
+
+
+OVER = "titer.json"  # beside an adapter: the hash of the base that it was trained over
+
+
+OURS = (OVER, "run.json", "stage.json", "made.json", "manifest.json", "changes.json")  # what titer puts beside a checkpoint
+
+
+@dataclass(frozen=True)
+class Files:
+    """Where a checkpoint lies."""
+
+    name: str  # `lab`, the name on the hub, or the directory
+    folder: Path
+    revision: str | None  # of a repository of the hub
+    base: Files | None = None  # under an adapter
+
+
+def locate(checkpoint: Checkpoint) -> Files:
+    """The files of a checkpoint, downloaded where they are the hub's. Raises where they are not a whole one."""
+    name = checkpoint.path
+    if name == LAB:
+        return Files(LAB, Path(__file__).parent.parent / "lab" / "base", None)
+    found = hub.find(name, "model", checkpoint.revision, unsafe=checkpoint.trust_remote_code)
+    full = name if found.revision else str(found.folder.resolve())
+    adapter = found.folder / ADAPTER
+    if not adapter.is_file() and not (found.folder / "config.json").is_file():
+        raise ValueError(f"model {name!r}: its directory holds neither a config.json nor an adapter_config.json, so it is no checkpoint")
+    if not any(found.folder.glob("*.safetensors")):
+        raise ValueError(f"model {name!r}: the directory holds no *.safetensors; save the weights in that format")
+    if not adapter.is_file():
+        if checkpoint.base:
+            raise ValueError(f"model {name!r} is no adapter, so base={checkpoint.base!r} has no use: leave it out")
+        return Files(full, found.folder, found.revision)
+    named = json.loads(adapter.read_text(encoding="utf-8"))
+    under, revision = (checkpoint.base, None) if checkpoint.base else (named.get("base_model_name_or_path"), named.get("revision"))
+    if not under:
+        raise ValueError(f"adapter {name!r} names no base model: give it as model.base")
+    try:
+        base = locate(replace(checkpoint, path=under, revision=revision, base=None))
+    except ValueError as error:
+        raise ValueError(f"adapter {name!r}: its base is not to be had ({error}); give it as model.base") from None
+    return Files(full, found.folder, found.revision, base)
+
+
+def digest(files: Files) -> str:
+    """SHA-256 over the files of a checkpoint that determine what it answers, and over those of the base under it."""
+    hasher = hashlib.sha256(digest(files.base).encode() if files.base else b"")
+    for path in parts(files):
+        about = path.stat()
+        hasher.update(path.name.encode() + _hash(path, (about.st_ino, about.st_size, about.st_mtime_ns)))
+    return hasher.hexdigest()
+
+
+@cache
+def _hash(path: Path, state: tuple[int, ...]) -> bytes:
+    """SHA-256 of a file, read again only where it has changed: each cell of a sweep and each stage over an adapter asks for its model's."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").digest()
+
+
+def parts(files: Files) -> list[Path]:
+    """The files of a checkpoint that determine what it answers; those of a base under it are its own."""
+    kinds = (".safetensors", ".json", ".jinja", ".model", ".txt")
+    return [path for path in sorted(files.folder.iterdir()) if path.name not in OURS and path.suffix in kinds]
+
+
+def belongs(adapter: Files, base: Files) -> bool:
+    """Whether an adapter was trained over these weights, where it says over which."""
+    note = adapter.folder / OVER
+    return not note.is_file() or json.loads(note.read_text())["base"] == digest(base)

@@ -1,0 +1,92 @@
+"""The tensors of a checkpoint where they lie on disk: read one at a time, replaced in a copy by their bytes."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from titer.weights.folders import Files
+
+FLOATS = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}  # as safetensors calls them
+
+
+@dataclass(frozen=True)
+class Stored:
+    """A tensor where it lies."""
+
+    path: Path
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    start: int  # byte of the file
+
+    @property
+    def size(self) -> int:
+        """Entries."""
+        return math.prod(self.shape)
+
+    @property
+    def kind(self) -> torch.dtype:
+        """Raises where it holds no floating-point numbers."""
+        if self.dtype not in FLOATS:
+            raise ValueError(f"{self.name!r} is stored as {self.dtype}: give models with weights of {', '.join(FLOATS)}")
+        return FLOATS[self.dtype]
+
+    @property
+    def wide(self) -> torch.dtype:
+        """What it is computed in: twice its width, at most float64."""
+        return torch.float32 if self.kind.itemsize == 2 else torch.float64
+
+    def read(self) -> Tensor:
+        """Raises where it holds no floating-point numbers, or ones that are not finite."""
+        assert self.kind
+        with safe_open(self.path, "pt") as file:  # opened for each tensor: what is mapped stays in memory until the file is closed
+            tensor: Tensor = file.get_tensor(self.name)
+        if not tensor.isfinite().all():
+            raise ValueError(f"{self.name!r} of {str(self.path.parent)!r} holds values that are not finite")
+        return tensor
+
+    def write(self, folder: Path, value: Tensor) -> None:
+        """Replace its bytes in the copy of its file in `folder`."""
+        with (folder / self.path.name).open("r+b") as file:
+            file.seek(self.start)
+            file.write(value.contiguous().reshape(-1).view(torch.uint8).numpy().data)
+
+
+def open_tensors(files: Files) -> dict[str, Stored]:
+    """The tensors of a whole checkpoint by name. Raises where a file is missing or damaged."""
+    single, index = files.folder / "model.safetensors", files.folder / "model.safetensors.index.json"
+    if single.is_file():  # goes first, as in transformers
+        shards = {single.name}
+    elif index.is_file():
+        shards = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
+    else:
+        raise ValueError(f"model {files.name!r}: its directory holds neither {single.name} nor {index.name}")
+    found: dict[str, Stored] = {}
+    for shard in sorted(shards):
+        found |= open_file(files.folder / shard, files.name)
+    return found
+
+
+def open_file(path: Path, model: str) -> Mapping[str, Stored]:
+    """The tensors of one file by name. Raises where it is missing or damaged."""
+    try:
+        with safe_open(path, "pt"):  # looks whether the file is whole
+            pass
+    except (OSError, SafetensorError) as error:
+        raise ValueError(f"model {model!r}: {path.name} cannot be read ({error})") from None
+    with path.open("rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+        header = json.loads(file.read(length))
+    header.pop("__metadata__", None)
+    return {
+        name: Stored(path, name, about["dtype"], tuple(about["shape"]), 8 + length + about["data_offsets"][0])
+        for name, about in header.items()
+    }
