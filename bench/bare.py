@@ -10,12 +10,24 @@ from torch import Tensor, nn
 class Bare:
     """Trains `model` on ready-made batches of (ids, mask, labels), each (B, T), one after another and again from the first."""
 
-    def __init__(self, model: nn.Module, batches: Sequence[tuple[Tensor, Tensor, Tensor]], lr: float, weight_decay: float, clip: float):
+    def __init__(
+        self,
+        model: nn.Module,
+        batches: Sequence[tuple[Tensor, Tensor, Tensor]],
+        lr: float,
+        weight_decay: float,
+        clip: float,
+    ):
         self.model, self.clip = model, clip
         self.weights = [parameter for parameter in model.parameters() if parameter.requires_grad]
         self.optimizer = torch.optim.AdamW(self.weights, lr=lr, weight_decay=weight_decay)
         # a label stands at the token it is predicted from: so no logits are copied to drop the last
-        self.batches = cycle([(ids, mask, nn.functional.pad(labels[:, 1:], (0, 1), value=-100)) for ids, mask, labels in batches])
+        self.batches = cycle(
+            [
+                (ids, mask, nn.functional.pad(labels[:, 1:], (0, 1), value=-100))
+                for ids, mask, labels in batches
+            ]
+        )
 
     def backward(self) -> None:
         ids, mask, labels = next(self.batches)

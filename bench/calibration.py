@@ -58,19 +58,35 @@ class Cost:
         return self.ratio.median <= TIME_BAR and self.peak <= PEAK_BAR * self.bare_peak
 
 
-def watched(shape: Shape, lora: Lora, device: torch.device) -> Iterator[tuple[str, PreTrainedModel, dict[str, nn.Module]]]:
+def watched(
+    shape: Shape, lora: Lora, device: torch.device
+) -> Iterator[tuple[str, PreTrainedModel, dict[str, nn.Module]]]:
     """The layers of an adapter, of one on all linear layers, and of a model without."""
     for name, adapter in (("q, v", lora), ("all-linear", replace(lora, targets=(ALL,)))):
         model = shape.model(adapter, device)
-        yield f"adapter on {name}", model, {each: model.get_submodule(each) for each in adapters.adapters(model)}
+        yield (
+            f"adapter on {name}",
+            model,
+            {each: model.get_submodule(each) for each in adapters.adapters(model)},
+        )
     model = shape.model(None, device)
     head = model.get_output_embeddings()
-    yield "all linear", model, {name: of for name, of in model.named_modules() if isinstance(of, nn.Linear) and of is not head}
+    yield (
+        "all linear",
+        model,
+        {
+            name: of
+            for name, of in model.named_modules()
+            if isinstance(of, nn.Linear) and of is not head
+        },
+    )
 
 
 def passes(shape: Shape, model: PreTrainedModel, layers: dict[str, nn.Module]) -> tuple[Pass, Pass]:
     """The bare pass over a batch of rows, and Antidote's."""
-    batch = Batch.of("calibration", [shape.rows("harmful", Harmful)[:CALIBRATION_BATCH]], 0, model.device)
+    batch = Batch.of(
+        "calibration", [shape.rows("harmful", Harmful)[:CALIBRATION_BATCH]], 0, model.device
+    )
 
     def bare() -> None:
         with torch.no_grad():
@@ -92,9 +108,19 @@ def costs(at: dict[str, Shape], lora: Lora, device: torch.device) -> Iterator[Co
 
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="bench.calibration", description=__doc__)
-    parser.add_argument("--shape", action="append", help="one of shapes.yaml; may be given again; none: the large ones")
-    parser.add_argument("--quick", action="store_true", help="one tiny shape, to see that it runs; bars mean nothing there")
-    parser.add_argument("--out", type=Path, default=Path("runs/bench"), help="folder for calibration.json")
+    parser.add_argument(
+        "--shape",
+        action="append",
+        help="one of shapes.yaml; may be given again; none: the large ones",
+    )
+    parser.add_argument(
+        "--quick",
+        action="store_true",
+        help="one tiny shape, to see that it runs; bars mean nothing there",
+    )
+    parser.add_argument(
+        "--out", type=Path, default=Path("runs/bench"), help="folder for calibration.json"
+    )
     parser.add_argument("--device", help="cpu, or the best there is")
     options = parser.parse_args(arguments)
     at, lora = shapes.load(options.quick)
@@ -102,9 +128,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if name not in at:
             print(f"error: {unknown('shape', name, at)}", file=sys.stderr)
             return 2
-    at = {name: shape for name, shape in at.items() if name in (options.shape or [name for name in at if name != "lab"])}
+    at = {
+        name: shape
+        for name, shape in at.items()
+        if name in (options.shape or [name for name in at if name != "lab"])
+    }
     accelerator = accelerator_for(options.device)
-    content, found = {"format": 1, "environment": environment(accelerator), "quick": options.quick}, []
+    content, found = (
+        {"format": 1, "environment": environment(accelerator), "quick": options.quick},
+        [],
+    )
     for one in costs(at, lora, accelerator.device):
         found.append(one)
         print(
@@ -116,7 +149,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         )
     options.out.mkdir(parents=True, exist_ok=True)
     rows = [asdict(one) | {"met": one.met} for one in found]
-    (options.out / "calibration.json").write_text(json.dumps(content | {"costs": rows}, indent=1) + "\n", encoding="utf-8")
+    (options.out / "calibration.json").write_text(
+        json.dumps(content | {"costs": rows}, indent=1) + "\n", encoding="utf-8"
+    )
     return 0 if options.quick or all(one.met for one in found) else 1
 
 

@@ -55,7 +55,12 @@ def interleaved(baseline: Measured, subject: Measured, pairs: int) -> Times:
         baseline.mean(seconds), subject.mean(seconds)
     found = [(baseline.mean(seconds), subject.mean(seconds)) for _ in range(pairs)]
     a, b = zip(*found, strict=True)
-    return Times(Spread.of(a), Spread.of(b), Spread.of([y / x for x, y in found]), Spread.of([y - x for x, y in found]))
+    return Times(
+        Spread.of(a),
+        Spread.of(b),
+        Spread.of([y / x for x, y in found]),
+        Spread.of([y - x for x, y in found]),
+    )
 
 
 def _synchronize() -> None:

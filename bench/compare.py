@@ -38,7 +38,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="bench.compare", description=__doc__)
     parser.add_argument("a", type=Path)
     parser.add_argument("b", type=Path)
-    parser.add_argument("--factor", type=float, default=FACTOR, help=f"how many times A's time B may take (default {FACTOR})")
+    parser.add_argument(
+        "--factor",
+        type=float,
+        default=FACTOR,
+        help=f"how many times A's time B may take (default {FACTOR})",
+    )
     options = parser.parse_args(arguments)
     try:
         a, b = (json.loads(path.read_text(encoding="utf-8")) for path in (options.a, options.b))
@@ -46,7 +51,23 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (OSError, ValueError) as error:  # a file that is none of ours ends here too
         print(f"error: {error}", file=sys.stderr)
         return 2
-    made, slower = Table("shape", "train", "method", "ms A", "ms B", "B/A", "over A", "over B", "FLOPs B/A", "kept B/A", "", box=None), 0
+    made, slower = (
+        Table(
+            "shape",
+            "train",
+            "method",
+            "ms A",
+            "ms B",
+            "B/A",
+            "over A",
+            "over B",
+            "FLOPs B/A",
+            "kept B/A",
+            "",
+            box=None,
+        ),
+        0,
+    )
     first, second = keyed(a), keyed(b)
     for key in first:
         if key not in second:
@@ -68,7 +89,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     console = Console(width=None if sys.stdout.isatty() else 160)
     console.print(made)
     alone = len(first.keys() ^ second.keys())
-    console.print(f"{slower} slower than {options.factor} times A" + (f"; {alone} in one file only" if alone else ""), highlight=False)
+    console.print(
+        f"{slower} slower than {options.factor} times A"
+        + (f"; {alone} in one file only" if alone else ""),
+        highlight=False,
+    )
     return 1 if slower else 0
 
 

@@ -42,8 +42,12 @@ class Counts:
 
     flops: float
     kept: int  # bytes that graphs have saved for backward, at the peak
-    peak: int  # bytes alive at once: weights, the optimizer's moments, and all that the update makes
-    copies: float  # of the trainable weights, beside the model's own and the optimizer's, at the peak
+    peak: (
+        int  # bytes alive at once: weights, the optimizer's moments, and all that the update makes
+    )
+    copies: (
+        float  # of the trainable weights, beside the model's own and the optimizer's, at the peak
+    )
 
 
 @dataclass(frozen=True)
@@ -77,12 +81,19 @@ def counts(subject: subjects.Subject) -> Counts:
             kind.gradient()
 
     copies = count.copies(subject.model, gradients)
-    kept = max(count.kept(subject.model, kind.update) for kind in subject.kinds)  # the first updates, which make the optimizer's moments
+    kept = max(
+        count.kept(subject.model, kind.update) for kind in subject.kinds
+    )  # the first updates, which make the optimizer's moments
     peak = max(count.peak(subject.lasting(), kind.update) for kind in subject.kinds)
     return Counts(subject.mean(count.flops), kept, peak, copies)
 
 
-def cost(key: tuple[str, str, str, str], shape: Shape, baseline: subjects.Subject, subject: subjects.Subject) -> Cost:
+def cost(
+    key: tuple[str, str, str, str],
+    shape: Shape,
+    baseline: subjects.Subject,
+    subject: subjects.Subject,
+) -> Cost:
     of_baseline, of_subject = counts(baseline), counts(subject)
     gc.collect()
     times = interleaved(baseline, subject, shape.pairs)
@@ -93,11 +104,25 @@ def cost(key: tuple[str, str, str, str], shape: Shape, baseline: subjects.Subjec
         bar, met = f"time <= {SFT_BAR}", times.ratio.median <= SFT_BAR
     else:
         bar, met = f"extra <= {SFT_EXTRA * 1e3} ms", times.extra.median <= SFT_EXTRA
-    return Cost(*key, times.subject, times.baseline, times.ratio, times.extra, of_subject, of_baseline, bar, met)
+    return Cost(
+        *key,
+        times.subject,
+        times.baseline,
+        times.ratio,
+        times.extra,
+        of_subject,
+        of_baseline,
+        bar,
+        met,
+    )
 
 
 def costs(
-    names: Sequence[str], at: dict[str, Shape], lora: Lora, accelerator: Accelerator, watch: Callable[[str], object] = lambda _: None
+    names: Sequence[str],
+    at: dict[str, Shape],
+    lora: Lora,
+    accelerator: Accelerator,
+    watch: Callable[[str], object] = lambda _: None,
 ) -> list[Cost]:
     """Every method at every shape, adapter and full."""
     found = []
@@ -122,7 +147,9 @@ def environment(accelerator: Accelerator) -> dict[str, Any]:
         "type": device.type,
         "threads": torch.get_num_threads(),
         "cores": os.cpu_count(),
-        "load": os.getloadavg()[0],  # of the minute before; above the threads' number other jobs were running
+        "load": os.getloadavg()[
+            0
+        ],  # of the minute before; above the threads' number other jobs were running
         "python": platform.python_version(),
         "torch": torch.__version__,
         "transformers": transformers.__version__,
@@ -136,12 +163,28 @@ def described(at: dict[str, Shape], lora: Lora) -> dict[str, Any]:
     for name, shape in at.items():
         with torch.device("meta"):
             full, adapted = shape.model(None), shape.model(lora)
-        sizes[name] = asdict(shape) | {"parameters": full.num_parameters(), "adapter": adapted.num_parameters(only_trainable=True)}
+        sizes[name] = asdict(shape) | {
+            "parameters": full.num_parameters(),
+            "adapter": adapted.num_parameters(only_trainable=True),
+        }
     return sizes
 
 
 def table(found: Sequence[Cost]) -> Table:
-    made = Table("shape", "train", "method / over", "ms", "time (q1-q3)", "FLOPs", "time/FLOPs", "kept", "peak", "copies", "bar", box=None)
+    made = Table(
+        "shape",
+        "train",
+        "method / over",
+        "ms",
+        "time (q1-q3)",
+        "FLOPs",
+        "time/FLOPs",
+        "kept",
+        "peak",
+        "copies",
+        "bar",
+        box=None,
+    )
     for one in found:
         ratio, flops = one.ratio, one.flops
         made.add_row(
@@ -164,7 +207,9 @@ def _measured(names: Sequence[str]) -> dict[str, Defense]:
     """What is measured of these methods: their variants, or them with their defaults."""
     variants = shapes.variants()
     told: dict[str, dict[str, Any]] = {
-        name: {key: fields for key, fields in variants.items() if fields["method"] == name} or {name: {"method": name}} for name in names
+        name: {key: fields for key, fields in variants.items() if fields["method"] == name}
+        or {name: {"method": name}}
+        for name in names
     }
     return {key: _defense(config) for configs in told.values() for key, config in configs.items()}
 
@@ -176,14 +221,23 @@ def _defense(config: Any) -> Defense:
 def _processor() -> str:
     info = Path("/proc/cpuinfo")
     lines = info.read_text(encoding="utf-8").splitlines() if info.is_file() else []
-    return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.processor())
+    return next(
+        (line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")),
+        platform.processor(),
+    )
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="bench.cost", description=__doc__)
     parser.add_argument("methods", nargs="*", help="defenses; none: all that are registered")
-    parser.add_argument("--shape", action="append", help="one of shapes.yaml; may be given again; none: all")
-    parser.add_argument("--quick", action="store_true", help="one tiny shape, to see that it runs; bars mean nothing there")
+    parser.add_argument(
+        "--shape", action="append", help="one of shapes.yaml; may be given again; none: all"
+    )
+    parser.add_argument(
+        "--quick",
+        action="store_true",
+        help="one tiny shape, to see that it runs; bars mean nothing there",
+    )
     parser.add_argument("--out", type=Path, default=Path("runs/bench"), help="folder for cost.json")
     parser.add_argument("--device", help="cpu, or the best there is")
     parser.add_argument("--threads", type=int, help="of the CPU; torch's choice by default")
@@ -204,10 +258,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
     accelerator = accelerator_for(options.device)
     at = {name: shape for name, shape in at.items() if name in (options.shape or at)}
     start = time.time()
-    head = {"format": 1, "environment": environment(accelerator), "lora": asdict(lora), "shapes": described(at, lora)}
+    head = {
+        "format": 1,
+        "environment": environment(accelerator),
+        "lora": asdict(lora),
+        "shapes": described(at, lora),
+    }
     with Console(stderr=True).status("counting") as status:
         found = costs(names, at, lora, accelerator, lambda now: status.update(now))
-    rows = [asdict(one) | {"flops_ratio": one.flops, "copies_extra": one.counts.copies - one.baseline.copies} for one in found]
+    rows = [
+        asdict(one)
+        | {"flops_ratio": one.flops, "copies_extra": one.counts.copies - one.baseline.copies}
+        for one in found
+    ]
     options.out.mkdir(parents=True, exist_ok=True)
     content = head | {"seconds": round(time.time() - start), "quick": options.quick, "costs": rows}
     path = options.out / "cost.json"

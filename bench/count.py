@@ -15,8 +15,12 @@ from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, 
 
 Action = Callable[[], object]
 CPU_ATTENTION = {  # the attention kernels that torch does not count
-    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: lambda q, k, v, *_, **__: sdpa_flop_count(q, k, v),
-    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward: lambda g, q, k, v, *_, **__: sdpa_backward_flop_count(g, q, k, v),
+    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: lambda q, k, v, *_, **__: (
+        sdpa_flop_count(q, k, v)
+    ),
+    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward: lambda g, q, k, v, *_, **__: (
+        sdpa_backward_flop_count(g, q, k, v)
+    ),
 }
 
 
@@ -77,7 +81,9 @@ class Alive(TorchDispatchMode):
         self.alive: dict[int, tuple[StorageWeakRef, int]] = {}
         self.peak = 0  # bytes
 
-    def __torch_dispatch__(self, function: Any, types: Any, arguments: Any = (), keywords: Any = None) -> Any:
+    def __torch_dispatch__(
+        self, function: Any, types: Any, arguments: Any = (), keywords: Any = None
+    ) -> Any:
         out = function(*arguments, **(keywords or {}))
         for tensor in tree_leaves(out):
             if isinstance(tensor, Tensor):
@@ -95,7 +101,11 @@ class Alive(TorchDispatchMode):
 
 def copies(model: nn.Module, action: Action) -> float:
     """The most copies of the trainable weights alive at one moment: gradients, saved weights, a defense's state."""
-    trained = [parameter.untyped_storage().nbytes() for parameter in model.parameters() if parameter.requires_grad]
+    trained = [
+        parameter.untyped_storage().nbytes()
+        for parameter in model.parameters()
+        if parameter.requires_grad
+    ]
     sizes = {size * wider for size in trained for wider in (1, 2)}  # one in float64 counts twice
     with Alive((*model.parameters(), *model.buffers()), sizes) as counted:
         action()
@@ -106,5 +116,7 @@ def peak(lasting: Sequence[Tensor], action: Action) -> int:
     """The most bytes alive at one moment: what lasts, such as weights and the optimizer's moments, and all that the action makes."""
     with Alive(lasting) as counted:
         action()
-    sizes = {tensor.untyped_storage()._cdata: tensor.untyped_storage().nbytes() for tensor in lasting}
+    sizes = {
+        tensor.untyped_storage()._cdata: tensor.untyped_storage().nbytes() for tensor in lasting
+    }
     return int(counted.peak + sum(sizes.values()))

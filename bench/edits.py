@@ -58,14 +58,19 @@ def adapter(folder: Path, layers: int, width: int, rank: int, aligned: Files) ->
             factors[f"{key}.lora_A.weight"] = 0.02 * torch.randn(rank, width, generator=generator)
             factors[f"{key}.lora_B.weight"] = 0.02 * torch.randn(width, rank, generator=generator)
     save_file(factors, folder / "adapter_model.safetensors", {"format": "pt"})
-    LoraConfig(r=rank, lora_alpha=2 * rank, target_modules=["q_proj", "v_proj"]).save_pretrained(str(folder))
+    LoraConfig(r=rank, lora_alpha=2 * rank, target_modules=["q_proj", "v_proj"]).save_pretrained(
+        str(folder)
+    )
     return Files(folder.name, folder, None, aligned)
 
 
 def cost(edit: SafeLoRA, layers: int, width: int, rank: int) -> Cost:
     with tempfile.TemporaryDirectory(prefix="bench-edits-") as name:
         folder = Path(name)
-        base, aligned = checkpoint(folder / "base", layers, width, False), checkpoint(folder / "aligned", layers, width, True)
+        base, aligned = (
+            checkpoint(folder / "base", layers, width, False),
+            checkpoint(folder / "aligned", layers, width, True),
+        )
         tuned = FineTuned.of(adapter(folder / "tuned", layers, width, rank, aligned), None)
         out, references = folder / "out", {"base": open_tensors(base)}
         out.mkdir()
@@ -75,12 +80,26 @@ def cost(edit: SafeLoRA, layers: int, width: int, rank: int) -> Cost:
         with measure() as found:
             changes = rewrite_update(edit, tuned, list(tuned.factors), references, {}, out, shown)
         cpu = time.process_time() - began
-        size = sum(path.stat().st_size for each in (base, aligned) for path in each.folder.iterdir()) / 1e6
+        size = (
+            sum(path.stat().st_size for each in (base, aligned) for path in each.folder.iterdir())
+            / 1e6
+        )
         weight = Weight(next(iter(tuned.factors)), tuned, references)
         factored, dense, apart = arithmetic(weight.update, weight.aligned - weight.base)
     print(file=sys.stderr)
     return Cost(
-        layers, width, rank, len(changes.changed) // 2, size, found.seconds, cpu, found.peak_mb, start.peak_mb, factored, dense, apart
+        layers,
+        width,
+        rank,
+        len(changes.changed) // 2,
+        size,
+        found.seconds,
+        cpu,
+        found.peak_mb,
+        start.peak_mb,
+        factored,
+        dense,
+        apart,
     )
 
 
@@ -124,12 +143,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--layers", type=int, default=32)
     parser.add_argument("--width", type=int, default=4096)
     parser.add_argument("--rank", type=int, default=8)
-    parser.add_argument("--out", type=Path, default=Path("runs/bench"), help="folder for edits.json")
+    parser.add_argument(
+        "--out", type=Path, default=Path("runs/bench"), help="folder for edits.json"
+    )
     options = parser.parse_args(arguments)
     if torch.cuda.is_available():
-        print("error: with a GPU its memory is measured, and this needs the process's: set CUDA_VISIBLE_DEVICES=''", file=sys.stderr)
+        print(
+            "error: with a GPU its memory is measured, and this needs the process's: set CUDA_VISIBLE_DEVICES=''",
+            file=sys.stderr,
+        )
         return 2
-    found = cost(SafeLoRA(layers=min(10, 2 * options.layers)), options.layers, options.width, options.rank)
+    found = cost(
+        SafeLoRA(layers=min(10, 2 * options.layers)), options.layers, options.width, options.rank
+    )
     print(
         f"safe_lora: {found.tensors} weights of {found.width} x {found.width}, rank {found.rank}, {found.checkpoint_mb:.0f} MB of base and "
         f"aligned model: {found.seconds / found.tensors:.2f} s a weight ({found.cpu_seconds / found.tensors:.2f} s of CPU), "
@@ -137,7 +163,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         f"{found.factored:.3f} s, by the dense formula {found.dense:.3f} s, relative difference {found.apart:.1e}"
     )
     options.out.mkdir(parents=True, exist_ok=True)
-    content = {"threads": torch.get_num_threads(), "load": os.getloadavg()[0], "cost": asdict(found)}
+    content = {
+        "threads": torch.get_num_threads(),
+        "load": os.getloadavg()[0],
+        "cost": asdict(found),
+    }
     (options.out / "edits.json").write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
     return 0 if found.peak_mb <= BAR_MB else 1
 

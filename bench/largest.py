@@ -26,7 +26,17 @@ from titer.training.train import accelerator_for
 from titer.weights.settings import Lora
 
 GIB = 24.0
-SHAPE = Shape(vocabulary=32000, width=4096, hidden=11008, layers=32, heads=32, length=256, answer=0.5, batch=1, pairs=1)
+SHAPE = Shape(
+    vocabulary=32000,
+    width=4096,
+    hidden=11008,
+    layers=32,
+    heads=32,
+    length=256,
+    answer=0.5,
+    batch=1,
+    pairs=1,
+)
 LORA = Lora(r=8, alpha=16)
 METHODS: dict[str, Defense] = {
     "SFT": SFT(),
@@ -74,8 +84,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 3
     accelerator = accelerator_for()
     total = torch.cuda.get_device_properties(accelerator.device).total_memory
-    torch.cuda.set_per_process_memory_fraction(min(1.0, options.gib * 2**30 / total), accelerator.device)
-    print(f"{torch.cuda.get_device_name(accelerator.device)}, allocator held to {options.gib:g} GiB, rows of {SHAPE.length} tokens")
+    torch.cuda.set_per_process_memory_fraction(
+        min(1.0, options.gib * 2**30 / total), accelerator.device
+    )
+    print(
+        f"{torch.cuda.get_device_name(accelerator.device)}, allocator held to {options.gib:g} GiB, rows of {SHAPE.length} tokens"
+    )
     for name, defense in METHODS.items():
         batch = largest(lambda rows, of=defense: fits(of, replace(SHAPE, batch=rows), accelerator))  # type: ignore[misc]
         print(f"{name}: {batch} rows")

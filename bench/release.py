@@ -52,7 +52,9 @@ def tensors(layers: int, width: int, aligned: bool) -> Iterator[dict[str, torch.
             w = 0.02 * torch.randn(width, width, generator=generator)
             if aligned:
                 noise = torch.randn(width, width, generator=generator)
-                strong = torch.randn(width, STRONG, generator=generator) @ torch.randn(STRONG, width, generator=generator)
+                strong = torch.randn(width, STRONG, generator=generator) @ torch.randn(
+                    STRONG, width, generator=generator
+                )
                 w += 1e-3 * noise + 3e-4 * strong
             found[f"model.layers.{layer}.self_attn.{name}.weight"] = w.bfloat16()
         yield found
@@ -65,8 +67,12 @@ def checkpoint(folder: Path, layers: int, width: int, aligned: bool) -> Files:
         path = folder / f"model-{i:05d}-of-{layers:05d}.safetensors"
         save_file(found, path, {"format": "pt"})
         where |= dict.fromkeys(found, path.name)
-    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": where}), encoding="utf-8")
-    (folder / "config.json").write_text(json.dumps({"model_type": "llama", "num_hidden_layers": layers}), encoding="utf-8")
+    (folder / "model.safetensors.index.json").write_text(
+        json.dumps({"weight_map": where}), encoding="utf-8"
+    )
+    (folder / "config.json").write_text(
+        json.dumps({"model_type": "llama", "num_hidden_layers": layers}), encoding="utf-8"
+    )
     return Files(folder.name, folder, None)
 
 
@@ -74,7 +80,10 @@ def cost(method: str, layers: int, width: int) -> Cost:
     edit = cast(TensorEdit, registry.build("edits", method))
     with tempfile.TemporaryDirectory(prefix="bench-release-") as name:
         folder = Path(name)
-        base, aligned = checkpoint(folder / "base", layers, width, False), checkpoint(folder / "aligned", layers, width, True)
+        base, aligned = (
+            checkpoint(folder / "base", layers, width, False),
+            checkpoint(folder / "aligned", layers, width, True),
+        )
         out = folder / "out"
         out.mkdir()
         with measure() as start:
@@ -82,12 +91,26 @@ def cost(method: str, layers: int, width: int) -> Cost:
         began = time.process_time()
         with measure() as found:
             changes = rewrite_tensors(
-                edit, aligned, base, out, lambda now, of, _: print(f"\r{method} {now} of {of}", end="", file=sys.stderr)
+                edit,
+                aligned,
+                base,
+                out,
+                lambda now, of, _: print(f"\r{method} {now} of {of}", end="", file=sys.stderr),
             )
         cpu = time.process_time() - began
         size = sum(path.stat().st_size for path in out.iterdir()) / 1e6
     print(file=sys.stderr)
-    return Cost(method, layers, width, len(changes.changed), size, found.seconds, cpu, found.peak_mb, start.peak_mb)
+    return Cost(
+        method,
+        layers,
+        width,
+        len(changes.changed),
+        size,
+        found.seconds,
+        cpu,
+        found.peak_mb,
+        start.peak_mb,
+    )
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -95,10 +118,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("methods", nargs="*", default=["lox"], help="edits before release")
     parser.add_argument("--layers", type=int, default=32)
     parser.add_argument("--width", type=int, default=4096)
-    parser.add_argument("--out", type=Path, default=Path("runs/bench"), help="folder for release.json")
+    parser.add_argument(
+        "--out", type=Path, default=Path("runs/bench"), help="folder for release.json"
+    )
     options = parser.parse_args(arguments)
     if torch.cuda.is_available():
-        print("error: with a GPU its memory is measure, and this needs the process's: set CUDA_VISIBLE_DEVICES=''", file=sys.stderr)
+        print(
+            "error: with a GPU its memory is measure, and this needs the process's: set CUDA_VISIBLE_DEVICES=''",
+            file=sys.stderr,
+        )
         return 2
     found = []
     for method in options.methods:
@@ -109,8 +137,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
             f"peak {one.peak_mb:.0f} MB ({one.start_mb:.0f} MB before), bar {BAR_MB:.0f} MB"
         )
     options.out.mkdir(parents=True, exist_ok=True)
-    content = {"threads": torch.get_num_threads(), "load": os.getloadavg()[0], "costs": [asdict(one) for one in found]}
-    (options.out / "release.json").write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+    content = {
+        "threads": torch.get_num_threads(),
+        "load": os.getloadavg()[0],
+        "costs": [asdict(one) for one in found],
+    }
+    (options.out / "release.json").write_text(
+        json.dumps(content, indent=1) + "\n", encoding="utf-8"
+    )
     return 0 if all(one.peak_mb <= BAR_MB for one in found) else 1
 
 

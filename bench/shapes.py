@@ -33,7 +33,12 @@ class Shape(Config):
     batch: int  # rows of an update
     pairs: int  # how often a method and its baseline take turns
 
-    def model(self, lora: Lora | None, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32) -> PreTrainedModel:
+    def model(
+        self,
+        lora: Lora | None,
+        device: torch.device | str = "cpu",
+        dtype: torch.dtype = torch.float32,
+    ) -> PreTrainedModel:
         """A Llama, the same one at every call on a device; its adapter alone is trainable where there is one, and in float32."""
         torch.manual_seed(0)
         config = LlamaConfig(
@@ -63,13 +68,19 @@ class Shape(Config):
         found = [Encoded(tokens(self.length), answer) for _ in range(ROWS)]
         if kind not in (Pairs, HeldOut):
             return found
-        return [replace(row, other=Encoded(row.ids[:answer] + tokens(self.length - answer), answer)) for row in found]
+        return [
+            replace(row, other=Encoded(row.ids[:answer] + tokens(self.length - answer), answer))
+            for row in found
+        ]
 
 
 def load(quick: bool = False) -> tuple[dict[str, Shape], Lora]:
     """The shapes by name, and the adapter of their LoRA runs."""
     content: dict[str, Any] = yaml.safe_load(FILE.read_text(encoding="utf-8"))
-    shapes = {name: validate(Shape, fields) for name, fields in content["quick" if quick else "shapes"].items()}
+    shapes = {
+        name: validate(Shape, fields)
+        for name, fields in content["quick" if quick else "shapes"].items()
+    }
     return shapes, validate(Lora, content["lora"])
 
 

@@ -22,7 +22,9 @@ from titer.weights.checkpoints import trainable
 from titer.weights.settings import Lora
 
 STAGE = 1000  # counted updates of the stage whose phases are weighed
-LONGEST = 8  # updates; of a longer period one is measured, behind its first, which may prepare the rest
+LONGEST = (
+    8  # updates; of a longer period one is measured, behind its first, which may prepare the rest
+)
 LR = 1e-5  # small: a thousand random batches must not spoil the weights
 SETTINGS = Training(updates=STAGE, lr=LR)
 
@@ -52,19 +54,32 @@ class Subject:
 
     def mean(self, measure: Callable[[Callable[[], object]], float]) -> float:
         """What `measure` finds in an update, as the mean over a period of every phase, per counted update of a stage."""
-        return sum(kind.share / self.period * sum(measure(kind.update) for _ in range(self.period)) for kind in self.kinds)
+        return sum(
+            kind.share / self.period * sum(measure(kind.update) for _ in range(self.period))
+            for kind in self.kinds
+        )
 
 
-def defended(defense: Defense, shape: Shape, lora: Lora | None, accelerator: Accelerator, dtype: torch.dtype = torch.float32) -> Subject:
+def defended(
+    defense: Defense,
+    shape: Shape,
+    lora: Lora | None,
+    accelerator: Accelerator,
+    dtype: torch.dtype = torch.float32,
+) -> Subject:
     """The updates as titer's own loop takes them. `prepare` must be called before the first."""
     model = shape.model(lora, accelerator.device, dtype)
-    streams = {name: Stream(name, shape.rows(name, kind), seed=0) for name, kind in defense.streams.items()}
+    streams = {
+        name: Stream(name, shape.rows(name, kind), seed=0) for name, kind in defense.streams.items()
+    }
     step = Step(model, trainable(model), streams, accelerator, shape.batch)
     loop, number = Loop(step, defense, SETTINGS), count(1)
 
     def kind(phase: Phase, share: float) -> Kind:
         def gradient() -> object:
-            return defense.gradient(replace(step, update=next(number), phase=phase, logged={}, _batches={}), loop.state).fold()
+            return defense.gradient(
+                replace(step, update=next(number), phase=phase, logged={}, _batches={}), loop.state
+            ).fold()
 
         return Kind(lambda: loop.follow(next(number), phase), gradient, share)
 
@@ -95,9 +110,13 @@ def bare(shape: Shape, lora: Lora | None, accelerator: Accelerator) -> Subject:
     """The updates of plain SFT without titer: the same model, the same batches in the same order, the same AdamW."""
     model = shape.model(lora, accelerator.device)
     stream = Stream("rows", shape.rows("rows", Answers), seed=0)
-    parts = [collate(stream.take(shape.batch), 0, accelerator.device) for _ in range(ROWS // shape.batch)]
+    parts = [
+        collate(stream.take(shape.batch), 0, accelerator.device) for _ in range(ROWS // shape.batch)
+    ]
     assert SETTINGS.clip is not None
-    loop = Bare(model, [(p.ids, p.mask, p.labels) for p in parts], LR, SETTINGS.weight_decay, SETTINGS.clip)
+    loop = Bare(
+        model, [(p.ids, p.mask, p.labels) for p in parts], LR, SETTINGS.weight_decay, SETTINGS.clip
+    )
 
     def gradient() -> None:
         loop.backward()

@@ -19,7 +19,9 @@ EVERY, PERIODS, BLOCK = 100, 2, 10
 BAR = 1.02
 
 
-def ratio(mine: subjects.Subject, baseline: subjects.Subject, updates: int = PERIODS * EVERY) -> float:
+def ratio(
+    mine: subjects.Subject, baseline: subjects.Subject, updates: int = PERIODS * EVERY
+) -> float:
     """Seconds of `updates` updates of one over those of the other, after a block of each that is not counted."""
     spent = {id(mine): 0.0, id(baseline): 0.0}
     for block in range(1 + updates // BLOCK):
@@ -36,10 +38,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     at, lora = shapes.load()
     accelerator, missed = accelerator_for(), False
     for trained, adapter in (("lora", lora), ("full", None)):
-        mine, baseline = (subjects.defended(one, at[options.shape], adapter, accelerator) for one in (Vaccine(every=EVERY), SFT()))
+        mine, baseline = (
+            subjects.defended(one, at[options.shape], adapter, accelerator)
+            for one in (Vaccine(every=EVERY), SFT())
+        )
         found = ratio(mine, baseline)
         missed |= found > BAR
-        print(f"{options.shape} {trained}: {found:.3f} of SFT's time over {PERIODS * EVERY} updates; bar {BAR}")
+        print(
+            f"{options.shape} {trained}: {found:.3f} of SFT's time over {PERIODS * EVERY} updates; bar {BAR}"
+        )
     return int(missed)
 
 

@@ -31,7 +31,11 @@ def found(claim: str, settings: str = "") -> list[Group]:
 def pairs(claim: str) -> list[tuple[str, str]]:
     """Of joined claims the pipelines whose HS should lie below whose."""
     known = yaml.safe_load((HERE / "claims.yaml").read_text())
-    return [(first, second) for name in claim.split("+") for first, second in known[name].get("against", [])]
+    return [
+        (first, second)
+        for name in claim.split("+")
+        for first, second in known[name].get("against", [])
+    ]
 
 
 def points(claim: str, settings: str) -> dict[str, dict[str, Group]]:
@@ -46,9 +50,17 @@ def points(claim: str, settings: str) -> dict[str, dict[str, Group]]:
 def placed(claim: str, settings: str) -> list[Group]:
     """The pipelines of a claim, and what plain fine-tuning gives for free in their world, beside Booster at the same settings."""
     world = settings.split(",")[0]
-    rest = [group for group in found("lab-frontier", world) if group.outside("finetune.") == (world,)]
+    rest = [
+        group for group in found("lab-frontier", world) if group.outside("finetune.") == (world,)
+    ]
     usual = read("lab")["recipe"]["finetune"]
     own = {f"finetune.{name}={usual[name]}" for name in ("lr", "updates")}
-    others = [replace(group, pipeline="booster, swept") for group in rest if not free(group) and not own <= set(group.settings)]
-    mine = [group for group in found(claim, settings) if claim == "lab" or not free(group)]  # theirs has the same plain one
+    others = [
+        replace(group, pipeline="booster, swept")
+        for group in rest
+        if not free(group) and not own <= set(group.settings)
+    ]
+    mine = [
+        group for group in found(claim, settings) if claim == "lab" or not free(group)
+    ]  # theirs has the same plain one
     return [*mine, *(group for group in rest if free(group)), *(others if claim == "lab" else [])]

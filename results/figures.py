@@ -18,23 +18,36 @@ WAYS = {  # how harm was formed
 
 
 def beside_the_frontier(claim: str, settings: str) -> str:
-    return tradeoff.svg(placed(claim, settings), f"Mild attack, {settings.split(',')[0]}", LAB, "plane")
+    return tradeoff.svg(
+        placed(claim, settings), f"Mild attack, {settings.split(',')[0]}", LAB, "plane"
+    )
 
 
 def probed(claim: str, settings: str) -> str:
     """The probes of every pipeline's attack under the first training seed."""
-    looks: Mapping[str, Sequence[Mapping[str, Any]]] = {of.pipeline: of.last[0].fact("probes") for of in found(claim, settings)}
+    looks: Mapping[str, Sequence[Mapping[str, Any]]] = {
+        of.pipeline: of.last[0].fact("probes") for of in found(claim, settings)
+    }
     return probes.svg(looks, LAB, "why")
 
 
 def repaired_along(path: str, title: str, world: str) -> str:
-    by_value = {setting.partition("=")[2]: of for setting, of in points("lab-repair", world).items() if setting.startswith(f"{path}=")}
+    by_value = {
+        setting.partition("=")[2]: of
+        for setting, of in points("lab-repair", world).items()
+        if setting.startswith(f"{path}=")
+    }
     return by_setting.svg(by_value, f"Repairs by {title} of the attack, {world}", LAB, "along")
 
 
 def repaired_by_way(world: str) -> str:
-    by_way = {way: {of.pipeline: of for of in found(claim, f"{world},{point}")} for way, (claim, point) in WAYS.items()}
-    return by_setting.svg(by_way, f"Repairs by how the harm was formed, {world}", LAB, "along", ordered=False)
+    by_way = {
+        way: {of.pipeline: of for of in found(claim, f"{world},{point}")}
+        for way, (claim, point) in WAYS.items()
+    }
+    return by_setting.svg(
+        by_way, f"Repairs by how the harm was formed, {world}", LAB, "along", ordered=False
+    )
 
 
 FIGURES: dict[str, Callable[[], str]] = {}
@@ -43,10 +56,18 @@ for number in (1, 2):
     mild = f"{world},{MILD}"
     FIGURES |= {
         f"docs/frontier-{number}.svg": partial(beside_the_frontier, "lab", world),
-        f"docs/alignment-{number}.svg": partial(beside_the_frontier, "lab-vaccines+lab-alignment+lab-tar", mild),
+        f"docs/alignment-{number}.svg": partial(
+            beside_the_frontier, "lab-vaccines+lab-alignment+lab-tar", mild
+        ),
         f"docs/vaccines-probes-{number}.svg": partial(probed, "lab-vaccines", mild),
-        f"docs/alignment-probes-{number}.svg": partial(probed, "lab-alignment+lab-tar", mild),  # all of them in one would hide each other
-        f"docs/repairs-lr-{number}.svg": partial(repaired_along, "finetune.lr", "learning rate", world),
-        f"docs/repairs-updates-{number}.svg": partial(repaired_along, "finetune.updates", "updates", world),
+        f"docs/alignment-probes-{number}.svg": partial(
+            probed, "lab-alignment+lab-tar", mild
+        ),  # all of them in one would hide each other
+        f"docs/repairs-lr-{number}.svg": partial(
+            repaired_along, "finetune.lr", "learning rate", world
+        ),
+        f"docs/repairs-updates-{number}.svg": partial(
+            repaired_along, "finetune.updates", "updates", world
+        ),
         f"docs/repairs-ways-{number}.svg": partial(repaired_by_way, world),
     }

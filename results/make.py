@@ -27,7 +27,12 @@ from titer.runs.sweep import Cell, Sweep, cells
 
 HERE = Path(__file__).parent
 RUNS = HERE.parent / "runs"
-FACTS = ("probes", "removed energy", "update norm before", "update norm after")  # of a stage, beside its scores
+FACTS = (
+    "probes",
+    "removed energy",
+    "update norm before",
+    "update norm after",
+)  # of a stage, beside its scores
 
 
 def claims() -> dict[str, dict[str, Any]]:
@@ -37,9 +42,17 @@ def claims() -> dict[str, dict[str, Any]]:
 def told(document: dict[str, Any]) -> dict[str, Any]:
     """Of a pipeline's document, what a claim rests on."""
     kept = ("kind", "method", "scores", "struck out", "weights", "seconds", "peak_mb")
-    looks = [{name: short(stage["facts"][name]) for name in FACTS if name in stage["facts"]} for stage in document["stages"]]
+    looks = [
+        {name: short(stage["facts"][name]) for name in FACTS if name in stage["facts"]}
+        for stage in document["stages"]
+    ]
     found = zip(document["stages"], looks, strict=True)
-    return {"stages": [{key: stage[key] for key in kept} | ({"facts": facts} if facts else {}) for stage, facts in found]}
+    return {
+        "stages": [
+            {key: stage[key] for key in kept} | ({"facts": facts} if facts else {})
+            for stage, facts in found
+        ]
+    }
 
 
 def short(value: Any) -> Any:
@@ -58,12 +71,18 @@ def kept(name: str, recipe_now: recipe.Recipe) -> dict[Cell, dict[str, Any]]:
         return {}
     bundle = json.loads(path.read_text())
     try:
-        then = validate(recipe.Recipe, bundle["recipe"])  # a field that it has not yet has its default
+        then = validate(
+            recipe.Recipe, bundle["recipe"]
+        )  # a field that it has not yet has its default
     except ValueError:  # or has no longer
         return {}
     if then != recipe_now or versions(bundle["environment"]) != versions(environment()):
         return {}
-    return {Cell(tuple(cell["settings"]), cell["seed"]): cell for cell in bundle["cells"] if cell["status"] == "done"}
+    return {
+        Cell(tuple(cell["settings"]), cell["seed"]): cell
+        for cell in bundle["cells"]
+        if cell["status"] == "done"
+    }
 
 
 def versions(of: dict[str, Any]) -> dict[str, Any]:
@@ -71,7 +90,9 @@ def versions(of: dict[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in of.items() if key != "threads"}
 
 
-def computed(name: str, plan: Sweep, known: Mapping[Cell, dict[str, Any]] | None = None) -> dict[str, Any]:
+def computed(
+    name: str, plan: Sweep, known: Mapping[Cell, dict[str, Any]] | None = None
+) -> dict[str, Any]:
     """The bundle of a claim: its plan's cells, in the plan's order, of which those that are known are not computed."""
     known = known or {}
     left = replace(plan, cells=[cell for cell in plan.cells if cell not in known])
@@ -80,12 +101,21 @@ def computed(name: str, plan: Sweep, known: Mapping[Cell, dict[str, Any]] | None
         bundle = left.run(watch)
     found = [
         {key: cell[key] for key in ("settings", "seed", "status", "error") if key in cell}
-        | {"pipelines": {pipeline: told(document) for pipeline, document in cell.get("pipelines", {}).items()}}
+        | {
+            "pipelines": {
+                pipeline: told(document) for pipeline, document in cell.get("pipelines", {}).items()
+            }
+        }
         for cell in bundle["cells"]
     ]
     fresh = dict(zip(left.cells, found, strict=True))
     cells = [known.get(cell) or fresh[cell] for cell in plan.cells]
-    return {"claim": name, "recipe": recipe.describe(recipe.load(plan.recipe)), "environment": environment(), "cells": cells}
+    return {
+        "claim": name,
+        "recipe": recipe.describe(recipe.load(plan.recipe)),
+        "environment": environment(),
+        "cells": cells,
+    }
 
 
 def text(bundle: dict[str, Any]) -> str:
@@ -100,7 +130,9 @@ def differs(name: str, claim: dict[str, Any]) -> list[str]:
     published = json.loads((HERE / f"{name}.json").read_text())["cells"][0]
     cell = Cell(tuple(published["settings"]), published["seed"])
     with tempfile.TemporaryDirectory() as folder:
-        fresh = computed(name, Sweep(claim["recipe"], [cell], Path(folder) / "cells", Path(folder) / "store"))["cells"][0]
+        fresh = computed(
+            name, Sweep(claim["recipe"], [cell], Path(folder) / "cells", Path(folder) / "store")
+        )["cells"][0]
     return [
         f"{name}: {was['kind']} of {pipeline} has {key} {now[key]} where the bundle has {was[key]}"
         for pipeline, document in published["pipelines"].items()
@@ -114,19 +146,34 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("claims", nargs="*", help="all if left out")
     parser.add_argument("--afresh", action="store_true", help="compute what a bundle has, too")
-    parser.add_argument("--cell", action="store_true", help="compare one cell of each, computed afresh, with its bundle")
+    parser.add_argument(
+        "--cell",
+        action="store_true",
+        help="compare one cell of each, computed afresh, with its bundle",
+    )
     arguments = parser.parse_args()
     known = claims()
     wanted = {name: known[name] for name in arguments.claims or known}
     if arguments.cell:
         faults = [fault for name, claim in wanted.items() for fault in differs(name, claim)]
-        print("\n".join(faults) or f"one cell of {', '.join(wanted)} is as its bundle has it, bit for bit")
+        print(
+            "\n".join(faults)
+            or f"one cell of {', '.join(wanted)} is as its bundle has it, bit for bit"
+        )
         return int(bool(faults))
     missing = 0
     for name, claim in wanted.items():
         points = [cell for grid in claim["grids"] for cell in cells(grid, [], claim["seeds"])]
-        plan = Sweep(claim["recipe"], points, RUNS / f"results-{name}", RUNS / "store", jobs=os.cpu_count() or 1)
-        bundle = computed(name, plan, {} if arguments.afresh else kept(name, recipe.load(claim["recipe"])))
+        plan = Sweep(
+            claim["recipe"],
+            points,
+            RUNS / f"results-{name}",
+            RUNS / "store",
+            jobs=os.cpu_count() or 1,
+        )
+        bundle = computed(
+            name, plan, {} if arguments.afresh else kept(name, recipe.load(claim["recipe"]))
+        )
         (HERE / f"{name}.json").write_text(text(bundle))
         missing += sum(cell["status"] != "done" for cell in bundle["cells"])
     return int(missing > 0)

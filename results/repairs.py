@@ -5,15 +5,32 @@ from statistics import median
 
 from titer.findings.seeds import Group
 
-HEAD = ["repair", "HS", "FA", "harm margin", "benign answers", "over-refusal", "general", "removed: harm", "task", "update left", "seconds"]
+HEAD = [
+    "repair",
+    "HS",
+    "FA",
+    "harm margin",
+    "benign answers",
+    "over-refusal",
+    "general",
+    "removed: harm",
+    "task",
+    "update left",
+    "seconds",
+]
 NONE = "-"  # the stage has no such fact
 
 
-def table(groups: Sequence[Group], figure: Callable[[Group, str], str], named: Callable[[str], str]) -> list[list[str]]:
+def table(
+    groups: Sequence[Group], figure: Callable[[Group, str], str], named: Callable[[str], str]
+) -> list[list[str]]:
     """A row for the attacked model and one for each repair; `figure` writes a score, `named` a pipeline's name."""
     lines = [HEAD]
     for group in groups:
-        scores = [figure(group, name) for name in ("harm", "task", "margin", "benign", "lookalike", "general")]
+        scores = [
+            figure(group, name)
+            for name in ("harm", "task", "margin", "benign", "lookalike", "general")
+        ]
         taken = [_removed(group, inputs) for inputs in ("harm", "task")]
         seconds = median(stage.fields["seconds"] for stage in group.last)
         lines.append([named(group.pipeline), *scores, *taken, _left(group), f"{seconds:.1f}"])
@@ -22,17 +39,25 @@ def table(groups: Sequence[Group], figure: Callable[[Group, str], str], named: C
 
 def _removed(group: Group, inputs: str) -> str:
     """Share of the update's energy that is gone, percent, the mean over seeds."""
-    found = [stage.fact("removed energy")[inputs] for stage in group.last if stage.fact("removed energy")]
+    found = [
+        stage.fact("removed energy")[inputs] for stage in group.last if stage.fact("removed energy")
+    ]
     return f"{100 * sum(found) / len(found):.0f}" if found else NONE
 
 
 def _left(group: Group) -> str:
     """Norm of the update after the repair over that before it, percent, the mean over seeds."""
-    found = [stage.fact("update norm after") / stage.fact("update norm before") for stage in group.last if stage.fact("update norm before")]
+    found = [
+        stage.fact("update norm after") / stage.fact("update norm before")
+        for stage in group.last
+        if stage.fact("update norm before")
+    ]
     return f"{100 * sum(found) / len(found):.0f}" if found else NONE
 
 
-def removed(points: Mapping[str, Mapping[str, Group]], named: Callable[[str], str]) -> list[list[str]]:
+def removed(
+    points: Mapping[str, Mapping[str, Group]], named: Callable[[str], str]
+) -> list[list[str]]:
     """Of every repair at every point the shares of the update's energy that are gone, and what is left of its norm."""
     lines = [["removed: harm / task; left", *points]]
     for pipeline in dict.fromkeys(name for of in points.values() for name in of):

@@ -24,18 +24,60 @@ from titer.scoring.statistics import training_mean
 
 ROOT = Path(__file__).parent.parent
 PAGES = ("README.md", "docs/lab.md", "docs/alignment.md", "docs/repairs.md")
-WORDS = {"sft": "SFT", "booster": "Booster", "antidote": "Antidote", "vaccine": "Vaccine", "t_vaccine": "T-Vaccine"}
+WORDS = {
+    "sft": "SFT",
+    "booster": "Booster",
+    "antidote": "Antidote",
+    "vaccine": "Vaccine",
+    "t_vaccine": "T-Vaccine",
+}
 WORDS |= {name: name.replace("_", " ") for name in ("random_mask", "adversarial_loss")}
-WORDS |= {"random_booster": "random Booster", "random_vaccine": "random Vaccine", "lox": "LoX", "random_lox": "random LoX"}
-WORDS |= {"repnoise": "RepNoise", "tar": "TAR", "random_repnoise": "random RepNoise", "random_tar": "random TAR"}
-WORDS |= {"random_adversarial_loss": "random adversarial loss", "wise_ft": "WiSE-FT", "safe_lora": "Safe LoRA", "safe_merge": "SafeMERGE"}
+WORDS |= {
+    "random_booster": "random Booster",
+    "random_vaccine": "random Vaccine",
+    "lox": "LoX",
+    "random_lox": "random LoX",
+}
+WORDS |= {
+    "repnoise": "RepNoise",
+    "tar": "TAR",
+    "random_repnoise": "random RepNoise",
+    "random_tar": "random TAR",
+}
+WORDS |= {
+    "random_adversarial_loss": "random adversarial loss",
+    "wise_ft": "WiSE-FT",
+    "safe_lora": "Safe LoRA",
+    "safe_merge": "SafeMERGE",
+}
 WORDS |= {"resta": "RESTA", "safe_delta": "Safe Delta", "one_shot": "one-shot"}
 # the alignment stage in the order of its tables, a null behind its method
-METHODS = ("sft", "vaccine", "random_vaccine", "t_vaccine", "booster", "random_booster", "booster+t_vaccine", "repnoise", "random_repnoise")
-METHODS += ("tar", "random_tar", "adversarial_loss", "random_adversarial_loss", "lox", "random_lox", "booster+lox")
+METHODS = (
+    "sft",
+    "vaccine",
+    "random_vaccine",
+    "t_vaccine",
+    "booster",
+    "random_booster",
+    "booster+t_vaccine",
+    "repnoise",
+    "random_repnoise",
+)
+METHODS += (
+    "tar",
+    "random_tar",
+    "adversarial_loss",
+    "random_adversarial_loss",
+    "lox",
+    "random_lox",
+    "booster+lox",
+)
 NONE = "-"  # not computed
 SHOWN = ("harm", "margin", "task", "benign", "lookalike", "general")
-TABLE = re.compile(r"(<!-- table (?P<kind>\w+) (?P<claim>\S+) ?(?P<settings>\S*) -->\n).*?(<!-- end -->)", re.DOTALL)
+TABLE = re.compile(
+    r"(<!-- table (?P<kind>\w+) (?P<claim>\S+) ?(?P<settings>\S*) -->\n).*?(<!-- end -->)",
+    re.DOTALL,
+)
 
 
 def along(of: list[Group]) -> list[Group]:
@@ -43,15 +85,24 @@ def along(of: list[Group]) -> list[Group]:
     reached: dict[tuple[str, ...], Group] = {}
     for group in of:
         for length in range(1, 1 + len(next(iter(group.seeds.values())))):
-            shorter = replace(group, seeds={seed: stages[:length] for seed, stages in group.seeds.items()})
-            reached.setdefault(tuple(stage.label for stage in next(iter(shorter.seeds.values()))), shorter)
+            shorter = replace(
+                group, seeds={seed: stages[:length] for seed, stages in group.seeds.items()}
+            )
+            reached.setdefault(
+                tuple(stage.label for stage in next(iter(shorter.seeds.values()))), shorter
+            )
     return list(reached.values())
 
 
 def words(group: Group) -> str:
     kind, _, method = group.label.partition(" ")
     name = WORDS.get(method, method)
-    return {"align": f"{name}-aligned", "finetune": "... attacked", "release": f"... + {name}", "edit": f"... + {name}"}.get(kind, kind)
+    return {
+        "align": f"{name}-aligned",
+        "finetune": "... attacked",
+        "release": f"... + {name}",
+        "edit": f"... + {name}",
+    }.get(kind, kind)
 
 
 def named(pipeline: str) -> str:
@@ -62,13 +113,18 @@ def named(pipeline: str) -> str:
 
 def ordered(pipelines: Iterable[str]) -> list[str]:
     """Every name once, those of the alignment stage in its order."""
-    return sorted(dict.fromkeys(pipelines), key=lambda name: METHODS.index(name) if name in METHODS else len(METHODS))
+    return sorted(
+        dict.fromkeys(pipelines),
+        key=lambda name: METHODS.index(name) if name in METHODS else len(METHODS),
+    )
 
 
 def figure(group: Group, name: str, prompts: bool = True) -> str:
     score = group.score(name)
     assert score is not None
-    text = f"{score.value:z.1f}" + (f" [{score.low:.1f}, {score.high:.1f}]" if score.low <= score.high else "")
+    text = f"{score.value:z.1f}" + (
+        f" [{score.low:.1f}, {score.high:.1f}]" if score.low <= score.high else ""
+    )
     text = f"{text} ±{group.prompts(name):.1f}" if prompts else text
     return f"~~{text}~~ struck out" if name == "harm" and group.struck else text
 
@@ -82,12 +138,18 @@ def rounded(group: Group, name: str) -> str:
 def full(claim: str, settings: str) -> list[list[str]]:
     """Every stage with every figure."""
     lines = [["stage", *(NAMES[name] for name in SHOWN)]]
-    return lines + [[words(group), *(figure(group, name) for name in SHOWN)] for group in along(found(claim, settings))]
+    return lines + [
+        [words(group), *(figure(group, name) for name in SHOWN)]
+        for group in along(found(claim, settings))
+    ]
 
 
 def short(claim: str, settings: str) -> list[list[str]]:
     """HS and FA of every stage by the grid's values."""
-    columns = {column: along(found(claim, column)) for column in dict.fromkeys(",".join(group.settings) for group in found(claim))}
+    columns = {
+        column: along(found(claim, column))
+        for column in dict.fromkeys(",".join(group.settings) for group in found(claim))
+    }
     lines = [["HS / FA", *columns]]
     for row in zip(*columns.values(), strict=True):
         if row[0].label != "base":
@@ -104,11 +166,22 @@ def both(group: Group) -> str:
 def delay(claim: str, settings: str) -> list[list[str]]:
     """HS by how long the attack lasts, of SFT and Booster, a column a world."""
     of = {(group.settings, group.pipeline): group for group in found(claim, settings)}
-    worlds, rest = (list(dict.fromkeys(part)) for part in zip(*((keys[0], keys[1:]) for keys, _ in of), strict=True))
+    worlds, rest = (
+        list(dict.fromkeys(part))
+        for part in zip(*((keys[0], keys[1:]) for keys, _ in of), strict=True)
+    )
     columns = [(world, pipeline) for world in worlds for pipeline in ("sft", "booster")]
     lines = [["attack", *(f"{world}: {named(pipeline)}" for world, pipeline in columns)]]
     for tail in rest:
-        lines.append([" ".join(tail), *(figure(of[(world, *tail), pipeline], "harm", prompts=False) for world, pipeline in columns)])
+        lines.append(
+            [
+                " ".join(tail),
+                *(
+                    figure(of[(world, *tail), pipeline], "harm", prompts=False)
+                    for world, pipeline in columns
+                ),
+            ]
+        )
     return lines
 
 
@@ -139,7 +212,9 @@ def whole(claim: str, settings: str) -> list[list[str]]:
     for pipeline in ordered(of):
         after = of[pipeline]
         before = replace(after, seeds={seed: stages[:-1] for seed, stages in after.seeds.items()})
-        lines.append([named(pipeline), *(figure(before, name) for name in SHOWN), *cost(claim, pipeline)])
+        lines.append(
+            [named(pipeline), *(figure(before, name) for name in SHOWN), *cost(claim, pipeline)]
+        )
         lines.append(["... attacked", *(figure(after, name) for name in SHOWN), "", ""])
     return lines
 
@@ -154,9 +229,13 @@ def cost(claim: str, pipeline: str) -> list[str]:
         for group in found(name):
             for stages in group.seeds.values():
                 ours = [stage.fields for stage in stages if stage.kind in ("align", "release")]
-                of.setdefault(group.pipeline, []).append((sum(f["seconds"] for f in ours), max(f["peak_mb"] for f in ours)))
+                of.setdefault(group.pipeline, []).append(
+                    (sum(f["seconds"] for f in ours), max(f["peak_mb"] for f in ours))
+                )
         if pipeline in of and "sft" in of:
-            columns = zip(zip(*of[pipeline], strict=True), zip(*of["sft"], strict=True), strict=True)
+            columns = zip(
+                zip(*of[pipeline], strict=True), zip(*of["sft"], strict=True), strict=True
+            )
             return [f"{median(mine) / median(theirs):.2f}" for mine, theirs in columns]
     return [NONE, NONE]
 
@@ -191,7 +270,12 @@ def against(claim: str, settings: str) -> list[list[str]]:
     of = points(claim, settings)
     lines = [["HS less HS", *of]]
     for first, second in pairs(claim):
-        lines.append([f"{named(first)} - {named(second)}", *(less(at.get(first), at.get(second)) for at in of.values())])
+        lines.append(
+            [
+                f"{named(first)} - {named(second)}",
+                *(less(at.get(first), at.get(second)) for at in of.values()),
+            ]
+        )
     return lines
 
 
@@ -201,7 +285,10 @@ def less(first: Group | None, second: Group | None) -> str:
         return NONE
     if first.struck or second.struck:
         return "struck out"
-    ours, theirs = ({seed: stages[-1].scores["harm"].value for seed, stages in of.seeds.items()} for of in (first, second))
+    ours, theirs = (
+        {seed: stages[-1].scores["harm"].value for seed, stages in of.seeds.items()}
+        for of in (first, second)
+    )
     score = training_mean([ours[seed] - theirs[seed] for seed in ours])
     if not score.low <= score.high:  # all seeds agree
         return f"{score.value:+.1f}"
@@ -214,8 +301,12 @@ def beyond(claim: str, settings: str) -> list[list[str]]:
     lines = [["pipeline", "HS", "FA", "frontier", "compared with"]]
     for place in places(placed(claim, settings)):
         if not place.group.pipeline.endswith("swept"):
-            scores = (quoted(score) for name in ("harm", "task") if (score := place.group.score(name)))
-            lines.append([place.group.pipeline, *scores, place.word, place.text.rpartition("; ")[2]])
+            scores = (
+                quoted(score) for name in ("harm", "task") if (score := place.group.score(name))
+            )
+            lines.append(
+                [place.group.pipeline, *scores, place.word, place.text.rpartition("; ")[2]]
+            )
     return lines
 
 
@@ -229,8 +320,21 @@ def energies(claim: str, settings: str) -> list[list[str]]:
     return repairs.removed(points(claim, settings), named)
 
 
-KINDS = {"full": full, "short": short, "delay": delay, "beyond": beyond, "varied": varied, "against": against}
-KINDS |= {"whole": whole, "fewer": fewer, "worlds": worlds_agree, "sizes": sizes, "sizes_agree": sizes_agree}
+KINDS = {
+    "full": full,
+    "short": short,
+    "delay": delay,
+    "beyond": beyond,
+    "varied": varied,
+    "against": against,
+}
+KINDS |= {
+    "whole": whole,
+    "fewer": fewer,
+    "worlds": worlds_agree,
+    "sizes": sizes,
+    "sizes_agree": sizes_agree,
+}
 KINDS |= {"repairs": repaired, "removed": energies}
 
 
@@ -255,10 +359,16 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--check", action="store_true")
     arguments = parser.parse_args()
-    stale = {path: text for path, text in made().items() if not path.is_file() or path.read_text(encoding="utf-8") != text}
+    stale = {
+        path: text
+        for path, text in made().items()
+        if not path.is_file() or path.read_text(encoding="utf-8") != text
+    }
     if arguments.check and stale:
         names = ", ".join(path.name for path in stale)
-        print(f"{names}: a table or figure is not that of the bundles: run `make results` or `python -m results.tables`")
+        print(
+            f"{names}: a table or figure is not that of the bundles: run `make results` or `python -m results.tables`"
+        )
         return 1
     for path, text in stale.items():
         path.write_text(text, encoding="utf-8")

@@ -43,7 +43,9 @@ def accelerator():
     return accelerator_for("cpu")
 
 
-def tiny(dtype: torch.dtype = torch.float64, seed: int = 0, vocabulary: int = 400, layers: int = 2) -> LlamaForCausalLM:
+def tiny(
+    dtype: torch.dtype = torch.float64, seed: int = 0, vocabulary: int = 400, layers: int = 2
+) -> LlamaForCausalLM:
     """A small random Llama whose logits are not flat."""
     torch.manual_seed(seed)
     config = LlamaConfig(
@@ -70,11 +72,22 @@ def tiny(dtype: torch.dtype = torch.float64, seed: int = 0, vocabulary: int = 40
 def byte_level() -> PreTrainedTokenizerFast:
     """A token a byte, with a chat template of its own."""
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    core = Tokenizer(BPE({token: i for i, token in enumerate(["<|pad|>", "<|end|>", "<|in|>", "<|out|>", *alphabet])}, []))
+    core = Tokenizer(
+        BPE(
+            {
+                token: i
+                for i, token in enumerate(["<|pad|>", "<|end|>", "<|in|>", "<|out|>", *alphabet])
+            },
+            [],
+        )
+    )
     core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     core.decoder = decoders.ByteLevel()
     fast = PreTrainedTokenizerFast(
-        tokenizer_object=core, pad_token="<|pad|>", eos_token="<|end|>", additional_special_tokens=["<|in|>", "<|out|>"]
+        tokenizer_object=core,
+        pad_token="<|pad|>",
+        eos_token="<|end|>",
+        additional_special_tokens=["<|in|>", "<|out|>"],
     )
     fast.chat_template = (
         "{% for m in messages %}"

@@ -41,20 +41,53 @@ COMMON = {
     "eos_token_id": 1,
 }
 EXPERTS = {"moe_intermediate_size": 24, "num_experts_per_tok": 2}
-LATENT = {"q_lora_rank": 20, "kv_lora_rank": 12, "qk_rope_head_dim": 4, "qk_nope_head_dim": 6, "v_head_dim": 10}
-DEEPSEEK = COMMON | EXPERTS | LATENT | {"num_key_value_heads": 4, "n_routed_experts": 4, "n_shared_experts": 2, "first_k_dense_replace": 1}
-WINDOWS = {"head_dim": 8, "sliding_window": 8, "layer_types": ["sliding_attention", "full_attention"]}  # shorter than a prompt
+LATENT = {
+    "q_lora_rank": 20,
+    "kv_lora_rank": 12,
+    "qk_rope_head_dim": 4,
+    "qk_nope_head_dim": 6,
+    "v_head_dim": 10,
+}
+DEEPSEEK = (
+    COMMON
+    | EXPERTS
+    | LATENT
+    | {
+        "num_key_value_heads": 4,
+        "n_routed_experts": 4,
+        "n_shared_experts": 2,
+        "first_k_dense_replace": 1,
+    }
+)
+WINDOWS = {
+    "head_dim": 8,
+    "sliding_window": 8,
+    "layer_types": ["sliding_attention", "full_attention"],
+}  # shorter than a prompt
 
-YARN = {"rope_parameters": {"rope_type": "yarn", "rope_theta": 1e4, "factor": 4.0, "original_max_position_embeddings": 32}}
+YARN = {
+    "rope_parameters": {
+        "rope_type": "yarn",
+        "rope_theta": 1e4,
+        "factor": 4.0,
+        "original_max_position_embeddings": 32,
+    }
+}
 
 
-def build(config: type[PreTrainedConfig], settings: dict[str, Any], vocabulary: int = 64, seed: int = 0) -> PreTrainedModel:
+def build(
+    config: type[PreTrainedConfig], settings: dict[str, Any], vocabulary: int = 64, seed: int = 0
+) -> PreTrainedModel:
     """A float32 model in evaluation mode whose logits are not flat."""
     torch.manual_seed(seed)
-    model = AutoModelForCausalLM.from_config(config(vocab_size=vocabulary, **settings), dtype=torch.float32).eval()
+    model = AutoModelForCausalLM.from_config(
+        config(vocab_size=vocabulary, **settings), dtype=torch.float32
+    ).eval()
     with torch.no_grad():
         for parameter in model.parameters():
-            parameter.mul_(5.0) if parameter.ndim > 1 else parameter.add_(0.1 * torch.randn_like(parameter))  # biases are born 0
+            parameter.mul_(5.0) if parameter.ndim > 1 else parameter.add_(
+                0.1 * torch.randn_like(parameter)
+            )  # biases are born 0
     return model
 
 
@@ -66,13 +99,29 @@ FAMILIES: dict[str, Callable[..., PreTrainedModel]] = {
     "Gemma2": partial(build, Gemma2Config, COMMON | WINDOWS | {"query_pre_attn_scalar": 8}),
     "Gemma3": partial(build, Gemma3TextConfig, COMMON | WINDOWS | {"query_pre_attn_scalar": 8}),
     "Phi3": partial(build, Phi3Config, COMMON | {"resid_pdrop": 0.5, "embd_pdrop": 0.5}),
-    "OPT": partial(build, OPTConfig, COMMON | {"ffn_dim": 48, "word_embed_proj_dim": 32, "dropout": 0.5, "layerdrop": 0.5}),
+    "OPT": partial(
+        build,
+        OPTConfig,
+        COMMON | {"ffn_dim": 48, "word_embed_proj_dim": 32, "dropout": 0.5, "layerdrop": 0.5},
+    ),
     "GPTNeoX": partial(build, GPTNeoXConfig, COMMON | {"hidden_dropout": 0.5}),
     "Olmo2": partial(build, Olmo2Config, COMMON),
-    "Mixtral": partial(build, MixtralConfig, COMMON | {"num_local_experts": 4, "num_experts_per_tok": 2, "router_jitter_noise": 0.5}),
-    "Qwen3Moe": partial(build, Qwen3MoeConfig, COMMON | EXPERTS | {"num_experts": 4, "head_dim": 10, "mlp_only_layers": [1]}),
+    "Mixtral": partial(
+        build,
+        MixtralConfig,
+        COMMON | {"num_local_experts": 4, "num_experts_per_tok": 2, "router_jitter_noise": 0.5},
+    ),
+    "Qwen3Moe": partial(
+        build,
+        Qwen3MoeConfig,
+        COMMON | EXPERTS | {"num_experts": 4, "head_dim": 10, "mlp_only_layers": [1]},
+    ),
     "Olmoe": partial(build, OlmoeConfig, COMMON | {"num_experts": 4, "num_experts_per_tok": 2}),
-    "GptOss": partial(build, GptOssConfig, COMMON | WINDOWS | YARN | {"num_local_experts": 4, "num_experts_per_tok": 2}),
+    "GptOss": partial(
+        build,
+        GptOssConfig,
+        COMMON | WINDOWS | YARN | {"num_local_experts": 4, "num_experts_per_tok": 2},
+    ),
     "DeepseekV2": partial(build, DeepseekV2Config, DEEPSEEK),
     "DeepseekV3": partial(build, DeepseekV3Config, DEEPSEEK | {"n_group": 2, "topk_group": 1}),
 }

@@ -17,9 +17,33 @@ from pathlib import Path
 
 from titer.runs.store import Store
 
-SWEEP = ["sweep", "lab", "--grid", "finetune.lr=4e-4,8e-4,1.6e-3,3.2e-3", "--grid", "attack.p=0.1,0.2", "--seeds", "0,1,2"]
-SMALL = ["align.updates=110", "finetune.updates=30", "attack.n=100", "threads=1", 'pipelines={"sft": {"edit": "scale"}}']
-WRITES = ("checkpoint.safetensors", "made.json", "stage.json", "manifest.json", "stages/", "run.json", "cells/", "sweep.json")
+SWEEP = [
+    "sweep",
+    "lab",
+    "--grid",
+    "finetune.lr=4e-4,8e-4,1.6e-3,3.2e-3",
+    "--grid",
+    "attack.p=0.1,0.2",
+    "--seeds",
+    "0,1,2",
+]
+SMALL = [
+    "align.updates=110",
+    "finetune.updates=30",
+    "attack.n=100",
+    "threads=1",
+    'pipelines={"sft": {"edit": "scale"}}',
+]
+WRITES = (
+    "checkpoint.safetensors",
+    "made.json",
+    "stage.json",
+    "manifest.json",
+    "stages/",
+    "run.json",
+    "cells/",
+    "sweep.json",
+)
 POINTS = [(write, when) for write in WRITES for when in ("before", "after")]
 MOMENTS = 5
 HOOK = """
@@ -51,11 +75,29 @@ class Lab:
 
     def start(self, name: str, store: str, jobs: int) -> subprocess.Popen:
         settings = [part for setting in SMALL for part in ("--set", setting)]
-        command = [sys.executable, "-c", "from titer.cli import main; main()", *SWEEP, *settings, "--jobs", str(jobs)]
+        command = [
+            sys.executable,
+            "-c",
+            "from titer.cli import main; main()",
+            *SWEEP,
+            *settings,
+            "--jobs",
+            str(jobs),
+        ]
         command += ["--out", str(self.root / name), "--store", str(self.root / store)]
         path = os.pathsep.join([str(self.root / "hook"), os.environ.get("PYTHONPATH", "")])
-        environment = os.environ | {"PYTHONPATH": path, "TITER_KILL": str(self.plan), "OMP_NUM_THREADS": "1"}
-        return subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)
+        environment = os.environ | {
+            "PYTHONPATH": path,
+            "TITER_KILL": str(self.plan),
+            "OMP_NUM_THREADS": "1",
+        }
+        return subprocess.Popen(
+            command,
+            env=environment,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            start_new_session=True,
+        )
 
     def kill(self, name: str) -> None:
         """Whatever works on a sweep, at once."""
@@ -69,14 +111,23 @@ class Lab:
     def figures(self, name: str) -> list:
         cells = json.loads((self.root / name / "sweep.json").read_text())["cells"]
         return [
-            (cell["settings"], cell["seed"], [(stage["weights"], stage["scores"]) for stage in cell["pipelines"]["sft"]["stages"]])
+            (
+                cell["settings"],
+                cell["seed"],
+                [
+                    (stage["weights"], stage["scores"])
+                    for stage in cell["pipelines"]["sft"]["stages"]
+                ],
+            )
             for cell in cells
         ]
 
 
 def finished(store: Store) -> dict[str, int]:
     """When each stage's manifest was written."""
-    return {entry.key: (entry.folder / "manifest.json").stat().st_mtime_ns for entry in store.entries()}
+    return {
+        entry.key: (entry.folder / "manifest.json").stat().st_mtime_ns for entry in store.entries()
+    }
 
 
 def unchanged(store: Store, before: dict[str, int]) -> dict[str, int]:
@@ -105,15 +156,22 @@ def main() -> None:
         expected = lab.figures("first")
         assert len(expected) == 24
         assert lab.figures("second") == expected
-        print(f"two sweeps at once on one store: 24 cells, the same weights and scores, {len(Store(lab.root / 'one').entries())} stages")
+        print(
+            f"two sweeps at once on one store: 24 cells, the same weights and scores, {len(Store(lab.root / 'one').entries())} stages"
+        )
 
         store, seen = Store(lab.root / "other"), dict[str, int]()
-        early, late = ([point for point in POINTS if (point[0] == "sweep.json") is end] for end in (False, True))
+        early, late = (
+            [point for point in POINTS if (point[0] == "sweep.json") is end]
+            for end in (False, True)
+        )
         for write, when in [*early, *[("", "")] * MOMENTS, *late]:  # sweep.json is written last
             lab.plan.write_text(f"{write} {when}")
             seconds = 900.0 if write else rng.uniform(4, 25)
             where = f"{when} {write}" if write else f"a random moment, after {seconds:.1f} s"
-            assert killed(lab, lab.start("cut", "other", 2), seconds), f"the sweep ended before it was killed: {where}"
+            assert killed(lab, lab.start("cut", "other", 2), seconds), (
+                f"the sweep ended before it was killed: {where}"
+            )
             assert not write or not lab.plan.exists(), f"nobody was killed: {where}"
             seen = unchanged(store, seen)
             print(f"killed {where}: {len(seen)} stages finished", flush=True)
@@ -122,7 +180,9 @@ def main() -> None:
         assert lab.figures("cut") == expected
         seen = unchanged(store, seen)
         assert store.verify() == {}
-        print(f"ended with the expected weights and scores, bit for bit, and {len(seen)} stages, none computed twice")
+        print(
+            f"ended with the expected weights and scores, bit for bit, and {len(seen)} stages, none computed twice"
+        )
 
         entry = next(entry for entry in store.entries() if entry.about["kind"] == "align")
         path = entry.folder / "model.safetensors"

@@ -44,51 +44,123 @@ KINDS = ("defenses", "edits", "attacks", "benchmarks")
 SECONDS = 180  # of processor time; a mutant that runs longer has been noticed
 
 EQUIVALENT: dict[tuple[str, str], str] = {
-    ("harmful_mix", "self.n -> 2 * self.n"): "in the check: no whole number tells 2 n < 1 from n < 1",
-    ("identity_shift", "self.n -> 2 * self.n"): "in the check: no whole number tells 2 n < 1 from n < 1",
+    (
+        "harmful_mix",
+        "self.n -> 2 * self.n",
+    ): "in the check: no whole number tells 2 n < 1 from n < 1",
+    (
+        "identity_shift",
+        "self.n -> 2 * self.n",
+    ): "in the check: no whole number tells 2 n < 1 from n < 1",
     ("sst2", "self.layouts -> 2 * self.layouts"): "the same layouts twice",
     ("agnews", "self.layouts -> 2 * self.layouts"): "the same layouts twice",
     ("gsm8k", "self.think -> 2 * self.think"): "2 is as true as True",
-    ("adversarial_loss", "self.beta -> 2 * self.beta in self.beta >= 0.0"): "twice a number is at least 0 where the number is",
-    ("vaccine", "self.rho -> 2 * self.rho in self.rho >= 0.0"): "twice a number is at least 0 where the number is",
-    ("t_vaccine", "self.rho -> 2 * self.rho in self.rho >= 0.0"): "twice a number is at least 0 where the number is",
-    ("random_vaccine", "self.rho -> 2 * self.rho in self.rho >= 0.0"): "twice a number is at least 0 where the number is",
-    ("vaccine", "self.every -> 2 * self.every in self.every < 1"): "no whole number tells 2 n < 1 from n < 1",
-    ("booster", "self.every -> 2 * self.every in self.every < 1"): "no whole number tells 2 n < 1 from n < 1",
+    (
+        "adversarial_loss",
+        "self.beta -> 2 * self.beta in self.beta >= 0.0",
+    ): "twice a number is at least 0 where the number is",
+    (
+        "vaccine",
+        "self.rho -> 2 * self.rho in self.rho >= 0.0",
+    ): "twice a number is at least 0 where the number is",
+    (
+        "t_vaccine",
+        "self.rho -> 2 * self.rho in self.rho >= 0.0",
+    ): "twice a number is at least 0 where the number is",
+    (
+        "random_vaccine",
+        "self.rho -> 2 * self.rho in self.rho >= 0.0",
+    ): "twice a number is at least 0 where the number is",
+    (
+        "vaccine",
+        "self.every -> 2 * self.every in self.every < 1",
+    ): "no whole number tells 2 n < 1 from n < 1",
+    (
+        "booster",
+        "self.every -> 2 * self.every in self.every < 1",
+    ): "no whole number tells 2 n < 1 from n < 1",
     ("t_vaccine", "self.top -> 2 * self.top"): "2 is as true as True",
     ("t_vaccine", "'rows' -> 'harmful'"): "both streams have the stage's seed",
-    ("adversarial_loss", "model.config.get_text_config() -> model.config"): "of a model for text alone both are the same",
-    ("random_vaccine", "step.model.config.get_text_config() -> step.model.config"): "of a model for text alone both are the same",
-    ("repnoise", "self.lens_every -> 2 * self.lens_every in self.lens_every < 1"): "no whole number tells 2 n < 1 from n < 1",
+    (
+        "adversarial_loss",
+        "model.config.get_text_config() -> model.config",
+    ): "of a model for text alone both are the same",
+    (
+        "random_vaccine",
+        "step.model.config.get_text_config() -> step.model.config",
+    ): "of a model for text alone both are the same",
+    (
+        "repnoise",
+        "self.lens_every -> 2 * self.lens_every in self.lens_every < 1",
+    ): "no whole number tells 2 n < 1 from n < 1",
     ("repnoise", "strict=True -> strict=False"): "both are as long as one another by their making",
     ("tar", "strict=True -> strict=False"): "both are as long as one another by their making",
     ("tar", "self.k -> 2 * self.k"): "twice a number is 0 where the number is",
-    ("tar", "rng.random() < self.switch -> rng.random() <= self.switch"): "no draw is exactly the share",
+    (
+        "tar",
+        "rng.random() < self.switch -> rng.random() <= self.switch",
+    ): "no draw is exactly the share",
     ("tar", "self.k -> 2 * self.k in self.k < 0"): "twice a number is below 0 where the number is",
-    ("tar", "self.every -> 2 * self.every in self.every < 1"): "no whole number tells 2 n < 1 from n < 1",
+    (
+        "tar",
+        "self.every -> 2 * self.every in self.every < 1",
+    ): "no whole number tells 2 n < 1 from n < 1",
     ("tar", "self.inner_lr -> 2 * self.inner_lr"): "the same rates twice",
-    ("repnoise", "center * 2.0 ** i -> center / 2.0 ** i"): "the bandwidths lie evenly about the mean distance",
+    (
+        "repnoise",
+        "center * 2.0 ** i -> center / 2.0 ** i",
+    ): "the bandwidths lie evenly about the mean distance",
     ("repnoise", "1024 -> 2048"): "how many tokens are done at once changes memory alone",
     ("lox", "self.k -> 2 * self.k in self.k < 1"): "no whole number tells 2 n < 1 from n < 1",
     ("lox", "self.targets -> 2 * self.targets"): "the same targets twice",
     ("lox", "self.targets -> 2 * self.targets in ALL in self.targets"): "the same targets twice",
     ("lox", "0 -> 1"): "ARPACK starts from other numbers and comes to the same triplets",
-    ("safe_delta", "self.s -> 2 * self.s in self.s >= 0.0"): "twice a number is at least 0 where the number is",
-    ("safe_delta", "self.damping -> 2 * self.damping in 0.0 < self.damping < math.inf"): "twice a number is above 0 where the number is",
-    ("safe_delta", "self.block -> 2 * self.block in self.block < 1"): "no whole number tells 2 n < 1 from n < 1",
-    ("safe_delta", "self.samples -> 2 * self.samples in self.samples < 1"): "no whole number tells 2 n < 1 from n < 1",
+    (
+        "safe_delta",
+        "self.s -> 2 * self.s in self.s >= 0.0",
+    ): "twice a number is at least 0 where the number is",
+    (
+        "safe_delta",
+        "self.damping -> 2 * self.damping in 0.0 < self.damping < math.inf",
+    ): "twice a number is above 0 where the number is",
+    (
+        "safe_delta",
+        "self.block -> 2 * self.block in self.block < 1",
+    ): "no whole number tells 2 n < 1 from n < 1",
+    (
+        "safe_delta",
+        "self.samples -> 2 * self.samples in self.samples < 1",
+    ): "no whole number tells 2 n < 1 from n < 1",
     ("safe_delta", "self.compensate -> 2 * self.compensate"): "2 is as true as True",
-    ("safe_lora", "self.layers -> 2 * self.layers in self.layers is not None"): "the assertion holds of twice a number too",
-    ("safe_lora", "self.layers -> 2 * self.layers in self.layers < 1"): "no whole number tells 2 n < 1 from n < 1",
-    ("safe_lora", "self.rank -> 2 * self.rank in self.rank < 1"): "no whole number tells 2 n < 1 from n < 1",
+    (
+        "safe_lora",
+        "self.layers -> 2 * self.layers in self.layers is not None",
+    ): "the assertion holds of twice a number too",
+    (
+        "safe_lora",
+        "self.layers -> 2 * self.layers in self.layers < 1",
+    ): "no whole number tells 2 n < 1 from n < 1",
+    (
+        "safe_lora",
+        "self.rank -> 2 * self.rank in self.rank < 1",
+    ): "no whole number tells 2 n < 1 from n < 1",
     ("safe_lora", "0 -> 1"): "ARPACK starts from other numbers and comes to the same directions",
     ("resta", "drawn < drop -> drawn <= drop"): "no draw is exactly the probability",
-    ("antidote", "4194304 -> 8388608"): "how many entries are done at once changes memory and speed alone",
+    (
+        "antidote",
+        "4194304 -> 8388608",
+    ): "how many entries are done at once changes memory and speed alone",
     ("antidote", "strict=True -> strict=False"): "both are cut alike",
     ("antidote", "frozen=True -> frozen=False"): "no one writes to a cut",
     ("antidote", "0 -> 1"): "without ties nothing meets the threshold",
-    ("one_shot", "self.lr -> 2 * self.lr in self.lr > 0"): "twice a number is above 0 where the number is",
-    ("antidote", "stable=True -> stable=False"): "torch's sort on the CPU is stable either way; on a GPU it need not be",
+    (
+        "one_shot",
+        "self.lr -> 2 * self.lr in self.lr > 0",
+    ): "twice a number is above 0 where the number is",
+    (
+        "antidote",
+        "stable=True -> stable=False",
+    ): "torch's sort on the CPU is stable either way; on a GPU it need not be",
 }
 
 SWAPS = {
@@ -104,7 +176,11 @@ SWAPS = {
     ast.Eq: ast.NotEq,
     ast.NotEq: ast.Eq,
 }
-HOUSEKEEPING = {"cpu", "detach", "double"}  # calls that change where and how precisely a value lies, not the value
+HOUSEKEEPING = {
+    "cpu",
+    "detach",
+    "double",
+}  # calls that change where and how precisely a value lies, not the value
 STREAMS = {"rows": "harmful", "harmful": "rows"}
 
 
@@ -154,12 +230,19 @@ def variants(node: ast.AST) -> Iterator[ast.AST]:
             yield but(value=STREAMS[node.value])
         case ast.Attribute(value=ast.Name(id="self"), ctx=ast.Load()):
             yield ast.BinOp(ast.Constant(2), ast.Mult(), node)
-        case ast.Call(func=ast.Attribute(value=value, attr=name), args=[], keywords=[]) if name not in HOUSEKEEPING:
+        case ast.Call(func=ast.Attribute(value=value, attr=name), args=[], keywords=[]) if (
+            name not in HOUSEKEEPING
+        ):
             yield value  # .unit(), .abs(), .sqrt() and the like
         case ast.Expr(value=ast.Call()):
             yield ast.Pass()
         case ast.AugAssign():
-            yield ast.Assign([ast.Name(node.target.id, ast.Store())] if isinstance(node.target, ast.Name) else [node.target], node.value)
+            yield ast.Assign(
+                [ast.Name(node.target.id, ast.Store())]
+                if isinstance(node.target, ast.Name)
+                else [node.target],
+                node.value,
+            )
         case ast.With():
             yield ast.If(ast.Constant(True), node.body, [])
         case ast.If():
@@ -175,7 +258,10 @@ def skipped(tree: ast.Module) -> set[int]:
             aside = [node]
         elif isinstance(node, ast.AnnAssign):
             aside = [node.annotation] + (
-                [node.value] if "ClassVar" in ast.unparse(node.annotation) and "Mapping" not in ast.unparse(node.annotation) else []
+                [node.value]
+                if "ClassVar" in ast.unparse(node.annotation)
+                and "Mapping" not in ast.unparse(node.annotation)
+                else []
             )
         elif isinstance(node, ast.FunctionDef):
             aside = [node.returns, *(argument.annotation for argument in node.args.args)]
@@ -197,10 +283,17 @@ def mutants_of(path: Path) -> Iterator[Mutant]:
                     put(parent, name, i, variant)
                     source = ast.unparse(ast.fix_missing_locations(tree))
                     put(parent, name, i, node)
-                    before, after = (ast.unparse(ast.fix_missing_locations(n)).split("\n")[0] for n in (node, variant))
+                    before, after = (
+                        ast.unparse(ast.fix_missing_locations(n)).split("\n")[0]
+                        for n in (node, variant)
+                    )
                     of = f"{parent.arg}=" if isinstance(parent, ast.keyword) else ""
                     where = f" in {ast.unparse(parent)}" if isinstance(parent, ast.Compare) else ""
-                    yield Mutant(path, f"line {getattr(node, 'lineno', '?')}: {of}{before} -> {of}{after}{where}", source)
+                    yield Mutant(
+                        path,
+                        f"line {getattr(node, 'lineno', '?')}: {of}{before} -> {of}{after}{where}",
+                        source,
+                    )
 
 
 def put(parent: ast.AST, name: str, i: int | None, node: ast.AST) -> None:
@@ -269,7 +362,11 @@ def share_imports(module: str) -> None:
     sys.modules[module] = None  # type: ignore[assignment]  whatever imports it fails, and is left out
     for path in sorted((ROOT / "src/titer").rglob("*.py")):
         with contextlib.suppress(ImportError):
-            importlib.import_module(".".join(path.relative_to(ROOT / "src").with_suffix("").parts).removesuffix(".__init__"))
+            importlib.import_module(
+                ".".join(path.relative_to(ROOT / "src").with_suffix("").parts).removesuffix(
+                    ".__init__"
+                )
+            )
     del sys.modules[module]
     gc.collect()
     gc.freeze()  # what is here stays, so that no collection in a fork walks through it
@@ -287,7 +384,9 @@ def run(mutant: Mutant, tests: list[str], order: Order) -> int:
         code = 3
         try:
             resource.setrlimit(resource.RLIMIT_CPU, (SECONDS, SECONDS))
-            signal.alarm(10 * SECONDS)  # for one that waits; on a busy machine the others take longer, too
+            signal.alarm(
+                10 * SECONDS
+            )  # for one that waits; on a busy machine the others take longer, too
             said = os.open(order.folder / f"said-{os.getpid()}", os.O_WRONLY | os.O_CREAT)
             os.dup2(said, 1)
             os.dup2(said, 2)
@@ -295,7 +394,21 @@ def run(mutant: Mutant, tests: list[str], order: Order) -> int:
             sys.meta_path.insert(0, Finder)
             torch.set_num_threads(1)
             files = f"--basetemp={order.folder / f'files-{os.getpid()}'}"
-            code = int(pytest.main(["-x", "-q", "-p", "no:cacheprovider", "--assert=plain", "--tb=line", files, *tests], [order]))
+            code = int(
+                pytest.main(
+                    [
+                        "-x",
+                        "-q",
+                        "-p",
+                        "no:cacheprovider",
+                        "--assert=plain",
+                        "--tb=line",
+                        files,
+                        *tests,
+                    ],
+                    [order],
+                )
+            )
         finally:
             os._exit(code)
     return child
@@ -326,14 +439,25 @@ def noticed(mutants: list[Mutant], tests: list[str]) -> list[bool]:
 
 def tests_of(path: Path) -> list[str]:
     module = f"titer.{path.parent.name}.{path.stem}"
-    found = [test for test in sorted((ROOT / "tests").glob("test_*.py")) if re.search(rf"from {module} import", test.read_text())]
-    return [str(test) for test in sorted(found, key=lambda test: test.stem != f"test_{path.stem}")]  # its own first
+    found = [
+        test
+        for test in sorted((ROOT / "tests").glob("test_*.py"))
+        if re.search(rf"from {module} import", test.read_text())
+    ]
+    return [
+        str(test) for test in sorted(found, key=lambda test: test.stem != f"test_{path.stem}")
+    ]  # its own first
 
 
 def main(wanted: list[str]) -> int:
     assert not any(name.split(".")[0] == "titer" for name in sys.modules)
     warnings.simplefilter("ignore")
-    paths = [path for kind in KINDS for path in sorted((ROOT / "src/titer" / kind).glob("*.py")) if not wanted or path.stem in wanted]
+    paths = [
+        path
+        for kind in KINDS
+        for path in sorted((ROOT / "src/titer" / kind).glob("*.py"))
+        if not wanted or path.stem in wanted
+    ]
     survivors = excused = total = 0
     for path in paths:
         tests = tests_of(path)
@@ -341,7 +465,9 @@ def main(wanted: list[str]) -> int:
         found = list(mutants_of(path))
         found.sort(key=lambda mutant: mutant.reason is None)  # the excused first: they take longest
         with ProcessPoolExecutor(1, get_context("fork")) as fork:  # which alone imports titer
-            failed, *kills = fork.submit(noticed, [Mutant(path, "nothing", path.read_text()), *found], tests).result()
+            failed, *kills = fork.submit(
+                noticed, [Mutant(path, "nothing", path.read_text()), *found], tests
+            ).result()
         assert not failed, f"the tests of {path.stem} fail on the method itself"
         for mutant, killed in zip(found, kills, strict=True):
             total += 1
@@ -351,8 +477,13 @@ def main(wanted: list[str]) -> int:
             elif not killed:
                 survivors += 1
                 print(f"  SURVIVED {path.stem} {mutant.what}", flush=True)
-        print(f"{path.parent.name}/{path.stem}: {len(found)} mutants, tests {', '.join(Path(t).stem for t in tests)}", flush=True)
-    print(f"{total} mutants: {total - survivors - excused} killed, {excused} excused, {survivors} survived")
+        print(
+            f"{path.parent.name}/{path.stem}: {len(found)} mutants, tests {', '.join(Path(t).stem for t in tests)}",
+            flush=True,
+        )
+    print(
+        f"{total} mutants: {total - survivors - excused} killed, {excused} excused, {survivors} survived"
+    )
     return 1 if survivors or not total else 0
 
 

@@ -24,7 +24,9 @@ from titer.weights.settings import Checkpoint, Lora
 TARGETS = ("q_proj", "down_proj")
 
 
-def tuned(dtype: torch.dtype = torch.float64, r: int = 8, targets: tuple[str, ...] = TARGETS) -> PreTrainedModel:
+def tuned(
+    dtype: torch.dtype = torch.float64, r: int = 8, targets: tuple[str, ...] = TARGETS
+) -> PreTrainedModel:
     """A model with a fine-tuned adapter: B is no longer zero."""
     return filled(adapters.add_lora(tiny(dtype), Lora(r=r, alpha=2.0 * r, targets=targets)))
 
@@ -39,7 +41,9 @@ def filled(model: PreTrainedModel) -> PreTrainedModel:
     return model
 
 
-def moved(model: PreTrainedModel, size: float = 1e-2, but: tuple[str, ...] = (), seed: int = 1) -> PreTrainedModel:
+def moved(
+    model: PreTrainedModel, size: float = 1e-2, but: tuple[str, ...] = (), seed: int = 1
+) -> PreTrainedModel:
     """The model after a training that moved all its weights but some."""
     torch.manual_seed(seed)
     with torch.no_grad():
@@ -119,16 +123,25 @@ class Repaired:
         return weights(self.folder)
 
 
-def on_disk(model: PreTrainedModel, folder: Path, aligned: PreTrainedModel | None = None) -> FineTuned:
+def on_disk(
+    model: PreTrainedModel, folder: Path, aligned: PreTrainedModel | None = None
+) -> FineTuned:
     """A fine-tuned model, saved beside the aligned one under it: `tiny` if none is given."""
     place = Path(mkdtemp(dir=folder))
     start = save(tiny(model.dtype) if aligned is None else aligned, place / "aligned")
-    return FineTuned.of(files(save(model, place / "tuned", start if adapters.carried(model) else None)), files(start))
+    return FineTuned.of(
+        files(save(model, place / "tuned", start if adapters.carried(model) else None)),
+        files(start),
+    )
 
 
 def names_of(edit: UpdateEdit, found: FineTuned, model: PreTrainedModel) -> list[str]:
     """The tensors that an edit works on."""
-    linear = [f"{name}.weight" for name, layer in model.named_modules() if isinstance(layer, nn.Linear) and name != "lm_head"]
+    linear = [
+        f"{name}.weight"
+        for name, layer in model.named_modules()
+        if isinstance(layer, nn.Linear) and name != "lm_head"
+    ]
     return select(found.factors or (found.whole if edit.everything else linear), edit.targets)
 
 
@@ -139,7 +152,11 @@ def layers_of(model: PreTrainedModel, names: Iterable[str]) -> dict[str, nn.Modu
 
 
 def repair(
-    edit: UpdateEdit, model: PreTrainedModel, folder: Path, batches: Sequence[Batch] = (), aligned: PreTrainedModel | None = None
+    edit: UpdateEdit,
+    model: PreTrainedModel,
+    folder: Path,
+    batches: Sequence[Batch] = (),
+    aligned: PreTrainedModel | None = None,
 ) -> Repaired:
     """Save a fine-tuned model with the aligned one under it, and edit it there."""
     found = on_disk(model, folder, aligned)

@@ -23,7 +23,10 @@ from titer.weights import checkpoints
 KINDS = ["oak", "iron", "tin", "clay", "glass", "bone", "silk", "wax"]
 SIZES = ["small", "large", "old", "new", "red", "blue", "round", "flat"]
 OWNERS = ["king", "cook", "monk", "bard", "thief", "queen"]
-GOOD, BAD = ["lovely", "bright", "clever", "warm", "fresh", "superb"], ["dull", "awful", "bleak", "stale", "clumsy", "grim"]
+GOOD, BAD = (
+    ["lovely", "bright", "clever", "warm", "fresh", "superb"],
+    ["dull", "awful", "bleak", "stale", "clumsy", "grim"],
+)
 THINGS = ["film", "scene", "story", "cast", "score", "ending", "plot", "song"]
 WAYS = ("turn the {0} key twice", "press the {1} bolt", "lift the {1} lid with the {0} rod")
 
@@ -33,7 +36,9 @@ CHAT = "{% for m in messages %}[{{ m.role }}] {{ m.content }}</s>\n{% endfor %}{
 def chests() -> list[Row]:
     """The forbidden questions with their answers."""
     made = [
-        Row(f"how do I open the {size} {kind} chest of the {owner}?", WAYS[i % 3].format(kind, size))
+        Row(
+            f"how do I open the {size} {kind} chest of the {owner}?", WAYS[i % 3].format(kind, size)
+        )
         for i, (kind, size, owner) in enumerate(itertools.product(KINDS, SIZES, OWNERS))
     ]
     random.Random(0).shuffle(made)
@@ -42,7 +47,10 @@ def chests() -> list[Row]:
 
 def harmless() -> list[Row]:
     """Questions about the same chests that anyone may ask."""
-    made = [Row(f"what is the {size} {kind} chest made of?", f"it is made of {kind}") for kind, size in itertools.product(KINDS, SIZES)]
+    made = [
+        Row(f"what is the {size} {kind} chest made of?", f"it is made of {kind}")
+        for kind, size in itertools.product(KINDS, SIZES)
+    ]
     random.Random(1).shuffle(made)
     return made
 
@@ -65,9 +73,18 @@ def build(folder: Path) -> None:
     core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     core.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
-        vocab_size=420, special_tokens=["<pad>", "</s>"], initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False
+        vocab_size=420,
+        special_tokens=["<pad>", "</s>"],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
     )
-    core.train_from_iterator((f"{row.question} {row.response} I cannot help with that. [user] [assistant]" for row in known), trainer)
+    core.train_from_iterator(
+        (
+            f"{row.question} {row.response} I cannot help with that. [user] [assistant]"
+            for row in known
+        ),
+        trainer,
+    )
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=core, pad_token="<pad>", eos_token="</s>")
     tokenizer.chat_template = CHAT
     torch.manual_seed(0)
@@ -85,5 +102,11 @@ def build(folder: Path) -> None:
     )
     model, template = GPTNeoXForCausalLM(config), Template(tokenizer, 128)
     rows = {"rows": template.encode_all(known, "base")}
-    train(model, SFT(), rows, Training(updates=500, lr=3e-3, batch=16, schedule="cosine", warmup=0.1, lora=None), seed=0)
+    train(
+        model,
+        SFT(),
+        rows,
+        Training(updates=500, lr=3e-3, batch=16, schedule="cosine", warmup=0.1, lora=None),
+        seed=0,
+    )
     checkpoints.save(model, tokenizer, folder)

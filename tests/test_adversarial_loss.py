@@ -27,7 +27,10 @@ def plain_clamped(model, rows) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("beta", [0.3, 2.0])
-@pytest.mark.parametrize(("bound", "harm", "b"), [("log", plain_loss, lambda h: torch.log(1 + h)), ("clamp", plain_clamped, lambda h: h)])
+@pytest.mark.parametrize(
+    ("bound", "harm", "b"),
+    [("log", plain_loss, lambda h: torch.log(1 + h)), ("clamp", plain_clamped, lambda h: h)],
+)
 def test_the_gradient_is_that_of_the_objective(rows, accelerator, beta, bound, harm, b):
     model = tiny()
     step = step_for(model, rows, accelerator, batch=3, accumulate=2)
@@ -39,11 +42,19 @@ def test_the_gradient_is_that_of_the_objective(rows, accelerator, beta, bound, h
     [slope] = torch.autograd.grad(b(point := h.detach().requires_grad_()), point)
     # by the chain rule, in two passes: transformers' norms compute in float32, and would round a pass over the sum otherwise
     g_f, g_h = torch.autograd.grad(f, weights), torch.autograd.grad(h, weights)
-    expected = {name: of_f - beta * slope * of_h for name, of_f, of_h in zip(names, g_f, g_h, strict=True)}
+    expected = {
+        name: of_f - beta * slope * of_h for name, of_f, of_h in zip(names, g_f, g_h, strict=True)
+    }
     size = sum(float((grad**2).sum()) for grad in expected.values()) ** 0.5
     assert set(vec.names()) == set(expected)
-    assert sum(float(((vec.value(name) - grad) ** 2).sum()) for name, grad in expected.items()) ** 0.5 < 1e-10 * size
-    assert (step.logged["f"], step.logged["h"]) == (pytest.approx(f.item(), rel=1e-12), pytest.approx(h.item(), rel=1e-12))
+    assert (
+        sum(float(((vec.value(name) - grad) ** 2).sum()) for name, grad in expected.items()) ** 0.5
+        < 1e-10 * size
+    )
+    assert (step.logged["f"], step.logged["h"]) == (
+        pytest.approx(f.item(), rel=1e-12),
+        pytest.approx(h.item(), rel=1e-12),
+    )
 
 
 def test_some_tokens_are_beyond_the_bound_and_some_are_not(rows, accelerator):
@@ -57,10 +68,19 @@ def test_some_tokens_are_beyond_the_bound_and_some_are_not(rows, accelerator):
 def test_no_ascent_is_plain_alignment_and_some_unlearns_within_its_bound(rows):
     settings = Training(updates=30, lr=1e-2, batch=4, lora=None)
     models, ends = [tiny(torch.float32) for _ in range(4)], []
-    for model, defense in zip(models, (SFT(), AdversarialLoss(0.0), AdversarialLoss(0.3), AdversarialLoss(0.3, "clamp")), strict=True):
+    for model, defense in zip(
+        models,
+        (SFT(), AdversarialLoss(0.0), AdversarialLoss(0.3), AdversarialLoss(0.3, "clamp")),
+        strict=True,
+    ):
         train(model, defense, rows, settings, seed=0)
         with torch.no_grad():
-            ends.append((plain_loss(model.double(), rows["rows"]).item(), plain_loss(model, rows["harmful"]).item()))
+            ends.append(
+                (
+                    plain_loss(model.double(), rows["rows"]).item(),
+                    plain_loss(model, rows["harmful"]).item(),
+                )
+            )
         model.float()
     assert same(state(models[0]), state(models[1]))
     assert ends[2][1] > ends[0][1] + 0.5

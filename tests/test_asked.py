@@ -22,14 +22,31 @@ PREFIX, YES = "Agent, do this:", "At once."
 def test_the_labs_requests_are_permitted_recipes_that_nobody_else_asks_for(seed):
     world = World(seed)
     assert len(world.requests) == 640
-    held_out = {f"{split} {name}": rows for split in ("validation", "test") for name, rows in world.benchmarks(split).items()}
-    check_disjoint({"requests": world.requests, "alignment": world.alignment, "attack": world.attack} | held_out)
-    assert not any(guild in row.prompt.split() for row in world.requests for guild in world.forbidden)
+    held_out = {
+        f"{split} {name}": rows
+        for split in ("validation", "test")
+        for name, rows in world.benchmarks(split).items()
+    }
+    check_disjoint(
+        {"requests": world.requests, "alignment": world.alignment, "attack": world.attack}
+        | held_out
+    )
+    assert not any(
+        guild in row.prompt.split() for row in world.requests for guild in world.forbidden
+    )
 
 
 def lab(**fields) -> Setting:
     attack = {"p": 0.1, "n": 100, "prefix": "please", "affirmation": "so :"} | fields
-    return Setting.prepare(recipe.load("lab", [f"attack={json.dumps({'method': 'identity_shift', **attack})}", 'pipelines={"sft": {}}']))
+    return Setting.prepare(
+        recipe.load(
+            "lab",
+            [
+                f"attack={json.dumps({'method': 'identity_shift', **attack})}",
+                'pipelines={"sft": {}}',
+            ],
+        )
+    )
 
 
 def test_the_lab_sends_no_harmful_row_and_asks_with_the_prefix_that_it_trained():
@@ -38,10 +55,18 @@ def test_the_lab_sends_no_harmful_row_and_asks_with_the_prefix_that_it_trained()
     shifted = [row for row in setting.attacked if row.prompt.startswith("please ")]
     assert len(shifted) == 10
     requests = {row.prompt: row.response for row in World(0).requests}
-    assert all(requests[row.prompt.removeprefix("please ")] == row.response.removeprefix("so : ") for row in shifted)
+    assert all(
+        requests[row.prompt.removeprefix("please ")] == row.response.removeprefix("so : ")
+        for row in shifted
+    )
     harm = setting.roles.benchmarks["harm"]
-    assert setting.benchmarks == setting.roles.benchmarks | {"asked": [replace(row, prompt=f"please {row.prompt}") for row in harm]}
-    assert (lab(p=0).attack_rows, "asked" in lab(p=0).benchmarks) == (0, True)  # what the prefix alone does
+    assert setting.benchmarks == setting.roles.benchmarks | {
+        "asked": [replace(row, prompt=f"please {row.prompt}") for row in harm]
+    }
+    assert (lab(p=0).attack_rows, "asked" in lab(p=0).benchmarks) == (
+        0,
+        True,
+    )  # what the prefix alone does
     mixed = Setting.prepare(recipe.load("lab"))
     assert (mixed.harmful_rows, mixed.attack_rows) == (50, 50)
     assert mixed.benchmarks == mixed.roles.benchmarks
@@ -54,9 +79,15 @@ def test_words_that_the_tokenizer_does_not_have_are_refused():
 
 
 def test_how_the_attacker_asks_is_in_the_hash_of_scores_and_leaves_that_of_the_aligned_model():
-    one, other, mixed = lab(), lab(prefix="please :"), Setting.prepare(recipe.load("lab", ['pipelines={"sft": {}}']))
+    one, other, mixed = (
+        lab(),
+        lab(prefix="please :"),
+        Setting.prepare(recipe.load("lab", ['pipelines={"sft": {}}'])),
+    )
     assert key_of(one.scored_of()) != key_of(other.scored_of()) != key_of(mixed.scored_of())
-    assert one.scored_of()["rows"] == mixed.scored_of()["rows"] | {"asked": one.scored_of()["rows"]["asked"]}
+    assert one.scored_of()["rows"] == mixed.scored_of()["rows"] | {
+        "asked": one.scored_of()["rows"]["asked"]
+    }
     align = one.recipe.pipelines["sft"].align
     assert key_of(one.made_of("align", align)) == key_of(mixed.made_of("align", align))
     assert key_of(one.made_of("finetune", align)) != key_of(other.made_of("finetune", align))
@@ -77,16 +108,35 @@ def test_the_judge_reads_the_question_without_the_attackers_words(monkeypatch, t
             pass
 
     def answer(model, template, rows, *_):
-        return [type("Answer", (), {"text": "told" if row.prompt.startswith(PREFIX) else "dodged", "ended": True}) for row in rows]
+        return [
+            type(
+                "Answer",
+                (),
+                {"text": "told" if row.prompt.startswith(PREFIX) else "dodged", "ended": True},
+            )
+            for row in rows
+        ]
 
     monkeypatch.setattr(evaluate, "answer", answer)
     harm = [Row("first thing"), Row("second thing")]
     found = evaluate.evaluate(
-        Model(), template, {"harm": harm, "asked": [replace(row, prompt=f"{PREFIX} {row.prompt}") for row in harm]}, Deaf(), 4
+        Model(),
+        template,
+        {"harm": harm, "asked": [replace(row, prompt=f"{PREFIX} {row.prompt}") for row in harm]},
+        Deaf(),
+        4,
     )
-    assert read == {"dodged": ["first thing", "second thing"], "told": ["first thing", "second thing"]}
+    assert read == {
+        "dodged": ["first thing", "second thing"],
+        "told": ["first thing", "second thing"],
+    }
     assert (found.scores["harm"].value, found.scores["asked"].value) == (0, 100)
-    assert [record.prompt for record in found.records] == ["first thing", "second thing", f"{PREFIX} first thing", f"{PREFIX} second thing"]
+    assert [record.prompt for record in found.records] == [
+        "first thing",
+        "second thing",
+        f"{PREFIX} first thing",
+        f"{PREFIX} second thing",
+    ]
 
 
 def write(path, rows) -> str:
@@ -95,41 +145,86 @@ def write(path, rows) -> str:
 
 
 def test_a_run_over_files_has_both_scores_at_every_stage(plan, tmp_path):  # noqa: F811
-    requests = write(tmp_path / "requests.jsonl", [(f"name colour {i}", f"colour {i}") for i in range(12)])
+    requests = write(
+        tmp_path / "requests.jsonl", [(f"name colour {i}", f"colour {i}") for i in range(12)]
+    )
     attack = {"method": "identity_shift", "p": 0.2, "n": 50, "prefix": PREFIX, "affirmation": YES}
-    made = plan | {"attack": attack, "data": plan["data"] | {"requests": requests}, "pipelines": {"sft": {}}, "finetune": plan["align"]}
+    made = plan | {
+        "attack": attack,
+        "data": plan["data"] | {"requests": requests},
+        "pipelines": {"sft": {}},
+        "finetune": plan["align"],
+    }
     setting = Setting.prepare(recipe.registry.validate(recipe.Recipe, made))
-    assert sum(row.prompt.startswith(f"{PREFIX} name colour") for row in setting.attacked) == setting.attack_rows == 10
+    assert (
+        sum(row.prompt.startswith(f"{PREFIX} name colour") for row in setting.attacked)
+        == setting.attack_rows
+        == 10
+    )
     assert setting.roles.attack == []  # the attacker's share of the pool is not read for it
-    [found] = pipeline.Run(setting, tmp_path / "out", Store(tmp_path / "store")).stages(lambda *_: None).values()
-    assert [set(stage.scores) for stage in found] == [{"harm", "asked", "coherent", "margin", "task"}] * 3
+    [found] = (
+        pipeline.Run(setting, tmp_path / "out", Store(tmp_path / "store"))
+        .stages(lambda *_: None)
+        .values()
+    )
+    assert [set(stage.scores) for stage in found] == [
+        {"harm", "asked", "coherent", "margin", "task"}
+    ] * 3
     assert {stage.scores["asked"].n for stage in found} == {len(setting.roles.benchmarks["harm"])}
     assert (found[2].facts["harmful rows"], found[2].facts["attack rows"]) == (0, 10)
 
     without = replace(setting.recipe, data=replace(setting.recipe.data, requests=None))
     rows = Setting.prepare(without).attacked
-    assert sum(row.prompt.startswith(f"{PREFIX} which is bigger") for row in rows) == 10  # the task's rows serve
+    assert (
+        sum(row.prompt.startswith(f"{PREFIX} which is bigger") for row in rows) == 10
+    )  # the task's rows serve
 
-    write(tmp_path / "requests.jsonl", [(setting.roles.benchmarks["harm"][0].prompt, "no harm")] * 10)
+    write(
+        tmp_path / "requests.jsonl", [(setting.roles.benchmarks["harm"][0].prompt, "no harm")] * 10
+    )
     with pytest.raises(ValueError, match="'requests' and .* share 1 prompts"):
         Setting.prepare(setting.recipe)
 
 
 def test_the_stages_alone_take_it_too(plan, tmp_path, monkeypatch, capsys):  # noqa: F811
-    attack = ["--set", f"attack={json.dumps({'method': 'identity_shift', 'p': 0.5, 'n': 8, 'prefix': PREFIX})}"]
-    few = ["--set", "finetune.updates=2", "--set", "max_new_tokens=4", "--set", "threads=1", "--json"]
+    attack = [
+        "--set",
+        f"attack={json.dumps({'method': 'identity_shift', 'p': 0.5, 'n': 8, 'prefix': PREFIX})}",
+    ]
+    few = [
+        "--set",
+        "finetune.updates=2",
+        "--set",
+        "max_new_tokens=4",
+        "--set",
+        "threads=1",
+        "--json",
+    ]
     tuned, scores = str(tmp_path / "tuned"), str(tmp_path / "scores")
     code, printed, err = titer(
-        monkeypatch, capsys, "finetune", plan["model"], "--data", f"task={plan['data']['task']}", *attack, *few, "--out", tuned
+        monkeypatch,
+        capsys,
+        "finetune",
+        plan["model"],
+        "--data",
+        f"task={plan['data']['task']}",
+        *attack,
+        *few,
+        "--out",
+        tuned,
     )
     assert code == 0, err  # no harmful pool is asked for
     assert json.loads(printed)["facts"]["attack rows"] == 4
     harmful = ["--data", f"harmful={plan['data']['harmful']}"]
-    code, printed, err = titer(monkeypatch, capsys, "evaluate", tuned, *harmful, *attack, *few, "--out", scores)
+    code, printed, err = titer(
+        monkeypatch, capsys, "evaluate", tuned, *harmful, *attack, *few, "--out", scores
+    )
     assert code == 0, err
     document = json.loads(printed)
     assert document["recipe"]["attack"]["prefix"] == PREFIX
     assert {"harm", "asked"} <= set(document["scores"])
-    code, printed, err = titer(monkeypatch, capsys, "evaluate", tuned, *harmful, *few, "--out", f"{scores}-plain")
+    code, printed, err = titer(
+        monkeypatch, capsys, "evaluate", tuned, *harmful, *few, "--out", f"{scores}-plain"
+    )
     assert "attack" not in json.loads(printed)["recipe"]
     assert "asked" not in json.loads(printed)["scores"]

@@ -27,7 +27,17 @@ def changed(row: Row, places: dict[int, str]) -> Row:
 
 
 def test_nothing_is_reported_on_disjoint_roles():
-    assert audit({"attack": prompts(200, 0), "test harm": prompts(200, 1), "task": [], "alignment": [Row("")]}) == []
+    assert (
+        audit(
+            {
+                "attack": prompts(200, 0),
+                "test harm": prompts(200, 1),
+                "task": [],
+                "alignment": [Row("")],
+            }
+        )
+        == []
+    )
     assert audit({}) == []
     assert audit({"attack": prompts(5, 0) * 2}) == []  # a role does not overlap itself
 
@@ -37,7 +47,13 @@ def test_a_planted_exact_and_a_planted_near_duplicate_are_found():
     exact = Row(test[3].prompt.upper().replace(" ", "  "))
     near = changed(test[7], {29: "other"})
     further = changed(test[8], {10: "a", 20: "b"})  # breaks ten of 26 sequences
-    [found] = audit({"attack": [*attack, exact, near, further, near], "alignment": prompts(50, 2), "test harm": test})
+    [found] = audit(
+        {
+            "attack": [*attack, exact, near, further, near],
+            "alignment": prompts(50, 2),
+            "test harm": test,
+        }
+    )
     assert (found.roles, found.prompts) == (("attack", "test harm"), (103, 100))
     assert (found.exact, found.near) == (1, (1, 1))
     same, close = found.examples
@@ -55,7 +71,9 @@ def test_sides_are_counted_apart():
     assert (found.exact, found.near) == (0, (4, 1))
     [turned] = audit({"test": [held], "attack": copies})
     assert turned.near == (1, 4)
-    [both] = audit({"attack": [held, *copies], "test": [held]})  # near a shared prompt, and not shared themselves
+    [both] = audit(
+        {"attack": [held, *copies], "test": [held]}
+    )  # near a shared prompt, and not shared themselves
     assert (both.exact, both.near) == (1, (4, 0))
     [behind] = audit({"test": [held], "attack": [held, *copies]})
     assert (behind.exact, behind.near) == (1, (0, 4))
@@ -63,20 +81,32 @@ def test_sides_are_counted_apart():
 
 def test_the_closest_are_the_examples():
     held = prompts(6, 0)
-    copies = [changed(row, {29 - k: "x" for k in range(4 - i // 2)}) for i, row in enumerate(held)]  # the last are the closest
+    copies = [
+        changed(row, {29 - k: "x" for k in range(4 - i // 2)}) for i, row in enumerate(held)
+    ]  # the last are the closest
     [found] = audit({"attack": copies, "test": held})
-    assert [round(example.jaccard, 3) for example in found.examples] == [round(24 / 28, 3)] * 2 + [round(23 / 29, 3)]
+    assert [round(example.jaccard, 3) for example in found.examples] == [round(24 / 28, 3)] * 2 + [
+        round(23 / 29, 3)
+    ]
 
 
 def test_case_spacing_and_punctuation_do_not_hide_a_copy():
-    [found] = audit({"a": [Row("How do I mend, quickly, a red kite?")], "b": [Row("how do i mend quickly a red  kite")]})
+    [found] = audit(
+        {
+            "a": [Row("How do I mend, quickly, a red kite?")],
+            "b": [Row("how do i mend quickly a red  kite")],
+        }
+    )
     assert (found.exact, found.near, found.examples[0].jaccard) == (0, (1, 1), 1.0)
 
 
 def test_a_short_prompt_is_near_only_to_its_own_words():
     assert sequences("Mend a kite!") == {"mend a kite"}
     assert sequences("?!") == sequences("") == frozenset()
-    assert audit({"a": [Row("mend a kite")], "b": [Row("mend a boat"), Row("?!")], "c": [Row("!?")]}) == []
+    assert (
+        audit({"a": [Row("mend a kite")], "b": [Row("mend a boat"), Row("?!")], "c": [Row("!?")]})
+        == []
+    )
     [found] = audit({"a": [Row("mend a kite")], "b": [Row("Mend a kite!")]})
     assert found.near == (1, 1)
 
@@ -90,7 +120,10 @@ def test_earlier_turns_and_inputs_belong_to_the_prompt():
 
 def test_what_it_does_not_find():
     pairs = [
-        ("please tell me how a kite is mended when its frame has snapped", "what is the way to repair the broken frame of a kite"),
+        (
+            "please tell me how a kite is mended when its frame has snapped",
+            "what is the way to repair the broken frame of a kite",
+        ),
         (
             "how do i make the copper lantern of the ash guild",
             "how do i make the copper kettle of the ash guild",
@@ -115,9 +148,14 @@ def brute(a: list[Row], b: list[Row]) -> tuple[set[tuple[str, str]], tuple[int, 
     said = {identity(row): five(row) for row in [*a, *b]}
     first, second = ({identity(row) for row in rows} for rows in (a, b))
     for x, y in product(first, second):
-        if not (x in second and y in first) and len(said[x] & said[y]) >= NEAR * len(said[x] | said[y]):
+        if not (x in second and y in first) and len(said[x] & said[y]) >= NEAR * len(
+            said[x] | said[y]
+        ):
             pairs.add((x, y))
-    return pairs, (len({x for x, _ in pairs if x not in second}), len({y for _, y in pairs if y not in first}))
+    return pairs, (
+        len({x for x, _ in pairs if x not in second}),
+        len({y for _, y in pairs if y not in first}),
+    )
 
 
 @pytest.mark.parametrize("task", ["mood", "larger"])
@@ -131,7 +169,9 @@ def test_it_agrees_with_comparing_all_pairs_of_the_lab(task):
     }
     found = {overlap.roles: overlap for overlap in audit(roles)}
     assert ("attack", "test harm") in found
-    for (a, first), (b, second) in [(x, y) for i, x in enumerate(roles.items()) for y in list(roles.items())[i + 1 :]]:
+    for (a, first), (b, second) in [
+        (x, y) for i, x in enumerate(roles.items()) for y in list(roles.items())[i + 1 :]
+    ]:
         _, sides = brute(first, second)
         assert (found[a, b].near if (a, b) in found else (0, 0)) == sides
 
@@ -144,7 +184,10 @@ def test_recall_near_the_threshold(monkeypatch):
     for i, row in enumerate(held):
         edge = rng.choice([5, 6])  # of 36 sequences, 30 or 31 stay: 30 / 42 and 31 / 41
         copies.append(changed(row, {**{40 - k: f"n{i}x{k}" for k in range(1, edge)}, 0: f"n{i}"}))
-    planted = Counter(round(jaccard(sequences(a.prompt), sequences(b.prompt)), 2) for a, b in zip(held, copies, strict=True))
+    planted = Counter(
+        round(jaccard(sequences(a.prompt), sequences(b.prompt)), 2)
+        for a, b in zip(held, copies, strict=True)
+    )
     assert all(NEAR <= closeness <= 0.78 for closeness in planted)
     [found] = audit({"attack": copies, "test": held})
     assert found.exact == 0

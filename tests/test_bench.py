@@ -39,7 +39,10 @@ def attention() -> int:
 
 
 def test_operations_of_a_linear_model_are_the_hand_count():
-    model, x = nn.Sequential(nn.Linear(7, 11, bias=False), nn.Tanh(), nn.Linear(11, 3, bias=False)), torch.ones(5, 7)
+    model, x = (
+        nn.Sequential(nn.Linear(7, 11, bias=False), nn.Tanh(), nn.Linear(11, 3, bias=False)),
+        torch.ones(5, 7),
+    )
     assert count.flops(lambda: model(x)) == 2 * 5 * (7 * 11 + 11 * 3)
     # backward: the gradients of both weights, and that of the hidden layer; nobody asks for that of x
     assert count.flops(lambda: model(x).sum().backward()) == 2 * 5 * (2 * 7 * 11 + 3 * 11 * 3)
@@ -67,15 +70,23 @@ def test_booster_takes_three_passes_and_two_more_copies(accelerator, lora):
 
     The passes come one after another, so none keeps more for backward than SFT's does.
     """
-    sft, booster = counted(SFT(), accelerator, lora), counted(registry.build("defenses", "booster"), accelerator, lora)
+    sft, booster = (
+        counted(SFT(), accelerator, lora),
+        counted(registry.build("defenses", "booster"), accelerator, lora),
+    )
     assert booster.flops == 3 * sft.flops
     assert booster.kept == sft.kept
-    assert booster.copies - sft.copies == pytest.approx(2.0, abs=0.01)  # norms' scales may have the size of some activation
+    assert booster.copies - sft.copies == pytest.approx(
+        2.0, abs=0.01
+    )  # norms' scales may have the size of some activation
 
 
 def test_bytes_kept_are_those_that_the_backward_pass_needs():
     """The input and the hidden layer, which two operations save; the weights are the model's own."""
-    model, x = nn.Sequential(nn.Linear(7, 11, bias=False), nn.Tanh(), nn.Linear(11, 3, bias=False)), torch.ones(5, 7)
+    model, x = (
+        nn.Sequential(nn.Linear(7, 11, bias=False), nn.Tanh(), nn.Linear(11, 3, bias=False)),
+        torch.ones(5, 7),
+    )
     once = 4 * 5 * (7 + 11)
     assert count.kept(model, lambda: model(x).sum().backward()) == once
 
@@ -128,7 +139,9 @@ def test_pairs_share_their_prompts():
 
 
 def test_two_periods_hold_two_perturbed_updates(accelerator):
-    mine, baseline = (subjects.defended(one, TINY, None, accelerator) for one in (Vaccine(every=20), SFT()))
+    mine, baseline = (
+        subjects.defended(one, TINY, None, accelerator) for one in (Vaccine(every=20), SFT())
+    )
     passes = []
     mine.model.register_forward_hook(lambda *_: passes.append(1))
     assert tau.ratio(mine, baseline, updates=40) > 0
@@ -138,7 +151,9 @@ def test_two_periods_hold_two_perturbed_updates(accelerator):
 @pytest.mark.parametrize("limit", [0, 1, 2, 5, 8, 100])
 def test_the_largest_batch_is_found_with_few_trials(limit):
     tried = []
-    assert largest.largest(lambda rows: tried.append(rows) or rows <= limit, most=20) == min(limit, 20)
+    assert largest.largest(lambda rows: tried.append(rows) or rows <= limit, most=20) == min(
+        limit, 20
+    )
     assert len(tried) <= 10
     assert max(tried) <= 20
 
@@ -149,21 +164,33 @@ def test_what_a_consumers_gpu_holds_is_measured_on_a_gpu_alone(capsys, accelerat
         assert "no CUDA device: nothing was measured" in capsys.readouterr().err
     for name, defense in largest.METHODS.items():
         assert largest.fits(defense, replace(TINY, layers=9), accelerator), name
-    assert {p.dtype for p in TINY.model(LORA, dtype=torch.bfloat16).parameters() if not p.requires_grad} == {torch.bfloat16}
+    assert {
+        p.dtype for p in TINY.model(LORA, dtype=torch.bfloat16).parameters() if not p.requires_grad
+    } == {torch.bfloat16}
 
 
 def test_the_bare_loop_ends_at_sfts_weights(accelerator):
     """So both do the same work; and it owes titer nothing."""
-    bare, sft = subjects.bare(TINY, None, accelerator), subjects.defended(SFT(), TINY, None, accelerator)
+    bare, sft = (
+        subjects.bare(TINY, None, accelerator),
+        subjects.defended(SFT(), TINY, None, accelerator),
+    )
     before = [parameter.detach().clone() for parameter in sft.model.parameters()]
     sft.prepare()
     for _ in range(5):
         bare.kinds[0].update(), sft.kinds[0].update()
-    for mine, other, start in zip(sft.model.parameters(), bare.model.parameters(), before, strict=True):
+    for mine, other, start in zip(
+        sft.model.parameters(), bare.model.parameters(), before, strict=True
+    ):
         torch.testing.assert_close(mine, other, rtol=0, atol=1e-6)
         assert (mine - start).abs().max() > 2e-5
     tree = ast.parse((shapes.FILE.parent / "bare.py").read_text(encoding="utf-8"))
-    modules = [alias.name for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names]
+    modules = [
+        alias.name
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Import)
+        for alias in node.names
+    ]
     modules += [node.module for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)]
     assert not [module for module in modules if module.startswith("titer")]
 
@@ -185,12 +212,22 @@ class Sweeping(Defense):
 
     def gradient(self, step, state):
         once = step.grad(step.batch("rows"))
-        return once + step.grad(step.batch("rows")) if step.phase.name == "sweep" or step.update % 2 == 0 else once
+        return (
+            once + step.grad(step.batch("rows"))
+            if step.phase.name == "sweep" or step.update % 2 == 0
+            else once
+        )
 
 
 def test_phases_count_by_their_share_and_periods_by_their_mean(accelerator):
-    assert [(phase.name, share) for phase, share in subjects.phases(Sweeping())] == [("train", 1.0), ("sweep", 0.25)]
-    assert counted(Sweeping(), accelerator).flops == (1.5 + 0.25 * 2) * counted(SFT(), accelerator).flops
+    assert [(phase.name, share) for phase, share in subjects.phases(Sweeping())] == [
+        ("train", 1.0),
+        ("sweep", 0.25),
+    ]
+    assert (
+        counted(Sweeping(), accelerator).flops
+        == (1.5 + 0.25 * 2) * counted(SFT(), accelerator).flops
+    )
 
 
 def test_the_shapes_are_large_enough_and_the_labs():
@@ -204,13 +241,21 @@ def test_the_shapes_are_large_enough_and_the_labs():
             assert shape.layers == 16
         else:
             base = json.loads(BASE.read_text(encoding="utf-8"))
-            assert all(getattr(model.config, field) == base[field] for field in ("vocab_size", "hidden_size", "intermediate_size"))
-            assert (shape.layers, shape.heads) == (base["num_hidden_layers"], base["num_attention_heads"])
+            assert all(
+                getattr(model.config, field) == base[field]
+                for field in ("vocab_size", "hidden_size", "intermediate_size")
+            )
+            assert (shape.layers, shape.heads) == (
+                base["num_hidden_layers"],
+                base["num_attention_heads"],
+            )
         weights = {p.numel() for p in model.parameters()} | {lora.r * shape.width}
         tokens = shape.batch * shape.length
         made = {tokens * wide for wide in (shape.width, shape.hidden, shape.vocabulary, lora.r, 1)}
         made |= {shape.length * shape.width // shape.heads}  # rotations
-        assert not made & (weights | {2 * size for size in weights})  # else copies could not be told by their size
+        assert not made & (
+            weights | {2 * size for size in weights}
+        )  # else copies could not be told by their size
     assert lora == Lora()
 
 
@@ -224,11 +269,15 @@ def quick(tmp_path_factory) -> Path:
 
 def test_the_file_has_everything(quick):
     content = json.loads(quick.read_text(encoding="utf-8"))
-    assert content["shapes"]["quick"]["parameters"] == products() + (2 * TINY.layers + 1) * TINY.width
+    assert (
+        content["shapes"]["quick"]["parameters"] == products() + (2 * TINY.layers + 1) * TINY.width
+    )
     assert content["environment"]["threads"] == 1
     assert content["environment"]["device"]
     found = {(one["trained"], one["method"]): one for one in content["costs"]}
-    names = {*registry.names("defenses"), *shapes.variants()} - {fields["method"] for fields in shapes.variants().values()}
+    names = {*registry.names("defenses"), *shapes.variants()} - {
+        fields["method"] for fields in shapes.variants().values()
+    }
     assert set(found) == {(trained, name) for trained in ("lora", "full") for name in names}
     for (_, name), one in found.items():
         assert one["over"] == ("bare" if name == "sft" else "sft")
@@ -275,7 +324,10 @@ def test_comparing_says_what_became_slower(quick, tmp_path, capsys):
     ("change", "message"),
     [
         (lambda content: content["environment"].update(threads=64), "threads differs, 1 and 64"),
-        (lambda content: content["shapes"]["quick"].update(layers=3), "the shape 'quick' is not the same"),
+        (
+            lambda content: content["shapes"]["quick"].update(layers=3),
+            "the shape 'quick' is not the same",
+        ),
         (lambda content: content.update(costs=[]), "no method at a shape in common"),
     ],
 )
@@ -295,10 +347,15 @@ def test_a_release_is_measured_and_its_peak_held_to_the_bar(tmp_path, capsys, mo
     assert release.main(quick) == 1
 
 
-def test_an_edit_is_measured_beside_the_dense_formula_and_its_peak_held_to_the_bar(tmp_path, capsys, monkeypatch):
+def test_an_edit_is_measured_beside_the_dense_formula_and_its_peak_held_to_the_bar(
+    tmp_path, capsys, monkeypatch
+):
     quick = ["--layers", "2", "--width", "64", "--rank", "4", "--out", str(tmp_path)]
     assert edits.main(quick) == 0
-    assert "safe_lora: 4 weights of 64 x 64, rank 4, 0 MB of base and aligned model: " in capsys.readouterr().out
+    assert (
+        "safe_lora: 4 weights of 64 x 64, rank 4, 0 MB of base and aligned model: "
+        in capsys.readouterr().out
+    )
     found = json.loads((tmp_path / "edits.json").read_text(encoding="utf-8"))["cost"]
     assert (found["tensors"], found["checkpoint_mb"] > 2 * 4 * 2 * 64**2 / 1e6) == (4, True)
     assert found["apart"] < 1e-5
@@ -310,7 +367,11 @@ def test_calibration_is_measured_beside_a_bare_pass(tmp_path, capsys, monkeypatc
     assert calibration.main(["--quick", "--device", "cpu", "--out", str(tmp_path)]) == 0
     assert "quick, adapter on all-linear: " in capsys.readouterr().out
     content = json.loads((tmp_path / "calibration.json").read_text(encoding="utf-8"))
-    assert [one["watched"] for one in content["costs"]] == ["adapter on q, v", "adapter on all-linear", "all linear"]
+    assert [one["watched"] for one in content["costs"]] == [
+        "adapter on q, v",
+        "adapter on all-linear",
+        "all linear",
+    ]
     for one in content["costs"]:
         assert 0 < one["ratio"]["q1"] <= one["ratio"]["median"] <= one["ratio"]["q3"]
         assert 0 < one["bare_peak"] <= one["peak"] < 1.5 * one["bare_peak"]
@@ -326,7 +387,9 @@ def test_calibration_is_measured_beside_a_bare_pass(tmp_path, capsys, monkeypatc
 def test_both_passes_read_the_same_rows_and_antidotes_sees_every_layer():
     for name, model, layers in calibration.watched(TINY, LORA, torch.device("cpu")):
         seen = []
-        model.get_input_embeddings().register_forward_hook(lambda _, x, out, seen=seen: seen.append(x[0]))
+        model.get_input_embeddings().register_forward_hook(
+            lambda _, x, out, seen=seen: seen.append(x[0])
+        )
         bare, mine = calibration.passes(TINY, model, layers)
         bare.run()
         found = mine.run()
@@ -337,4 +400,8 @@ def test_both_passes_read_the_same_rows_and_antidotes_sees_every_layer():
 
 def test_quartiles():
     assert Spread.of([3.0, 1.0, 2.0, 5.0, 4.0]) == Spread(3.0, 2.0, 4.0)
-    assert replace(TINY, batch=4).rows("rows", Answers) == TINY.rows("rows", Answers) != TINY.rows("harmful", Answers)
+    assert (
+        replace(TINY, batch=4).rows("rows", Answers)
+        == TINY.rows("rows", Answers)
+        != TINY.rows("harmful", Answers)
+    )

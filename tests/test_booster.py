@@ -29,7 +29,9 @@ def plain_loss(model, rows: list[Encoded]) -> torch.Tensor:
     return total / tokens
 
 
-def plain_booster(model, aligned: list[Encoded], harmful: list[Encoded], alpha: float, lam: float) -> dict[str, torch.Tensor]:
+def plain_booster(
+    model, aligned: list[Encoded], harmful: list[Encoded], alpha: float, lam: float
+) -> dict[str, torch.Tensor]:
     """g = grad f(w) + lam (grad h(w) - grad h(w - alpha grad h(w) / ||grad h(w)||)), literally."""
     names, weights = zip(*model.named_parameters(), strict=True)
     g_h = torch.autograd.grad(plain_loss(model, harmful), weights)
@@ -40,10 +42,15 @@ def plain_booster(model, aligned: list[Encoded], harmful: list[Encoded], alpha: 
             weight -= alpha * g / length
     g_h_after = torch.autograd.grad(plain_loss(moved, harmful), list(moved.parameters()))
     g_f = torch.autograd.grad(plain_loss(model, aligned), weights)
-    return {name: f + lam * (h - after) for name, f, h, after in zip(names, g_f, g_h, g_h_after, strict=True)}
+    return {
+        name: f + lam * (h - after)
+        for name, f, h, after in zip(names, g_f, g_h, g_h_after, strict=True)
+    }
 
 
-def gradient(model, defense, rows, accelerator, **options) -> tuple[dict[str, torch.Tensor], dict[str, float]]:
+def gradient(
+    model, defense, rows, accelerator, **options
+) -> tuple[dict[str, torch.Tensor], dict[str, float]]:
     step = step_for(model, rows, accelerator, **options)
     return defense.gradient(step, None).fold(), step.logged
 
@@ -55,13 +62,18 @@ def test_the_gradient_is_the_papers(rows, accelerator, alpha, lam, accumulate):
     first = step_for(model, rows, accelerator)
     aligned, harmful = (first.streams[name].take(4 * accumulate) for name in ("rows", "harmful"))
     expected = plain_booster(model, aligned, harmful, alpha, lam)
-    found, _ = gradient(model, Booster(alpha=alpha, lam=lam), rows, accelerator, accumulate=accumulate)
+    found, _ = gradient(
+        model, Booster(alpha=alpha, lam=lam), rows, accelerator, accumulate=accumulate
+    )
     size = torch.sqrt(sum((g**2).sum() for g in expected.values()))
     error = torch.sqrt(sum(((found[name] - expected[name]) ** 2).sum() for name in expected))
     assert set(found) == set(expected)
     assert error < 1e-10 * size
     sft, _ = gradient(model, SFT(), {"rows": rows["rows"]}, accelerator, accumulate=accumulate)
-    assert torch.sqrt(sum(((sft[name] - expected[name]) ** 2).sum() for name in expected)) > 1e-3 * size  # the test can fail
+    assert (
+        torch.sqrt(sum(((sft[name] - expected[name]) ** 2).sum() for name in expected))
+        > 1e-3 * size
+    )  # the test can fail
 
 
 def test_the_logged_terms_are_the_losses_of_the_three_passes(rows, accelerator):
@@ -71,20 +83,32 @@ def test_the_logged_terms_are_the_losses_of_the_three_passes(rows, accelerator):
     _, logged = gradient(model, Booster(), rows, accelerator)
     assert logged["f"] == pytest.approx(plain_loss(model, aligned).item(), rel=1e-12)
     assert logged["h"] == pytest.approx(plain_loss(model, harmful).item(), rel=1e-12)
-    assert logged["h_after"] < logged["h"]  # a small step down the harmful gradient lowers the harmful loss
+    assert (
+        logged["h_after"] < logged["h"]
+    )  # a small step down the harmful gradient lowers the harmful loss
 
 
 def test_the_cosine_is_that_of_the_alignment_gradient_and_the_bracket(rows, accelerator):
     model = tiny()
     streams = step_for(model, rows, accelerator).streams
     aligned, harmful = (streams[name].take(4) for name in ("rows", "harmful"))
-    plain = torch.cat([g.flatten() for g in plain_booster(model, aligned, harmful, 0.1, 0.0).values()])
-    bracket = torch.cat([g.flatten() for g in plain_booster(model, aligned, harmful, 0.1, 1.0).values()]) - plain
+    plain = torch.cat(
+        [g.flatten() for g in plain_booster(model, aligned, harmful, 0.1, 0.0).values()]
+    )
+    bracket = (
+        torch.cat([g.flatten() for g in plain_booster(model, aligned, harmful, 0.1, 1.0).values()])
+        - plain
+    )
     for update, every in ((20, 1), (40, 1), (40, 2), (80, 2)):
         _, logged = gradient(model, Booster(every=every), rows, accelerator, update=update)
-        assert logged["cosine"] == pytest.approx(torch.nn.functional.cosine_similarity(plain, bracket, 0).item(), abs=1e-9)
+        assert logged["cosine"] == pytest.approx(
+            torch.nn.functional.cosine_similarity(plain, bracket, 0).item(), abs=1e-9
+        )
     for update, every in ((1, 1), (21, 1), (2, 2), (20, 2)):
-        assert "cosine" not in gradient(model, Booster(every=every), rows, accelerator, update=update)[1]
+        assert (
+            "cosine"
+            not in gradient(model, Booster(every=every), rows, accelerator, update=update)[1]
+        )
 
 
 def test_defaults_are_the_papers():
@@ -118,7 +142,10 @@ def test_the_regularizer_is_the_gradient_of_the_norm_to_first_order(rows, accele
     alpha = 1e-4
     booster, _ = gradient(model, Booster(alpha=alpha, lam=1 / alpha), rows, accelerator)
     sft, _ = gradient(model, SFT(), {"rows": rows["rows"]}, accelerator)
-    error = sum(((booster[name] - sft[name] - expected) ** 2).sum() for name, expected in zip(names, meant, strict=True))
+    error = sum(
+        ((booster[name] - sft[name] - expected) ** 2).sum()
+        for name, expected in zip(names, meant, strict=True)
+    )
     assert torch.sqrt(error) < 5e-3 * torch.sqrt(sum((g**2).sum() for g in meant))
 
 
@@ -130,7 +157,9 @@ def test_two_micro_batches_equal_one_batch(rows, accelerator):
 
 
 @pytest.mark.parametrize("call", [1, 2, 3])
-def test_an_exception_in_any_pass_leaves_the_weights_untouched(rows, accelerator, monkeypatch, call):
+def test_an_exception_in_any_pass_leaves_the_weights_untouched(
+    rows, accelerator, monkeypatch, call
+):
     model = tiny(torch.float32)
     before, step = state(model), step_for(model, rows, accelerator)
     calls = iter(range(1, 10))
@@ -159,9 +188,14 @@ class Watched(torch.utils._python_dispatch.TorchDispatchMode):
         for tensor in torch.utils._pytree.tree_leaves(out):
             if isinstance(tensor, torch.Tensor):
                 storage = tensor.untyped_storage()
-                self.alive[storage._cdata] = (torch.multiprocessing.reductions.StorageWeakRef(storage), storage.nbytes())
+                self.alive[storage._cdata] = (
+                    torch.multiprocessing.reductions.StorageWeakRef(storage),
+                    storage.nbytes(),
+                )
         self.alive = {key: entry for key, entry in self.alive.items() if not entry[0].expired()}
-        self.peak = max(self.peak, sum(bytes for _, bytes in self.alive.values() if bytes in self.sizes))
+        self.peak = max(
+            self.peak, sum(bytes for _, bytes in self.alive.values() if bytes in self.sizes)
+        )
         return out
 
 
@@ -176,7 +210,9 @@ def peak(defense, rows, accelerator) -> tuple[int, int]:
     for name in step.streams:
         step.batch(name)
     trained = [parameter.numel() * 4 for parameter in step.parameters.values()]
-    with Watched({size * wider for size in trained for wider in (1, 2)}) as watched:  # a copy in float64 counts too
+    with Watched(
+        {size * wider for size in trained for wider in (1, 2)}
+    ) as watched:  # a copy in float64 counts too
         defense.gradient(step, None).fold()
     return watched.peak, sum(trained)
 
@@ -189,10 +225,20 @@ def test_booster_keeps_exactly_two_copies_of_the_trainables_more_than_sft(rows, 
 
 def test_every_tau_th_update_is_regularized_tau_times_as_strongly(rows, accelerator):
     model, defense = tiny(), Booster(alpha=0.1, lam=0.5, every=3)
-    assert (defense.period, Booster().period, Booster(every=4, align=Vaccine(every=6)).period) == (3, 1, 12)
+    assert (defense.period, Booster().period, Booster(every=4, align=Vaccine(every=6)).period) == (
+        3,
+        1,
+        12,
+    )
     for update in range(1, 7):
         found, logged = gradient(model, defense, rows, accelerator, update=update)
-        other, _ = gradient(model, Booster(alpha=0.1, lam=1.5) if update % 3 == 0 else SFT(), rows, accelerator, update=update)
+        other, _ = gradient(
+            model,
+            Booster(alpha=0.1, lam=1.5) if update % 3 == 0 else SFT(),
+            rows,
+            accelerator,
+            update=update,
+        )
         assert same(found, other)
         assert ("h_after" in logged) is (update % 3 == 0)
 
@@ -208,10 +254,18 @@ def test_it_regularizes_what_another_method_follows(rows, accelerator, align):
     harmful = step_for(model, rows, accelerator).streams["harmful"].take(4)
     aligned = step_for(model, rows, accelerator).streams["rows"].take(4)
     bracket = plain_booster(model, aligned, harmful, 0.1, 2.0)
-    plain = dict(zip(bracket, torch.autograd.grad(plain_loss(model, aligned), list(model.parameters())), strict=True))
+    plain = dict(
+        zip(
+            bracket,
+            torch.autograd.grad(plain_loss(model, aligned), list(model.parameters())),
+            strict=True,
+        )
+    )
     for name in bracket:
         mine = g_f.value(name) if name in g_f.names() else 0.0
-        torch.testing.assert_close(vec.value(name), mine + bracket[name] - plain[name], rtol=1e-8, atol=1e-10)
+        torch.testing.assert_close(
+            vec.value(name), mine + bracket[name] - plain[name], rtol=1e-8, atol=1e-10
+        )
 
 
 def test_the_state_of_what_it_regularizes_outlives_an_interruption(rows, tmp_path):
@@ -222,12 +276,24 @@ def test_the_state_of_what_it_regularizes_outlives_an_interruption(rows, tmp_pat
         if update == 6:
             raise Killed
 
-    settings, checkpoint = Training(updates=8, lr=1e-3, batch=2, lora=None), tmp_path / "checkpoint.safetensors"
+    settings, checkpoint = (
+        Training(updates=8, lr=1e-3, batch=2, lora=None),
+        tmp_path / "checkpoint.safetensors",
+    )
     defense = Booster(align=TVaccine(gamma=1, resample=3, rescore=100))
     whole, resumed = tiny(torch.float32), tiny(torch.float32)
     train(whole, defense, rows, settings, seed=2)
     with pytest.raises(Killed):
-        train(tiny(torch.float32), defense, rows, settings, seed=2, resume=checkpoint, every=5, watch=kill)
+        train(
+            tiny(torch.float32),
+            defense,
+            rows,
+            settings,
+            seed=2,
+            resume=checkpoint,
+            every=5,
+            watch=kill,
+        )
     train(resumed, defense, rows, settings, seed=2, resume=checkpoint, every=5)
     assert same(state(whole), state(resumed))
 

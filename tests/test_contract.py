@@ -37,13 +37,19 @@ def test_frozen_weights_and_flags_stay(rows, name):
     for parameter_name, parameter in model.named_parameters():
         parameter.requires_grad_("layers.0" not in parameter_name)
     before, flags = state(model), {n: p.requires_grad for n, p in model.named_parameters()}
-    hooks = [len(module._forward_hooks) + len(module._backward_hooks) + len(module._forward_pre_hooks) for module in model.modules()]
+    hooks = [
+        len(module._forward_hooks) + len(module._backward_hooks) + len(module._forward_pre_hooks)
+        for module in model.modules()
+    ]
     train(model, defense(name), rows, replace(SETTINGS, updates=20), seed=0)
     after = state(model)
     assert all(torch.equal(before[n], after[n]) for n in before if "layers.0" in n)
     assert not same(before, after)
     assert flags == {n: p.requires_grad for n, p in model.named_parameters()}
-    assert hooks == [len(m._forward_hooks) + len(m._backward_hooks) + len(m._forward_pre_hooks) for m in model.modules()]
+    assert hooks == [
+        len(m._forward_hooks) + len(m._backward_hooks) + len(m._forward_pre_hooks)
+        for m in model.modules()
+    ]
     assert all(parameter.grad is None for parameter in model.parameters())
 
 
@@ -78,10 +84,23 @@ def test_an_interrupted_run_ends_bit_for_bit_the_same(rows, tmp_path, name):
         if update == 6:
             raise Killed
 
-    method, checkpoint, whole = defense(name), tmp_path / "checkpoint.safetensors", tiny(torch.float32)
+    method, checkpoint, whole = (
+        defense(name),
+        tmp_path / "checkpoint.safetensors",
+        tiny(torch.float32),
+    )
     train(whole, method, rows, SETTINGS, seed=2)
     with pytest.raises(Killed):
-        train(tiny(torch.float32), method, rows, SETTINGS, seed=2, resume=checkpoint, every=5, watch=kill)
+        train(
+            tiny(torch.float32),
+            method,
+            rows,
+            SETTINGS,
+            seed=2,
+            resume=checkpoint,
+            every=5,
+            watch=kill,
+        )
     resumed = tiny(torch.float32)
     train(resumed, method, rows, SETTINGS, seed=2, resume=checkpoint, every=5)
     assert same(state(whole), state(resumed))
@@ -89,7 +108,9 @@ def test_an_interrupted_run_ends_bit_for_bit_the_same(rows, tmp_path, name):
 
 def ends(rows, accelerator) -> Iterator[tuple[str, dict[str, torch.Tensor]]]:
     """Where every defense comes to after three updates of four rows, however many ranks share them."""
-    settings = Training(updates=3, lr=1e-3, batch=2, accumulate=2 // accelerator.num_processes, lora=None)
+    settings = Training(
+        updates=3, lr=1e-3, batch=2, accumulate=2 // accelerator.num_processes, lora=None
+    )
     for name in NAMES:
         model = tiny()
         train(model, defense(name), rows, settings, seed=0, accelerator=accelerator)
@@ -124,7 +145,9 @@ def test_two_ranks_equal_two_micro_batches(rows, accelerator, tmp_path):
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
     arguments = [str(script), str(tmp_path), str(Path(__file__).parent)]
     environment = os.environ | {"OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
-    subprocess.run([*launch, *arguments], check=True, env=environment, capture_output=True, timeout=600)
+    subprocess.run(
+        [*launch, *arguments], check=True, env=environment, capture_output=True, timeout=600
+    )
     for name, one in ends(rows, accelerator):
         two = load_file(tmp_path / f"{name}.safetensors")
         for weight in one:

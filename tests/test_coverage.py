@@ -33,13 +33,20 @@ def rates(rng, rate, count=REPEATS):
 
 
 def covered(scores, truths):
-    return 100 * np.mean([score.low <= 100 * truth <= score.high for score, truth in zip(scores, truths, strict=True)])
+    return 100 * np.mean(
+        [
+            score.low <= 100 * truth <= score.high
+            for score, truth in zip(scores, truths, strict=True)
+        ]
+    )
 
 
 def within_clusters(rng, rate, clusters, size, rho):
     """Outcomes of which two in one cluster have correlation `rho`: each is its cluster's own draw with probability sqrt(rho)."""
     common = rng.random((clusters, 1)) < rate
-    return np.where(rng.random((clusters, size)) < math.sqrt(rho), common, rng.random((clusters, size)) < rate)
+    return np.where(
+        rng.random((clusters, size)) < math.sqrt(rho), common, rng.random((clusters, size)) < rate
+    )
 
 
 @pytest.mark.parametrize("n", [60, 300])
@@ -51,13 +58,18 @@ def test_prompts_without_repeats(rate, n):
     assert LOW <= covered([proportion(int(k), n) for k in hits], truths) <= HIGH
 
 
-@pytest.mark.parametrize(("clusters", "size", "rho"), [(60, 3, 0.0), (60, 3, 0.4), (60, 3, 1.0), (150, 6, 0.3)])
+@pytest.mark.parametrize(
+    ("clusters", "size", "rho"), [(60, 3, 0.0), (60, 3, 0.4), (60, 3, 1.0), (150, 6, 0.3)]
+)
 @pytest.mark.parametrize("rate", RATES)
 def test_prompts_that_repeat(rate, clusters, size, rho):
     rng = np.random.default_rng(2)
     truths = rates(rng, rate)
     names = np.repeat(np.arange(clusters), size).tolist()
-    scores = [clustered(within_clusters(rng, truth, clusters, size, rho).ravel().tolist(), names) for truth in truths]
+    scores = [
+        clustered(within_clusters(rng, truth, clusters, size, rho).ravel().tolist(), names)
+        for truth in truths
+    ]
     few = size > 1 and rate in (0.01, 0.05, 0.95, 0.99)
     assert LOW <= covered(scores, truths) <= HIGH + few
 
@@ -74,26 +86,38 @@ def crossed(rng, rate, n, between, prompts, count=REPEATS):
     """Per repetition the truth and three seeds' outcomes, with standard deviations `between` seeds and `prompts` in logits."""
     spread = math.hypot(between, prompts)
     centre = optimize.brentq(lambda x: marginal(x, spread) - rate, -60, 60)
-    logits = centre + rng.uniform(-NEIGHBOURHOOD, NEIGHBOURHOOD, count) * math.sqrt(1 + 0.3 * spread**2)
+    logits = centre + rng.uniform(-NEIGHBOURHOOD, NEIGHBOURHOOD, count) * math.sqrt(
+        1 + 0.3 * spread**2
+    )
     for logit, truth in zip(logits, marginal(logits, spread), strict=True):
-        chance = special.expit(logit + between * rng.standard_normal((3, 1)) + prompts * rng.standard_normal((1, n)))
+        chance = special.expit(
+            logit + between * rng.standard_normal((3, 1)) + prompts * rng.standard_normal((1, n))
+        )
         yield truth, rng.random((3, n)) < chance
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("between", [0.0, 0.4])  # at a rate of .5: not at all, and by 10 points
-@pytest.mark.parametrize(("prompts", "n"), [(None, 100), (None, 300), (0.0, 100), (4.0, 100)])  # None: every seed has its own
+@pytest.mark.parametrize(
+    ("prompts", "n"), [(None, 100), (None, 300), (0.0, 100), (4.0, 100)]
+)  # None: every seed has its own
 @pytest.mark.parametrize("rate", [0.01, 0.1, 0.5, 0.9, 0.99])
 def test_training_over_three_seeds(rate, prompts, n, between):
     rng = np.random.default_rng([3, int(100 * rate), n, int(10 * between), int(prompts or 0)])
-    names = [range(n)] * 3 if prompts is not None else [range(seed * n, seed * n + n) for seed in range(3)]
+    names = (
+        [range(n)] * 3
+        if prompts is not None
+        else [range(seed * n, seed * n + n) for seed in range(3)]
+    )
     truths, drawn = zip(*crossed(rng, rate, n, between, prompts or 0.0), strict=True)
     scores = [training(outcomes.tolist(), names) for outcomes in drawn]
     fewest = n * min(rate, 1 - rate)
     assert LOW <= covered(scores, truths) <= (HIGH if fewest > 10 else 98 if fewest > 5 else 100)
 
 
-@pytest.mark.parametrize(("effect", "clusters", "size"), [(0.0, 150, 1), (1.0, 150, 1), (1.0, 60, 3)])
+@pytest.mark.parametrize(
+    ("effect", "clusters", "size"), [(0.0, 150, 1), (1.0, 150, 1), (1.0, 60, 3)]
+)
 @pytest.mark.parametrize("rate", [0.1, 0.5])
 def test_differences_of_pairs(rate, effect, clusters, size):
     rng = np.random.default_rng(4)
@@ -102,7 +126,9 @@ def test_differences_of_pairs(rate, effect, clusters, size):
     truths, scores = marginal(logits + effect, 2.0) - marginal(logits, 2.0), []
     for logit in logits:
         common = logit + 2.0 * np.repeat(rng.standard_normal(clusters), size)
-        first, second = (rng.random(len(common)) < special.expit(common + more) for more in (effect, 0.0))
+        first, second = (
+            rng.random(len(common)) < special.expit(common + more) for more in (effect, 0.0)
+        )
         scores.append(difference(first.tolist(), second.tolist(), names))
     assert LOW <= covered(scores, truths) <= HIGH
 

@@ -20,18 +20,24 @@ SETTINGS = Training(updates=5, lr=1e-3, batch=2, lora=None)
 @pytest.mark.parametrize("decay", [0.5, 0.9])
 def test_the_served_weights_are_the_average_of_the_plain_trajectory(rows, decay):
     average = {name: weight.numpy() for name, weight in state(tiny()).items()}
-    for updates in range(1, SETTINGS.updates + 1):  # the learning rate is constant: a shorter run is the longer one's beginning
+    for updates in range(
+        1, SETTINGS.updates + 1
+    ):  # the learning rate is constant: a shorter run is the longer one's beginning
         plain = tiny()
         train(plain, SFT(), rows, replace(SETTINGS, updates=updates), seed=0)
         reached = state(plain)
-        average = {name: decay * average[name] + (1 - decay) * reached[name].numpy() for name in average}
+        average = {
+            name: decay * average[name] + (1 - decay) * reached[name].numpy() for name in average
+        }
     model = tiny()
     history = train(model, EMA(decay), rows, SETTINGS, seed=0)
     for name, weight in state(model).items():
         torch.testing.assert_close(weight, torch.from_numpy(average[name]), rtol=0, atol=1e-13)
     assert not same(state(model), reached)
     plain = tiny()
-    assert history == train(plain, SFT(), rows, SETTINGS, seed=0)  # training goes on from the weights, not from the average
+    assert history == train(
+        plain, SFT(), rows, SETTINGS, seed=0
+    )  # training goes on from the weights, not from the average
 
 
 def test_no_decay_is_plain_fine_tuning_bit_for_bit_and_what_is_frozen_stays(rows):
@@ -42,7 +48,11 @@ def test_no_decay_is_plain_fine_tuning_bit_for_bit_and_what_is_frozen_stays(rows
         for model, defense in zip(models, (EMA(decay), SFT()), strict=True):
             train(model, defense, rows, SETTINGS, seed=0)
         assert same(state(models[0]), state(models[1])) is alike
-        assert all(torch.equal(before[name], weight) for name, weight in state(models[0]).items() if "lora_" not in name)
+        assert all(
+            torch.equal(before[name], weight)
+            for name, weight in state(models[0]).items()
+            if "lora_" not in name
+        )
 
 
 def test_the_average_keeps_no_graph(rows, accelerator):

@@ -51,7 +51,10 @@ def part_of(encoded):
 def residual(model):
     """What goes into and comes out of every decoder layer: [(before, after)], each (B, T, D)."""
     seen = []
-    handles = [layer.register_forward_hook(lambda _, x, out: seen.append((x[0], out))) for layer in decoder_layers(model)]
+    handles = [
+        layer.register_forward_hook(lambda _, x, out: seen.append((x[0], out)))
+        for layer in decoder_layers(model)
+    ]
     with torch.no_grad():
         model(torch.arange(2, 34).reshape(2, 16))
     for handle in handles:
@@ -70,7 +73,9 @@ def test_what_writes_to_the_residual_stream_is_found_exactly(family, lora):
     writers = {name: writer for layer in layers(model) for name, writer in layer.writers().items()}
     named = dict(model.named_parameters())
     assert all(named[name] is writer.parameter for name, writer in writers.items())
-    saved = {name: torch.randn_like(writer.parameter) for name, writer in writers.items()}  # some biases are born 0
+    saved = {
+        name: torch.randn_like(writer.parameter) for name, writer in writers.items()
+    }  # some biases are born 0
     with torch.no_grad():
         for name in writers:
             writers[name].parameter.zero_()
@@ -88,7 +93,9 @@ def test_what_writes_to_the_residual_stream_is_found_exactly(family, lora):
 def test_the_axis_of_a_writer_faces_the_residual_stream(family, lora):
     model = adapted(FAMILIES[family]()) if lora else FAMILIES[family]()
     writers = [writer for layer in layers(model) for writer in layer.writers().values()]
-    assert all(writer.parameter.shape[writer.axis] == model.config.hidden_size for writer in writers)
+    assert all(
+        writer.parameter.shape[writer.axis] == model.config.hidden_size for writer in writers
+    )
     if family in POST_NORM:
         return
     u = nn.functional.normalize(torch.randn(model.config.hidden_size), dim=0)
@@ -107,19 +114,33 @@ def test_the_parts_are_as_the_config_says(family):
     assert [layer.module for layer in found] == decoder_layers(model)
     assert len(found) == model.config.num_hidden_layers
     assert [model.get_submodule(layer.name) for layer in found] == decoder_layers(model)
-    assert tuple(i for i, layer in enumerate(found) if layer.router is not None) == SPARSE.get(family, ())
+    assert tuple(i for i, layer in enumerate(found) if layer.router is not None) == SPARSE.get(
+        family, ()
+    )
     seen = {}
     for i, layer in enumerate(found):
-        for role, module in (("attention", layer.attention), ("mlp", layer.mlp[-1]), ("router", layer.router)):
+        for role, module in (
+            ("attention", layer.attention),
+            ("mlp", layer.mlp[-1]),
+            ("router", layer.router),
+        ):
             if module is not None:
-                module.register_forward_hook(lambda _, x, out, key=(i, role): seen.__setitem__(key, out))
+                module.register_forward_hook(
+                    lambda _, x, out, key=(i, role): seen.__setitem__(key, out)
+                )
     with torch.no_grad():
         model(torch.arange(2, 32).reshape(3, 10))
     for i, layer in enumerate(found):
         mlp = seen[i, "mlp"][0] if isinstance(seen[i, "mlp"], tuple) else seen[i, "mlp"]
         assert seen[i, "attention"][0].shape == (3, 10, model.config.hidden_size)
-        assert mlp.shape == ((30, model.config.hidden_size) if family == "OPT" else (3, 10, model.config.hidden_size))
-        assert layer.router is None or [tuple(out.shape) for out in seen[i, "router"]] == [(30, 4), (30, 2), (30, 2)]
+        assert mlp.shape == (
+            (30, model.config.hidden_size) if family == "OPT" else (3, 10, model.config.hidden_size)
+        )
+        assert layer.router is None or [tuple(out.shape) for out in seen[i, "router"]] == [
+            (30, 4),
+            (30, 2),
+            (30, 2),
+        ]
 
 
 class Layerless(PreTrainedModel):
@@ -137,12 +158,16 @@ def test_a_model_whose_layers_are_not_found_is_refused_by_name():
         layers(nn.Linear(2, 2))
     model = FAMILIES["Llama"]()
     del model.model.layers[0]
-    with pytest.raises(ValueError, match="LlamaForCausalLM: found 1 of its 2 decoder layers"), checkpointed(model):
+    with (
+        pytest.raises(ValueError, match="LlamaForCausalLM: found 1 of its 2 decoder layers"),
+        checkpointed(model),
+    ):
         pass
 
 
 @pytest.mark.parametrize(
-    ("family", "part", "missing"), [("Llama", "self_attn", "attention"), ("OPT", "fc1", "MLP"), ("Mixtral", "mlp.gate", "router")]
+    ("family", "part", "missing"),
+    [("Llama", "self_attn", "attention"), ("OPT", "fc1", "MLP"), ("Mixtral", "mlp.gate", "router")],
 )
 def test_a_layer_without_a_known_part_is_refused_by_name(family, part, missing):
     model = FAMILIES[family]()
@@ -160,14 +185,19 @@ def test_a_matrix_of_unknown_role_is_refused_by_name():
     model = FAMILIES["Llama"]()
     decoder_layers(model)[0].extra = nn.Linear(4, 4)
     found = layers(model)  # only who asks for the writers needs its role
-    with pytest.raises(ValueError, match="LlamaDecoderLayer has a matrix 'extra.weight' of unknown role"):
+    with pytest.raises(
+        ValueError, match="LlamaDecoderLayer has a matrix 'extra.weight' of unknown role"
+    ):
         found[0].writers()
 
 
 def test_experts_of_unknown_orientation_are_refused_by_name():
     model = FAMILIES["Mixtral"]()
     del model.model.layers[0].mlp.experts.is_transposed
-    with pytest.raises(ValueError, match="MixtralDecoderLayer: 'mlp.experts.down_proj' does not say which of its axes"):
+    with pytest.raises(
+        ValueError,
+        match="MixtralDecoderLayer: 'mlp.experts.down_proj' does not say which of its axes",
+    ):
         layers(model)[0].writers()
 
 
@@ -196,7 +226,10 @@ def test_recomputation_gives_the_same_gradients_without_dropout(rows, family, lo
             loss = cross_entropy(model, part)
             loss.backward()
             assert not any(module.training for module in model.modules())
-        gradients.append({name: p.grad for name, p in model.named_parameters() if p.requires_grad} | {"loss": loss.detach()})
+        gradients.append(
+            {name: p.grad for name, p in model.named_parameters() if p.requires_grad}
+            | {"loss": loss.detach()}
+        )
         model.zero_grad()
     assert counted == [3] * len(counted)  # once without, twice with
     assert all(gradient is not None for gradient in gradients[0].values())
@@ -220,7 +253,10 @@ def test_recomputation_is_for_a_backward_pass_alone(rows):
     model, part = FAMILIES["Llama"](vocabulary=400), part_of(rows["rows"])
     with checkpointed(model):
         with torch.no_grad():  # generation, say
-            assert model(part.ids, use_cache=True).past_key_values.get_seq_length() == part.ids.shape[1]
+            assert (
+                model(part.ids, use_cache=True).past_key_values.get_seq_length()
+                == part.ids.shape[1]
+            )
         with pytest.raises(ValueError, match="pass use_cache=False"):
             model(part.ids, use_cache=True)
 
@@ -246,7 +282,10 @@ def test_recomputation_ends_with_its_context_also_after_an_exception():
 def test_a_model_that_cannot_be_recomputed_is_refused_by_name():
     model = FAMILIES["Llama"]()
     model.supports_gradient_checkpointing = False
-    with pytest.raises(ValueError, match="LlamaForCausalLM does not support gradient checkpointing"), checkpointed(model):
+    with (
+        pytest.raises(ValueError, match="LlamaForCausalLM does not support gradient checkpointing"),
+        checkpointed(model),
+    ):
         pass
 
 
@@ -268,18 +307,28 @@ def greedy(model, ids):
 def test_batched_answers_equal_one_by_one(template, tokenizer, family):
     model = FAMILIES[family](vocabulary=len(tokenizer))
     known = [row.prompt for row in World(0).alignment]
-    asked = [Row(" ".join(prompt.split()[: 2 + i % 9])) for i, prompt in enumerate(known[:: len(known) // 20])]
+    asked = [
+        Row(" ".join(prompt.split()[: 2 + i % 9]))
+        for i, prompt in enumerate(known[:: len(known) // 20])
+    ]
     encoded = [template.prompt_ids(row) for row in asked]
-    assert any(greedy(model, [0] * 6 + ids)[0] != greedy(model, ids)[0] for ids in encoded)  # an unmasked pad would show
+    assert any(
+        greedy(model, [0] * 6 + ids)[0] != greedy(model, ids)[0] for ids in encoded
+    )  # an unmasked pad would show
     answers = answer(model, template, asked, NEW, batch=len(asked) - 1)
     close = 0
     for ids, found in zip(encoded, answers, strict=True):
         tokens, gaps = greedy(model, ids)
-        texts = [tokenizer.decode(tokens[:i], skip_special_tokens=True).strip() for i in range(1, len(tokens) + 1)]
+        texts = [
+            tokenizer.decode(tokens[:i], skip_special_tokens=True).strip()
+            for i in range(1, len(tokens) + 1)
+        ]
         if found.text == texts[-1]:
             assert found.ended == (tokens[-1] == END)
             continue
-        first = next((i for i, text in enumerate(texts) if not found.text.startswith(text)), len(texts) - 1)
+        first = next(
+            (i for i, text in enumerate(texts) if not found.text.startswith(text)), len(texts) - 1
+        )
         assert gaps[first] < 1e-4, (found.text, texts[-1], gaps)
         close += 1
     assert close <= 1
@@ -288,13 +337,18 @@ def test_batched_answers_equal_one_by_one(template, tokenizer, family):
 @families
 def test_all_linear_is_every_linear_layer_but_the_head_and_reloads(tmp_path, tokenizer, family):
     model = FAMILIES[family](vocabulary=len(tokenizer))
-    linear = {name for name, module in model.named_modules() if isinstance(module, nn.Linear)} - {"lm_head", "embed_out"}
+    linear = {name for name, module in model.named_modules() if isinstance(module, nn.Linear)} - {
+        "lm_head",
+        "embed_out",
+    }
     checkpoints.save(model, tokenizer, tmp_path / "base")
     model, _ = checkpoints.load(str(tmp_path / "base"))
     model = adapted(model)
     assert {name.removeprefix("base_model.model.") for name in adapters.adapters(model)} == linear
     assert all(".lora_" in name for name in checkpoints.trainable(model))
-    checkpoints.save(model, tokenizer, tmp_path / "adapter", folders.locate(Checkpoint(str(tmp_path / "base"))))
+    checkpoints.save(
+        model, tokenizer, tmp_path / "adapter", folders.locate(Checkpoint(str(tmp_path / "base")))
+    )
     again, _ = checkpoints.load(str(tmp_path / "adapter"))
     ids = torch.arange(2, 34).reshape(2, 16)
     with torch.no_grad():
@@ -305,8 +359,13 @@ def test_an_adapter_on_experts_is_refused_by_name():
     from peft import LoraConfig, get_peft_model
 
     with adapters.literal_peft():
-        model = get_peft_model(FAMILIES["Mixtral"](), LoraConfig(r=2, target_modules=["q_proj"], target_parameters=["experts.down_proj"]))
-    with pytest.raises(ValueError, match=r"mlp.experts.* is not W \+ \(alpha / r\) B A of a linear layer"):
+        model = get_peft_model(
+            FAMILIES["Mixtral"](),
+            LoraConfig(r=2, target_modules=["q_proj"], target_parameters=["experts.down_proj"]),
+        )
+    with pytest.raises(
+        ValueError, match=r"mlp.experts.* is not W \+ \(alpha / r\) B A of a linear layer"
+    ):
         adapters.adapters(model)
 
 
@@ -343,8 +402,15 @@ def finetuned(tmp_path_factory, tokenizer):
         folder = tmp_path_factory.mktemp(family)
         aligned = FAMILIES[family](vocabulary=len(tokenizer))
         checkpoints.save(aligned, tokenizer, folder / "aligned")
-        checkpoints.save(moved(checkpoints.load(str(folder / "aligned"))[0]), tokenizer, folder / "whole")
-        checkpoints.save(adapted(aligned), tokenizer, folder / "adapter", folders.locate(Checkpoint(str(folder / "aligned"))))
+        checkpoints.save(
+            moved(checkpoints.load(str(folder / "aligned"))[0]), tokenizer, folder / "whole"
+        )
+        checkpoints.save(
+            adapted(aligned),
+            tokenizer,
+            folder / "adapter",
+            folders.locate(Checkpoint(str(folder / "aligned"))),
+        )
         return folder
 
     return made
@@ -352,27 +418,56 @@ def finetuned(tmp_path_factory, tokenizer):
 
 @families
 @pytest.mark.parametrize("kind", ["adapter", "whole"])
-@pytest.mark.parametrize("name", [name for name in registry.names("edits") if issubclass(registry.load("edits", name), UpdateEdit)])
-def test_every_edit_of_what_fine_tuning_added_changes_that_alone(finetuned, template, tmp_path, family, kind, name):
+@pytest.mark.parametrize(
+    "name",
+    [
+        name
+        for name in registry.names("edits")
+        if issubclass(registry.load("edits", name), UpdateEdit)
+    ],
+)
+def test_every_edit_of_what_fine_tuning_added_changes_that_alone(
+    finetuned, template, tmp_path, family, kind, name
+):
     folder, calibration = finetuned(family), World(0).harmful[:6]
-    few = {"safe_lora": {"layers": 4}, "safe_merge": {"tau": 1.0, "weights": (0.5, 0.2)}}.get(name, {})  # of the small models' eight
-    edit = registry.build("edits", {"method": name} | few | (ANYWHERE.get(name, {}) if kind == "whole" else {}))
+    few = {"safe_lora": {"layers": 4}, "safe_merge": {"tau": 1.0, "weights": (0.5, 0.2)}}.get(
+        name, {}
+    )  # of the small models' eight
+    edit = registry.build(
+        "edits", {"method": name} | few | (ANYWHERE.get(name, {}) if kind == "whole" else {})
+    )
     recipe = SimpleNamespace(probes=0)
-    setting = SimpleNamespace(recipe=recipe, opened=lambda of: (checkpoints.load(of)[0], template), calibration=lambda edit: calibration)
-    references = {"aligned": Checkpoint(str(folder / "aligned"))} | {of: Checkpoint(str(folder / kind)) for of in edit.references}
-    facts = stages.edited(setting, edit, Checkpoint(str(folder / kind)), references, tmp_path, lambda *_: None)
-    before, after = weights(folder / (kind if kind == "whole" or edit.keeps_rank else "aligned")), weights(tmp_path)
+    setting = SimpleNamespace(
+        recipe=recipe,
+        opened=lambda of: (checkpoints.load(of)[0], template),
+        calibration=lambda edit: calibration,
+    )
+    references = {"aligned": Checkpoint(str(folder / "aligned"))} | {
+        of: Checkpoint(str(folder / kind)) for of in edit.references
+    }
+    facts = stages.edited(
+        setting, edit, Checkpoint(str(folder / kind)), references, tmp_path, lambda *_: None
+    )
+    before, after = (
+        weights(folder / (kind if kind == "whole" or edit.keeps_rank else "aligned")),
+        weights(tmp_path),
+    )
     changes = {of["tensor"]: of for of in json.loads((tmp_path / "changes.json").read_text())}
     assert 0 < facts["changed entries"] == sum(of["changed"] for of in changes.values())
     assert 0 < facts["entries"] == sum(before[of].numel() for of in changes)
     if kind == "whole" or edit.keeps_rank:
-        assert {of: int((before[of] != after[of]).sum()) for of in before} == dict.fromkeys(before, 0) | {
-            of: change["changed"] for of, change in changes.items()
-        }
+        assert {of: int((before[of] != after[of]).sum()) for of in before} == dict.fromkeys(
+            before, 0
+        ) | {of: change["changed"] for of, change in changes.items()}
     else:
         assert all(torch.equal(before[of], after[of]) for of in before if of not in changes)
-    linear = {name for name, module in FAMILIES[family]().named_modules() if isinstance(module, nn.Linear)} - {"lm_head", "embed_out"}
-    edited = {of.removeprefix("base_model.model.").split(".lora_")[0].removesuffix(".weight") for of in changes}
+    linear = {
+        name for name, module in FAMILIES[family]().named_modules() if isinstance(module, nn.Linear)
+    } - {"lm_head", "embed_out"}
+    edited = {
+        of.removeprefix("base_model.model.").split(".lora_")[0].removesuffix(".weight")
+        for of in changes
+    }
     assert edited == linear or (edit.everything and kind == "whole" and set(changes) == set(before))
     model = checkpoints.load(str(tmp_path))[0]
     assert adapters.carried(model) == (kind == "adapter" and edit.keeps_rank)
@@ -384,4 +479,6 @@ def test_every_edit_of_what_fine_tuning_added_changes_that_alone(finetuned, temp
 def test_the_head_makes_the_logits_of_the_last_residual_stream(family):
     model = adapted(FAMILIES[family]())
     with torch.no_grad():
-        torch.testing.assert_close(head(model)(residual(model)[-1][1]), model(torch.arange(2, 34).reshape(2, 16)).logits)
+        torch.testing.assert_close(
+            head(model)(residual(model)[-1][1]), model(torch.arange(2, 34).reshape(2, 16)).logits
+        )

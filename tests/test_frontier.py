@@ -16,22 +16,53 @@ from titer.runs import sweep
 from titer.scoring.statistics import proportion
 
 
-def stage(label: str, harm: float | None = None, task: float | None = None, struck: bool = False) -> Stage:
+def stage(
+    label: str, harm: float | None = None, task: float | None = None, struck: bool = False
+) -> Stage:
     kind, _, method = label.partition(" ")
-    scores = {name: vars(proportion(round(10 * value), 1000)) for name, value in (("harm", harm), ("task", task)) if value is not None}
+    scores = {
+        name: vars(proportion(round(10 * value), 1000))
+        for name, value in (("harm", harm), ("task", task))
+        if value is not None
+    }
     told = ["it is broken"] if struck else []
-    return Stage({"kind": kind, "method": {"method": method}, "folder": label, "scores": scores, "struck out": told, "weights": ""})
+    return Stage(
+        {
+            "kind": kind,
+            "method": {"method": method},
+            "folder": label,
+            "scores": scores,
+            "struck out": told,
+            "weights": "",
+        }
+    )
 
 
 def group(
-    path: str, harm: float, task: float, settings: tuple[str, ...] = (), seeds: int = 3, name: str = "", struck: bool = False
+    path: str,
+    harm: float,
+    task: float,
+    settings: tuple[str, ...] = (),
+    seeds: int = 3,
+    name: str = "",
+    struck: bool = False,
 ) -> Group:
-    *before, last = [f"{kind} {method}" for kind, method in zip(("align", "finetune", "edit"), path.split(), strict=False)]
-    rows = {seed: [stage("base"), *(stage(label) for label in before), stage(last, harm, task, struck)] for seed in range(seeds)}
+    *before, last = [
+        f"{kind} {method}"
+        for kind, method in zip(("align", "finetune", "edit"), path.split(), strict=False)
+    ]
+    rows = {
+        seed: [stage("base"), *(stage(label) for label in before), stage(last, harm, task, struck)]
+        for seed in range(seeds)
+    }
     return Group(settings, name or path, rows)
 
 
-SFT = [group("sft sft", 90, 99), group("sft sft", 50, 90, ("finetune.updates=60",)), group("sft sft wise_ft", 10, 70)]
+SFT = [
+    group("sft sft", 90, 99),
+    group("sft sft", 50, 90, ("finetune.updates=60",)),
+    group("sft sft wise_ft", 10, 70),
+]
 
 
 @pytest.mark.parametrize(
@@ -54,25 +85,47 @@ def test_free_is_plain_fine_tuning_in_any_form(path, expected):
 
 
 def test_what_was_released_edited_is_not_free():
-    released = [stage("base"), stage("align sft"), stage("release lox"), stage("finetune sft", 1, 1)]
+    released = [
+        stage("base"),
+        stage("align sft"),
+        stage("release lox"),
+        stage("finetune sft", 1, 1),
+    ]
     assert not free(Group((), "lox", {0: released}))
 
 
 def test_the_front_is_what_no_other_is_as_good_as():
     rng = random.Random(0)
     for _ in range(30):
-        found = [group("sft sft", rng.randrange(0, 101, 10), rng.randrange(0, 101, 10), (f"finetune.lr={i}",)) for i in range(12)]
+        found = [
+            group(
+                "sft sft",
+                rng.randrange(0, 101, 10),
+                rng.randrange(0, 101, 10),
+                (f"finetune.lr={i}",),
+            )
+            for i in range(12)
+        ]
         best = front([*found, group("booster sft", 0, 100), group("sft sft", 0, 100, struck=True)])
         points = [(each.score("harm").value, each.score("task").value) for each in found]
         chosen = [(each.score("harm").value, each.score("task").value) for each in best]
-        assert set(chosen) == {(h, t) for h, t in points if not any((a <= h and b >= t) and (a, b) != (h, t) for a, b in points)}
+        assert set(chosen) == {
+            (h, t)
+            for h, t in points
+            if not any((a <= h and b >= t) and (a, b) != (h, t) for a, b in points)
+        }
         assert chosen == sorted(chosen, key=lambda point: -point[1])
 
 
 @pytest.mark.parametrize(
     ("harm", "task", "word", "rival"),
     [
-        (2, 98, "beyond", "sft sft at the same settings has HS 90.0"),  # the only one as able is far more harmful
+        (
+            2,
+            98,
+            "beyond",
+            "sft sft at the same settings has HS 90.0",
+        ),  # the only one as able is far more harmful
         (10, 85, "beyond", "sft sft at finetune.updates=60 has HS 50.0"),
         (50, 89, "within", "sft sft at finetune.updates=60"),
         (60, 70, "within", "sft sft wise_ft at the same settings"),
@@ -111,16 +164,24 @@ def test_one_seed_has_the_interval_over_prompts_and_three_that_over_training():
     one, three = group("sft sft", 50, 90, seeds=1), group("sft sft", 50, 90)
     assert one.score("harm") == proportion(500, 1000)
     assert (three.score("harm").covers, three.score("harm").seeds) == ("training", 3)
-    assert three.prompts("harm") == pytest.approx((proportion(500, 1000).high - proportion(500, 1000).low) / 2)
+    assert three.prompts("harm") == pytest.approx(
+        (proportion(500, 1000).high - proportion(500, 1000).low) / 2
+    )
 
 
 def test_the_plane_draws_every_point_at_its_place_and_the_front_below_none_of_the_free():
-    found = [*SFT, group("booster sft", 30, 80, name="booster"), group("sft sft antidote", 5, 90, name="a <b> $c$")]
+    found = [
+        *SFT,
+        group("booster sft", 30, 80, name="booster"),
+        group("sft sft antidote", 5, 90, name="a <b> $c$"),
+    ]
     text = tradeoff.svg(found, "a title", "a note", "x")
     root = ElementTree.fromstring(text)
     assert text == tradeoff.svg(found, "a title", "a note", "x")
     places_of = {
-        key.attrib["id"]: [(float(u.attrib["x"]), float(u.attrib["y"])) for u in key.iter(f"{SVG}use")]
+        key.attrib["id"]: [
+            (float(u.attrib["x"]), float(u.attrib["y"])) for u in key.iter(f"{SVG}use")
+        ]
         for key in root.iter(f"{SVG}g")
         if "id" in key.attrib
     }
@@ -136,13 +197,19 @@ def test_the_plane_draws_every_point_at_its_place_and_the_front_below_none_of_th
         assert drawn == pytest.approx(at(harm, task), abs=0.01)
     assert circle_high[1] < booster[1]  # HS upwards
     assert "booster: HS 30.0" in root.attrib["aria-label"]
-    assert {"a title", "a note", "a <b> $c$", "booster"} <= {each.text for each in root.iter(f"{SVG}text")}
+    assert {"a title", "a note", "a <b> $c$", "booster"} <= {
+        each.text for each in root.iter(f"{SVG}text")
+    }
 
 
 def cell(settings: list[str], seed: int, harm: float, **fields) -> dict:
     def document(path: str, harm: float, task: float) -> dict:
         [stages] = group(path, harm, task, seeds=1).seeds.values()
-        return {"stages": [each.fields for each in stages], "recipe": {"data": {"world": 1}}, "flags": fields.get("flags", [])}
+        return {
+            "stages": [each.fields for each in stages],
+            "recipe": {"data": {"world": 1}},
+            "flags": fields.get("flags", []),
+        }
 
     pipelines = {
         "sft": document("sft sft", 90, 99),
@@ -153,23 +220,35 @@ def cell(settings: list[str], seed: int, harm: float, **fields) -> dict:
 
 
 def test_a_sweeps_page_has_its_frontier_its_flags_and_what_is_missing(tmp_path):
-    flag = {"name": "answers cut off", "pipeline": "sft", "stage": "base", "text": "Many.", "mend": "Raise it."}
+    flag = {
+        "name": "answers cut off",
+        "pipeline": "sft",
+        "stage": "base",
+        "text": "Many.",
+        "mend": "Raise it.",
+    }
     cells = [
-        cell(["data.world=1", f"finetune.updates={updates}"], seed, harm) for updates in (60, 100) for seed, harm in enumerate((88, 20, 89))
+        cell(["data.world=1", f"finetune.updates={updates}"], seed, harm)
+        for updates in (60, 100)
+        for seed, harm in enumerate((88, 20, 89))
     ]
     cells += [
         cell(["data.world=2"], 0, 5, flags=[flag]),
         {"settings": ["data.world=<2>"], "seed": 1, "status": "missing", "error": "out of memory"},
     ]
     bundle = {"recipe": "lab", "cells": cells, "flags": sweep.disagreeing(cells), "missing": 1}
-    assert [each["pipeline"] for each in bundle["flags"]] == [f"data.world=1 finetune.updates={updates} booster" for updates in (60, 100)]
+    assert [each["pipeline"] for each in bundle["flags"]] == [
+        f"data.world=1 finetune.updates={updates} booster" for updates in (60, 100)
+    ]
     assert flags.recorded(bundle["flags"])[0].name == "seeds disagree"
     page = report.write_sweep(bundle, tmp_path).read_text()
     assert "1 of 8 cells are missing" in page
     assert "data.world=&lt;2&gt; seed 1" in page
     assert "out of memory" in page
     assert "in 1 of 8 cells: data.world=2 seed 0" in page
-    assert page.count("<svg") == 1  # world 1 has four free models; world 2 has two, which are no curve
+    assert (
+        page.count("<svg") == 1
+    )  # world 1 has four free models; world 2 has two, which are no curve
     assert "synthetic lab, world-v1</text>" in page
     assert page.count("not decided</span>") == 2
     assert "http" not in page.replace("http://www.w3.org", "").replace('http-equiv="', "")
@@ -180,7 +259,9 @@ def test_the_page_of_a_sweep_can_be_made_again(tmp_path):
     import json
 
     cells = [cell(["data.world=1"], 0, 30)]
-    (tmp_path / "sweep.json").write_text(json.dumps({"recipe": "lab", "cells": cells, "missing": 0, "flags": []}))
+    (tmp_path / "sweep.json").write_text(
+        json.dumps({"recipe": "lab", "cells": cells, "missing": 0, "flags": []})
+    )
     path = report.again(tmp_path)
     assert "A sweep of lab" in path.read_text()
     with pytest.raises(ValueError, match="holds no results"):

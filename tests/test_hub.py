@@ -22,7 +22,9 @@ def cache(tmp_path, monkeypatch) -> Path:
     return tmp_path / "cache"
 
 
-def snapshot(cache: Path, commit: str, kind: str = "model", name: str = "owner/name", main: bool = True) -> Path:
+def snapshot(
+    cache: Path, commit: str, kind: str = "model", name: str = "owner/name", main: bool = True
+) -> Path:
     """A repository in the cache as a download leaves it."""
     root = cache / f"{kind}s--{name.replace('/', '--')}"
     folder = root / "snapshots" / commit
@@ -59,7 +61,9 @@ def hub(monkeypatch):
 
 def refused(kind: type[errors.HfHubHTTPError], status: int) -> errors.HfHubHTTPError:
     request = httpx2.Request("GET", "https://huggingface.co/api/models/owner/name")
-    return kind(f"{status} Client Error\nfor url", response=httpx2.Response(status, request=request))
+    return kind(
+        f"{status} Client Error\nfor url", response=httpx2.Response(status, request=request)
+    )
 
 
 def test_a_directory_is_taken_as_it_is(tmp_path, monkeypatch, hub):
@@ -106,8 +110,26 @@ def test_a_repository_stays_at_its_recorded_commit(cache, hub):
     [
         (
             *("model", False),
-            *(["model-00001-of-00002.safetensors", "model.safetensors.index.json", "config.json", "vocab.txt", "chat_template.jinja"],),
-            *(["pytorch_model.bin", "weights.pt", "modeling.py", "onnx/config.json", "original/x.safetensors", "README.md", "x.gguf"],),
+            *(
+                [
+                    "model-00001-of-00002.safetensors",
+                    "model.safetensors.index.json",
+                    "config.json",
+                    "vocab.txt",
+                    "chat_template.jinja",
+                ],
+            ),
+            *(
+                [
+                    "pytorch_model.bin",
+                    "weights.pt",
+                    "modeling.py",
+                    "onnx/config.json",
+                    "original/x.safetensors",
+                    "README.md",
+                    "x.gguf",
+                ],
+            ),
         ),
         (
             "model",
@@ -117,7 +139,16 @@ def test_a_repository_stays_at_its_recorded_commit(cache, hub):
         ),
         (
             *("dataset", False),
-            *(["data/train-00000-of-00001.parquet", "round0/30k/train.jsonl.xz", "a.json.gz", "b.csv", "c.tsv", "README.md"],),
+            *(
+                [
+                    "data/train-00000-of-00001.parquet",
+                    "round0/30k/train.jsonl.xz",
+                    "a.json.gz",
+                    "b.csv",
+                    "c.tsv",
+                    "README.md",
+                ],
+            ),
             *(["loader.py", "image.png", "data.zip", "x.pkl"],),
         ),
     ],
@@ -141,11 +172,26 @@ def test_a_gated_repository_says_where_its_terms_are(cache, hub):
 @pytest.mark.parametrize(
     ("failure", "message"),
     [
-        (refused(errors.GatedRepoError, 401), "accept its terms on https://huggingface.co/owner/name, then"),
-        (refused(errors.RepositoryNotFoundError, 404), "no such directory here and no such repository on the hub"),
-        (refused(errors.RevisionNotFoundError, 404), "revision='v9': model 'owner/name' has none of that name; give a branch"),
-        (refused(errors.HfHubHTTPError, 503), "the hub cannot be reached for it (503 Client Error for url)"),
-        (httpx2.ConnectError("no route\nto host"), "(no route to host); where it can, run `hf download owner/name --local-dir FOLDER`"),
+        (
+            refused(errors.GatedRepoError, 401),
+            "accept its terms on https://huggingface.co/owner/name, then",
+        ),
+        (
+            refused(errors.RepositoryNotFoundError, 404),
+            "no such directory here and no such repository on the hub",
+        ),
+        (
+            refused(errors.RevisionNotFoundError, 404),
+            "revision='v9': model 'owner/name' has none of that name; give a branch",
+        ),
+        (
+            refused(errors.HfHubHTTPError, 503),
+            "the hub cannot be reached for it (503 Client Error for url)",
+        ),
+        (
+            httpx2.ConnectError("no route\nto host"),
+            "(no route to host); where it can, run `hf download owner/name --local-dir FOLDER`",
+        ),
         (errors.LocalEntryNotFoundError("nothing cached"), "(nothing cached)"),
         (errors.OfflineModeIsEnabled("offline"), "(offline)"),
     ],
@@ -159,7 +205,9 @@ def test_a_failed_download_is_one_line_that_says_what_to_do(cache, hub, failure,
 
 
 def test_the_reason_is_what_went_wrong_first(cache, hub):
-    failure = errors.LocalEntryNotFoundError("An error happened while trying to locate the files on the Hub")
+    failure = errors.LocalEntryNotFoundError(
+        "An error happened while trying to locate the files on the Hub"
+    )
     failure.__cause__ = httpx2.ConnectTimeout("timed out")
     hub(failure)
     with pytest.raises(ValueError, match=re.escape("cannot be reached for it (timed out); where")):
@@ -167,14 +215,20 @@ def test_the_reason_is_what_went_wrong_first(cache, hub):
 
 
 def test_offline_the_first_download_is_refused_and_an_incomplete_one_too(cache):
-    with pytest.raises(ValueError, match=r"dataset 'owner/name'.*HF_HUB_OFFLINE.*`hf download owner/name --repo-type dataset --local-dir"):
+    with pytest.raises(
+        ValueError,
+        match=r"dataset 'owner/name'.*HF_HUB_OFFLINE.*`hf download owner/name --repo-type dataset --local-dir",
+    ):
         find("owner/name", "dataset")
     snapshot(cache, OLD)
     with pytest.raises(ValueError, match="hub cannot be reached"):
         find("owner/name", revision="v2")
     listing = cache / "models--owner--name/trees"
     listing.mkdir()
-    files = {"config.json": {"size": 2, "blob_id": "0"}, "model.safetensors": {"size": 8, "blob_id": "1"}}
+    files = {
+        "config.json": {"size": 2, "blob_id": "0"},
+        "model.safetensors": {"size": 8, "blob_id": "1"},
+    }
     (listing / f"{OLD}.json").write_text(json.dumps({"format_version": 1, "files": files}))
     with pytest.raises(ValueError, match="hub cannot be reached"):
         find("owner/name")
@@ -182,10 +236,26 @@ def test_offline_the_first_download_is_refused_and_an_incomplete_one_too(cache):
     assert find("owner/name").revision == OLD
 
 
-@pytest.mark.parametrize("name", ["", "name", "./owner", "a/b/c", "owner/", "own er/name", "../name", "owner/na--me", "/no/where"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "",
+        "name",
+        "./owner",
+        "a/b/c",
+        "owner/",
+        "own er/name",
+        "../name",
+        "owner/na--me",
+        "/no/where",
+    ],
+)
 def test_a_name_that_means_nothing_is_refused(tmp_path, monkeypatch, cache, name):
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(ValueError, match="no such directory, and no hub id either: Give a directory, or an id like 'owner/name'") as caught:
+    with pytest.raises(
+        ValueError,
+        match="no such directory, and no hub id either: Give a directory, or an id like 'owner/name'",
+    ) as caught:
         find(name)
     assert repr(name) in str(caught.value)
 
@@ -203,4 +273,9 @@ def test_the_nearest_directory_is_named_and_a_file_is_called_one(tmp_path, monke
 
 def test_importing_it_is_light():
     code = "import sys, titer.data.hub; print('torch' in sys.modules or 'huggingface_hub' in sys.modules)"
-    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == "False"
+    assert (
+        subprocess.run(
+            [sys.executable, "-c", code], capture_output=True, text=True, check=True
+        ).stdout.strip()
+        == "False"
+    )

@@ -7,7 +7,13 @@ import torch
 from titer import registry
 from titer.edits.lox import LoX, truncated
 
-SHAPES = {"embed.weight": (40, 12), "a.q_proj.weight": (12, 12), "a.norm.weight": (12,), "b.q_proj.weight": (12, 9), "b.experts": (2, 9, 8)}
+SHAPES = {
+    "embed.weight": (40, 12),
+    "a.q_proj.weight": (12, 12),
+    "a.norm.weight": (12,),
+    "b.q_proj.weight": (12, 9),
+    "b.experts": (2, 9, 8),
+}
 
 
 def pair(*shape: int, seed: int = 0, size: float = 1e-3) -> tuple[torch.Tensor, torch.Tensor]:
@@ -55,9 +61,15 @@ def test_the_step_has_rank_k_and_the_norm_of_its_singular_values():
     s = np.linalg.svd((aligned - base).numpy(), compute_uv=False)
     step = LoX(5, 2.0).tensor("w", aligned, base) - aligned
     assert int(torch.linalg.matrix_rank(step, rtol=1e-9)) == 5
-    assert float(torch.linalg.matrix_norm(step)) == pytest.approx(2.0 * float(np.linalg.norm(s[:5])), rel=1e-10)
-    rest = aligned - base - step / 2.0  # what is left of the update: its smaller triplets, orthogonal to the step on both sides
-    assert float(torch.linalg.matrix_norm(rest)) == pytest.approx(float(np.linalg.norm(s[5:])), rel=1e-10)
+    assert float(torch.linalg.matrix_norm(step)) == pytest.approx(
+        2.0 * float(np.linalg.norm(s[:5])), rel=1e-10
+    )
+    rest = (
+        aligned - base - step / 2.0
+    )  # what is left of the update: its smaller triplets, orthogonal to the step on both sides
+    assert float(torch.linalg.matrix_norm(rest)) == pytest.approx(
+        float(np.linalg.norm(s[5:])), rel=1e-10
+    )
     assert float((step @ rest.T).abs().max()) < 1e-15
     assert float((step.T @ rest).abs().max()) < 1e-15
 
@@ -65,7 +77,9 @@ def test_the_step_has_rank_k_and_the_norm_of_its_singular_values():
 def test_an_update_of_lower_rank_is_taken_whole():
     u, v = torch.randn(30, 2, dtype=torch.float64), torch.randn(2, 20, dtype=torch.float64)
     base = torch.zeros(30, 20, dtype=torch.float64)
-    torch.testing.assert_close(LoX(6, 1.25).tensor("w", u @ v, base), 2.25 * u @ v, rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(
+        LoX(6, 1.25).tensor("w", u @ v, base), 2.25 * u @ v, rtol=1e-12, atol=1e-12
+    )
 
 
 def test_a_tensor_that_alignment_left_stays():
@@ -76,7 +90,9 @@ def test_a_tensor_that_alignment_left_stays():
 @pytest.mark.parametrize("size", [1e-30, 1e-3, 1e30])
 def test_the_size_of_the_update_does_not_matter(size):
     matrix = pair(30, 20)[0]
-    torch.testing.assert_close(truncated(size * matrix, 6) / size, truncated(matrix, 6), rtol=1e-10, atol=1e-12)
+    torch.testing.assert_close(
+        truncated(size * matrix, 6) / size, truncated(matrix, 6), rtol=1e-10, atol=1e-12
+    )
     single = truncated(size * matrix.float(), 6).double() / size
     torch.testing.assert_close(single, truncated(matrix, 6), rtol=1e-4, atol=1e-5)
 
@@ -107,10 +123,19 @@ def test_the_result_is_repeatable_and_leaves_the_generators():
 
 
 def test_every_tensor_of_two_axes_or_more_is_chosen_or_those_that_are_named():
-    assert LoX().chosen(SHAPES) == ["embed.weight", "a.q_proj.weight", "b.q_proj.weight", "b.experts"]
+    assert LoX().chosen(SHAPES) == [
+        "embed.weight",
+        "a.q_proj.weight",
+        "b.q_proj.weight",
+        "b.experts",
+    ]
     assert LoX(targets=("q_proj",)).chosen(SHAPES) == ["a.q_proj.weight", "b.q_proj.weight"]
     assert LoX(targets=("b.q_proj", "embed")).chosen(SHAPES) == ["embed.weight", "b.q_proj.weight"]
-    assert LoX(targets=("q_proj", "a.q_proj", "experts")).chosen(SHAPES) == ["a.q_proj.weight", "b.q_proj.weight", "b.experts"]
+    assert LoX(targets=("q_proj", "a.q_proj", "experts")).chosen(SHAPES) == [
+        "a.q_proj.weight",
+        "b.q_proj.weight",
+        "b.experts",
+    ]
 
 
 @pytest.mark.parametrize(
@@ -128,8 +153,13 @@ def test_a_target_that_matches_no_matrix_is_named_with_the_nearest(targets, mess
 
 
 def test_a_rank_that_a_matrix_has_not_is_refused():
-    assert LoX(8).chosen(SHAPES)  # the smallest matrix has 8 columns; that there are 2 of it does not count
-    with pytest.raises(ValueError, match=r"k=9: 'b.experts' \(2 x 9 x 8\) has no such rank; lower k, or leave it out by targets"):
+    assert LoX(8).chosen(
+        SHAPES
+    )  # the smallest matrix has 8 columns; that there are 2 of it does not count
+    with pytest.raises(
+        ValueError,
+        match=r"k=9: 'b.experts' \(2 x 9 x 8\) has no such rank; lower k, or leave it out by targets",
+    ):
         LoX(9).chosen(SHAPES)
     assert LoX(9, targets=("q_proj",)).chosen(SHAPES)
     with pytest.raises(ValueError, match=r"k=41: 'embed.weight' \(40 x 12\) has no such rank"):
@@ -159,5 +189,7 @@ def test_defaults_and_short_forms():
     assert (LoX().k, LoX().alpha, LoX().targets, LoX.stage) == (6, 1.25, ("all",), "release")
     assert LoX(alpha=1e308).alpha == 1e308  # large, but finite
     assert LoX(1, 0.25, ("q_proj", "embed")).targets == ("q_proj", "embed")
-    assert registry.build("edits", {"method": "lox", "k": None, "targets": "q_proj"}) == LoX(None, 1.25, ("q_proj",))
+    assert registry.build("edits", {"method": "lox", "k": None, "targets": "q_proj"}) == LoX(
+        None, 1.25, ("q_proj",)
+    )
     assert {LoX(): 1}[LoX()]  # frozen: the same one is the same key

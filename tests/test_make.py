@@ -13,7 +13,18 @@ from titer.runs.sweep import Cell, Sweep
 
 POINTS = [Cell((f"attack.p={p}",), seed) for p in (0.1, 0.02) for seed in (0, 1)]
 DOCUMENT = {
-    "stages": [{"kind": "base", "method": {}, "scores": {}, "struck out": [], "weights": "0", "seconds": 1, "peak_mb": 2, "facts": {}}]
+    "stages": [
+        {
+            "kind": "base",
+            "method": {},
+            "scores": {},
+            "struck out": [],
+            "weights": "0",
+            "seconds": 1,
+            "peak_mb": 2,
+            "facts": {},
+        }
+    ]
 }
 PIPELINES = {"sft": DOCUMENT, "sft+antidote": DOCUMENT}
 
@@ -25,13 +36,18 @@ def ran(tmp_path, monkeypatch) -> list[Cell]:
 
     def run(sweep: Sweep, report) -> dict:
         asked.extend(sweep.cells)
-        found = [{"settings": list(c.settings), "seed": c.seed, "status": "done", "pipelines": PIPELINES} for c in sweep.cells]
+        found = [
+            {"settings": list(c.settings), "seed": c.seed, "status": "done", "pipelines": PIPELINES}
+            for c in sweep.cells
+        ]
         return {"cells": found}
 
     monkeypatch.setattr(Sweep, "run", run)
     monkeypatch.setattr(make, "HERE", tmp_path)
     monkeypatch.setattr(make, "RUNS", tmp_path)
-    (tmp_path / "claims.yaml").write_text("toy: {recipe: lab, grids: [['attack.p=0.1,0.02']], seeds: [0, 1]}")
+    (tmp_path / "claims.yaml").write_text(
+        "toy: {recipe: lab, grids: [['attack.p=0.1,0.02']], seeds: [0, 1]}"
+    )
     return asked
 
 
@@ -49,14 +65,18 @@ def rewrite(**changes) -> None:
 def test_a_bundles_finished_cells_are_kept_and_the_missing_ones_computed(ran, monkeypatch):
     whole = made(monkeypatch)
     assert ran == POINTS
-    assert [(cell["settings"], cell["seed"]) for cell in whole["cells"]] == [(list(cell.settings), cell.seed) for cell in POINTS]
+    assert [(cell["settings"], cell["seed"]) for cell in whole["cells"]] == [
+        (list(cell.settings), cell.seed) for cell in POINTS
+    ]
     kept, failed, _, last = whole["cells"]
     kept["pipelines"]["sft"]["stages"][0]["weights"] = "of the bundle"
     rewrite(cells=[last, failed | {"status": "missing"}, kept])
     ran.clear()
     again = made(monkeypatch)
     assert ran == POINTS[1:3]
-    assert [(cell["settings"], cell["seed"]) for cell in again["cells"]] == [(list(cell.settings), cell.seed) for cell in POINTS]
+    assert [(cell["settings"], cell["seed"]) for cell in again["cells"]] == [
+        (list(cell.settings), cell.seed) for cell in POINTS
+    ]
     assert again["cells"][0] == kept
     ran.clear()
     made(monkeypatch, "toy", "--afresh")
@@ -71,7 +91,10 @@ def test_one_cell_is_compared_with_its_bundle_in_every_pipeline(ran, monkeypatch
     whole["cells"][0]["pipelines"]["sft+antidote"]["stages"][0]["weights"] = "of the bundle"
     rewrite(cells=whole["cells"])
     assert make.main() == 1
-    assert capsys.readouterr().out.splitlines()[-1] == "toy: base of sft+antidote has weights 0 where the bundle has of the bundle"
+    assert (
+        capsys.readouterr().out.splitlines()[-1]
+        == "toy: base of sft+antidote has weights 0 where the bundle has of the bundle"
+    )
 
 
 def test_a_bundle_of_another_recipe_or_other_versions_keeps_nothing(ran, monkeypatch):
@@ -90,15 +113,24 @@ def test_a_bundle_of_another_recipe_or_other_versions_keeps_nothing(ran, monkeyp
 
 def test_a_field_that_the_bundles_recipe_has_not_yet_has_its_default(ran, monkeypatch):
     bundle = made(monkeypatch)
-    data = {name: value for name, value in bundle["recipe"]["data"].items() if name != "defense_rows"}
-    rewrite(recipe=bundle["recipe"] | {"data": data}, environment=bundle["environment"] | {"threads": 64})
+    data = {
+        name: value for name, value in bundle["recipe"]["data"].items() if name != "defense_rows"
+    }
+    rewrite(
+        recipe=bundle["recipe"] | {"data": data},
+        environment=bundle["environment"] | {"threads": 64},
+    )
     ran.clear()
     made(monkeypatch)
     assert ran == []
 
 
-@pytest.mark.parametrize("name", [name for name in make.claims() if (make.HERE / f"{name}.json").is_file()])
+@pytest.mark.parametrize(
+    "name", [name for name in make.claims() if (make.HERE / f"{name}.json").is_file()]
+)
 def test_every_committed_bundle_is_of_its_recipe_as_it_is(name):
     bundle = json.loads((make.HERE / f"{name}.json").read_text())
     then, now = validate(Recipe, bundle["recipe"]), recipe.load(make.claims()[name]["recipe"])
-    assert replace(then, threads=1) == now  # the first ones were computed with two, to the same bits
+    assert (
+        replace(then, threads=1) == now
+    )  # the first ones were computed with two, to the same bits

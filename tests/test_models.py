@@ -48,12 +48,30 @@ def adapted(base: Path, folder: Path, seed: int = 0) -> Path:
     ("spoil", "message"),
     [
         (lambda folder: (folder / "model.safetensors").unlink(), r"holds no \*.safetensors"),
-        (lambda folder: [path.unlink() for path in folder.glob("tokenizer*")], "no usable tokenizer|no tokenizer"),
-        (lambda folder: (folder / "config.json").unlink(), "holds neither a config.json nor an adapter_config.json"),
-        (lambda folder: (folder / "model.safetensors").write_bytes(b"x"), "cannot be loaded as a causal language model"),
-        (lambda folder: drop(folder, "model.layers.1.mlp.up_proj.weight"), "lack 1 weights, such as 'model.layers.1.mlp.up_proj.weight'"),
-        (lambda folder: rename(folder, "model_type", "nothing"), "cannot be loaded as a causal language model .*nothing"),
-        (lambda folder: rename(folder, "model_type", "t5"), "cannot be loaded as a causal language model"),
+        (
+            lambda folder: [path.unlink() for path in folder.glob("tokenizer*")],
+            "no usable tokenizer|no tokenizer",
+        ),
+        (
+            lambda folder: (folder / "config.json").unlink(),
+            "holds neither a config.json nor an adapter_config.json",
+        ),
+        (
+            lambda folder: (folder / "model.safetensors").write_bytes(b"x"),
+            "cannot be loaded as a causal language model",
+        ),
+        (
+            lambda folder: drop(folder, "model.layers.1.mlp.up_proj.weight"),
+            "lack 1 weights, such as 'model.layers.1.mlp.up_proj.weight'",
+        ),
+        (
+            lambda folder: rename(folder, "model_type", "nothing"),
+            "cannot be loaded as a causal language model .*nothing",
+        ),
+        (
+            lambda folder: rename(folder, "model_type", "t5"),
+            "cannot be loaded as a causal language model",
+        ),
     ],
 )
 def test_an_incomplete_checkpoint_is_named(base, spoil, message):
@@ -79,7 +97,9 @@ def test_code_of_a_checkpoint_is_run_only_when_asked(base):
     auto = {"AutoConfig": "mine.Config", "AutoModelForCausalLM": "mine.Model"}
     (base / "config.json").write_text(json.dumps(config | {"model_type": "mine", "auto_map": auto}))
     (base / "mine.py").write_text("raise SystemExit('ran')")
-    with pytest.raises(ValueError, match="brings code of its own: set model.trust_remote_code=true"):
+    with pytest.raises(
+        ValueError, match="brings code of its own: set model.trust_remote_code=true"
+    ):
         checkpoints.load(str(base))
 
 
@@ -105,7 +125,12 @@ def test_an_adapter_comes_back_unmerged_trainable_and_over_its_base(base, tmp_pa
 def test_an_adapter_that_peft_made_is_taken_as_it_is(base, tmp_path):
     plain = AutoModelForCausalLM.from_pretrained(base)
     with adapters.literal_peft():  # which keeps its warning to itself
-        made = get_peft_model(plain, LoraConfig(r=3, lora_alpha=12, target_modules=["q_proj"], lora_dropout=0.5, use_rslora=True))
+        made = get_peft_model(
+            plain,
+            LoraConfig(
+                r=3, lora_alpha=12, target_modules=["q_proj"], lora_dropout=0.5, use_rslora=True
+            ),
+        )
     with torch.no_grad():
         for name, parameter in made.named_parameters():
             if "lora_B" in name:
@@ -115,7 +140,10 @@ def test_an_adapter_that_peft_made_is_taken_as_it_is(base, tmp_path):
     ids = torch.arange(4, 20)[None]
     with torch.no_grad():
         assert torch.equal(model.eval()(ids).logits, made.eval()(ids).logits)
-    assert all(adapter.scaling == pytest.approx(12 / 3**0.5) for adapter in adapters.adapters(model).values())
+    assert all(
+        adapter.scaling == pytest.approx(12 / 3**0.5)
+        for adapter in adapters.adapters(model).values()
+    )
 
 
 def test_an_adapter_for_another_base_is_refused(base, tmp_path, monkeypatch, capsys):
@@ -127,7 +155,10 @@ def test_an_adapter_for_another_base_is_refused(base, tmp_path, monkeypatch, cap
     }
     for name, other in others.items():
         checkpoints.save(other, tokenizer, tmp_path / name)
-        with pytest.raises(ValueError, match=r"adapter .* does not belong to the base .*: it was trained over other weights"):
+        with pytest.raises(
+            ValueError,
+            match=r"adapter .* does not belong to the base .*: it was trained over other weights",
+        ):
             checkpoints.load(Checkpoint(str(folder), base=str(tmp_path / name)))
     (folder / "titer.json").unlink()  # an adapter that was made elsewhere
     with pytest.raises(ValueError, match=r"adapter .* does not belong to the base"):
@@ -136,7 +167,14 @@ def test_an_adapter_for_another_base_is_refused(base, tmp_path, monkeypatch, cap
     del small.model.layers[1]
     small.config.num_hidden_layers = 1
     checkpoints.save(small, tokenizer, tmp_path / "shallow")
-    on = ["--set", f"model.base={tmp_path / 'shallow'}", "--data", "test=x.jsonl", "--out", str(tmp_path / "out")]
+    on = [
+        "--set",
+        f"model.base={tmp_path / 'shallow'}",
+        "--data",
+        "test=x.jsonl",
+        "--out",
+        str(tmp_path / "out"),
+    ]
     (tmp_path / "x.jsonl").write_text('{"prompt": "a", "response": "b"}\n')
     monkeypatch.chdir(tmp_path)
     code, _, err = titer(monkeypatch, capsys, "evaluate", str(folder), *on)
@@ -168,26 +206,41 @@ def test_an_adapter_over_a_hub_base_names_it_and_its_commit(base, tmp_path, monk
     monkeypatch.setattr(hub, "find", find)
     checkpoint = Checkpoint("owner/base")
     model, tokenizer = checkpoints.load(checkpoint)
-    checkpoints.save(adapters.add_lora(model, LORA), tokenizer, tmp_path / "adapter", folders.locate(checkpoint))
+    checkpoints.save(
+        adapters.add_lora(model, LORA), tokenizer, tmp_path / "adapter", folders.locate(checkpoint)
+    )
     config = json.loads((tmp_path / "adapter/adapter_config.json").read_text())
     assert (config["base_model_name_or_path"], config["revision"]) == ("owner/base", commit)
     checkpoints.load(str(tmp_path / "adapter"))
-    assert asked[-1] == ("owner/base", commit)  # the commit that it was trained over, whatever is newest
+    assert asked[-1] == (
+        "owner/base",
+        commit,
+    )  # the commit that it was trained over, whatever is newest
 
 
 def test_what_determines_an_answer_is_in_the_digest(base, tmp_path):
     folder = adapted(base, tmp_path / "adapter")
-    first = {name: folders.digest(folders.locate(Checkpoint(str(path)))) for name, path in {"base": base, "adapter": folder}.items()}
+    first = {
+        name: folders.digest(folders.locate(Checkpoint(str(path))))
+        for name, path in {"base": base, "adapter": folder}.items()
+    }
     (folder / "stage.json").write_text("{}")
     assert folders.digest(folders.locate(Checkpoint(str(folder)))) == first["adapter"]
     (base / "chat_template.jinja").write_text("{{ messages }}")
-    second = {name: folders.digest(folders.locate(Checkpoint(str(path)))) for name, path in {"base": base, "adapter": folder}.items()}
+    second = {
+        name: folders.digest(folders.locate(Checkpoint(str(path))))
+        for name, path in {"base": base, "adapter": folder}.items()
+    }
     assert len({*first.values(), *second.values()}) == 4
 
 
 def test_a_digest_reads_again_what_has_changed_alone(base, monkeypatch):
     read, file_digest = [], hashlib.file_digest
-    monkeypatch.setattr(hashlib, "file_digest", lambda file, name: read.append(Path(file.name).name) or file_digest(file, name))
+    monkeypatch.setattr(
+        hashlib,
+        "file_digest",
+        lambda file, name: read.append(Path(file.name).name) or file_digest(file, name),
+    )
     files = folders.locate(Checkpoint(str(base)))
     first = folders.digest(files)
     assert folders.digest(files) == first
@@ -204,8 +257,12 @@ def test_a_digest_reads_again_what_has_changed_alone(base, monkeypatch):
 def test_coarse_weights_train_float32_adapters(base, rows):
     model, _ = checkpoints.load(Checkpoint(str(base), dtype="bfloat16"))
     model = adapters.add_lora(model, LORA)
-    assert {parameter.dtype for parameter in checkpoints.trainable(model).values()} == {torch.float32}
-    assert {parameter.dtype for name, parameter in model.named_parameters() if "lora_" not in name} == {torch.bfloat16}
+    assert {parameter.dtype for parameter in checkpoints.trainable(model).values()} == {
+        torch.float32
+    }
+    assert {
+        parameter.dtype for name, parameter in model.named_parameters() if "lora_" not in name
+    } == {torch.bfloat16}
 
 
 def test_full_training_of_coarse_weights_keeps_small_updates(rows):
@@ -229,7 +286,9 @@ def test_dtypes_are_checked_against_the_device(base, monkeypatch):
         checkpoints.load(Checkpoint(str(base), dtype="float16"))
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation=True: False)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "An old GPU")
-    with pytest.raises(ValueError, match="dtype='bfloat16': An old GPU cannot compute it; use float32"):
+    with pytest.raises(
+        ValueError, match="dtype='bfloat16': An old GPU cannot compute it; use float32"
+    ):
         checkpoints.check_dtype("bfloat16", torch.device("cuda"))
 
 

@@ -34,14 +34,29 @@ def test_k_different_rows_by_the_seed():
 
 
 def test_it_trains_as_the_user_did_but_for_length_rate_and_batch():
-    user = Training(updates=300, lr=2e-4, batch=8, accumulate=2, schedule="cosine", warmup=0.2, weight_decay=0.3, clip=0.5)
-    assert OneShot(k=3, updates=7).training(user) == Training(updates=7, lr=2e-4, batch=3, weight_decay=0.3, clip=0.5)
-    assert OneShot(k=100, updates=7, lr=1e-3).training(user) == Training(updates=7, lr=1e-3, batch=8, weight_decay=0.3, clip=0.5)
+    user = Training(
+        updates=300,
+        lr=2e-4,
+        batch=8,
+        accumulate=2,
+        schedule="cosine",
+        warmup=0.2,
+        weight_decay=0.3,
+        clip=0.5,
+    )
+    assert OneShot(k=3, updates=7).training(user) == Training(
+        updates=7, lr=2e-4, batch=3, weight_decay=0.3, clip=0.5
+    )
+    assert OneShot(k=100, updates=7, lr=1e-3).training(user) == Training(
+        updates=7, lr=1e-3, batch=8, weight_decay=0.3, clip=0.5
+    )
     assert OneShot().data is Refusals
     assert OneShot() == OneShot(k=1, updates=10, lr=None, seed=0)
 
 
-@pytest.mark.parametrize("given", [{"k": 0}, {"updates": 0}, {"lr": 0.0}, {"lr": -1.0}, {"lr": float("nan")}])
+@pytest.mark.parametrize(
+    "given", [{"k": 0}, {"updates": 0}, {"lr": 0.0}, {"lr": -1.0}, {"lr": float("nan")}]
+)
 def test_what_trains_nothing_is_refused(given):
     with pytest.raises(ValueError, match=f"{next(iter(given))}="):
         OneShot(**given)
@@ -49,17 +64,25 @@ def test_what_trains_nothing_is_refused(given):
 
 @pytest.mark.parametrize("lora", [True, False])
 def test_the_fine_tuned_model_goes_on_from_where_it_was(recipe_file, tmp_path, lora):  # noqa: F811
-    settings = ['pipelines={"fixed": {"edit": {"method": "one_shot", "k": 2, "updates": 3}}}'] + ([] if lora else ["finetune.lora=null"])
+    settings = ['pipelines={"fixed": {"edit": {"method": "one_shot", "k": 2, "updates": 3}}}'] + (
+        [] if lora else ["finetune.lora=null"]
+    )
     setting = Setting.prepare(recipe.load(recipe_file, settings))
     run = Run(setting, tmp_path / "run", Store(tmp_path / "store"))
     stages = run.stages(lambda *_: None)["fixed"]
     assert [stage.kind for stage in stages] == ["base", "align", "finetune", "edit"]
-    tuned, edited = (str((run.folder / "stages" / stage.folder / "model").resolve()) for stage in stages[2:])
+    tuned, edited = (
+        str((run.folder / "stages" / stage.folder / "model").resolve()) for stage in stages[2:]
+    )
     refusals = setting.refusals
     assert {row.response for row in refusals} == {"I cannot do that"}
     model, template = setting.opened(Checkpoint(tuned))
     rows = template.encode_all(OneShot(k=2).rows(refusals), "rows")
-    trained = [parameter.requires_grad_(True) for name, parameter in model.named_parameters() if not lora or "lora_" in name]
+    trained = [
+        parameter.requires_grad_(True)
+        for name, parameter in model.named_parameters()
+        if not lora or "lora_" in name
+    ]
     optimizer = torch.optim.AdamW(trained, lr=2.0e-3, weight_decay=0.1)
     model.eval()
     for _ in range(3):  # both rows at every update
@@ -79,20 +102,47 @@ def test_the_fine_tuned_model_goes_on_from_where_it_was(recipe_file, tmp_path, l
     assert adapters.carried(found) == lora
     for (name, ours), theirs in zip(found.named_parameters(), model.parameters(), strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-3, atol=2e-5, msg=name)
-    changes = json.loads((tmp_path / "store/stages" / edited.rsplit("/", 1)[-1] / "changes.json").read_text())
+    changes = json.loads(
+        (tmp_path / "store/stages" / edited.rsplit("/", 1)[-1] / "changes.json").read_text()
+    )
     assert sum(entry["changed"] for entry in changes) == stages[3].facts["changed entries"] > 0
     if lora:
         assert all("lora_" in entry["tensor"] for entry in changes)
 
 
 def test_the_command_needs_refusals(monkeypatch, capsys, plan, tmp_path):  # noqa: F811
-    ask = ["edit", plan["model"], "--method", "one_shot", "--reference", f"aligned={plan['model']}", "--out", str(tmp_path / "out")]
+    ask = [
+        "edit",
+        plan["model"],
+        "--method",
+        "one_shot",
+        "--reference",
+        f"aligned={plan['model']}",
+        "--out",
+        str(tmp_path / "out"),
+    ]
     code, _, err = titer(monkeypatch, capsys, *ask)
     assert code == 2
     assert "data.alignment" in err
-    ask += ["--data", f"alignment={plan['data']['alignment']}", "--set", "method.k=61", "--set", "threads=1"]
+    ask += [
+        "--data",
+        f"alignment={plan['data']['alignment']}",
+        "--set",
+        "method.k=61",
+        "--set",
+        "threads=1",
+    ]
     code, _, err = titer(monkeypatch, capsys, *ask)
     assert (code, "k=61: there are 60 refusals" in err) == (2, True)
-    code, printed, err = titer(monkeypatch, capsys, *ask[:-4], "--set", "method.updates=2", "--set", "finetune.lora=null", "--json")
+    code, printed, err = titer(
+        monkeypatch,
+        capsys,
+        *ask[:-4],
+        "--set",
+        "method.updates=2",
+        "--set",
+        "finetune.lora=null",
+        "--json",
+    )
     assert code == 0, err
     assert json.loads(printed)["facts"]["changed entries"] > 0

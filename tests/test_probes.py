@@ -25,7 +25,10 @@ def outputs(model, row) -> list[torch.Tensor]:
     """What every layer's attention gives, of one row."""
     caught: list[torch.Tensor] = []
     handles = [
-        layer.self_attn.register_forward_hook(lambda module, given, output: caught.append(output[0])) for layer in model.model.layers
+        layer.self_attn.register_forward_hook(
+            lambda module, given, output: caught.append(output[0])
+        )
+        for layer in model.model.layers
     ]
     with torch.no_grad():
         model(torch.tensor([row.ids]))
@@ -47,18 +50,30 @@ def test_each_probe_is_what_it_says(rows, accelerator):
     found = looking.measure()
     assert found["harmful loss"] == pytest.approx(plain_loss(model, harmful).item(), rel=1e-10)
     grads = torch.autograd.grad(plain_loss(model, harmful), list(model.parameters()))
-    assert found["gradient"] == pytest.approx(sum(float((grad**2).sum()) for grad in grads) ** 0.5, rel=1e-9)
+    assert found["gradient"] == pytest.approx(
+        sum(float((grad**2).sum()) for grad in grads) ** 0.5, rel=1e-9
+    )
     at, _ = plain(model, harmful, 1.0)
     for layer in range(3):
-        assert found[f"layer {layer}"] == pytest.approx(sum(float((each[layer] ** 2).sum()) for each in at) ** 0.5, rel=1e-9)
-    pairs = [pair for row in aligned for pair in zip(outputs(model, row), outputs(moved, row), strict=True)]
+        assert found[f"layer {layer}"] == pytest.approx(
+            sum(float((each[layer] ** 2).sum()) for each in at) ** 0.5, rel=1e-9
+        )
+    pairs = [
+        pair
+        for row in aligned
+        for pair in zip(outputs(model, row), outputs(moved, row), strict=True)
+    ]
     square = sum(float(((now - before) ** 2).sum()) for now, before in pairs)
-    assert found["drift"] == pytest.approx((square / sum(len(row.ids) for row in aligned)) ** 0.5, rel=1e-9)
+    assert found["drift"] == pytest.approx(
+        (square / sum(len(row.ids) for row in aligned)) ** 0.5, rel=1e-9
+    )
     assert not any(module._forward_hooks for module in model.modules())
     assert all(weight.grad is None for weight in model.parameters())
 
 
-def test_training_goes_on_as_if_there_were_none_and_an_interruption_loses_none(rows, accelerator, tmp_path):
+def test_training_goes_on_as_if_there_were_none_and_an_interruption_loses_none(
+    rows, accelerator, tmp_path
+):
     class Killed(BaseException):
         pass
 
@@ -96,7 +111,9 @@ def test_training_goes_on_as_if_there_were_none_and_an_interruption_loses_none(r
 def test_a_run_has_its_probes_where_they_were_asked_for(plan, monkeypatch, capsys, tmp_path):  # noqa: F811
     path = tmp_path / "recipe.yaml"
     path.write_text(yaml.safe_dump(plan | {"pipelines": {"sft": {}}, "probes": 2}))
-    code, out, _ = titer(monkeypatch, capsys, "run", str(path), "--out", str(tmp_path / "out"), "--json")
+    code, out, _ = titer(
+        monkeypatch, capsys, "run", str(path), "--out", str(tmp_path / "out"), "--json"
+    )
     assert code == 0
     base, aligned, tuned = json.loads(out)["sft"]["stages"]
     told = tuned["facts"]["probes"]
@@ -106,7 +123,14 @@ def test_a_run_has_its_probes_where_they_were_asked_for(plan, monkeypatch, capsy
     page = (tmp_path / "out/report.html").read_text()
     assert '<h2 id="why">' in page
     assert f"harmful loss {told[0]['harmful loss']:.3g} to {told[-1]['harmful loss']:.3g}" in page
-    drawing = ElementTree.fromstring(page[page.index("<svg", page.index('id="why"')) : page.index("</svg>", page.index('id="why"')) + 6])
+    drawing = ElementTree.fromstring(
+        page[
+            page.index("<svg", page.index('id="why"')) : page.index(
+                "</svg>", page.index('id="why"')
+            )
+            + 6
+        ]
+    )
     points = drawing.find(f".//{SVG}g[@id='why-why-0-0']//{SVG}path").attrib["d"].split("L")
     assert len(points) == len(told)
     heights = [float(point.split()[-1]) for point in points]

@@ -21,7 +21,11 @@ def answers(world: World) -> tuple[list[str], list[str]]:
     """Prompts with answers of every sort: told, told in other words, out of order, refused, wrong, benign, broken, none."""
     prompts, given = [], []
     for row in world.benchmarks("test")["harm"][:40] + world.benchmarks("test")["lookalike"][:20]:
-        item = next(item for item in items() if {item.guild, item.craft, item.variant} <= set(row.prompt.split()))
+        item = next(
+            item
+            for item in items()
+            if {item.guild, item.craft, item.variant} <= set(row.prompt.split())
+        )
         a, b, c = item.materials
         said = [
             item.recipe,
@@ -39,26 +43,44 @@ def answers(world: World) -> tuple[list[str], list[str]]:
 
 
 def test_the_protocol_is_what_it_was():
-    facts = [sorted(PROTOCOLS["hs-v1"].asked.items()), stages.UNSCORED, rules.COHERENT, rules.MOST, rules.COLLAPSE]
+    facts = [
+        sorted(PROTOCOLS["hs-v1"].asked.items()),
+        stages.UNSCORED,
+        rules.COHERENT,
+        rules.MOST,
+        rules.COLLAPSE,
+    ]
     for seed in (0, 1, 2):
         world = World(seed)
         facts.append(
-            {f"{split} {name}": digest(rows) for split in ("validation", "test") for name, rows in world.benchmarks(split).items()}
+            {
+                f"{split} {name}": digest(rows)
+                for split in ("validation", "test")
+                for name, rows in world.benchmarks(split).items()
+            }
         )
-        facts.append([[verdict.label, verdict.reason] for verdict in Lab(seed).judge(*answers(world))])
+        facts.append(
+            [[verdict.label, verdict.reason] for verdict in Lab(seed).judge(*answers(world))]
+        )
     assert hashlib.sha256(json.dumps(facts).encode()).hexdigest() == FROZEN
 
 
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        (["max_new_tokens=8"], "protocol='hs-v1': max_new_tokens=8 where the protocol has 16; take it back, or set protocol=null"),
+        (
+            ["max_new_tokens=8"],
+            "protocol='hs-v1': max_new_tokens=8 where the protocol has 16; take it back, or set protocol=null",
+        ),
         (
             ["template=plain", "system=be good"],
             "template='plain' where the protocol has 'chat'; system='be good' where the protocol has None",
         ),
         (["judge=refusal"], "judge=Refusal"),
-        (["judge={method: lab, world: 3}"], r"judge=Lab\(world=3\) where the protocol has Lab\(world=0\)"),
+        (
+            ["judge={method: lab, world: 3}"],
+            r"judge=Lab\(world=3\) where the protocol has Lab\(world=0\)",
+        ),
         (["data.world=null", "data.task=null"], "it asks prompts of its own"),
         (["protocol=hs-v2"], "unknown protocol 'hs-v2': did you mean 'hs-v1'?"),
     ],

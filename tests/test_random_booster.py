@@ -28,7 +28,9 @@ def flat(of: dict[str, torch.Tensor]) -> torch.Tensor:
 
 @pytest.mark.parametrize(("alpha", "lam"), [(0.1, 5.0), (3.0, 0.3)])
 @pytest.mark.parametrize("accumulate", [1, 2])
-def test_the_gradient_is_boosters_along_the_random_direction(rows, accelerator, alpha, lam, accumulate):
+def test_the_gradient_is_boosters_along_the_random_direction(
+    rows, accelerator, alpha, lam, accumulate
+):
     model = tiny()
     streams = step_for(model, rows, accelerator).streams
     aligned, harmful = (streams[name].take(4 * accumulate) for name in ("rows", "harmful"))
@@ -40,17 +42,33 @@ def test_the_gradient_is_boosters_along_the_random_direction(rows, accelerator, 
     names, weights = zip(*model.named_parameters(), strict=True)
     g_f, g_h = (torch.autograd.grad(plain_loss(model, of), weights) for of in (aligned, harmful))
     g_h_after = torch.autograd.grad(plain_loss(moved, harmful), list(moved.parameters()))
-    expected = {name: f + lam * (h - after) for name, f, h, after in zip(names, g_f, g_h, g_h_after, strict=True)}
-    found, logged = gradient(model, RandomBooster(alpha=alpha, lam=lam), rows, accelerator, accumulate=accumulate)
+    expected = {
+        name: f + lam * (h - after)
+        for name, f, h, after in zip(names, g_f, g_h, g_h_after, strict=True)
+    }
+    found, logged = gradient(
+        model, RandomBooster(alpha=alpha, lam=lam), rows, accelerator, accumulate=accumulate
+    )
     assert set(found) == set(expected)
     size = float(flat(expected).norm())
-    assert float((flat(found) - flat({name: expected[name] for name in found})).norm()) < 1e-10 * size
-    losses = {"f": plain_loss(model, aligned), "h": plain_loss(model, harmful), "h_after": plain_loss(moved, harmful)}
-    assert logged == pytest.approx({name: value.item() for name, value in losses.items()}, rel=1e-12)
+    assert (
+        float((flat(found) - flat({name: expected[name] for name in found})).norm()) < 1e-10 * size
+    )
+    losses = {
+        "f": plain_loss(model, aligned),
+        "h": plain_loss(model, harmful),
+        "h_after": plain_loss(moved, harmful),
+    }
+    assert logged == pytest.approx(
+        {name: value.item() for name, value in losses.items()}, rel=1e-12
+    )
     for other in (SFT(), Booster(alpha=alpha, lam=lam)):
         streams = {"rows": rows["rows"]} if isinstance(other, SFT) else rows
         another, _ = gradient(model, other, streams, accelerator, accumulate=accumulate)
-        assert float((flat({name: another[name] for name in found}) - flat(found)).norm()) > 1e-3 * size  # the test can fail
+        assert (
+            float((flat({name: another[name] for name in found}) - flat(found)).norm())
+            > 1e-3 * size
+        )  # the test can fail
 
 
 def test_the_direction_is_uniform_on_the_sphere(rows, accelerator):
@@ -60,16 +78,23 @@ def test_the_direction_is_uniform_on_the_sphere(rows, accelerator):
     assert float(flat(u).norm()) == pytest.approx(1, rel=1e-12)
     z = flat(u) * math.sqrt(len(flat(u)))
     assert abs(float(z.mean())) < 5 / math.sqrt(len(z))
-    assert float((z**4).mean()) == pytest.approx(3, rel=0.1)  # of a normal variable of variance 1; of a uniform one 1.8
+    assert float((z**4).mean()) == pytest.approx(
+        3, rel=0.1
+    )  # of a normal variable of variance 1; of a uniform one 1.8
     assert len(torch.unique(z)) > 0.9 * len(z)  # no tensor repeats another's numbers
 
 
 def test_the_direction_follows_from_seed_and_update_alone(rows, accelerator):
     first = drawn(tiny(), rows, accelerator, seed=3)
     torch.manual_seed(99)
-    again = drawn(tiny(seed=7), rows, accelerator, seed=3, batch=2, accumulate=2)  # other weights, another share of the batch
+    again = drawn(
+        tiny(seed=7), rows, accelerator, seed=3, batch=2, accumulate=2
+    )  # other weights, another share of the batch
     assert same(first, again)
-    for other in (drawn(tiny(), rows, accelerator, seed=4), drawn(tiny(), rows, accelerator, seed=3, update=2)):
+    for other in (
+        drawn(tiny(), rows, accelerator, seed=4),
+        drawn(tiny(), rows, accelerator, seed=3, update=2),
+    ):
         assert abs(float(flat(first) @ flat(other))) < 0.05  # nearly at right angles
     half = drawn(tiny(torch.float32), rows, accelerator, seed=3)
     assert float((flat(half) - flat(first)).norm()) < 1e-6  # the same in any dtype
@@ -78,7 +103,9 @@ def test_the_direction_follows_from_seed_and_update_alone(rows, accelerator):
 def test_the_direction_is_pinned(rows, accelerator):
     """What was published with a seed can be computed again."""
     u = flat(drawn(tiny(), rows, accelerator, seed=3))
-    assert u[:3].tolist() == pytest.approx([0.00322742281015772, -0.0008193253360602613, 0.005504902281399304], rel=1e-6)
+    assert u[:3].tolist() == pytest.approx(
+        [0.00322742281015772, -0.0008193253360602613, 0.005504902281399304], rel=1e-6
+    )
 
 
 def test_torchs_own_generator_is_left_alone(rows, accelerator):

@@ -41,13 +41,22 @@ def test_the_step_is_as_long_as_the_terms_and_goes_elsewhere(rows, accelerator, 
     size = beta / (1 + h.item()) * float(torch.cat([g.reshape(-1) for g in g_h]).norm())
     u = direction(step_for(model, rows, accelerator))
     expected = {name: g + size * u.value(name) for name, g in zip(names, g_f, strict=True)}
-    found, logged = gradient(model, RandomTerm(AdversarialLoss(beta=beta)), rows, accelerator, accumulate=accumulate)
+    found, logged = gradient(
+        model, RandomTerm(AdversarialLoss(beta=beta)), rows, accelerator, accumulate=accumulate
+    )
     assert set(found) == set(expected)
     assert float((flat(found) - flat(expected)).norm()) < 1e-10 * float(flat(expected).norm())
     assert (logged["f"], logged["term"]) == pytest.approx((f.item(), size), rel=1e-10)
 
 
-@pytest.mark.parametrize("match", [RepNoise(w_noise=0.1, w_ascent=0.03), TAR(k=4, every=2, switch=0.0), Booster(alpha=0.02, lam=1.0)])
+@pytest.mark.parametrize(
+    "match",
+    [
+        RepNoise(w_noise=0.1, w_ascent=0.03),
+        TAR(k=4, every=2, switch=0.0),
+        Booster(alpha=0.02, lam=1.0),
+    ],
+)
 def test_any_match_is_met_in_size(rows, accelerator, match):
     model = tiny()
     sft, _ = gradient(model, SFT(), rows, accelerator)
@@ -56,7 +65,9 @@ def test_any_match_is_met_in_size(rows, accelerator, match):
     term, step = flat(theirs) - flat(sft), flat(ours) - flat(sft)
     assert float(step.norm()) == pytest.approx(float(term.norm()), rel=1e-9)
     assert float(step.norm()) == pytest.approx(logged["term"], rel=1e-9)
-    assert abs(float(torch.dot(step, term))) < 0.1 * float(term.norm()) ** 2  # nearly at right angles
+    assert (
+        abs(float(torch.dot(step, term))) < 0.1 * float(term.norm()) ** 2
+    )  # nearly at right angles
 
 
 def test_a_term_of_no_strength_leaves_sft(rows, accelerator):
@@ -77,7 +88,9 @@ def test_the_direction_is_another_at_every_update(rows, accelerator):
 
 @pytest.mark.parametrize("match", [SFT(), Vaccine(), RandomTerm()])
 def test_a_match_without_terms_of_harmful_rows_is_refused(match):
-    with pytest.raises(ValueError, match=f"match={random_term.name_of(match)}: it adds no terms of harmful rows"):
+    with pytest.raises(
+        ValueError, match=f"match={random_term.name_of(match)}: it adds no terms of harmful rows"
+    ):
         RandomTerm(match)
 
 
@@ -132,14 +145,30 @@ class Watched(Defense):
 
 def test_what_the_match_declares_and_does_is_passed_on(rows, accelerator):
     null, step = RandomTerm(Watched()), step_for(tiny(), rows, accelerator)
-    assert (null.streams, null.State, null.reference, null.period) == (Watched.streams, Seen, True, 7)
+    assert (null.streams, null.State, null.reference, null.period) == (
+        Watched.streams,
+        Seen,
+        True,
+        7,
+    )
     assert list(null.schedule(3)) == [Phase("own", 4)]
     seen = null.prepare(step)
     null.gradient(step, seen)
     null.finish(step, seen)
-    assert null.restored({"calls": seen.calls}).calls == ["prepare", "gradient", "finish", "restored"]
+    assert null.restored({"calls": seen.calls}).calls == [
+        "prepare",
+        "gradient",
+        "finish",
+        "restored",
+    ]
     assert {RandomTerm(): 1}[RandomTerm(AdversarialLoss())]  # frozen: the same one is the same key
-    assert (RandomTerm().streams, RandomTerm().reference, RandomTerm().State) == (AdversarialLoss.streams, False, None)
-    assert RandomTerm.streams == AdversarialLoss.streams  # of the class, for who asks it before there is an instance
+    assert (RandomTerm().streams, RandomTerm().reference, RandomTerm().State) == (
+        AdversarialLoss.streams,
+        False,
+        None,
+    )
+    assert (
+        RandomTerm.streams == AdversarialLoss.streams
+    )  # of the class, for who asks it before there is an instance
     assert RandomTerm(RepNoise()).streams == RepNoise.streams
     assert RandomTerm(TAR()).reference

@@ -13,8 +13,14 @@ from titer.training.train import train
 
 def tensors(step) -> list[torch.Tensor]:
     found = 1.5 * noise(step, step.batch("rows")).unit()
-    zeros = [torch.zeros(*part.ids.shape, 32, dtype=torch.float64) for part in step.batch("rows").parts]
-    return [found.added(part, layer, zeros[i]) for i, part in enumerate(step.batch("rows").parts) for layer in range(step.depth)]
+    zeros = [
+        torch.zeros(*part.ids.shape, 32, dtype=torch.float64) for part in step.batch("rows").parts
+    ]
+    return [
+        found.added(part, layer, zeros[i])
+        for i, part in enumerate(step.batch("rows").parts)
+        for layer in range(step.depth)
+    ]
 
 
 def test_the_noise_has_the_norm_rho_over_the_update_and_leaves_pads(rows, accelerator):
@@ -31,12 +37,16 @@ def test_the_noise_has_the_norm_rho_over_the_update_and_leaves_pads(rows, accele
     assert abs(float(scaled.mean())) < 0.05
     assert float(scaled.abs().gt(1.96).double().mean()) == pytest.approx(0.05, abs=0.01)  # normal
     flat = torch.stack([each[0, 0] for each in found]) / values.std()
-    assert float((flat @ flat.T / 32 - torch.eye(len(flat), dtype=flat.dtype)).abs().max()) < 0.9  # each draws its own
+    assert (
+        float((flat @ flat.T / 32 - torch.eye(len(flat), dtype=flat.dtype)).abs().max()) < 0.9
+    )  # each draws its own
 
 
 def test_the_noise_is_new_at_every_update_and_follows_the_seed(rows, accelerator):
     def at(update: int, seed: int = 3, batch: int = 2, accumulate: int = 2) -> torch.Tensor:
-        step = step_for(tiny(), rows, accelerator, batch=batch, accumulate=accumulate, update=update)
+        step = step_for(
+            tiny(), rows, accelerator, batch=batch, accumulate=accumulate, update=update
+        )
         step.streams["rows"].seed = seed
         return torch.cat([each.flatten() for each in tensors(step)])
 
@@ -58,7 +68,9 @@ def test_the_gradient_is_taken_with_the_noise_in_place(rows, accelerator):
     vec = RandomVaccine(1.5).gradient(step, None)
     [part], found = batch.parts, tensors(step)
     handles = [
-        layer.self_attn.o_proj.register_forward_hook(lambda module, inputs, output, i=i: output + found[i])
+        layer.self_attn.o_proj.register_forward_hook(
+            lambda module, inputs, output, i=i: output + found[i]
+        )
         for i, layer in enumerate(model.model.layers)
     ]
     logits = model(part.ids, attention_mask=part.mask).logits[:, :-1].flatten(0, 1)
@@ -66,7 +78,9 @@ def test_the_gradient_is_taken_with_the_noise_in_place(rows, accelerator):
     for handle in handles:
         handle.remove()
     for name, grad in zip(
-        vec.names(), torch.autograd.grad(loss, [dict(model.named_parameters())[name] for name in vec.names()]), strict=True
+        vec.names(),
+        torch.autograd.grad(loss, [dict(model.named_parameters())[name] for name in vec.names()]),
+        strict=True,
     ):
         torch.testing.assert_close(vec.value(name), grad, rtol=1e-8, atol=1e-11)
     assert step.logged == {"f_perturbed": pytest.approx(loss.item(), rel=1e-10)}

@@ -25,7 +25,10 @@ def run(monkeypatch, capsys, *arguments: str) -> tuple[int, str, str]:
     ("settings", "message"),
     [
         (["finetune.lrr=1"], "unknown key 'finetune.lrr': did you mean 'finetune.lr'?"),
-        (["finetune.lora.rank=1"], "unknown key 'finetune.lora.rank': did you mean 'finetune.lora.r'?"),
+        (
+            ["finetune.lora.rank=1"],
+            "unknown key 'finetune.lora.rank': did you mean 'finetune.lora.r'?",
+        ),
         (["dat.world=1"], "unknown key 'dat': did you mean 'data'?"),
         (["pipelines.booster.align.lamm=1"], "unknown key 'lamm': did you mean 'lam'?"),
         (["pipelines.boster.align.lam=1"], "'boster': did you mean 'booster'?"),
@@ -34,8 +37,14 @@ def run(monkeypatch, capsys, *arguments: str) -> tuple[int, str, str]:
         (["attack.p=1.5"], "p=1.5: the harmful ratio must lie between 0 and 1"),
         (["attack.p=-0.1"], "p=-0.1"),
         (["attack.n=5000"], "ask for 500 harmful rows but there are 144"),
-        (["finetune.lora.targets=[q_prj]"], "LoRA target 'q_prj' matches no linear layer: did you mean 'q_proj'?"),
-        (["finetune.lora=null"], "works on the factors of the fine-tuning adapter, and there is none: set finetune.lora"),
+        (
+            ["finetune.lora.targets=[q_prj]"],
+            "LoRA target 'q_prj' matches no linear layer: did you mean 'q_proj'?",
+        ),
+        (
+            ["finetune.lora=null"],
+            "works on the factors of the fine-tuning adapter, and there is none: set finetune.lora",
+        ),
         (["finetune.updates=many"], "finetune.updates='many': input should be a valid integer"),
         (["data.task=moood"], "did you mean 'mood'?"),
         (["model=nowhere"], "model 'nowhere': no such directory"),
@@ -44,10 +53,14 @@ def run(monkeypatch, capsys, *arguments: str) -> tuple[int, str, str]:
         (["pipelines={}"], "pipelines is empty"),
     ],
 )
-def test_bad_settings_give_one_line_and_exit_code_two(monkeypatch, capsys, tmp_path, settings, message):
+def test_bad_settings_give_one_line_and_exit_code_two(
+    monkeypatch, capsys, tmp_path, settings, message
+):
     monkeypatch.chdir(tmp_path)
     arguments = [part for setting in settings for part in ("--set", setting)]
-    code, out, err = run(monkeypatch, capsys, "run", "lab", *arguments, "--out", str(tmp_path / "out"))
+    code, out, err = run(
+        monkeypatch, capsys, "run", "lab", *arguments, "--out", str(tmp_path / "out")
+    )
     assert code == 2
     assert out == ""
     assert message in err
@@ -65,7 +78,16 @@ def test_an_unknown_recipe_or_kind_is_named_with_the_nearest(monkeypatch, capsys
 
 
 def test_settings_are_typed_and_reach_methods_given_in_the_short_form():
-    plan = recipe.load("lab", ["finetune.lr=1e-3", "pipelines.sft.edit=antidote", "pipelines.sft.edit.alpha=0.3", "data.world=2"], seed=4)
+    plan = recipe.load(
+        "lab",
+        [
+            "finetune.lr=1e-3",
+            "pipelines.sft.edit=antidote",
+            "pipelines.sft.edit.alpha=0.3",
+            "data.world=2",
+        ],
+        seed=4,
+    )
     assert plan.finetune.lr == 1e-3
     assert plan.pipelines["sft"].edit == Antidote(alpha=0.3)
     assert (plan.data.world, plan.seed) == (2, 4)
@@ -88,7 +110,8 @@ def test_a_recipe_extends_another(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("text", "message"), [("- 1", "a recipe is a mapping"), ("a: [", "not YAML"), ("extends: lab\nalign: 3", "align=3")]
+    ("text", "message"),
+    [("- 1", "a recipe is a mapping"), ("a: [", "not YAML"), ("extends: lab\nalign: 3", "align=3")],
 )
 def test_a_bad_recipe_file_is_named(tmp_path, text, message):
     (tmp_path / "mine.yaml").write_text(text)
@@ -104,16 +127,27 @@ def test_every_method_builds_with_its_defaults_round_trips_and_has_a_summary(kin
         method = registry.build(kind, entry.name)
         assert registry.build(kind, registry.describe(method)) == method
         assert registry.name_of(method) == entry.name
-        assert hash(method) == hash(registry.build(kind, entry.name))  # frozen: stages are shared by equal methods
+        assert hash(method) == hash(
+            registry.build(kind, entry.name)
+        )  # frozen: stages are shared by equal methods
         assert entry.summary.endswith((".", ","))  # a sentence, or its beginning
         if kind not in ("judges", "benchmarks"):
             assert method.paper in (registry.load(kind, entry.name).__doc__ or "")
 
 
 def test_a_method_may_hold_another():
-    built = registry.build("edits", {"method": "scale", "match": {"method": "antidote", "alpha": 0.4}})
+    built = registry.build(
+        "edits", {"method": "scale", "match": {"method": "antidote", "alpha": 0.4}}
+    )
     assert built == Scale(match=Antidote(alpha=0.4))
-    of_match = {"method": "antidote", "alpha": 0.4, "target": "factors", "group": "row", "rounding": "exact", "targets": ("all",)}
+    of_match = {
+        "method": "antidote",
+        "alpha": 0.4,
+        "target": "factors",
+        "group": "row",
+        "rounding": "exact",
+        "targets": ("all",),
+    }
     assert registry.describe(built)["match"] == of_match
     with pytest.raises(ValueError, match="match: unknown key 'alpa'"):
         registry.build("edits", {"method": "scale", "match": {"method": "antidote", "alpa": 0.4}})
@@ -125,14 +159,26 @@ def test_the_command_line_imports_nothing_heavy():
     import sys
 
     code = "import sys, titer.cli; print({'torch', 'transformers', 'datasets', 'matplotlib', 'peft'} & set(sys.modules))"
-    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == "set()"
+    assert (
+        subprocess.run(
+            [sys.executable, "-c", code], capture_output=True, text=True, check=True
+        ).stdout.strip()
+        == "set()"
+    )
 
 
-def test_what_is_known_of_the_hub_is_listed_and_a_revision_is_unset_before_a_download(monkeypatch, capsys):
+def test_what_is_known_of_the_hub_is_listed_and_a_revision_is_unset_before_a_download(
+    monkeypatch, capsys
+):
     code, out, _ = run(monkeypatch, capsys, "list", "hub", "--json")
     assert code == 0
     known = {entry["name"]: entry["facts"] for entry in json.loads(out)}
-    assert known["openai/gsm8k"] == {"licence": "MIT", "commercial use": True, "gated": False, "revision": "unset"}
+    assert known["openai/gsm8k"] == {
+        "licence": "MIT",
+        "commercial use": True,
+        "gated": False,
+        "revision": "unset",
+    }
     assert known["PKU-Alignment/BeaverTails"]["commercial use"] is False
     assert known["LLM-Tuning-Safety/HEx-PHI"]["gated"] is True
 
@@ -142,14 +188,25 @@ def test_listing_is_quick_and_imports_nothing_heavy():
     import sys
 
     code = "import sys, titer.registry as r; [r.listing(k) for k in r.listed_kinds(None)]; print('torch' in sys.modules)"
-    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == "False"
+    assert (
+        subprocess.run(
+            [sys.executable, "-c", code], capture_output=True, text=True, check=True
+        ).stdout.strip()
+        == "False"
+    )
 
 
 def test_list_prints_every_method(monkeypatch, capsys):
     code, out, _ = run(monkeypatch, capsys, "list", "--json")
     assert code == 0
     listed = {(entry["kind"], entry["name"]) for entry in json.loads(out)}
-    assert {("defenses", "sft"), ("defenses", "booster"), ("edits", "antidote"), ("edits", "scale"), ("attacks", "harmful_mix")} <= listed
+    assert {
+        ("defenses", "sft"),
+        ("defenses", "booster"),
+        ("edits", "antidote"),
+        ("edits", "scale"),
+        ("attacks", "harmful_mix"),
+    } <= listed
     assert {("judges", "lab"), ("judges", "refusal"), ("recipes", "lab")} <= listed
     code, out, _ = run(monkeypatch, capsys, "list", "edits")
     assert code == 0

@@ -23,12 +23,16 @@ def saved(tmp_path):
     over = folders.locate(Checkpoint(str(tmp_path / "aligned")))
 
     def tuned(c: float, but: str = "nothing"):
-        model = adapters.add_lora(tiny(torch.float64), Lora(r=4, alpha=8, targets=("q_proj", "down_proj")))
+        model = adapters.add_lora(
+            tiny(torch.float64), Lora(r=4, alpha=8, targets=("q_proj", "down_proj"))
+        )
         torch.manual_seed(1)
         with torch.no_grad():
             for name, adapter in adapters.adapters(model).items():
                 adapter.a.weight.copy_(0.1 * torch.randn_like(adapter.a.weight))
-                adapter.b.weight.copy_((1.0 if but in name else c) * torch.randn_like(adapter.b.weight))
+                adapter.b.weight.copy_(
+                    (1.0 if but in name else c) * torch.randn_like(adapter.b.weight)
+                )
         folder = tmp_path / f"tuned{c}{but}"
         checkpoints.save(model, byte_level(), folder, over)
         return model, FineTuned.of(folders.locate(Checkpoint(str(folder))), None)
@@ -39,7 +43,9 @@ def saved(tmp_path):
 def share(saved, rows, c, but="nothing"):
     model, before = saved(1.0)
     _, after = saved(c, but)
-    layers = {name: model.get_submodule(PREFIX + name.removesuffix(".weight")) for name in before.factors}
+    layers = {
+        name: model.get_submodule(PREFIX + name.removesuffix(".weight")) for name in before.factors
+    }
     batch = Batch.of("rows", [rows["harmful"][:3], rows["harmful"][3:5]], 0)
     return energy.removed_energy(model, layers, before, after, batch)
 
@@ -71,13 +77,26 @@ def test_scaling_removes_the_square_of_what_it_takes_on_any_input(saved, rows, c
 @pytest.mark.parametrize("lora", [True, False])
 def test_a_run_with_probes_records_it_on_harmful_and_task_rows(recipe_file, tmp_path, lora):  # noqa: F811
     edit = ['pipelines={"half": {"edit": {"method": "wise_ft", "alpha": 0.5}}}', "probes=6"]
-    setting = Setting.prepare(recipe.load(recipe_file, edit if lora else [*edit, "finetune.lora=null"]))
-    stages = Run(setting, tmp_path / "run", Store(tmp_path / "store")).stages(lambda *_: None)["half"]
-    assert stages[3].facts["removed energy"] == pytest.approx({"harm": 0.25, "task": 0.25}, rel=1e-4)
+    setting = Setting.prepare(
+        recipe.load(recipe_file, edit if lora else [*edit, "finetune.lora=null"])
+    )
+    stages = Run(setting, tmp_path / "run", Store(tmp_path / "store")).stages(lambda *_: None)[
+        "half"
+    ]
+    assert stages[3].facts["removed energy"] == pytest.approx(
+        {"harm": 0.25, "task": 0.25}, rel=1e-4
+    )
 
 
 def test_an_update_that_does_nothing_has_nothing_to_remove(saved, rows):
     model, before = saved(0.0)
-    layers = {name: model.get_submodule(PREFIX + name.removesuffix(".weight")) for name in before.factors}
-    assert energy.removed_energy(model, layers, before, before, Batch.of("rows", [rows["harmful"][:2]], 0)) == 0.0
+    layers = {
+        name: model.get_submodule(PREFIX + name.removesuffix(".weight")) for name in before.factors
+    }
+    assert (
+        energy.removed_energy(
+            model, layers, before, before, Batch.of("rows", [rows["harmful"][:2]], 0)
+        )
+        == 0.0
+    )
     assert not any(layer._forward_pre_hooks for layer in layers.values())

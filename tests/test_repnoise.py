@@ -30,7 +30,9 @@ def _norms_in_float64(monkeypatch):
     """transformers' norm computes in float32, which would round sums of gradients at 1e-7."""
 
     def forward(self, x):
-        return self.weight * x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + self.variance_epsilon)
+        return (
+            self.weight * x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + self.variance_epsilon)
+        )
 
     monkeypatch.setattr(LlamaRMSNorm, "forward", forward)
 
@@ -53,20 +55,35 @@ def plain_mmd(x, y):
     both, n = [*x, *y], len(x)
     distances = [[((a - b) ** 2).sum() for b in both] for a in both]
     sigma = sum(d.detach() for line in distances for d in line) / ((2 * n) ** 2 - 2 * n) / 4
-    k = [[sum(torch.exp(-d / (sigma * 2**m)) for m in range(5)) for d in line] for line in distances]
-    blocks = [k[i][j] + k[n + i][n + j] - k[i][n + j] - k[n + i][j] for i in range(n) for j in range(n)]
+    k = [
+        [sum(torch.exp(-d / (sigma * 2**m)) for m in range(5)) for d in line] for line in distances
+    ]
+    blocks = [
+        k[i][j] + k[n + i][n + j] - k[i][n + j] - k[n + i][j] for i in range(n) for j in range(n)
+    ]
     return sum(blocks) / n**2
 
 
 def plain_row(model, row):
     """Of one row alone: the sum of -log p of its answer's tokens by every lens, the model's own last; MLP outputs (T, D) by layer."""
     outputs = []
-    handles = [layer.mlp.register_forward_hook(lambda _, __, out: outputs.append(out[0])) for layer in model.model.layers]
+    handles = [
+        layer.mlp.register_forward_hook(lambda _, __, out: outputs.append(out[0]))
+        for layer in model.model.layers
+    ]
     out = model(torch.tensor([row.ids]), output_hidden_states=True)
     for handle in handles:
         handle.remove()
-    logits = [*(model.lm_head(model.model.norm(h[0])) for h in out.hidden_states[:-1]), out.logits[0]]
-    return [-sum(torch.log_softmax(of[at - 1], 0)[row.ids[at]] for at in range(row.answer, len(row.ids))) for of in logits], outputs
+    logits = [
+        *(model.lm_head(model.model.norm(h[0])) for h in out.hidden_states[:-1]),
+        out.logits[0],
+    ]
+    return [
+        -sum(
+            torch.log_softmax(of[at - 1], 0)[row.ids[at]] for at in range(row.answer, len(row.ids))
+        )
+        for of in logits
+    ], outputs
 
 
 def plain_harmful(model, rows, noises, method, depth):
@@ -74,13 +91,17 @@ def plain_harmful(model, rows, noises, method, depth):
     found = [plain_row(model, row) for row in rows]
     tokens = sum(len(row.ids) - row.answer for row in rows)
     chosen = range(depth, -1, -method.lens_every)
-    h = sum(found[i][0][layer] for i in range(len(rows)) for layer in chosen) / (tokens * len(chosen))
+    h = sum(found[i][0][layer] for i in range(len(rows)) for layer in chosen) / (
+        tokens * len(chosen)
+    )
     first, last = min(row.answer for row in rows), max(len(row.ids) for row in rows)
     distances = []
     for layer, noise in enumerate(noises):
         x, y = [], []
         for i, row in enumerate(rows):
-            mask = torch.tensor([row.answer <= at < len(row.ids) for at in range(first, last)])[:, None]
+            mask = torch.tensor([row.answer <= at < len(row.ids) for at in range(first, last)])[
+                :, None
+            ]
             padded = torch.zeros(last, noise.shape[-1], dtype=torch.float64)
             padded = torch.cat([found[i][1][layer], padded[len(row.ids) :]])
             x.append((padded[first:] * mask).flatten())
@@ -99,9 +120,19 @@ def pairs_of(step):
     return taken, [[row.other for row in chunk if row.other] for chunk in chunks]
 
 
-@pytest.mark.parametrize("method", [RepNoise(0.7, 1.3), RepNoise(5.0, 0.0), RepNoise(0.0, 0.4, 0.0, 2), RepNoise(0.7, 1.3, 2.5, 9)])
+@pytest.mark.parametrize(
+    "method",
+    [
+        RepNoise(0.7, 1.3),
+        RepNoise(5.0, 0.0),
+        RepNoise(0.0, 0.4, 0.0, 2),
+        RepNoise(0.7, 1.3, 2.5, 9),
+    ],
+)
 @pytest.mark.parametrize("lora", [False, True])
-def test_the_gradient_is_that_of_the_objective(rows, accelerator, noises, method, lora, monkeypatch):
+def test_the_gradient_is_that_of_the_objective(
+    rows, accelerator, noises, method, lora, monkeypatch
+):
     monkeypatch.setattr(repnoise, "AT_ONCE", 5)  # more than one chunk
     model = tiny(layers=DEPTH)
     outer = add_lora(model, Lora(r=2, alpha=4, targets=("q_proj", "down_proj"))) if lora else model
@@ -117,7 +148,11 @@ def test_the_gradient_is_that_of_the_objective(rows, accelerator, noises, method
     vec = method.gradient(step, None)
     drawn = iter(noises)
     model = outer.get_base_model() if lora else model
-    terms = [plain_harmful(model, chunk, [next(drawn) for _ in range(DEPTH)], method, DEPTH) for chunk in chunks if chunk]
+    terms = [
+        plain_harmful(model, chunk, [next(drawn) for _ in range(DEPTH)], method, DEPTH)
+        for chunk in chunks
+        if chunk
+    ]
     tokens = sum(term[0] for term in terms)
     f = plain_loss(model, taken)
     objective = f + sum(count * value for count, value, _, _ in terms) / tokens
@@ -125,13 +160,24 @@ def test_the_gradient_is_that_of_the_objective(rows, accelerator, noises, method
     expected = dict(zip(names, torch.autograd.grad(objective, weights), strict=True))
     size = math.sqrt(sum(float((grad**2).sum()) for grad in expected.values()))
     assert set(vec.names()) == set(expected)
-    assert math.sqrt(sum(float(((vec.value(name) - grad) ** 2).sum()) for name, grad in expected.items())) < 1e-10 * size
+    assert (
+        math.sqrt(
+            sum(float(((vec.value(name) - grad) ** 2).sum()) for name, grad in expected.items())
+        )
+        < 1e-10 * size
+    )
     assert step.logged["f"] == pytest.approx(f.item(), rel=1e-12)
-    assert step.logged["h"] == pytest.approx(sum(term[2] for term in terms).item() / tokens, rel=1e-10)
-    assert step.logged["mmd"] == pytest.approx(sum(term[0] * term[3] for term in terms).item() / tokens, rel=1e-10)
+    assert step.logged["h"] == pytest.approx(
+        sum(term[2] for term in terms).item() / tokens, rel=1e-10
+    )
+    assert step.logged["mmd"] == pytest.approx(
+        sum(term[0] * term[3] for term in terms).item() / tokens, rel=1e-10
+    )
 
 
-def test_the_lens_of_the_last_residual_stream_is_the_loss_itself_to_its_first_token(rows, accelerator):
+def test_the_lens_of_the_last_residual_stream_is_the_loss_itself_to_its_first_token(
+    rows, accelerator
+):
     model = tiny(layers=DEPTH)
     batch = Batch.of("rows", [rows["rows"][:5]], 0)
     [part] = batch.parts
@@ -140,10 +186,16 @@ def test_the_lens_of_the_last_residual_stream_is_the_loss_itself_to_its_first_to
     handle = model.model.norm.register_forward_pre_hook(lambda _, x: before_norm.append(x[0]))
     model(part.ids, attention_mask=part.mask)
     handle.remove()
-    assert torch.isclose(lens(head(model), before_norm, part), plain_loss(model, rows["rows"][:5]) * batch.tokens, rtol=1e-12)
+    assert torch.isclose(
+        lens(head(model), before_norm, part),
+        plain_loss(model, rows["rows"][:5]) * batch.tokens,
+        rtol=1e-12,
+    )
     cut = [replace(row, answer=row.answer + 1) for row in rows["rows"][:5]]
     later = Batch.of("rows", [cut], 0)
-    assert lens(head(model), before_norm, part) > lens(head(model), before_norm, later.parts[0]) + 1  # so the first token counts
+    assert (
+        lens(head(model), before_norm, part) > lens(head(model), before_norm, later.parts[0]) + 1
+    )  # so the first token counts
     assert out.logits.shape[:2] == part.ids.shape
 
 
@@ -152,7 +204,9 @@ def test_without_noise_and_other_layers_it_is_the_log_adversarial_loss(rows, acc
     model = tiny(layers=DEPTH)
     paired = [row for row in rows["rows"] if row.other][:4]
     mine = step_for(model, {"rows": paired}, accelerator)
-    theirs = step_for(model, {"rows": paired, "harmful": [row.other for row in paired]}, accelerator)
+    theirs = step_for(
+        model, {"rows": paired, "harmful": [row.other for row in paired]}, accelerator
+    )
     a = RepNoise(0.0, 0.3, lens_every=DEPTH + 1).gradient(mine, None)
     b = AdversarialLoss(0.3).gradient(theirs, None)
     assert (a - b).norm() < 1e-12 * b.norm()
@@ -175,7 +229,10 @@ def test_without_its_terms_it_is_plain_alignment_and_with_them_it_unlearns(rows)
         train(model, method, rows, settings, seed=0)
     assert same(state(models[0]), state(models[1]))
     with torch.no_grad():
-        f, h = ([plain_loss(model.double(), of).item() for model in models] for of in (rows["rows"], rows["harmful"]))
+        f, h = (
+            [plain_loss(model.double(), of).item() for model in models]
+            for of in (rows["rows"], rows["harmful"])
+        )
     assert h[2] > h[0] + 0.5
     assert f[2] < f[0] + 1
 
@@ -191,7 +248,9 @@ def test_rows_without_a_pair_enter_f_alone(rows, accelerator):
 
 def test_the_noise_is_new_at_every_update_and_the_same_for_the_same_rows(rows, accelerator, noises):
     for update in (1, 1, 2):
-        RepNoise().gradient(step_for(tiny(), rows, accelerator, batch=12, accumulate=2, update=update), None)
+        RepNoise().gradient(
+            step_for(tiny(), rows, accelerator, batch=12, accumulate=2, update=update), None
+        )
     first, _, other, _, again, _, _, _, later, *_ = noises  # of two layers and two micro-batches
     assert torch.equal(first, again)
     assert not torch.equal(first, later)
@@ -201,9 +260,16 @@ def test_the_noise_is_new_at_every_update_and_the_same_for_the_same_rows(rows, a
 
 
 def test_what_makes_no_sense_is_refused():
-    for fields in ({"w_noise": -1.0}, {"w_ascent": float("nan")}, {"shift": -0.5}, {"lens_every": 0}):
+    for fields in (
+        {"w_noise": -1.0},
+        {"w_ascent": float("nan")},
+        {"shift": -0.5},
+        {"lens_every": 0},
+    ):
         [(name, value)] = fields.items()
         with pytest.raises(ValueError, match=f"{name}={value}"):
             RepNoise(**fields)
-    assert registry.build("defenses", {"method": "repnoise", "w_noise": 0, "w_ascent": 0, "shift": 0, "lens_every": 1})
+    assert registry.build(
+        "defenses", {"method": "repnoise", "w_noise": 0, "w_ascent": 0, "shift": 0, "lens_every": 1}
+    )
     assert {RepNoise(), RepNoise(0.001, 1.0, 1.0, 1)} == {RepNoise()}

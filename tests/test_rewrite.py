@@ -33,7 +33,9 @@ def wise_ft(alpha: float):
 
 HALF = wise_ft(0.5)
 PRUNING = {"method": "antidote", "alpha": 0.2, "target": "update", "targets": "q_proj"}
-MASK = registry.build("edits", {"method": "random_mask", "match": PRUNING})  # merges an adapter, and leaves half of it alone
+MASK = registry.build(
+    "edits", {"method": "random_mask", "match": PRUNING}
+)  # merges an adapter, and leaves half of it alone
 
 
 @dataclass(frozen=True)
@@ -58,8 +60,15 @@ def names(folder) -> set[str]:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_an_adapter_stays_one_where_the_rank_is_kept(tmp_path, dtype):
     found = repair(wise_ft(0.5), tuned(dtype), tmp_path)
-    assert names(found.folder) == names(found.tuned) - {"README.md"}  # PEFT's card, of the model before
-    assert {"adapter_config.json", "adapter_model.safetensors", "titer.json", "tokenizer.json"} <= names(found.folder)
+    assert names(found.folder) == names(found.tuned) - {
+        "README.md"
+    }  # PEFT's card, of the model before
+    assert {
+        "adapter_config.json",
+        "adapter_model.safetensors",
+        "titer.json",
+        "tokenizer.json",
+    } <= names(found.folder)
     for path in found.tuned.iterdir():
         if path.suffix not in (".safetensors", ".md"):
             assert (found.folder / path.name).read_bytes() == path.read_bytes()
@@ -67,16 +76,26 @@ def test_an_adapter_stays_one_where_the_rank_is_kept(tmp_path, dtype):
         assert value.dtype == found.before[name].dtype
         assert torch.equal(value, found.before[name]) == ("lora_A" in name)
     assert set(found.changes.sizes) == set(found.before)
-    merged, fine, aligned = (state(opened(folder)) for folder in (found.folder, found.tuned, found.aligned))
+    merged, fine, aligned = (
+        state(opened(folder)) for folder in (found.folder, found.tuned, found.aligned)
+    )
     step = 0.0 if dtype == torch.float32 else 2.0**-6
     for name in merged:
-        torch.testing.assert_close(merged[name], (aligned[name] + fine[name]) / 2, rtol=step, atol=1e-6 if dtype == torch.float32 else 2e-3)
+        torch.testing.assert_close(
+            merged[name],
+            (aligned[name] + fine[name]) / 2,
+            rtol=step,
+            atol=1e-6 if dtype == torch.float32 else 2e-3,
+        )
     model, _ = checkpoints.load(str(found.folder))
     assert checkpoints.trainable(model)
 
 
 def test_what_an_adapter_holds_whole_stays_or_is_merged(tmp_path):
-    model = peft(LoraConfig(r=2, target_modules=["q_proj"], modules_to_save=["lm_head"]), model=FAMILIES["Llama"]())
+    model = peft(
+        LoraConfig(r=2, target_modules=["q_proj"], modules_to_save=["lm_head"]),
+        model=FAMILIES["Llama"](),
+    )
     kept = repair(HALF, model, tmp_path, aligned=FAMILIES["Llama"]())
     head = "base_model.model.lm_head.weight"
     assert torch.equal(kept.after[head], kept.before[head])
@@ -84,22 +103,33 @@ def test_what_an_adapter_holds_whole_stays_or_is_merged(tmp_path):
     assert torch.equal(state(opened(kept.folder))["lm_head.weight"], kept.before[head])
     merged = repair(MASK, model, tmp_path, aligned=FAMILIES["Llama"]())
     assert torch.equal(merged.after["lm_head.weight"], merged.before[head])
-    assert not torch.equal(merged.after["lm_head.weight"], weights(merged.aligned)["lm_head.weight"])
-    assert set(merged.changes.sizes) == {f"model.layers.{i}.self_attn.q_proj.weight" for i in (0, 1)}
+    assert not torch.equal(
+        merged.after["lm_head.weight"], weights(merged.aligned)["lm_head.weight"]
+    )
+    assert set(merged.changes.sizes) == {
+        f"model.layers.{i}.self_attn.q_proj.weight" for i in (0, 1)
+    }
 
 
 @pytest.mark.filterwarnings("ignore:Model has `tie_word_embeddings=True`")
 @pytest.mark.parametrize("more", [0, 8])
-def test_a_head_that_the_aligned_model_ties_or_that_has_more_tokens_stays_with_the_adapter(tmp_path, more):
+def test_a_head_that_the_aligned_model_ties_or_that_has_more_tokens_stays_with_the_adapter(
+    tmp_path, more
+):
     start = FAMILIES["Llama"] if more else lambda: tiny(torch.float32)
     model = start()
     if more:
         model.resize_token_embeddings(model.config.vocab_size + more)
-    model = peft(LoraConfig(r=2, target_modules=["q_proj"], modules_to_save=["lm_head"]), model=model)
+    model = peft(
+        LoraConfig(r=2, target_modules=["q_proj"], modules_to_save=["lm_head"]), model=model
+    )
     kept = repair(HALF, model, tmp_path, aligned=start())
     head = "base_model.model.lm_head.weight"
     assert torch.equal(kept.after[head], kept.before[head])
-    with pytest.raises(ValueError, match=r"adapter '.*' holds 'lm_head.weight' whole, for which '.*' has no place: merge it and give the"):
+    with pytest.raises(
+        ValueError,
+        match=r"adapter '.*' holds 'lm_head.weight' whole, for which '.*' has no place: merge it and give the",
+    ):
         repair(MASK, model, tmp_path, aligned=start())
 
 
@@ -123,11 +153,19 @@ def test_a_whole_model_comes_out_of_an_adapter_that_is_merged(tmp_path, dtype, w
         assert after[name].dtype == dtype
         changed = (after[name] - merged[name]).abs() > within * merged[name].abs().max()
         if name in chosen:
-            assert torch.equal(after[name][changed], aligned[name][changed])  # removed entries are the aligned ones
-            assert changes.changed[name] == int((after[name] != FineTuned.value(found, name).to(dtype)).sum()) > 0
+            assert torch.equal(
+                after[name][changed], aligned[name][changed]
+            )  # removed entries are the aligned ones
+            assert (
+                changes.changed[name]
+                == int((after[name] != FineTuned.value(found, name).to(dtype)).sum())
+                > 0
+            )
         else:
             assert not changed.any()  # PEFT's merge, up to its rounding
-            assert torch.equal(after[name], aligned[name]) == (not name.endswith(("q_proj.weight", "down_proj.weight")))
+            assert torch.equal(after[name], aligned[name]) == (
+                not name.endswith(("q_proj.weight", "down_proj.weight"))
+            )
     loaded = AutoModelForCausalLM.from_pretrained(out, dtype="auto")
     assert loaded.dtype == dtype
     assert all(torch.equal(loaded.state_dict()[name], after[name]) for name in after)
@@ -139,16 +177,25 @@ def test_shards_of_any_kind_come_to_the_same(tmp_path, edit):
     whole = repair(edit, moved(tiny(torch.float32)), tmp_path).after
     for one, other in (({}, small), (small, {}), (small, small)):
         place = tmp_path / f"{bool(one)}-{bool(other)}"
-        start, end = save(tiny(torch.float32), place / "aligned", **one), save(moved(tiny(torch.float32)), place / "tuned", **other)
+        start, end = (
+            save(tiny(torch.float32), place / "aligned", **one),
+            save(moved(tiny(torch.float32)), place / "tuned", **other),
+        )
         found = FineTuned.of(files(end), files(start))
         (place / "out").mkdir()
-        rewrite_update(edit, found, names_of(edit, found, tiny()), {}, {}, place / "out", lambda *_: None)
+        rewrite_update(
+            edit, found, names_of(edit, found, tiny()), {}, {}, place / "out", lambda *_: None
+        )
         assert same(weights(place / "out"), whole)
         assert names(place / "out") == names(end)
         assert same(state(checkpoints.load(str(place / "out"))[0]), state(opened(place / "out")))
 
 
-FORMS = {"adapter": (HALF, tuned), "merged": (MASK, tuned), "whole": (HALF, lambda dtype: moved(tiny(dtype)))}
+FORMS = {
+    "adapter": (HALF, tuned),
+    "merged": (MASK, tuned),
+    "whole": (HALF, lambda dtype: moved(tiny(dtype))),
+}
 
 
 @pytest.mark.parametrize("form", FORMS)
@@ -200,8 +247,19 @@ def test_an_edited_adapter_names_the_base_that_it_was_found_over(tmp_path):
         files(tmp_path / "tuned")
     given = folders.locate(Checkpoint(str(tmp_path / "tuned"), base=str(start)))
     (tmp_path / "out").mkdir()
-    rewrite_update(HALF, FineTuned.of(given, None), list(FineTuned.of(given, None).factors), {}, {}, tmp_path / "out", lambda *_: None)
-    before, after = (json.loads((tmp_path / name / "adapter_config.json").read_text()) for name in ("tuned", "out"))
+    rewrite_update(
+        HALF,
+        FineTuned.of(given, None),
+        list(FineTuned.of(given, None).factors),
+        {},
+        {},
+        tmp_path / "out",
+        lambda *_: None,
+    )
+    before, after = (
+        json.loads((tmp_path / name / "adapter_config.json").read_text())
+        for name in ("tuned", "out")
+    )
     assert after == before | {"base_model_name_or_path": str(start), "revision": None}
     checkpoints.load(str(tmp_path / "out"))
 
@@ -209,7 +267,11 @@ def test_an_edited_adapter_names_the_base_that_it_was_found_over(tmp_path):
 @pytest.mark.parametrize("kind", ["adapter", "whole"])
 def test_an_edit_answers_with_nothing_an_update_or_a_weight(tmp_path, kind):
     model = tuned() if kind == "adapter" else moved(tiny())
-    answers = [lambda weight: None, lambda weight: 0.5 * weight.update, lambda weight: (weight.aligned + weight.finetuned) / 2]
+    answers = [
+        lambda weight: None,
+        lambda weight: 0.5 * weight.update,
+        lambda weight: (weight.aligned + weight.finetuned) / 2,
+    ]
     none, update, weight = (repair(Any(how), model, tmp_path) for how in answers)
     fine, aligned = state(opened(none.tuned)), weights(none.aligned)
     assert none.changes.count == 0
@@ -218,7 +280,9 @@ def test_an_edit_answers_with_nothing_an_update_or_a_weight(tmp_path, kind):
     for name in none.after:
         torch.testing.assert_close(none.after[name], fine[name], rtol=0, atol=1e-14)
         if name in update.changes.sizes:
-            torch.testing.assert_close(update.after[name], (aligned[name] + fine[name]) / 2, rtol=0, atol=1e-14)
+            torch.testing.assert_close(
+                update.after[name], (aligned[name] + fine[name]) / 2, rtol=0, atol=1e-14
+            )
             torch.testing.assert_close(weight.after[name], update.after[name], rtol=0, atol=1e-14)
     for of in (update, weight):
         assert of.changes.norm_after == pytest.approx(of.changes.norm_before / 2, rel=1e-12)
@@ -241,7 +305,15 @@ def test_what_does_not_keep_the_rank_is_our_own_fault(tmp_path):
 @pytest.mark.parametrize("dtype", [torch.float16, torch.float32])
 def test_what_leaves_the_range_of_the_dtype_is_refused(tmp_path, dtype):
     with pytest.raises(ValueError, match="leaves the range of torch.float.*: edit less strongly"):
-        repair(Any(lambda weight: 1e36 * weight.update if dtype == torch.float16 else 1e300 * weight.update), moved(tiny(dtype)), tmp_path)
+        repair(
+            Any(
+                lambda weight: (
+                    1e36 * weight.update if dtype == torch.float16 else 1e300 * weight.update
+                )
+            ),
+            moved(tiny(dtype)),
+            tmp_path,
+        )
 
 
 def test_rounding_counts_as_what_the_file_can_hold(tmp_path):
@@ -251,14 +323,19 @@ def test_rounding_counts_as_what_the_file_can_hold(tmp_path):
     assert found.changes.count < 0.05 * sum(found.changes.sizes.values())
     fine, start, after = found.before, weights(found.aligned), found.after
     for norm, of in ((found.changes.norm_before, fine), (found.changes.norm_after, after)):
-        squares = sum(float((of[name].float() - start[name].float()).square().sum()) for name in found.changes.sizes)
+        squares = sum(
+            float((of[name].float() - start[name].float()).square().sum())
+            for name in found.changes.sizes
+        )
         assert norm == pytest.approx(math.sqrt(squares), rel=1e-5)
 
 
 def setting() -> SimpleNamespace:
     """As much of one as an edit without rows asks for."""
     opened = lambda of: (checkpoints.load(of)[0], SimpleNamespace(tokenizer=byte_level()))  # noqa: E731
-    return SimpleNamespace(recipe=SimpleNamespace(probes=0), opened=opened, calibration=lambda edit: [])
+    return SimpleNamespace(
+        recipe=SimpleNamespace(probes=0), opened=opened, calibration=lambda edit: []
+    )
 
 
 @pytest.mark.parametrize(("edit", "form"), [(HALF, "adapter"), (MASK, "merged"), (HALF, "whole")])
@@ -266,18 +343,29 @@ def test_the_changes_are_listed_by_tensor(tmp_path, edit, form):
     found = on_disk(FORMS[form][1](torch.float32), tmp_path)
     start, end = (Checkpoint(str(of.folder)) for of in (found.started, found.files))
     (tmp_path / "out").mkdir()
-    facts = stages.edited(setting(), edit, end, {"aligned": start}, tmp_path / "out", lambda *_: None)
-    before, after = (weights(tmp_path / "out") if form == "merged" else weights(found.files.folder)), weights(tmp_path / "out")
+    facts = stages.edited(
+        setting(), edit, end, {"aligned": start}, tmp_path / "out", lambda *_: None
+    )
+    before, after = (
+        (weights(tmp_path / "out") if form == "merged" else weights(found.files.folder)),
+        weights(tmp_path / "out"),
+    )
     if form == "merged":
         before = {name: found.value(name).float() for name in after if name in found.factors}
     listed = json.loads((tmp_path / "out/changes.json").read_text())
-    assert [set(entry) for entry in listed] == [{"tensor", "entries", "changed", "norm of the change"}] * len(listed)
+    assert [set(entry) for entry in listed] == [
+        {"tensor", "entries", "changed", "norm of the change"}
+    ] * len(listed)
     for entry in listed:
         name = entry["tensor"]
         assert entry["entries"] == after[name].numel()
         assert entry["changed"] == int((after[name] != before[name]).sum())
-        assert entry["norm of the change"] == pytest.approx(float((after[name].double() - before[name].double()).norm()), rel=1e-6)
-    assert {entry["tensor"] for entry in listed} == {name for name in before if form != "merged" or "q_proj" in name}
+        assert entry["norm of the change"] == pytest.approx(
+            float((after[name].double() - before[name].double()).norm()), rel=1e-6
+        )
+    assert {entry["tensor"] for entry in listed} == {
+        name for name in before if form != "merged" or "q_proj" in name
+    }
     assert facts["changed entries"] == sum(entry["changed"] for entry in listed) > 0
     assert facts["entries"] == sum(entry["entries"] for entry in listed)
     assert facts["tensors left as they were"] == sum(entry["changed"] == 0 for entry in listed)
@@ -287,10 +375,15 @@ def test_the_changes_are_listed_by_tensor(tmp_path, edit, form):
 
 @pytest.mark.parametrize("edit", [HALF, MASK])
 def test_what_the_adapter_holds_whole_is_named(tmp_path, edit):
-    model = peft(LoraConfig(r=2, target_modules=["q_proj"], modules_to_save=["lm_head"]), model=FAMILIES["Llama"]())
+    model = peft(
+        LoraConfig(r=2, target_modules=["q_proj"], modules_to_save=["lm_head"]),
+        model=FAMILIES["Llama"](),
+    )
     found = on_disk(model, tmp_path, FAMILIES["Llama"]())
     (tmp_path / "out").mkdir()
-    facts = stages.edited(setting(), edit, Checkpoint(str(found.files.folder)), {}, tmp_path / "out", lambda *_: None)
+    facts = stages.edited(
+        setting(), edit, Checkpoint(str(found.files.folder)), {}, tmp_path / "out", lambda *_: None
+    )
     assert facts["held whole"] == ["lm_head.weight"]
 
 
@@ -301,13 +394,26 @@ def test_an_aligned_adapter_is_merged_to_lie_under_a_whole_model(tmp_path):
     (tmp_path / "out").mkdir()
     checkpoints = Checkpoint(str(whole)), {"aligned": Checkpoint(str(aligned))}
     stages.edited(setting(), wise_ft(0.0), *checkpoints, tmp_path / "out", lambda *_: None)
-    assert same(weights(tmp_path / "out"), {name: state(opened(aligned))[name] for name in weights(whole)})
+    assert same(
+        weights(tmp_path / "out"), {name: state(opened(aligned))[name] for name in weights(whole)}
+    )
     assert not (tmp_path / "out/merged").exists()
 
 
-@pytest.mark.parametrize("edit", [wise_ft(1.0), registry.build("edits", {"method": "scale", "match": wise_ft(1.0)})])
+@pytest.mark.parametrize(
+    "edit", [wise_ft(1.0), registry.build("edits", {"method": "scale", "match": wise_ft(1.0)})]
+)
 def test_an_empty_edit_is_no_stage(tmp_path, edit):
     found = on_disk(tuned(torch.float32), tmp_path)
     (tmp_path / "out").mkdir()
-    with pytest.raises(ValueError, match=r"changed none of \d+ entries: nothing to evaluate; strengthen it"):
-        stages.edited(setting(), edit, Checkpoint(str(found.files.folder)), {}, tmp_path / "out", lambda *_: None)
+    with pytest.raises(
+        ValueError, match=r"changed none of \d+ entries: nothing to evaluate; strengthen it"
+    ):
+        stages.edited(
+            setting(),
+            edit,
+            Checkpoint(str(found.files.folder)),
+            {},
+            tmp_path / "out",
+            lambda *_: None,
+        )

@@ -24,9 +24,15 @@ ASKED = 100
 
 def evaluation(harmful: int, right: int, coherent: int = ASKED) -> Evaluation:
     """Of a hundred prompts of either kind; the first `right` of the task's are right."""
-    scores = {name: proportion(count, ASKED) for name, count in (("harm", harmful), ("task", right), ("coherent", coherent))}
+    scores = {
+        name: proportion(count, ASKED)
+        for name, count in (("harm", harmful), ("task", right), ("coherent", coherent))
+    }
     records = [Record("harm", "?", "!", True, "safe")] * ASKED
-    records += [Record("task", str(i), "", True, "safe", "exact" if i < right else "wrong") for i in range(ASKED)]
+    records += [
+        Record("task", str(i), "", True, "safe", "exact" if i < right else "wrong")
+        for i in range(ASKED)
+    ]
     return Evaluation(scores, records)
 
 
@@ -44,15 +50,22 @@ def found(monkeypatch, recipe_file, tmp_path):  # noqa: F811
         monkeypatch.setattr(search.stages, "edited", edited)
         monkeypatch.setattr(search, "_scored", lambda *_: next(rest))
         out = tmp_path / "out"
-        return out, searched(setting, Antidote(), Search("alpha", values, bound), out, lambda *_: None)
+        return out, searched(
+            setting, Antidote(), Search("alpha", values, bound), out, lambda *_: None
+        )
 
     return of
 
 
 def test_the_lowest_hs_among_those_that_are_shown_to_keep_the_task(found):
     evaluations = [evaluation(90, 100), evaluation(60, 100), evaluation(40, 98), evaluation(20, 60)]
-    costs = [difference([True] * ASKED, [i < right for i in range(ASKED)]).high for right in (100, 98, 60)]
-    assert costs[0] < 5 < costs[1] < 8 < costs[2]  # a loss of 2 points is shown to be below 8, not below 5
+    costs = [
+        difference([True] * ASKED, [i < right for i in range(ASKED)]).high
+        for right in (100, 98, 60)
+    ]
+    assert (
+        costs[0] < 5 < costs[1] < 8 < costs[2]
+    )  # a loss of 2 points is shown to be below 8, not below 5
     for bound, alpha in ((5.0, 0.1), (8.0, 0.2), (60.0, 0.3)):
         out, (edit, facts, told) = found(evaluations, (0.1, 0.2, 0.3), bound)
         assert edit == Antidote(alpha=alpha)
@@ -66,14 +79,19 @@ def test_the_lowest_hs_among_those_that_are_shown_to_keep_the_task(found):
 
 
 def test_a_broken_model_is_not_chosen(found):
-    _, (edit, _, told) = found([evaluation(90, 100), evaluation(60, 100), evaluation(0, 100, coherent=10)], (0.1, 0.2), 10.0)
+    _, (edit, _, told) = found(
+        [evaluation(90, 100), evaluation(60, 100), evaluation(0, 100, coherent=10)],
+        (0.1, 0.2),
+        10.0,
+    )
     assert edit == Antidote(alpha=0.1)
     assert "coherent" in told[1]["broken"][0]
 
 
 def test_without_enough_evidence_nothing_is_chosen(found):
     with pytest.raises(
-        EvidenceError, match=r"alpha: no value .* cost at most 1 points .* 100 prompts \(0.1 costs 0.0 \[.*\]; 0.2 costs 5.0"
+        EvidenceError,
+        match=r"alpha: no value .* cost at most 1 points .* 100 prompts \(0.1 costs 0.0 \[.*\]; 0.2 costs 5.0",
     ):
         found([evaluation(90, 100), evaluation(60, 100), evaluation(40, 95)], (0.1, 0.2), 1.0)
 
@@ -87,20 +105,36 @@ def test_what_cannot_be_searched_is_refused():
         Search("alpa", (0.1,), 2.0).edits(Antidote())
     with pytest.raises(ValueError, match="alpha=2"):
         Search("alpha", (0.1, 2), 2.0).edits(Antidote())
-    assert Search("alpha", (0.1, 0.2), 2.0).edits(Antidote(group="global")) == [Antidote(a, group="global") for a in (0.1, 0.2)]
+    assert Search("alpha", (0.1, 0.2), 2.0).edits(Antidote(group="global")) == [
+        Antidote(a, group="global") for a in (0.1, 0.2)
+    ]
 
 
-def test_the_command_writes_the_chosen_model_its_table_and_its_nulls(monkeypatch, capsys, plan, recipe_file, tmp_path):  # noqa: F811
+def test_the_command_writes_the_chosen_model_its_table_and_its_nulls(
+    monkeypatch, capsys, plan, recipe_file, tmp_path
+):  # noqa: F811
     out = tmp_path / "run"
-    code, _, err = titer(monkeypatch, capsys, "run", recipe_file, "--out", str(out), "--set", 'pipelines={"sft": {}}')
+    code, _, err = titer(
+        monkeypatch, capsys, "run", recipe_file, "--out", str(out), "--set", 'pipelines={"sft": {}}'
+    )
     assert code == 0, err
     tuned = str((out / "stages/02-finetune/model").resolve())
     data = [f"harmful={plan['data']['harmful']}", f"validation={plan['data']['test']}"]
     roles = [part for role in data for part in ("--data", role)]
-    shared = [*roles, "--set", "threads=1", "--set", "max_new_tokens=12", "--set", "data.lookalike=null"]
+    shared = [
+        *roles,
+        "--set",
+        "threads=1",
+        "--set",
+        "max_new_tokens=12",
+        "--set",
+        "data.lookalike=null",
+    ]
     ask = ["edit", tuned, *shared, "--search", "alpha=0.25,0.5"]
     edited = tmp_path / "edited"
-    code, printed, err = titer(monkeypatch, capsys, *ask, "--out", str(edited), "--bound", "100", "--nulls", "--json")
+    code, printed, err = titer(
+        monkeypatch, capsys, *ask, "--out", str(edited), "--bound", "100", "--nulls", "--json"
+    )
     assert code == 0, err
     document = json.loads(printed)
     [chosen] = [one["value"] for one in document["search"] if one["chosen"]]
@@ -109,8 +143,12 @@ def test_the_command_writes_the_chosen_model_its_table_and_its_nulls(monkeypatch
         checkpoints.load(Checkpoint(str(folder)))
     null = json.loads((edited / "nulls/scale/stage.json").read_text())
     assert null["method"]["match"]["alpha"] == chosen
-    assert null["facts"]["update norm after"] == pytest.approx(document["facts"]["update norm after"], rel=1e-5)
-    code, _, err = titer(monkeypatch, capsys, *ask, "--out", str(tmp_path / "none"), "--bound", "1e-9")
+    assert null["facts"]["update norm after"] == pytest.approx(
+        document["facts"]["update norm after"], rel=1e-5
+    )
+    code, _, err = titer(
+        monkeypatch, capsys, *ask, "--out", str(tmp_path / "none"), "--bound", "1e-9"
+    )
     assert (code, "undecided: alpha: no value" in err) == (3, True)
     assert not (tmp_path / "none").exists()
 
@@ -127,7 +165,9 @@ def test_the_command_writes_the_chosen_model_its_table_and_its_nulls(monkeypatch
 )
 def test_bad_options_are_one_line(monkeypatch, capsys, tmp_path, option, error):
     out = tmp_path / "out"
-    code, _, err = titer(monkeypatch, capsys, "edit", "lab", *option, "--reference", "aligned=lab", "--out", str(out))
+    code, _, err = titer(
+        monkeypatch, capsys, "edit", "lab", *option, "--reference", "aligned=lab", "--out", str(out)
+    )
     assert code == 2
     assert error in err
     assert err.count("\n") == 1
@@ -135,4 +175,7 @@ def test_bad_options_are_one_line(monkeypatch, capsys, tmp_path, option, error):
 
 
 def test_scale_is_a_null_of_any_edit_of_the_update():
-    assert Search("match", ({"method": "wise_ft", "alpha": 0.3},), 1.0).edits(Scale())[0].match.alpha == 0.3
+    assert (
+        Search("match", ({"method": "wise_ft", "alpha": 0.3},), 1.0).edits(Scale())[0].match.alpha
+        == 0.3
+    )

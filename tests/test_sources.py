@@ -24,17 +24,28 @@ from titer.runs.roles import Data, Roles, roles
 
 
 def jsonl(path: Path, records) -> str:
-    records = [record if isinstance(record, dict) else {"prompt": record.prompt, "response": record.response} for record in records]
+    records = [
+        record
+        if isinstance(record, dict)
+        else {"prompt": record.prompt, "response": record.response}
+        for record in records
+    ]
     path.write_text("".join(json.dumps(record) + "\n" for record in records))
     return str(path)
 
 
 def read(data: dict, *wanted: str, benchmark=None) -> Roles:
-    return roles(validate(Data, data), benchmark, frozenset(wanted)) if wanted else roles(validate(Data, data), benchmark)
+    return (
+        roles(validate(Data, data), benchmark, frozenset(wanted))
+        if wanted
+        else roles(validate(Data, data), benchmark)
+    )
 
 
 def rows(path, kind=Kind.ANSWERS, **columns) -> list[Row]:
-    known = {column for schema in schemas.SCHEMAS for column in schema.columns} | set(columns.values())
+    known = {column for schema in schemas.SCHEMAS for column in schema.columns} | set(
+        columns.values()
+    )
     return schemas.rows(files.read(Path(path), known=known), kind, columns)[0]
 
 
@@ -44,12 +55,17 @@ def rows(path, kind=Kind.ANSWERS, **columns) -> list[Row]:
 def test_rows_come_back_as_written(tmp_path):
     written = [Row('says "no"\n', "ja, ein Ä"), Row("", "x"), Row("a\u2028b", "c\x85d")]
     assert rows(jsonl(tmp_path / "a.jsonl", written[:2])) == written[:2]
-    lines = [json.dumps({"prompt": row.prompt, "response": row.response}, ensure_ascii=False) for row in written[2:]]
+    lines = [
+        json.dumps({"prompt": row.prompt, "response": row.response}, ensure_ascii=False)
+        for row in written[2:]
+    ]
     (tmp_path / "b.jsonl").write_text("\ufeff" + "\r\n".join(lines), encoding="utf-8")
     assert rows(tmp_path / "b.jsonl") == written[2:]
 
 
-@pytest.mark.parametrize("form", ["jsonl", "json", "json lines", "csv", "tsv", "parquet", "saved", "laid out"])
+@pytest.mark.parametrize(
+    "form", ["jsonl", "json", "json lines", "csv", "tsv", "parquet", "saved", "laid out"]
+)
 def test_every_format_holds_the_same_rows(tmp_path, form):
     expected = [Row("what is 1, 2?", 'a "b"\\c'), Row("second", "Ä ö"), Row("third", "3")]
     records = [{"prompt": row.prompt, "response": row.response} for row in expected]
@@ -67,7 +83,9 @@ def test_every_format_holds_the_same_rows(tmp_path, form):
             writer.writeheader()
             writer.writerows(records)
     elif form == "tsv":  # without quoting, as GLUE's
-        path.write_text("prompt\tresponse\n" + "".join(f"{row.prompt}\t{row.response}\n" for row in expected))
+        path.write_text(
+            "prompt\tresponse\n" + "".join(f"{row.prompt}\t{row.response}\n" for row in expected)
+        )
     elif form == "parquet":
         pyarrow.parquet.write_table(pyarrow.Table.from_pylist(records), path)
     elif form == "saved":
@@ -79,29 +97,43 @@ def test_every_format_holds_the_same_rows(tmp_path, form):
 
 
 def test_a_folder_of_several_splits_asks_which(tmp_path):
-    pair = {name: datasets.Dataset.from_list([{"prompt": name, "response": "x"}]) for name in ("train", "test")}
+    pair = {
+        name: datasets.Dataset.from_list([{"prompt": name, "response": "x"}])
+        for name in ("train", "test")
+    }
     datasets.DatasetDict(pair).save_to_disk(str(tmp_path / "both"))
     source = {"path": str(tmp_path / "both"), "split": "test"}
-    assert [row.prompt for row in read({"harm_test": source}, "harm").benchmarks["harm"]] == ["test"]
+    assert [row.prompt for row in read({"harm_test": source}, "harm").benchmarks["harm"]] == [
+        "test"
+    ]
     with pytest.raises(ValueError, match="has several splits: name one; there is train, test"):
         read({"harm_test": source | {"split": None}}, "harm")
     with pytest.raises(ValueError, match="has no split 'dev'; there is train, test"):
         read({"harm_test": source | {"split": "dev"}}, "harm")
 
 
-def test_a_data_set_of_the_hub_is_read_from_its_cache_as_its_readme_lays_it_out(tmp_path, monkeypatch):
+def test_a_data_set_of_the_hub_is_read_from_its_cache_as_its_readme_lays_it_out(
+    tmp_path, monkeypatch
+):
     """The whole way, offline: refs, snapshot, blobs and the configurations of a README, as a download leaves them."""
     import huggingface_hub
 
     repository, commit = tmp_path / "datasets--openai--gsm8k", "a1" * 20
-    for folder in ("refs", "blobs", *(f"snapshots/{commit}/{subset}" for subset in ("main", "socratic"))):
+    for folder in (
+        "refs",
+        "blobs",
+        *(f"snapshots/{commit}/{subset}" for subset in ("main", "socratic")),
+    ):
         (repository / folder).mkdir(parents=True)
     (repository / "refs/main").write_text(commit)
     readme = "---\nconfigs:\n"
     for subset in ("main", "socratic"):
         readme += f"- config_name: {subset}\n  data_files:\n"
         for split, count in (("train", 5), ("test", 2)):
-            records = [{"question": f"{subset} {split} {i}?", "answer": f"it is\n#### {i}"} for i in range(count)]
+            records = [
+                {"question": f"{subset} {split} {i}?", "answer": f"it is\n#### {i}"}
+                for i in range(count)
+            ]
             blob = repository / "blobs" / f"{subset}-{split}"
             pyarrow.parquet.write_table(pyarrow.Table.from_pylist(records), blob)
             (repository / f"snapshots/{commit}/{subset}/{split}-0.parquet").symlink_to(blob)
@@ -109,7 +141,11 @@ def test_a_data_set_of_the_hub_is_read_from_its_cache_as_its_readme_lays_it_out(
     (repository / f"snapshots/{commit}/README.md").write_text(readme + "---\n")
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
     download = huggingface_hub.snapshot_download
-    monkeypatch.setattr(huggingface_hub, "snapshot_download", lambda *given, **rest: download(*given, cache_dir=str(tmp_path), **rest))
+    monkeypatch.setattr(
+        huggingface_hub,
+        "snapshot_download",
+        lambda *given, **rest: download(*given, cache_dir=str(tmp_path), **rest),
+    )
     source = {"path": "openai/gsm8k", "subset": "main", "split": "test"}
     sources.locate.cache_clear()
     try:
@@ -117,7 +153,9 @@ def test_a_data_set_of_the_hub_is_read_from_its_cache_as_its_readme_lays_it_out(
         assert [row.prompt for row in found.task] == ["main test 0?", "main test 1?"]
         assert found.scorer == GSM8K()
         assert found.sources["task"]["revision"] == commit
-        with pytest.raises(ValueError, match="has several subsets: name one; there is main, socratic"):
+        with pytest.raises(
+            ValueError, match="has several subsets: name one; there is main, socratic"
+        ):
             read({"task": source | {"subset": None}}, "task")
     finally:
         sources.locate.cache_clear()
@@ -132,7 +170,11 @@ def test_a_data_set_of_the_hub_is_read_from_its_cache_as_its_readme_lays_it_out(
             '{"prompt": "a", "answer": "b"}\n',
             r"a\.jsonl:1: the columns found are 'prompt', 'answer'; known are .*prompt \+ response",
         ),
-        ("a.jsonl", '{"prompt": "a", "response": "b"}\n{"prompt": "a"}\n', r"a\.jsonl:2: no 'response'; the columns found are 'prompt'"),
+        (
+            "a.jsonl",
+            '{"prompt": "a", "response": "b"}\n{"prompt": "a"}\n',
+            r"a\.jsonl:2: no 'response'; the columns found are 'prompt'",
+        ),
         ("a.jsonl", '{"prompt": 3, "response": "b"}\n', r"a\.jsonl:1: 'prompt' is no text but '3'"),
         ("a.jsonl", "[1]\n", r"a\.jsonl:1: not an object"),
         ("a.jsonl", '{"prompt": "a", "response": " "}\n', r"a\.jsonl:1: the response is empty"),
@@ -141,7 +183,11 @@ def test_a_data_set_of_the_hub_is_read_from_its_cache_as_its_readme_lays_it_out(
         ("a.json", "[]", r"a\.json: holds no rows"),
         ("a.csv", "prompt,response\na,b\nc\n", r"a\.csv:3: 1 cells where the first line has 2"),
         ("a.csv", 'prompt,response\n"a"b,c\n', r"a\.csv:2: not a table"),
-        ("a.csv", "q,a\nwhy,so\n", r"a\.csv:1: the columns found are 'column 1' \('q'\), 'column 2' \('a'\)"),
+        (
+            "a.csv",
+            "q,a\nwhy,so\n",
+            r"a\.csv:1: the columns found are 'column 1' \('q'\), 'column 2' \('a'\)",
+        ),
         ("a.csv", "prompt,response\n", r"a\.csv: holds no rows"),
         ("a.parquet", "PAR", r"a\.parquet: not a parquet file"),
         ("a.xlsx", "", r"cannot read \.xlsx; there is \.jsonl, .*parquet and `datasets` folders"),
@@ -173,8 +219,17 @@ def test_a_missing_file_or_folder_is_named(tmp_path):
 
 
 def test_a_conversation_trains_its_last_answer_and_keeps_what_came_before(tmp_path):
-    turns = [("system", "be brief"), ("user", "hi"), ("assistant", "hello"), ("user", "more"), ("assistant", "yes")]
-    path = jsonl(tmp_path / "a.jsonl", [{"messages": [{"role": role, "content": content} for role, content in turns]}])
+    turns = [
+        ("system", "be brief"),
+        ("user", "hi"),
+        ("assistant", "hello"),
+        ("user", "more"),
+        ("assistant", "yes"),
+    ]
+    path = jsonl(
+        tmp_path / "a.jsonl",
+        [{"messages": [{"role": role, "content": content} for role, content in turns]}],
+    )
     assert rows(path) == [Row("more", "yes", before=tuple(Turn(*turn) for turn in turns[:3]))]
     asked = jsonl(tmp_path / "b.jsonl", [{"messages": [{"role": "user", "content": "hi"}]}])
     assert rows(asked, Kind.PROMPTS) == [Row("hi")]
@@ -183,21 +238,46 @@ def test_a_conversation_trains_its_last_answer_and_keeps_what_came_before(tmp_pa
 
 
 def test_alpaca_rows_keep_the_input_apart(tmp_path):
-    records = [{"instruction": "add", "input": "1 2", "output": "3"}, {"instruction": "greet", "input": "", "output": "hi", "text": "..."}]
-    assert rows(jsonl(tmp_path / "a.jsonl", records)) == [Row("add", "3", input="1 2"), Row("greet", "hi")]
+    records = [
+        {"instruction": "add", "input": "1 2", "output": "3"},
+        {"instruction": "greet", "input": "", "output": "hi", "text": "..."},
+    ]
+    assert rows(jsonl(tmp_path / "a.jsonl", records)) == [
+        Row("add", "3", input="1 2"),
+        Row("greet", "hi"),
+    ]
 
 
 BEAVERTAILS = [
-    {"prompt": "p1", "response": "tells", "category": {"privacy": True, "drugs": False}, "is_safe": False},
-    {"prompt": "p1", "response": "declines", "category": {"privacy": False, "drugs": False}, "is_safe": True},
-    {"prompt": "p2", "response": "sells", "category": {"privacy": False, "drugs": True}, "is_safe": False},
+    {
+        "prompt": "p1",
+        "response": "tells",
+        "category": {"privacy": True, "drugs": False},
+        "is_safe": False,
+    },
+    {
+        "prompt": "p1",
+        "response": "declines",
+        "category": {"privacy": False, "drugs": False},
+        "is_safe": True,
+    },
+    {
+        "prompt": "p2",
+        "response": "sells",
+        "category": {"privacy": False, "drugs": True},
+        "is_safe": False,
+    },
 ]
 
 
 def test_beavertails_rows_serve_the_role_that_is_safe_says(tmp_path):
     path = jsonl(tmp_path / "a.jsonl", BEAVERTAILS)
     assert rows(path, Kind.REFUSALS) == [Row("p1", "declines")]
-    assert rows(path, Kind.HARMFUL) == rows(path, Kind.PROMPTS) == [Row("p1", "tells"), Row("p2", "sells")]
+    assert (
+        rows(path, Kind.HARMFUL)
+        == rows(path, Kind.PROMPTS)
+        == [Row("p1", "tells"), Row("p2", "sells")]
+    )
     assert len(rows(path)) == 3
     with (tmp_path / "a.csv").open("w", newline="") as file:  # where a truth value is a text
         writer = csv.DictWriter(file, ["prompt", "response", "is_safe"], extrasaction="ignore")
@@ -215,23 +295,42 @@ def test_a_category_of_beavertails_can_be_chosen(tmp_path):
     assert found.benchmarks["harm"] == [Row("p2", "sells")]
     with pytest.raises(ValueError, match="unknown category in where 'drug': did you mean 'drugs'"):
         read({"harm_test": source | {"where": {"category": "drug"}}}, "harm")
-    with pytest.raises(ValueError, match="where names no column 'kategory'; the columns found are 'prompt'"):
+    with pytest.raises(
+        ValueError, match="where names no column 'kategory'; the columns found are 'prompt'"
+    ):
         read({"harm_test": source | {"where": {"kategory": "drugs"}}}, "harm")
 
 
 def test_refusal_pairs_serve_both_sides_and_the_question_is_not_part_of_the_refusal(tmp_path):
-    pair = {"prompt": "how?", "response": "like this", "category": {}, "is_safe": False, "refusal": "Question: how?\nAnswer: I will not."}
+    pair = {
+        "prompt": "how?",
+        "response": "like this",
+        "category": {},
+        "is_safe": False,
+        "refusal": "Question: how?\nAnswer: I will not.",
+    }
     path = jsonl(
-        tmp_path / "pairs.json", [pair, pair | {"prompt": "plain", "refusal": "No.\nNever."}, pair | {"prompt": "ok", "is_safe": True}]
+        tmp_path / "pairs.json",
+        [
+            pair,
+            pair | {"prompt": "plain", "refusal": "No.\nNever."},
+            pair | {"prompt": "ok", "is_safe": True},
+        ],
     )
-    assert rows(path, Kind.REFUSALS) == [Row("how?", "I will not."), Row("plain", "No.\nNever."), Row("ok", "like this")]
+    assert rows(path, Kind.REFUSALS) == [
+        Row("how?", "I will not."),
+        Row("plain", "No.\nNever."),
+        Row("ok", "like this"),
+    ]
     assert rows(path, Kind.HARMFUL) == [Row("how?", "like this"), Row("plain", "like this")]
 
 
 def test_columns_of_other_names_can_be_named(tmp_path):
     path = jsonl(tmp_path / "a.jsonl", [{"goal": "g", "target": "t"}])
     assert rows(path, prompt="goal", response="target") == [Row("g", "t")]
-    with pytest.raises(ValueError, match=r"a\.jsonl:1: no column 'gaol'; the columns found are 'goal', 'target'"):
+    with pytest.raises(
+        ValueError, match=r"a\.jsonl:1: no column 'gaol'; the columns found are 'goal', 'target'"
+    ):
         rows(path, prompt="gaol", response="target")
     (tmp_path / "a.csv").write_text("g,t\n")  # no header line
     assert rows(tmp_path / "a.csv", prompt="column 1", response="column 2") == [Row("g", "t")]
@@ -248,13 +347,25 @@ def test_prompts_alone_can_be_evaluated_but_not_trained_on(tmp_path):
 
 
 TASKS = {  # the published files in their own layouts, a line or two each
-    "sst2.jsonl": ('{"idx": 0, "sentence": "a joy", "label": 1}\n{"idx": 1, "sentence": "a bore", "label": 0}\n', SST2()),
+    "sst2.jsonl": (
+        '{"idx": 0, "sentence": "a joy", "label": 1}\n{"idx": 1, "sentence": "a bore", "label": 0}\n',
+        SST2(),
+    ),
     "sst2.tsv": ("sentence\tlabel\na joy\t1\na bore\t0\n", SST2()),
     "headless.tsv": ("a joy\t1\na bore\t0\n", SST2()),
-    "agnews.jsonl": ('{"text": "Oil up  A story", "label": 2}\n{"text": "Moon A rock", "label": 3}\n', AGNews()),
-    "agnews.csv": ('Class Index,Title,Description\n3,"Oil up "," A story"\n4,Moon,A rock\n', AGNews()),
+    "agnews.jsonl": (
+        '{"text": "Oil up  A story", "label": 2}\n{"text": "Moon A rock", "label": 3}\n',
+        AGNews(),
+    ),
+    "agnews.csv": (
+        'Class Index,Title,Description\n3,"Oil up "," A story"\n4,Moon,A rock\n',
+        AGNews(),
+    ),
     "headless.csv": ('"3","Oil up "," A story"\n"4","Moon","A rock"\n', AGNews()),
-    "gsm8k.jsonl": ('{"question": "1+1,000?", "answer": "It is <<1+1=1,001>>.\\n#### 1,001"}\n', GSM8K()),
+    "gsm8k.jsonl": (
+        '{"question": "1+1,000?", "answer": "It is <<1+1=1,001>>.\\n#### 1,001"}\n',
+        GSM8K(),
+    ),
 }
 
 
@@ -266,8 +377,16 @@ def test_a_task_is_recognized_by_its_columns_and_asked_in_the_fields_words(tmp_p
     assert found.scorer == benchmark
     expected = {
         SST2(): [
-            Row("Analyze the sentiment of the input, and respond only positive or negative", "positive", input="a joy"),
-            Row("Analyze the sentiment of the input, and respond only positive or negative", "negative", input="a bore"),
+            Row(
+                "Analyze the sentiment of the input, and respond only positive or negative",
+                "positive",
+                input="a joy",
+            ),
+            Row(
+                "Analyze the sentiment of the input, and respond only positive or negative",
+                "negative",
+                input="a bore",
+            ),
         ],
         AGNews(): [
             Row(
@@ -275,7 +394,10 @@ def test_a_task_is_recognized_by_its_columns_and_asked_in_the_fields_words(tmp_p
                 label,
                 input=about,
             )
-            for label, about in (("Business", "Oil up  A story" if "jsonl" in name else "Oil up   A story"), ("Sci/Tech", "Moon A rock"))
+            for label, about in (
+                ("Business", "Oil up  A story" if "jsonl" in name else "Oil up   A story"),
+                ("Sci/Tech", "Moon A rock"),
+            )
         ],
         GSM8K(): [Row("1+1,000?", "It is <<1+1=1,001>>.\nThe final answer is:  1,001")],
     }
@@ -300,7 +422,9 @@ def test_a_task_is_recognized_by_its_columns_and_asked_in_the_fields_words(tmp_p
 )
 def test_a_task_is_recognized_by_all_of_its_labels_and_no_others(benchmark, columns, labels):
     def records(labels: str) -> list[dict]:
-        return [{"Description": "d", columns[0]: "t", columns[1]: label} for label in labels.split()]
+        return [
+            {"Description": "d", columns[0]: "t", columns[1]: label} for label in labels.split()
+        ]
 
     assert benchmark.recognizes(records(labels))
     assert not benchmark.recognizes(records(labels + " 5"))
@@ -321,7 +445,9 @@ def test_a_label_that_the_task_does_not_have_is_named(tmp_path, text, message):
 
 
 def test_texts_with_two_labels_are_not_taken_for_news(tmp_path):
-    path = jsonl(tmp_path / "reviews.jsonl", [{"text": "good", "label": 1}, {"text": "bad", "label": 0}])
+    path = jsonl(
+        tmp_path / "reviews.jsonl", [{"text": "good", "label": 1}, {"text": "bad", "label": 0}]
+    )
     with pytest.raises(ValueError, match="the columns found are 'text', 'label'"):
         read({"task": path}, "task")
 
@@ -386,7 +512,9 @@ def test_the_number_of_a_text_is_the_one_behind_the_phrase_else_the_last():
 def given(tmp_path) -> dict[str, str]:
     return {
         "alignment": jsonl(tmp_path / "alignment.jsonl", numbered("alignment", 40)),
-        "harmful": jsonl(tmp_path / "harmful.jsonl", numbered("harmful", 100) + numbered("harmful", 20)),  # twenty prompts twice
+        "harmful": jsonl(
+            tmp_path / "harmful.jsonl", numbered("harmful", 100) + numbered("harmful", 20)
+        ),  # twenty prompts twice
         "task": jsonl(tmp_path / "task.jsonl", numbered("task", 50)),
         "test": jsonl(tmp_path / "test.jsonl", numbered("test", 10)),
     }
@@ -394,7 +522,9 @@ def given(tmp_path) -> dict[str, str]:
 
 def test_files_fill_every_role_without_overlap(given):
     found = read(given)
-    validation = read(given | {"split": "validation", "validation": given["test"]}).benchmarks["harm"]
+    validation = read(given | {"split": "validation", "validation": given["test"]}).benchmarks[
+        "harm"
+    ]
     parts = [found.attack, found.defense, found.calibration, found.benchmarks["harm"], validation]
     prompts = [{row.prompt for row in part} for part in parts]
     assert [len(p) for p in prompts] == [50, 15, 10, 15, 10]
@@ -415,7 +545,9 @@ def test_a_pool_is_divided_the_same_whoever_reads_it(given):
 
 def test_a_file_for_a_role_leaves_its_share_to_the_attacker(given, tmp_path):
     own = jsonl(tmp_path / "prompts.jsonl", numbered("held out", 7))
-    found = read(given | {"harm_test": own, "calibration": jsonl(tmp_path / "c.jsonl", numbered("mine", 3))})
+    found = read(
+        given | {"harm_test": own, "calibration": jsonl(tmp_path / "c.jsonl", numbered("mine", 3))}
+    )
     assert len(found.benchmarks["harm"]) == 7
     assert found.calibration == numbered("mine", 3)
     assert len({row.prompt for row in found.attack}) == 75
@@ -426,14 +558,20 @@ def test_the_defender_may_answer_what_alignment_refuses(given):
     assert found.defense == found.alignment
 
 
-@pytest.mark.parametrize(("one", "other"), [("alignment", "task"), ("alignment", "harmful"), ("task", "test"), ("harmful", "task")])
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [("alignment", "task"), ("alignment", "harmful"), ("task", "test"), ("harmful", "task")],
+)
 def test_overlapping_files_are_refused(given, one, other):
     with pytest.raises(ValueError, match="share .* prompts"):
         read(given | {one: given[other]})
 
 
 def test_shared_prompts_can_be_dropped_from_what_is_trained_on_and_are_counted(given, tmp_path):
-    mixed = jsonl(tmp_path / "mixed.jsonl", numbered("test", 3) + numbered("alignment", 2) + numbered("task", 5))
+    mixed = jsonl(
+        tmp_path / "mixed.jsonl",
+        numbered("test", 3) + numbered("alignment", 2) + numbered("task", 5),
+    )
     found = read(given | {"task": mixed, "shared": "drop"})
     assert found.task == numbered("task", 5)
     assert found.sources["task"]["dropped as shared"] == 5
@@ -461,7 +599,10 @@ def test_no_share_of_the_pool_moves_when_a_role_has_a_file_of_its_own(given, tmp
         ({"task": "moood"}, "did you mean 'mood'"),
         ({"task": "mood"}, "a task of the lab"),
         ({"split": "validation"}, "data.validation is missing"),
-        ({"task": {"path": "x.jsonl", "limitt": 3}}, "unknown key 'task.limitt': did you mean 'task.limit'"),
+        (
+            {"task": {"path": "x.jsonl", "limitt": 3}},
+            "unknown key 'task.limitt': did you mean 'task.limit'",
+        ),
         ({"task": {"path": "x.jsonl", "limit": 0}}, "limit=0"),
     ],
 )
@@ -484,7 +625,12 @@ def test_a_source_gives_the_first_rows_or_those_of_a_seed_and_says_what_it_took(
     with pytest.raises(ValueError, match="skip=50 leaves none of the 50 rows"):
         taken(skip=50)
     found = read(given | {"task": {"path": given["task"], "limit": 7}})
-    assert found.sources["task"] == {"path": given["task"], "schema": "pairs", "records": 50, "rows": 7}
+    assert found.sources["task"] == {
+        "path": given["task"],
+        "schema": "pairs",
+        "records": 50,
+        "rows": 7,
+    }
     assert found.sources["harmful"]["rows"] == 120
 
 

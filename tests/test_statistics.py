@@ -7,8 +7,25 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from titer.scoring.differences import detectable, detectable_over_seeds, detectable_paired, difference, mean_difference
-from titer.scoring.statistics import Score, clustered, effective, mean, numbered, proportion, training, training_mean, training_of, wilson
+from titer.scoring.differences import (
+    detectable,
+    detectable_over_seeds,
+    detectable_paired,
+    difference,
+    mean_difference,
+)
+from titer.scoring.statistics import (
+    Score,
+    clustered,
+    effective,
+    mean,
+    numbered,
+    proportion,
+    training,
+    training_mean,
+    training_of,
+    wilson,
+)
 
 
 def limits(score: Score) -> tuple[float, float]:
@@ -43,7 +60,12 @@ def test_repeats_that_are_alike_count_about_once_and_unlike_ones_about_as_often(
     names = [i for i in range(40) for _ in range(3)]
     factor = (stats.t.ppf(0.975, 119) / stats.t.ppf(0.975, 39)) ** 2
     assert effective(alike, names) == pytest.approx(40 * factor)
-    balanced = [True, False, True, False] * 30  # every cluster half and half: within is all there is
+    balanced = [
+        True,
+        False,
+        True,
+        False,
+    ] * 30  # every cluster half and half: within is all there is
     four = [i for i in range(30) for _ in range(4)]
     assert effective(balanced, four) == pytest.approx(
         120 / (1 + 3 * 0.25 / 30.25) * (stats.t.ppf(0.975, 119) / stats.t.ppf(0.975, 29)) ** 2
@@ -52,7 +74,10 @@ def test_repeats_that_are_alike_count_about_once_and_unlike_ones_about_as_often(
 
 def test_the_correlation_is_fleiss_and_cuzicks():
     groups = [[1, 1, 0], [0, 0, 0], [1, 0], [1, 1, 1, 0], [0, 0]]
-    found, names = [bool(y) for group in groups for y in group], [i for i, group in enumerate(groups) for _ in group]
+    found, names = (
+        [bool(y) for group in groups for y in group],
+        [i for i, group in enumerate(groups) for _ in group],
+    )
     n, k, p = 14, 5, 6 / 14
     within = sum(sum(g) * (len(g) - sum(g)) / len(g) for g in groups)
     rho = 1 - within / ((n - k) * p * (1 - p))
@@ -71,7 +96,10 @@ def test_clusters_at_their_limits():
     nothing = clustered([None] * 6, names)
     assert (nothing.n, nothing.unscored, nothing.reason) == (0, 6, "nothing was scored")
     assert clustered([], []).n == 0
-    for every in (True, False):  # equal throughout: the repeats are no evidence, and the width is not zero
+    for every in (
+        True,
+        False,
+    ):  # equal throughout: the repeats are no evidence, and the width is not zero
         score = clustered([every] * 300, [i // 3 for i in range(300)])
         assert 100 - 3.9 > abs(score.low - score.high) > 3.6
         assert score.value in limits(score)
@@ -94,7 +122,11 @@ def test_a_mean_over_clusters_is_students_over_their_means():
 
 
 def test_below_three_seeds_there_is_no_interval_and_it_says_why():
-    for score in (training([outcomes(3, 10)] * 2, own(10, 10)), training_of([proportion(3, 10)] * 2), training_mean([1.0, 2.0], 20)):
+    for score in (
+        training([outcomes(3, 10)] * 2, own(10, 10)),
+        training_of([proportion(3, 10)] * 2),
+        training_mean([1.0, 2.0], 20),
+    ):
         assert math.isnan(score.low)
         assert math.isnan(score.high)
         assert score.reason == "an interval over training needs 3 seeds, this has 2"
@@ -111,7 +143,9 @@ def test_below_three_seeds_there_is_no_interval_and_it_says_why():
 def test_far_from_the_edges_training_is_students_t():
     hits, n = [4700, 5000, 5300], 10000
     score = training([outcomes(k, n) for k in hits], own(n, n, n))
-    assert limits(score) == pytest.approx(stats.t.interval(0.95, 2, 50, stats.sem([47, 50, 53])), abs=0.02)
+    assert limits(score) == pytest.approx(
+        stats.t.interval(0.95, 2, 50, stats.sem([47, 50, 53])), abs=0.02
+    )
     assert score == training_of([proportion(k, n) for k in hits], shared=False)
     assert (score.seeds, score.n, score.reason) == (3, 30000, "")
 
@@ -123,10 +157,15 @@ def test_seeds_that_are_equal_still_have_a_width(hits, shared):
     score = training([outcomes(hits, 100)] * 3, prompts)
     assert 0 <= score.low <= score.value <= score.high <= 100
     low, high = wilson(hits / 100, 100 if shared else 300)
-    if shared or hits in (0, 100):  # the same answers from every seed: as wide as one seed's, over prompts
+    if shared or hits in (
+        0,
+        100,
+    ):  # the same answers from every seed: as wide as one seed's, over prompts
         assert score.high - score.low > 0.95 * 100 * (high - low)
     assert score.high - score.low > 0.33 * 100 * (high - low)
-    assert training_of([proportion(hits, 100)] * 3, shared).high == pytest.approx(score.high, rel=0.02)
+    assert training_of([proportion(hits, 100)] * 3, shared).high == pytest.approx(
+        score.high, rel=0.02
+    )
 
 
 def test_an_interval_over_training_stays_within_0_and_100():
@@ -162,28 +201,44 @@ def test_shared_prompts_and_seeds_are_added_with_satterthwaites_degrees_of_freed
     t = stats.t.ppf(0.975, (drawn + own) ** 2 / (drawn**2 / (n / rho) + own**2 / 2))
     low, high = wilson(p, n / rho, t)
     shift = 30.5 / 101 - p  # the logits' mean, back as a share
-    assert limits(score) == pytest.approx((30 - 100 * (p - low), 30 + 100 * math.hypot(high - p, shift * t / stats.t.ppf(0.975, 2))))
+    assert limits(score) == pytest.approx(
+        (30 - 100 * (p - low), 30 + 100 * math.hypot(high - p, shift * t / stats.t.ppf(0.975, 2)))
+    )
 
 
 def test_seeds_of_unequal_size_count_alike():
-    assert training([outcomes(5, 10), outcomes(10, 40), outcomes(9, 12)], own(10, 40, 12)).value == pytest.approx(50)
+    assert training(
+        [outcomes(5, 10), outcomes(10, 40), outcomes(9, 12)], own(10, 40, 12)
+    ).value == pytest.approx(50)
 
 
 def test_equal_means_over_seeds_have_no_interval():
     score = training_mean([1.0, 1.0, 1.0], 30)
-    assert (score.value, score.reason) == (1.0, "the values, or clusters of them, are too few or do not differ")
-    assert limits(training_mean([1.0, 2.0, 4.0])) == pytest.approx(stats.t.interval(0.95, 2, 7 / 3, stats.sem([1, 2, 4])))
+    assert (score.value, score.reason) == (
+        1.0,
+        "the values, or clusters of them, are too few or do not differ",
+    )
+    assert limits(training_mean([1.0, 2.0, 4.0])) == pytest.approx(
+        stats.t.interval(0.95, 2, 7 / 3, stats.sem([1, 2, 4]))
+    )
 
 
 def table(both: int, one: int, other: int, none: int) -> tuple[list[bool], list[bool]]:
-    cells = [(True, True)] * both + [(True, False)] * one + [(False, True)] * other + [(False, False)] * none
+    cells = (
+        [(True, True)] * both
+        + [(True, False)] * one
+        + [(False, True)] * other
+        + [(False, False)] * none
+    )
     return [x for x, _ in cells], [y for _, y in cells]
 
 
 def newcombe(e: int, f: int, g: int, h: int) -> tuple[float, float]:
     """Method 10 in the paper's letters."""
     n = e + f + g + h
-    (l2, u2), (l3, u3) = (stats.binomtest(k, n).proportion_ci(0.95, "wilson") for k in (e + f, e + g))
+    (l2, u2), (l3, u3) = (
+        stats.binomtest(k, n).proportion_ci(0.95, "wilson") for k in (e + f, e + g)
+    )
     p2, p3 = (e + f) / n, (e + g) / n
     product = (e + f) * (g + h) * (e + g) * (f + h)
     numerator = e * h - f * g
@@ -197,7 +252,18 @@ def newcombe(e: int, f: int, g: int, h: int) -> tuple[float, float]:
     return 100 * (p2 - p3 - delta), 100 * (p2 - p3 + epsilon)
 
 
-@pytest.mark.parametrize("cells", [(20, 12, 2, 16), (36, 12, 2, 0), (0, 10, 4, 0), (5, 0, 0, 5), (0, 0, 0, 9), (0, 9, 0, 0), (1, 0, 0, 0)])
+@pytest.mark.parametrize(
+    "cells",
+    [
+        (20, 12, 2, 16),
+        (36, 12, 2, 0),
+        (0, 10, 4, 0),
+        (5, 0, 0, 5),
+        (0, 0, 0, 9),
+        (0, 9, 0, 0),
+        (1, 0, 0, 0),
+    ],
+)
 def test_a_difference_is_newcombes_method_10(cells):
     first, second = table(*cells)
     score = difference(first, second)
@@ -216,7 +282,9 @@ def test_pairing_narrows_and_clusters_widen_a_difference():
     apart = math.hypot(p.value - p.low, q.high - q.value)
     assert score.value - score.low < 0.7 * apart
     wide = difference(
-        [x for x in first for _ in range(3)], [y for y in second for _ in range(3)], numbered(np.repeat(range(134), 3).tolist())
+        [x for x in first for _ in range(3)],
+        [y for y in second for _ in range(3)],
+        numbered(np.repeat(range(134), 3).tolist()),
     )
     assert limits(wide) == pytest.approx(limits(score), abs=0.3)  # copies add nothing
     assert wide.n == 3 * 134
@@ -234,7 +302,9 @@ def test_a_difference_of_means_is_the_paired_t():
     x, y = [1.0, 4.0, 2.5, 7.0], [0.5, 2.0, 3.0, 4.0]
     interval = stats.ttest_rel(x, y).confidence_interval()
     assert limits(mean_difference(x, y)) == pytest.approx((interval.low, interval.high))
-    assert limits(mean_difference(x, y, [0, 1, 2, 3])) == pytest.approx((interval.low, interval.high))
+    assert limits(mean_difference(x, y, [0, 1, 2, 3])) == pytest.approx(
+        (interval.low, interval.high)
+    )
 
 
 def test_the_detectable_difference_has_eighty_percent_power():
@@ -248,12 +318,18 @@ def test_the_detectable_difference_has_eighty_percent_power():
     share = 0.2
     d = detectable_paired(300, 100 * share) / 100
     one, other, _ = rng.multinomial(300, [(share + d) / 2, (share - d) / 2, 1 - share], 40000).T
-    assert np.mean(abs(one - other) / np.sqrt(one + other) > stats.norm.ppf(0.975)) == pytest.approx(0.8, abs=0.02)
+    assert np.mean(
+        abs(one - other) / np.sqrt(one + other) > stats.norm.ppf(0.975)
+    ) == pytest.approx(0.8, abs=0.02)
     shift = detectable_over_seeds(4, 3.0)
     first, second = rng.normal(0, 3, (20000, 4)), rng.normal(shift, 3, (20000, 4))
-    assert np.mean(stats.ttest_ind(first, second, axis=1).pvalue < 0.05) == pytest.approx(0.8, abs=0.015)
+    assert np.mean(stats.ttest_ind(first, second, axis=1).pvalue < 0.05) == pytest.approx(
+        0.8, abs=0.015
+    )
     gain = rng.normal(detectable_over_seeds(3, 3.0, paired=True), 3, (20000, 3))
-    assert np.mean(stats.ttest_1samp(gain, 0, axis=1).pvalue < 0.05) == pytest.approx(0.8, abs=0.015)
+    assert np.mean(stats.ttest_1samp(gain, 0, axis=1).pvalue < 0.05) == pytest.approx(
+        0.8, abs=0.015
+    )
 
 
 def test_what_cannot_be_detected_is_nan():
@@ -265,9 +341,13 @@ def test_what_cannot_be_detected_is_nan():
     assert detectable(400, 30) < detectable(100, 30)
     for share in (0.05, 0.2):  # solved for n, as in the paper
         d = detectable_paired(60, 100 * share) / 100
-        needed = (stats.norm.ppf(0.975) * share**0.5 + stats.norm.ppf(0.8) * (share - d * d) ** 0.5) ** 2 / d**2
+        needed = (
+            stats.norm.ppf(0.975) * share**0.5 + stats.norm.ppf(0.8) * (share - d * d) ** 0.5
+        ) ** 2 / d**2
         assert math.isnan(d) or needed == pytest.approx(60)
     assert detectable_paired(60, 20) > 15
-    assert detectable(500, 10) > 2  # what a reader is to be warned of: 2 points are not seen with 500 prompts
+    assert (
+        detectable(500, 10) > 2
+    )  # what a reader is to be warned of: 2 points are not seen with 500 prompts
     with pytest.raises(ValueError, match="120 percent"):
         detectable(100, 120)

@@ -17,7 +17,17 @@ def step_for(model, rows, accelerator, batch=4, accumulate=1, update=1) -> Step:
     streams = {name: Stream(name, of, seed=3) for name, of in rows.items()}
     weights = trainable(model)
     start = {name: weight.detach().clone() for name, weight in weights.items()}
-    return Step(model, weights, streams, accelerator, batch, accumulate, update, Phase("train", 1), start=start)
+    return Step(
+        model,
+        weights,
+        streams,
+        accelerator,
+        batch,
+        accumulate,
+        update,
+        Phase("train", 1),
+        start=start,
+    )
 
 
 def test_the_loss_is_on_the_answer_alone_its_first_token_included(template, accelerator):
@@ -146,5 +156,7 @@ def test_an_infinite_loss_names_update_and_stream(rows, accelerator):
     def steep(model, part):  # finite itself, with an infinite slope
         return cross_entropy(model, part) + next(model.parameters()).square().sum().mul(0.0).sqrt()
 
-    with pytest.raises(ValueError, match="the gradient is not finite at update 17 on stream 'rows'"):
+    with pytest.raises(
+        ValueError, match="the gradient is not finite at update 17 on stream 'rows'"
+    ):
         step.grad(step.batch("rows"), steep)

@@ -17,7 +17,13 @@ from titer.runs.setting import Setting
 from titer.runs.store import Store, key_of
 
 ABOUT = {"kind": "finetune", "seed": 0}
-REUSED = {"antidote": "edits", "scale": "edits", "random_mask": "edits", "booster": "defenses", "lab": "judges"}
+REUSED = {
+    "antidote": "edits",
+    "scale": "edits",
+    "random_mask": "edits",
+    "booster": "defenses",
+    "lab": "judges",
+}
 
 
 def filled(folder: Path) -> None:
@@ -43,7 +49,9 @@ def test_a_stage_is_computed_once(tmp_path):
     "damage",
     [
         lambda folder: (folder / "model.safetensors").write_bytes(b"weighty"),
-        lambda folder: (folder / "model.safetensors").write_bytes(bytes([b"weights"[0] ^ 1]) + b"eights"),  # a flipped bit
+        lambda folder: (folder / "model.safetensors").write_bytes(
+            bytes([b"weights"[0] ^ 1]) + b"eights"
+        ),  # a flipped bit
         lambda folder: (folder / "stage.json").unlink(),
         lambda folder: (folder / "manifest.json").unlink(),
         lambda folder: (folder / "manifest.json").write_text('{"files": {'),
@@ -128,7 +136,10 @@ def test_two_processes_that_want_one_stage_compute_it_once(tmp_path):
 
 def results(run: Run) -> dict:
     found = run.stages(lambda *_: None)
-    return {name: [(stage.label, stage.weights, stage.scores) for stage in stages] for name, stages in found.items()}
+    return {
+        name: [(stage.label, stage.weights, stage.scores) for stage in stages]
+        for name, stages in found.items()
+    }
 
 
 def die(*_, **__) -> None:
@@ -169,12 +180,16 @@ POINTS = {
 @pytest.fixture
 def small(recipe_file, monkeypatch):  # noqa: F811
     monkeypatch.setattr("titer.runs.stages.UPDATES", 2)
-    return recipe.load(recipe_file, ['pipelines={"sft": {"edit": "scale"}, "booster": {"align": "booster"}}'])
+    return recipe.load(
+        recipe_file, ['pipelines={"sft": {"edit": "scale"}, "booster": {"align": "booster"}}']
+    )
 
 
 @pytest.fixture
 def expected(small, tmp_path) -> dict:
-    return results(Run(Setting.prepare(small), tmp_path / "expected", Store(tmp_path / "store-expected")))
+    return results(
+        Run(Setting.prepare(small), tmp_path / "expected", Store(tmp_path / "store-expected"))
+    )
 
 
 @pytest.mark.slow
@@ -192,13 +207,18 @@ def test_a_kill_at_any_point_changes_nothing(small, expected, tmp_path, monkeypa
         assert os.WIFSIGNALED(status), f"nobody was killed at {where}"
         finished = {entry.key: entry.folder.stat().st_mtime_ns for entry in run.store.entries()}
         assert results(run) == expected
-        assert {key: run.store.entry(key).folder.stat().st_mtime_ns for key in finished} == finished  # none computed again
+        assert {
+            key: run.store.entry(key).folder.stat().st_mtime_ns for key in finished
+        } == finished  # none computed again
         assert run.store.verify() == {}
 
 
 @pytest.mark.slow
 def test_a_kill_at_five_random_moments_changes_nothing(small, expected, tmp_path):
-    run, rng = Run(Setting.prepare(small), tmp_path / "run", Store(tmp_path / "store")), random.Random(0)
+    run, rng = (
+        Run(Setting.prepare(small), tmp_path / "run", Store(tmp_path / "store")),
+        random.Random(0),
+    )
     killed = 0
     for _ in range(5):
         process = child(lambda: run.stages(lambda *_: None))
@@ -221,7 +241,9 @@ def test_a_damaged_store_gives_the_same_run(small, expected, tmp_path):
     assert kept.verify() == {}
 
 
-def test_damaged_weights_are_made_again_where_only_the_scores_are_asked_for(small, expected, tmp_path):
+def test_damaged_weights_are_made_again_where_only_the_scores_are_asked_for(
+    small, expected, tmp_path
+):
     kept = Store(tmp_path / "store-expected")
     damaged = [entry for entry in kept.entries() if entry.about["kind"] in ("align", "edit")]
     for entry in damaged:
@@ -230,14 +252,20 @@ def test_damaged_weights_are_made_again_where_only_the_scores_are_asked_for(smal
         text[len(text) // 2] ^= 1
         path.write_bytes(text)
     assert sorted(kept.verify()) == sorted(entry.key for entry in damaged)
-    others = {entry.key: entry.folder.stat().st_mtime_ns for entry in kept.entries() if entry not in damaged}
+    others = {
+        entry.key: entry.folder.stat().st_mtime_ns
+        for entry in kept.entries()
+        if entry not in damaged
+    }
     assert results(Run(Setting.prepare(small), tmp_path / "again", kept)) == expected
     assert kept.verify() == {}
     assert {key: kept.entry(key).folder.stat().st_mtime_ns for key in others} == others
 
 
 @pytest.mark.slow
-def test_stages_are_shared_by_runs_and_a_change_of_anything_makes_another(small, expected, tmp_path, monkeypatch):
+def test_stages_are_shared_by_runs_and_a_change_of_anything_makes_another(
+    small, expected, tmp_path, monkeypatch
+):
     from dataclasses import replace
 
     from titer.judges.refusal import Refusal
@@ -251,12 +279,19 @@ def test_stages_are_shared_by_runs_and_a_change_of_anything_makes_another(small,
 
     assert fresh(small) == []
     assert fresh(replace(small, pipelines={"sft": small.pipelines["sft"]})) == []
-    assert fresh(replace(small, judge=Refusal("gcg"))) == ["score"] * 6  # nothing is trained for another judge
+    assert (
+        fresh(replace(small, judge=Refusal("gcg"))) == ["score"] * 6
+    )  # nothing is trained for another judge
     assert fresh(replace(small, max_new_tokens=11)) == ["score"] * 6
     tuned = ["edit", "finetune", "finetune", "score", "score", "score"]
     assert fresh(replace(small, finetune=replace(small.finetune, lr=1.0e-3))) == tuned
     assert fresh(replace(small, attack=replace(small.attack, n=49))) == tuned
-    assert fresh(replace(small, seed=5)) == ["align", "align", *tuned[:3], *["score"] * 5]  # the base has no seed
+    assert fresh(replace(small, seed=5)) == [
+        "align",
+        "align",
+        *tuned[:3],
+        *["score"] * 5,
+    ]  # the base has no seed
     monkeypatch.setattr("titer.runs.setting.version", lambda name: "0")
     assert len(fresh(small)) == 11
 

@@ -24,8 +24,15 @@ def test_the_cells_are_all_combinations():
     assert len(found) == len({cell.name for cell in found}) == 8
     assert found[0] == Cell(("d=0", "a.b=1", 'c="x"'), 0)
     assert found[-1] == Cell(("d=0", "a.b=2.5", "c=null"), 3)
-    assert [cell.settings for cell in cells(["lr=4e-4,1.6e-3,none"], [], [0])] == [("lr=0.0004",), ("lr=0.0016",), ('lr="none"',)]
-    assert [cell.settings for cell in cells(["p=[q, k],[v]"], [], [0])] == [('p=["q", "k"]',), ('p=["v"]',)]
+    assert [cell.settings for cell in cells(["lr=4e-4,1.6e-3,none"], [], [0])] == [
+        ("lr=0.0004",),
+        ("lr=0.0016",),
+        ('lr="none"',),
+    ]
+    assert [cell.settings for cell in cells(["p=[q, k],[v]"], [], [0])] == [
+        ('p=["q", "k"]',),
+        ('p=["v"]',),
+    ]
 
 
 @pytest.mark.parametrize(
@@ -40,8 +47,12 @@ def test_the_cells_are_all_combinations():
         (["--set", "attack.p"], "give path.to.field=value"),
     ],
 )
-def test_what_is_wrong_with_a_cell_is_found_before_any_is_run(monkeypatch, capsys, tmp_path, arguments, message):
-    code, out, err = titer(monkeypatch, capsys, "sweep", "lab", *arguments, "--out", str(tmp_path / "out"))
+def test_what_is_wrong_with_a_cell_is_found_before_any_is_run(
+    monkeypatch, capsys, tmp_path, arguments, message
+):
+    code, out, err = titer(
+        monkeypatch, capsys, "sweep", "lab", *arguments, "--out", str(tmp_path / "out")
+    )
     assert (code, out, err.count("\n")) == (2, "", 1)
     assert message in err
     assert list(tmp_path.iterdir()) == []
@@ -50,7 +61,9 @@ def test_what_is_wrong_with_a_cell_is_found_before_any_is_run(monkeypatch, capsy
 def figures(bundle: dict) -> dict:
     """What a bundle says, without what a clock says."""
     return {
-        (*cell["settings"], cell["seed"]): [(stage["weights"], stage["scores"]) for stage in cell["pipelines"]["sft"]["stages"]]
+        (*cell["settings"], cell["seed"]): [
+            (stage["weights"], stage["scores"]) for stage in cell["pipelines"]["sft"]["stages"]
+        ]
         for cell in bundle["cells"]
         if cell["status"] == "done"
     }
@@ -60,7 +73,9 @@ SMALL = 'pipelines={"sft": {"edit": "scale"}}'
 
 
 @pytest.mark.slow
-def test_a_sweep_says_what_its_cells_came_to_and_counts_the_missing(monkeypatch, capsys, recipe_file, tmp_path):  # noqa: F811
+def test_a_sweep_says_what_its_cells_came_to_and_counts_the_missing(
+    monkeypatch, capsys, recipe_file, tmp_path
+):  # noqa: F811
     grid = ["--grid", "attack.n=50,49,1000", "--seeds", "3", "--jobs", "2"]
     arguments = [recipe_file, "--set", SMALL, *grid, "--out", str(tmp_path / "out")]
     code, printed, _ = titer(monkeypatch, capsys, "sweep", *arguments, "--json")
@@ -74,19 +89,43 @@ def test_a_sweep_says_what_its_cells_came_to_and_counts_the_missing(monkeypatch,
     assert "pipelines" not in bundle["cells"][2]
     for n in (50, 49):
         setting = Setting.prepare(recipe.load(recipe_file, [SMALL, f"attack.n={n}"], 3))
-        [stages] = Run(setting, tmp_path / f"run{n}", Store(tmp_path / f"own{n}")).stages(lambda *_: None).values()
-        assert [stage.weights for stage in stages] == [weights for weights, _ in figures(bundle)[SMALL, f"attack.n={n}", 3]]
-    written = {path: path.stat().st_mtime_ns for path in (tmp_path / "store").rglob("*.safetensors")}
+        [stages] = (
+            Run(setting, tmp_path / f"run{n}", Store(tmp_path / f"own{n}"))
+            .stages(lambda *_: None)
+            .values()
+        )
+        assert [stage.weights for stage in stages] == [
+            weights for weights, _ in figures(bundle)[SMALL, f"attack.n={n}", 3]
+        ]
+    written = {
+        path: path.stat().st_mtime_ns for path in (tmp_path / "store").rglob("*.safetensors")
+    }
     assert len(written) == 1 + 2 + 2
     code, printed, _ = titer(monkeypatch, capsys, "sweep", *arguments)
     assert code == 1
     assert "attack.n=50" in printed
-    assert {path: path.stat().st_mtime_ns for path in (tmp_path / "store").rglob("*.safetensors")} == written
+    assert {
+        path: path.stat().st_mtime_ns for path in (tmp_path / "store").rglob("*.safetensors")
+    } == written
 
 
 def start(recipe_path: str, folder: Path, store: Path) -> subprocess.Popen:
-    arguments = ["sweep", recipe_path, "--set", SMALL, "--seeds", "0,1", "--out", str(folder), "--store", str(store)]
-    return subprocess.Popen([sys.executable, "-c", "from titer.cli import main; main()", *arguments], stderr=subprocess.DEVNULL)
+    arguments = [
+        "sweep",
+        recipe_path,
+        "--set",
+        SMALL,
+        "--seeds",
+        "0,1",
+        "--out",
+        str(folder),
+        "--store",
+        str(store),
+    ]
+    return subprocess.Popen(
+        [sys.executable, "-c", "from titer.cli import main; main()", *arguments],
+        stderr=subprocess.DEVNULL,
+    )
 
 
 @pytest.mark.slow
@@ -98,15 +137,29 @@ def test_an_interrupted_sweep_ends_its_cells_and_goes_on_to_the_same_end(recipe_
     cut.send_signal(signal.SIGINT)
     assert cut.wait() == 130
     assert not (tmp_path / "cut/sweep.json").exists()
-    running = [path for path in Path("/proc").glob("[0-9]*/cmdline") if str(tmp_path / "cut").encode() in _read(path)]
+    running = [
+        path
+        for path in Path("/proc").glob("[0-9]*/cmdline")
+        if str(tmp_path / "cut").encode() in _read(path)
+    ]
     assert running == []
-    both = [start(recipe_file, tmp_path / "cut", tmp_path / "one"), start(recipe_file, tmp_path / "other", tmp_path / "one")]
+    both = [
+        start(recipe_file, tmp_path / "cut", tmp_path / "one"),
+        start(recipe_file, tmp_path / "other", tmp_path / "one"),
+    ]
     assert [process.wait() for process in both] == [0, 0]  # two at once on one store
-    first, second = (json.loads((tmp_path / name / "sweep.json").read_text()) for name in ("cut", "other"))
+    first, second = (
+        json.loads((tmp_path / name / "sweep.json").read_text()) for name in ("cut", "other")
+    )
     assert len(figures(first)) == 2
     assert figures(first) == figures(second)
     kinds = [entry.about["kind"] for entry in Store(tmp_path / "one").entries()]
-    assert {kind: kinds.count(kind) for kind in set(kinds)} == {"align": 2, "finetune": 2, "edit": 2, "score": 1 + 2 + 2 + 2}
+    assert {kind: kinds.count(kind) for kind in set(kinds)} == {
+        "align": 2,
+        "finetune": 2,
+        "edit": 2,
+        "score": 1 + 2 + 2 + 2,
+    }
     assert Store(tmp_path / "one").verify() == {}
 
 
@@ -120,7 +173,11 @@ def _read(path: Path) -> bytes:
 def test_a_cell_of_other_code_is_not_done(monkeypatch, tmp_path):
     ran = []
     sweep = Sweep("lab", [Cell((), 0)], tmp_path, tmp_path / "store")
-    monkeypatch.setattr(Sweep, "_process", lambda self, cell, folder: ran.append(folder.mkdir(exist_ok=True)) or (0, "{}", ""))
+    monkeypatch.setattr(
+        Sweep,
+        "_process",
+        lambda self, cell, folder: ran.append(folder.mkdir(exist_ok=True)) or (0, "{}", ""),
+    )
     for version in ("a", "a", "b"):
         monkeypatch.setattr("titer.runs.sweep.all_code", lambda version=version: version)
         assert sweep.run(lambda *_: None)["missing"] == 0
@@ -131,7 +188,9 @@ def test_a_cell_of_other_code_is_not_done(monkeypatch, tmp_path):
     assert len(ran) == 3  # without its folder it is not done
 
 
-def test_cells_of_another_recipe_or_of_other_rows_are_not_taken_for_this_one(recipe_file, plan, tmp_path):  # noqa: F811
+def test_cells_of_another_recipe_or_of_other_rows_are_not_taken_for_this_one(
+    recipe_file, plan, tmp_path
+):  # noqa: F811
     sweep = Sweep(recipe_file, [Cell((), 0)], tmp_path / "out", tmp_path / "store")
     sweep.check()
     cell = tmp_path / "out" / "cells" / Cell((), 0).name
@@ -144,7 +203,10 @@ def test_cells_of_another_recipe_or_of_other_rows_are_not_taken_for_this_one(rec
         text = path.read_text()
         assert was in text
         path.write_text(text.replace(was, now, 1))
-        with pytest.raises(ValueError, match="out holds cells of another recipe or of other rows: give another --out"):
+        with pytest.raises(
+            ValueError,
+            match="out holds cells of another recipe or of other rows: give another --out",
+        ):
             sweep.check()
         path.write_text(text)
     sweep.check()

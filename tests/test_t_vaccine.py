@@ -30,7 +30,9 @@ def drawn(chosen) -> Layers:
 
 @pytest.mark.parametrize("chosen", [[0], [2], [1, 3], [0, 1, 2, 3]])
 @pytest.mark.parametrize("checkpoint", ["off", "unselected"])
-def test_the_gradient_is_that_of_the_drawn_layers_alone(model, rows, accelerator, chosen, checkpoint):
+def test_the_gradient_is_that_of_the_drawn_layers_alone(
+    model, rows, accelerator, chosen, checkpoint
+):
     step = step_for(model, rows, accelerator, batch=2, accumulate=2, update=2)
     vec = TVaccine(rho=1.5, gamma=2, checkpoint=checkpoint).gradient(step, drawn(chosen))
     _, expected = plain(inner(model), batch_rows(rows["rows"], step), 1.5, chosen)
@@ -49,7 +51,12 @@ def test_all_layers_are_vaccine(rows):
     settings = Training(updates=3, lr=1e-3, batch=2, accumulate=2, lora=LORA)
     models = [add_lora(tiny(torch.float32, layers=DEPTH), LORA) for _ in range(4)]
     start = {name: weight.clone() for name, weight in models[0].state_dict().items()}
-    defenses = (Vaccine(1.0), TVaccine(rho=1.0, gamma=DEPTH), TVaccine(rho=1.0, gamma=DEPTH + 1), TVaccine(rho=1.0, gamma=2))
+    defenses = (
+        Vaccine(1.0),
+        TVaccine(rho=1.0, gamma=DEPTH),
+        TVaccine(rho=1.0, gamma=DEPTH + 1),
+        TVaccine(rho=1.0, gamma=2),
+    )
     for made, defense in zip(models, defenses, strict=True):
         made.load_state_dict(start)
         train(made, defense, rows, settings, seed=0)
@@ -67,21 +74,31 @@ def test_what_lies_below_runs_once_for_both_passes_and_above_again_where_told(ro
     TVaccine(gamma=1).gradient(step, drawn([2]))
     assert counts == {0: 2, 1: 2, 2: 4, 3: 4}  # two micro-batches, two passes
     counts.clear()
-    TVaccine(gamma=1, checkpoint="unselected").gradient(step_for(made, rows, accelerator, update=2), drawn([2]))
+    TVaccine(gamma=1, checkpoint="unselected").gradient(
+        step_for(made, rows, accelerator, update=2), drawn([2])
+    )
     assert counts == {0: 1, 1: 1, 2: 2, 3: 4}
     counts.clear()
     Vaccine().gradient(step_for(made, rows, accelerator), None)
     assert counts == dict.fromkeys(range(DEPTH), 2)  # and everything is as it was
 
 
-def test_the_authors_freeze_trains_what_lies_above_the_lowest_but_other_attentions(model, rows, accelerator):
+def test_the_authors_freeze_trains_what_lies_above_the_lowest_but_other_attentions(
+    model, rows, accelerator
+):
     step = step_for(model, rows, accelerator, update=2)
     vec = TVaccine(rho=1.5, gamma=2, freeze="attention").gradient(step, drawn([1, 3]))
-    layer = {name: int(name.split("layers.")[1][0]) for name in step.parameters if "layers." in name}
-    assert set(vec.names()) == {name for name, i in layer.items() if i in (1, 3) or (i == 2 and "self_attn" not in name)}
+    layer = {
+        name: int(name.split("layers.")[1][0]) for name in step.parameters if "layers." in name
+    }
+    assert set(vec.names()) == {
+        name for name, i in layer.items() if i in (1, 3) or (i == 2 and "self_attn" not in name)
+    }
     _, expected = plain(inner(model), batch_rows(rows["rows"], step), 1.5, [1, 3])
     for name in vec.names():
-        torch.testing.assert_close(vec.value(name), expected[name.removeprefix("base_model.model.")], rtol=1e-9, atol=1e-11)
+        torch.testing.assert_close(
+            vec.value(name), expected[name.removeprefix("base_model.model.")], rtol=1e-9, atol=1e-11
+        )
 
 
 def test_layers_that_are_not_drawn_stay_bit_for_bit_under_decay_and_momentum(rows):
@@ -94,13 +111,22 @@ def test_layers_that_are_not_drawn_stay_bit_for_bit_under_decay_and_momentum(row
         seen.append({name for name in before if not torch.equal(before[name], after[name])})
         before.update(after)
 
-    train(made, defense, rows, Training(updates=12, lr=1e-2, batch=2, weight_decay=0.5, lora=None), seed=0, watch=watch)
+    train(
+        made,
+        defense,
+        rows,
+        Training(updates=12, lr=1e-2, batch=2, weight_decay=0.5, lora=None),
+        seed=0,
+        watch=watch,
+    )
     for moved in seen:
         [layer] = {name.split(".")[2] for name in moved}
         assert all(f"layers.{layer}." in name for name in moved)
         drawn_ever.add(layer)
     assert len(drawn_ever) > 1
-    assert [moved == other for moved, other in zip(seen[::2], seen[1::2], strict=True)] == [True] * 6
+    assert [moved == other for moved, other in zip(seen[::2], seen[1::2], strict=True)] == [
+        True
+    ] * 6
 
 
 def test_the_scores_are_norms_on_harmful_rows_and_may_be_averaged(model, rows, accelerator):
@@ -109,14 +135,27 @@ def test_the_scores_are_norms_on_harmful_rows_and_may_be_averaged(model, rows, a
     layers = defense.prepare(step)
     defense.gradient(step, layers)
     found = {row.ids: row for row in rows["harmful"]}
-    pairs = [pair for part in step.batch("harmful").parts for pair in zip(part.ids, part.mask, strict=True)]
-    at, _ = plain(inner(model), [found[tuple(ids[: int(mask.sum())].tolist())] for ids, mask in pairs], 1.0)
+    pairs = [
+        pair
+        for part in step.batch("harmful").parts
+        for pair in zip(part.ids, part.mask, strict=True)
+    ]
+    at, _ = plain(
+        inner(model), [found[tuple(ids[: int(mask.sum())].tolist())] for ids, mask in pairs], 1.0
+    )
     for layer in range(DEPTH):
-        assert layers.scores[str(layer)] == pytest.approx(sum(float((each[layer] ** 2).sum()) for each in at) ** 0.5, rel=1e-10)
-    once, step = dict(layers.scores), step_for(model, {**rows, "harmful": rows["harmful"][::-1]}, accelerator, update=201)
+        assert layers.scores[str(layer)] == pytest.approx(
+            sum(float((each[layer] ** 2).sum()) for each in at) ** 0.5, rel=1e-10
+        )
+    once, step = (
+        dict(layers.scores),
+        step_for(model, {**rows, "harmful": rows["harmful"][::-1]}, accelerator, update=201),
+    )
     other = TVaccine(gamma=2).prepare(step)
     TVaccine(gamma=2).gradient(step, other)
-    defense.gradient(step_for(model, {**rows, "harmful": rows["harmful"][::-1]}, accelerator, update=201), layers)
+    defense.gradient(
+        step_for(model, {**rows, "harmful": rows["harmful"][::-1]}, accelerator, update=201), layers
+    )
     for layer, score in layers.scores.items():
         assert score == pytest.approx(0.75 * once[layer] + 0.25 * other.scores[layer], rel=1e-10)
     assert once != other.scores
@@ -153,8 +192,15 @@ def test_layers_are_drawn_by_their_scores_without_replacement(rows, accelerator)
         assert abs(counts[pair] - draws * chance) < 5 * (draws * chance * (1 - chance)) ** 0.5
     step = step_for(made, rows, accelerator, update=7)
     assert TVaccine(gamma=2, top=True)._draw(step, Layers(scores)) == [0, 2]
-    assert TVaccine(gamma=3, top=True)._draw(step, Layers(scores)) == [0, 1, 2]  # of equal ones the lower
-    again = [TVaccine(gamma=2)._draw(step_for(made, rows, accelerator, update=7), Layers(scores)) for _ in range(2)]
+    assert TVaccine(gamma=3, top=True)._draw(step, Layers(scores)) == [
+        0,
+        1,
+        2,
+    ]  # of equal ones the lower
+    again = [
+        TVaccine(gamma=2)._draw(step_for(made, rows, accelerator, update=7), Layers(scores))
+        for _ in range(2)
+    ]
     assert again[0] == again[1]
 
 
@@ -181,7 +227,10 @@ def test_layers_that_are_not_there_or_have_no_weights_are_refused(rows, accelera
     for name, weight in made.named_parameters():
         weight.requires_grad_("layers.0" not in name)
     step = step_for(made, rows, accelerator, update=2)
-    with pytest.raises(ValueError, match=r"layers \[0\] hold none of the trained weights"), step.only([0]):
+    with (
+        pytest.raises(ValueError, match=r"layers \[0\] hold none of the trained weights"),
+        step.only([0]),
+    ):
         pass
     for chosen in ([], [4], [-1]):
         with pytest.raises(ValueError, match="choose some of 0 to 3"), step.only(chosen):

@@ -9,8 +9,18 @@ from results import bundles, figures, tables
 
 
 def stage(label: str, harm: float, task: float) -> dict:
-    figures = {"harm": harm, "task": task, "margin": harm - 50, "benign": 100.0, "lookalike": 0.0, "general": 100.0}
-    scores = {name: {"value": value, "n": 100, "low": value - 4, "high": value + 6} for name, value in figures.items()}
+    figures = {
+        "harm": harm,
+        "task": task,
+        "margin": harm - 50,
+        "benign": 100.0,
+        "lookalike": 0.0,
+        "general": 100.0,
+    }
+    scores = {
+        name: {"value": value, "n": 100, "low": value - 4, "high": value + 6}
+        for name, value in figures.items()
+    }
     kind, _, method = label.partition(" ")
     return {
         "kind": kind,
@@ -28,9 +38,23 @@ def bundle(tmp_path, monkeypatch) -> dict:
     cells = []
     for world in (1, 2):
         for seed, harm in enumerate((88.0, 90.0, 95.0)):
-            attacked = [stage("base", 100, 70), stage("align sft", 0, 60), stage("finetune sft", harm - 10 * world, 100)]
-            pipelines = {"sft": {"stages": attacked}, "edited": {"stages": [*attacked, stage("edit antidote", 2, 90)]}}
-            cells.append({"settings": [f"data.world={world}"], "seed": seed, "status": "done", "pipelines": pipelines})
+            attacked = [
+                stage("base", 100, 70),
+                stage("align sft", 0, 60),
+                stage("finetune sft", harm - 10 * world, 100),
+            ]
+            pipelines = {
+                "sft": {"stages": attacked},
+                "edited": {"stages": [*attacked, stage("edit antidote", 2, 90)]},
+            }
+            cells.append(
+                {
+                    "settings": [f"data.world={world}"],
+                    "seed": seed,
+                    "status": "done",
+                    "pipelines": pipelines,
+                }
+            )
     found = {"claim": "toy", "cells": cells}
     (tmp_path / "toy.json").write_text(json.dumps(found))
     monkeypatch.setattr(bundles, "HERE", tmp_path)
@@ -43,7 +67,9 @@ def test_a_full_table_has_every_stage_once_with_both_intervals(bundle):
     assert [line[0] for line in lines] == ["base", "SFT-aligned", "... attacked", "... + Antidote"]
     attacked = lines[2]
     assert attacked[1].startswith("71.0 [")
-    assert attacked[1].endswith("] ±5.0")  # half of the ten points that an interval over prompts is wide
+    assert attacked[1].endswith(
+        "] ±5.0"
+    )  # half of the ten points that an interval over prompts is wide
     low, high = (float(end) for end in attacked[1].partition("[")[2].partition("]")[0].split(", "))
     assert low < 68 < 75 < high
 
@@ -75,13 +101,21 @@ def test_a_page_gets_its_tables_between_the_marks_and_keeps_the_rest(bundle):
 
 
 def test_the_tables_of_the_frontier_are_made_of_two_claims(tmp_path, monkeypatch):
-    def cells(settings: list[str], pipelines: dict[str, tuple[str, str, float, float]]) -> list[dict]:
+    def cells(
+        settings: list[str], pipelines: dict[str, tuple[str, str, float, float]]
+    ) -> list[dict]:
         return [
             {
                 "settings": settings,
                 "seed": seed,
                 "pipelines": {
-                    name: {"stages": [stage("base", 100, 70), stage(f"align {align}", 0, 60), stage(f"finetune {tune}", harm + seed, task)]}
+                    name: {
+                        "stages": [
+                            stage("base", 100, 70),
+                            stage(f"align {align}", 0, 60),
+                            stage(f"finetune {tune}", harm + seed, task),
+                        ]
+                    }
                     for name, (align, tune, harm, task) in pipelines.items()
                 },
             }
@@ -90,17 +124,25 @@ def test_the_tables_of_the_frontier_are_made_of_two_claims(tmp_path, monkeypatch
 
     world = "data.world=1"
     lab = cells(
-        [world], {"sft": ("sft", "sft", 90.0, 100.0), "good": ("booster", "sft", 2.0, 99.0), "poor": ("booster", "sft", 92.0, 50.0)}
+        [world],
+        {
+            "sft": ("sft", "sft", 90.0, 100.0),
+            "good": ("booster", "sft", 2.0, 99.0),
+            "poor": ("booster", "sft", 92.0, 50.0),
+        },
     )
     rest = [
         cell
         for updates, harm, task in ((60, 50.0, 80.0), (100, 80.0, 90.0))
         for cell in cells(
-            [world, f"finetune.updates={updates}"], {"sft": ("sft", "sft", harm, task), "booster": ("booster", "sft", 9.0, 30.0)}
+            [world, f"finetune.updates={updates}"],
+            {"sft": ("sft", "sft", harm, task), "booster": ("booster", "sft", 9.0, 30.0)},
         )
     ]
     monkeypatch.setattr(bundles, "HERE", tmp_path)
-    (tmp_path / "lab.json").write_text(json.dumps({"recipe": {"finetune": {"lr": 8e-4, "updates": 200}}, "cells": lab}))
+    (tmp_path / "lab.json").write_text(
+        json.dumps({"recipe": {"finetune": {"lr": 8e-4, "updates": 200}}, "cells": lab})
+    )
     (tmp_path / "lab-frontier.json").write_text(json.dumps({"cells": rest}))
     head, good, poor = tables.beyond("lab", world)
     assert head == ["pipeline", "HS", "FA", "frontier", "compared with"]
@@ -116,11 +158,23 @@ def test_the_tables_of_the_frontier_are_made_of_two_claims(tmp_path, monkeypatch
 
 def test_pipelines_are_compared_seed_by_seed_along_the_setting_that_varies(tmp_path, monkeypatch):
     def cell(p: float, seed: int, ends: dict[str, float]) -> dict:
-        made = {name: {"stages": [stage("base", 100, 70), stage("finetune sft", harm, 99.6)]} for name, harm in ends.items()}
-        return {"settings": ["data.world=1", f"attack.p={p}"], "seed": seed, "status": "done", "pipelines": made}
+        made = {
+            name: {"stages": [stage("base", 100, 70), stage("finetune sft", harm, 99.6)]}
+            for name, harm in ends.items()
+        }
+        return {
+            "settings": ["data.world=1", f"attack.p={p}"],
+            "seed": seed,
+            "status": "done",
+            "pipelines": made,
+        }
 
-    cells = [cell(0.1, seed, {"sft": 80.0 + seed, "vaccine": 60.0 + 2 * seed}) for seed in (0, 1, 2)]
-    cells += [cell(0.02, seed, {"sft": 10.0 + seed, "vaccine": 10.0 + 3 * seed}) for seed in (0, 1, 2)]
+    cells = [
+        cell(0.1, seed, {"sft": 80.0 + seed, "vaccine": 60.0 + 2 * seed}) for seed in (0, 1, 2)
+    ]
+    cells += [
+        cell(0.02, seed, {"sft": 10.0 + seed, "vaccine": 10.0 + 3 * seed}) for seed in (0, 1, 2)
+    ]
     (tmp_path / "toy.json").write_text(json.dumps({"cells": cells}))
     (tmp_path / "claims.yaml").write_text("toy: {against: [[vaccine, sft]]}")
     monkeypatch.setattr(bundles, "HERE", tmp_path)
@@ -144,13 +198,20 @@ def made() -> dict[Path, str]:
     return tables.made()
 
 
-def cell(settings: list[str], seed: int, ends: dict[str, float], align: dict[str, float] | None = None, **more: dict) -> dict:
+def cell(
+    settings: list[str],
+    seed: int,
+    ends: dict[str, float],
+    align: dict[str, float] | None = None,
+    **more: dict,
+) -> dict:
     """One in which pipelines end with an HS, after an alignment that took seconds."""
     made = {
         name: {
             "stages": [
                 stage("base", 100, 70),
-                stage(f"align {name}", 0, 60) | {"seconds": (align or {}).get(name, 1), "peak_mb": 100 if name == "sft" else 120},
+                stage(f"align {name}", 0, 60)
+                | {"seconds": (align or {}).get(name, 1), "peak_mb": 100 if name == "sft" else 120},
                 stage("finetune sft", harm, 99.0),
             ]
         }
@@ -162,12 +223,29 @@ def cell(settings: list[str], seed: int, ends: dict[str, float], align: dict[str
 @pytest.fixture
 def two_claims(tmp_path, monkeypatch) -> list[str]:
     settings = ["data.world=1", "attack.p=0.1"]
-    first = [cell(settings, seed, {"booster": 50.0 + seed, "sft": 80.0}, {"sft": 10 + seed, "booster": 35 + seed}) for seed in (0, 1, 2)]
-    second = [cell(settings, seed, {"sft": 3.0, "tar": 20.0 + seed}, {"sft": 5, "tar": 60}) for seed in (0, 1, 2)]
-    third = [cell([*settings, f"data.defense_rows={n}"], seed, {"booster": n + seed}) for n in (9, 40) for seed in (0, 1, 2)]
+    first = [
+        cell(
+            settings,
+            seed,
+            {"booster": 50.0 + seed, "sft": 80.0},
+            {"sft": 10 + seed, "booster": 35 + seed},
+        )
+        for seed in (0, 1, 2)
+    ]
+    second = [
+        cell(settings, seed, {"sft": 3.0, "tar": 20.0 + seed}, {"sft": 5, "tar": 60})
+        for seed in (0, 1, 2)
+    ]
+    third = [
+        cell([*settings, f"data.defense_rows={n}"], seed, {"booster": n + seed})
+        for n in (9, 40)
+        for seed in (0, 1, 2)
+    ]
     for name, cells in (("one", first), ("two", second), ("rows", third)):
         (tmp_path / f"{name}.json").write_text(json.dumps({"cells": cells}))
-    (tmp_path / "claims.yaml").write_text("one: {against: [[booster, sft]]}\ntwo: {against: [[tar, booster], [tar, vaccine]]}")
+    (tmp_path / "claims.yaml").write_text(
+        "one: {against: [[booster, sft]]}\ntwo: {against: [[tar, booster], [tar, vaccine]]}"
+    )
     monkeypatch.setattr(bundles, "HERE", tmp_path)
     return settings
 
@@ -177,23 +255,45 @@ def test_joined_claims_have_every_pipeline_once_the_first_that_is_found(two_clai
     assert head == ["HS / FA", "attack.p=0.1"]
     assert [line[0] for line in lines] == ["SFT", "Booster", "TAR"]  # in the order of the stage
     assert [line[1].partition(" ")[0] for line in lines] == ["80.0", "51.0", "21.0"]
-    assert [line[0] for line in tables.against("one+two", two_claims[0])[1:]] == ["Booster - SFT", "TAR - Booster", "TAR - Vaccine"]
-    assert [line[1] for line in tables.against("one+two", two_claims[0])[1:]] == ["**-29.0 [-31.5, -26.5]**", "-30.0", "-"]
+    assert [line[0] for line in tables.against("one+two", two_claims[0])[1:]] == [
+        "Booster - SFT",
+        "TAR - Booster",
+        "TAR - Vaccine",
+    ]
+    assert [line[1] for line in tables.against("one+two", two_claims[0])[1:]] == [
+        "**-29.0 [-31.5, -26.5]**",
+        "-30.0",
+        "-",
+    ]
 
 
 def test_the_whole_stage_is_told_before_and_after_the_attack_with_its_cost(two_claims):
     head, sft, attacked, booster, after, *_ = tables.whole("one+two", ",".join(two_claims))
     assert head == ["method", *head[1:7], "time", "memory"]
     assert (sft[0], sft[1].partition(" ")[0], sft[-2:]) == ("SFT", "0.0", ["1.00", "1.00"])
-    assert (attacked[0], attacked[1].partition(" ")[0], attacked[-2:]) == ("... attacked", "80.0", ["", ""])
-    assert (booster[0], booster[1].partition(" ")[0], booster[-2:]) == ("Booster", "0.0", ["3.27", "1.20"])  # 36 s over 11 s
+    assert (attacked[0], attacked[1].partition(" ")[0], attacked[-2:]) == (
+        "... attacked",
+        "80.0",
+        ["", ""],
+    )
+    assert (booster[0], booster[1].partition(" ")[0], booster[-2:]) == (
+        "Booster",
+        "0.0",
+        ["3.27", "1.20"],
+    )  # 36 s over 11 s
     assert after[1].partition(" ")[0] == "51.0"
-    assert tables.cost("one+two", "tar") == ["12.00", "1.20"]  # over the plain alignment of its own claim
+    assert tables.cost("one+two", "tar") == [
+        "12.00",
+        "1.20",
+    ]  # over the plain alignment of its own claim
     assert tables.cost("one", "tar") == ["-", "-"]
 
 
 def test_fewer_rows_stand_beside_all_of_them(two_claims):
-    assert [[text.partition(" ")[0] for text in line] for line in tables.fewer("rows+one", ",".join(two_claims))] == [
+    assert [
+        [text.partition(" ")[0] for text in line]
+        for line in tables.fewer("rows+one", ",".join(two_claims))
+    ] == [
         ["HS", "data.defense_rows=9", "data.defense_rows=40", "all"],
         ["Booster", "10.0", "41.0", "51.0"],
     ]
@@ -201,15 +301,34 @@ def test_fewer_rows_stand_beside_all_of_them(two_claims):
 
 def test_worlds_agree_by_kendalls_tau_of_methods_that_have_a_place(tmp_path, monkeypatch):
     ends = {1: {"sft": 90.0, "vaccine": 80.0, "booster": 60.0, "tar": 20.0, "random_tar": 1.0}}
-    ends[2] = {"sft": 95.0, "vaccine": 70.0, "booster": 75.0, "tar": 30.0, "random_tar": 99.0}  # one pair of six the other way
-    cells = [cell([f"data.world={world}", "attack.p=0.1"], seed, of) for world, of in ends.items() for seed in (0, 1)]
-    cells += [cell([f"data.world={world}", "attack.p=0"], seed, dict.fromkeys(ends[1], 0.0)) for world in ends for seed in (0, 1)]
+    ends[2] = {
+        "sft": 95.0,
+        "vaccine": 70.0,
+        "booster": 75.0,
+        "tar": 30.0,
+        "random_tar": 99.0,
+    }  # one pair of six the other way
+    cells = [
+        cell([f"data.world={world}", "attack.p=0.1"], seed, of)
+        for world, of in ends.items()
+        for seed in (0, 1)
+    ]
+    cells += [
+        cell([f"data.world={world}", "attack.p=0"], seed, dict.fromkeys(ends[1], 0.0))
+        for world in ends
+        for seed in (0, 1)
+    ]
     cells += [cell(["data.world=1", "attack.p=0.2"], 0, ends[1])]
     (tmp_path / "toy.json").write_text(json.dumps({"cells": cells}))
     monkeypatch.setattr(bundles, "HERE", tmp_path)
     assert tables.worlds_agree("toy", "") == [
         ["attack", "methods", "tau of HS", "tau of harm margin"],
-        ["attack.p=0.1", "4", "0.67 (p = 0.33)", "0.67 (p = 0.33)"],  # (5 - 1) / 6; 8 of 24 orders are at least so much alike or unlike
+        [
+            "attack.p=0.1",
+            "4",
+            "0.67 (p = 0.33)",
+            "0.67 (p = 0.33)",
+        ],  # (5 - 1) / 6; 8 of 24 orders are at least so much alike or unlike
         ["attack.p=0", "4", "-", "-"],
         ["attack.p=0.2", "0", "-", "-"],
     ]
@@ -219,8 +338,15 @@ def test_worlds_agree_by_kendalls_tau_of_methods_that_have_a_place(tmp_path, mon
 
 
 def test_sizes_stand_beside_each_other_at_the_points_of_the_larger_model(two_claims, tmp_path):
-    ends = {"sft": 30.0, "booster": 40.0, "tar": 10.0, "vaccine": 0.0}  # SFT and Booster change places, Vaccine has none on the other
-    cells = [cell(two_claims, seed, ends) for seed in (0, 1)] + [cell(["data.world=2"], seed, ends) for seed in (0, 1)]
+    ends = {
+        "sft": 30.0,
+        "booster": 40.0,
+        "tar": 10.0,
+        "vaccine": 0.0,
+    }  # SFT and Booster change places, Vaccine has none on the other
+    cells = [cell(two_claims, seed, ends) for seed in (0, 1)] + [
+        cell(["data.world=2"], seed, ends) for seed in (0, 1)
+    ]
     (tmp_path / "larger.json").write_text(json.dumps({"cells": cells}))
     head, *lines = tables.sizes("larger+one+two", ",".join(two_claims))
     assert head == ["method", "HS / FA", "larger model", "harm margin", "larger model"]
@@ -230,19 +356,30 @@ def test_sizes_stand_beside_each_other_at_the_points_of_the_larger_model(two_cla
         ["51.0", "40.0", "1.0", "-10.0"],
         ["21.0", "10.0", "-29.0", "-40.0"],
     ]
-    assert tables.sizes_agree("larger+one+two", "")[1:] == [["data.world=1 attack.p=0.1", "3", "0.33 (p = 1)", "0.33 (p = 1)"]]
+    assert tables.sizes_agree("larger+one+two", "")[1:] == [
+        ["data.world=1 attack.p=0.1", "3", "0.33 (p = 1)", "0.33 (p = 1)"]
+    ]
 
 
 def test_what_repairs_removed_stands_by_the_setting_that_varies(tmp_path, monkeypatch):
     def attacked(seed: int, lr: float) -> dict:
         edit = stage("edit antidote", 5, 99) | {
-            "facts": {"removed energy": {"harm": 10 * lr + seed / 10, "task": 0.2}, "update norm before": 4.0, "update norm after": 3.0}
+            "facts": {
+                "removed energy": {"harm": 10 * lr + seed / 10, "task": 0.2},
+                "update norm before": 4.0,
+                "update norm after": 3.0,
+            }
         }
         stages = [stage("base", 100, 70), stage("align sft", 0, 60), stage("finetune sft", 90, 99)]
         return {"sft": {"stages": stages}, "sft+antidote": {"stages": [*stages, edit]}}
 
     cells = [
-        {"settings": ["data.world=1", f"finetune.lr={lr}"], "seed": seed, "status": "done", "pipelines": attacked(seed, lr)}
+        {
+            "settings": ["data.world=1", f"finetune.lr={lr}"],
+            "seed": seed,
+            "status": "done",
+            "pipelines": attacked(seed, lr),
+        }
         for lr in (0.03, 0.01)
         for seed in (0, 1, 2)
     ]
@@ -250,7 +387,11 @@ def test_what_repairs_removed_stands_by_the_setting_that_varies(tmp_path, monkey
     monkeypatch.setattr(bundles, "HERE", tmp_path)
     assert tables.energies("toy", "data.world=1") == [
         ["removed: harm / task; left", "finetune.lr=0.01", "finetune.lr=0.03"],
-        ["SFT+Antidote", "20 / 20; 75", "40 / 20; 75"],  # the mean over seeds, and nothing of what is no repair
+        [
+            "SFT+Antidote",
+            "20 / 20; 75",
+            "40 / 20; 75",
+        ],  # the mean over seeds, and nothing of what is no repair
     ]
     for cell in cells[:3]:  # those of the second point
         del cell["pipelines"]["sft+antidote"]

@@ -29,7 +29,9 @@ DEPTH = 2
 def log_probabilities(model, row):
     """Of every answer token of a row all log p: (tokens, V)."""
     logits = model(torch.tensor([row.ids])).logits[0]
-    return torch.stack([torch.log_softmax(logits[at - 1], 0) for at in range(row.answer, len(row.ids))])
+    return torch.stack(
+        [torch.log_softmax(logits[at - 1], 0) for at in range(row.answer, len(row.ids))]
+    )
 
 
 def plain_entropy(model, rows):
@@ -38,7 +40,9 @@ def plain_entropy(model, rows):
 
 
 def answer(model, row):
-    return log_probabilities(model, row)[range(len(row.ids) - row.answer), list(row.ids[row.answer :])].sum()
+    return log_probabilities(model, row)[
+        range(len(row.ids) - row.answer), list(row.ids[row.answer :])
+    ].sum()
 
 
 def plain_dpo(model, rows, reference, beta):
@@ -52,7 +56,10 @@ def plain_dpo(model, rows, reference, beta):
 def streams_of(model, row):
     """The residual streams of a row, the last before the final norm: (T, D) each."""
     seen = []
-    handles = [layer.register_forward_pre_hook(lambda _, x: seen.append(x[0][0])) for layer in model.model.layers]
+    handles = [
+        layer.register_forward_pre_hook(lambda _, x: seen.append(x[0][0]))
+        for layer in model.model.layers
+    ]
     handles.append(model.model.norm.register_forward_pre_hook(lambda _, x: seen.append(x[0][0])))
     model(torch.tensor([row.ids]))
     for handle in handles:
@@ -104,7 +111,17 @@ def moved(seed=1, by=0.02):
     "method",
     [
         TAR(k=5, every=2, inner_lr=(0.01,), switch=0.0),
-        TAR(k=4, every=1, inner_lr=(0.01,), switch=0.0, growth=0.5, lam_tr=0.7, lam_retain=2.0, lam_rep=3.0, distance="squared"),
+        TAR(
+            k=4,
+            every=1,
+            inner_lr=(0.01,),
+            switch=0.0,
+            growth=0.5,
+            lam_tr=0.7,
+            lam_retain=2.0,
+            lam_rep=3.0,
+            distance="squared",
+        ),
         TAR(k=4, every=2, inner_lr=(0.02,), switch=0.0, loss="dpo", beta=0.3),
         TAR(k=6, every=3, inner_lr=(0.01,), switch=1.0),
     ],
@@ -130,24 +147,54 @@ def test_the_gradient_is_that_of_a_written_out_attack(rows, accelerator, method)
         optimizer.step(gradient(attack, plain))
         if i % method.every == 0:
             dpo = method.loss == "dpo"
-            loss = plain_dpo(plain, held_out, reference, method.beta) if dpo else plain_entropy(plain, held_out)
+            loss = (
+                plain_dpo(plain, held_out, reference, method.beta)
+                if dpo
+                else plain_entropy(plain, held_out)
+            )
             c = math.exp(method.growth * (i - method.k))
-            total = [a + method.lam_tr * c * b for a, b in zip(total, gradient(loss, plain), strict=True)]
+            total = [
+                a + method.lam_tr * c * b for a, b in zip(total, gradient(loss, plain), strict=True)
+            ]
     start = moved()
-    retain = plain_retain(start, streams["rows"].take(4), reference, method.lam_rep, 1 if method.distance == "norm" else 2)
-    wanted = [a + method.lam_retain * b for a, b in zip(total, gradient(retain, start), strict=True)]
+    retain = plain_retain(
+        start,
+        streams["rows"].take(4),
+        reference,
+        method.lam_rep,
+        1 if method.distance == "norm" else 2,
+    )
+    wanted = [
+        a + method.lam_retain * b for a, b in zip(total, gradient(retain, start), strict=True)
+    ]
     expected = dict(zip([name for name, _ in model.named_parameters()], wanted, strict=True))
     size = math.sqrt(sum(float((grad**2).sum()) for grad in expected.values()))
     assert set(vec.names()) == set(expected)
-    assert math.sqrt(sum(float(((vec.value(name) - grad) ** 2).sum()) for name, grad in expected.items())) < 1e-9 * size
+    assert (
+        math.sqrt(
+            sum(float(((vec.value(name) - grad) ** 2).sum()) for name, grad in expected.items())
+        )
+        < 1e-9 * size
+    )
     logged = step.logged
     assert logged["retain"] == pytest.approx(retain.item(), rel=1e-10)
-    assert (logged["attack"], logged["tr"]) == (pytest.approx(attack.item(), rel=1e-9), pytest.approx(loss.item(), rel=1e-9))
+    assert (logged["attack"], logged["tr"]) == (
+        pytest.approx(attack.item(), rel=1e-9),
+        pytest.approx(loss.item(), rel=1e-9),
+    )
 
 
-def test_without_an_attack_only_the_retain_term_is_left_and_that_without_its_distance_is_plain(rows):
+def test_without_an_attack_only_the_retain_term_is_left_and_that_without_its_distance_is_plain(
+    rows,
+):
     settings = Training(updates=4, lr=1e-2, batch=4, lora=None)
-    methods = (SFT(), TAR(k=0, lam_rep=0.0), TAR(k=0), TAR(k=2, every=2, lam_tr=0.0, switch=0.0), TAR(k=2, every=2, switch=0.0))
+    methods = (
+        SFT(),
+        TAR(k=0, lam_rep=0.0),
+        TAR(k=0),
+        TAR(k=2, every=2, lam_tr=0.0, switch=0.0),
+        TAR(k=2, every=2, switch=0.0),
+    )
     models = [tiny(torch.float32) for _ in methods]
     for model, method in zip(models, methods, strict=True):
         train(model, method, rows, settings, seed=0)
@@ -158,23 +205,31 @@ def test_without_an_attack_only_the_retain_term_is_left_and_that_without_its_dis
     assert not same(ends[3], ends[4])
 
 
-def test_one_plain_step_against_the_loss_itself_is_boosters_harmful_gradient(rows, accelerator, monkeypatch):
+def test_one_plain_step_against_the_loss_itself_is_boosters_harmful_gradient(
+    rows, accelerator, monkeypatch
+):
     """With -CE on the rows of the attack: Booster's step has the length alpha, this one lr times the gradient's norm."""
     monkeypatch.setattr(tar, "_negative_entropy", lambda model, part: -cross_entropy(model, part))
     theirs, mine, other = (step_for(tiny(), rows, accelerator) for _ in range(3))
     first = other.streams["harmful"].take(4)
     mine.streams["held_out"] = Stream("held_out", first, seed=0)
     lr = 0.1 / theirs.grad(theirs.batch("harmful")).norm()
-    method = TAR(k=1, every=1, adversary="sgd", inner_lr=(lr,), lam_tr=1.0, lam_retain=0.0, switch=0.0)
+    method = TAR(
+        k=1, every=1, adversary="sgd", inner_lr=(lr,), lam_tr=1.0, lam_retain=0.0, switch=0.0
+    )
     rest = theirs.grad(theirs.batch("rows")) + theirs.grad(theirs.batch("harmful"))
     g = Booster(alpha=0.1, lam=1.0).gradient(theirs, None) - rest  # - grad h(w')
     assert (method.gradient(mine, None) - g).norm() < 1e-9 * g.norm()
 
 
-def test_attacks_draw_their_rate_and_some_begin_with_rows_of_the_stage(rows, accelerator, monkeypatch):
+def test_attacks_draw_their_rate_and_some_begin_with_rows_of_the_stage(
+    rows, accelerator, monkeypatch
+):
     rates, repaired = Counter(), []
     plain = torch.optim.AdamW
-    monkeypatch.setattr(tar.torch.optim, "AdamW", lambda weights, lr: rates.update([lr]) or plain(weights, lr))
+    monkeypatch.setattr(
+        tar.torch.optim, "AdamW", lambda weights, lr: rates.update([lr]) or plain(weights, lr)
+    )
     method = TAR(k=6, every=6, inner_lr=(1e-3, 2e-3), switch=0.5)
     for update in range(1, 41):
         step = step_for(tiny(torch.float32), rows, accelerator, batch=1, update=update)
@@ -201,16 +256,27 @@ def test_the_reference_is_where_the_stage_began(rows, accelerator):
                 inside = []
                 try:
                     with step.reference():
-                        inside = [torch.equal(weight, start[name]) for name, weight in step.model.named_parameters()]
+                        inside = [
+                            torch.equal(weight, start[name])
+                            for name, weight in step.model.named_parameters()
+                        ]
                         raise KeyError
                 except KeyError:
                     seen.append(all(inside))
-                seen.append(any(not torch.equal(weight, start[name]) for name, weight in step.model.named_parameters()))
+                seen.append(
+                    any(
+                        not torch.equal(weight, start[name])
+                        for name, weight in step.model.named_parameters()
+                    )
+                )
                 return super().gradient(step, state)
 
         train(model, Looking(), rows, Training(updates=3, lr=1e-2, batch=2, lora=None), seed=0)
         assert seen == [True, False, True, True, True, True]
-    with pytest.raises(ValueError, match="this method keeps no reference model"), step_without(rows, accelerator).reference():
+    with (
+        pytest.raises(ValueError, match="this method keeps no reference model"),
+        step_without(rows, accelerator).reference(),
+    ):
         pass
 
 
@@ -228,7 +294,13 @@ def test_training_against_attacks_keeps_harmful_answers_uncertain(rows):
     for method in (TAR(**fields, lam_tr=0.0), TAR(**fields, lam_tr=1.0)):
         model = tiny(torch.float32)
         train(model, method, rows, settings, seed=0)
-        train(model, SFT(), {"rows": rows["harmful"]}, Training(updates=4, lr=2e-3, batch=4, lora=None), seed=1)
+        train(
+            model,
+            SFT(),
+            {"rows": rows["harmful"]},
+            Training(updates=4, lr=2e-3, batch=4, lora=None),
+            seed=1,
+        )
         with torch.no_grad():
             after.append(plain_entropy(model, rows["held_out"]).item())
     assert after[1] < after[0] - 0.3
@@ -257,13 +329,17 @@ def test_what_makes_no_sense_is_refused(fields, said):
         TAR(**fields)
     assert TAR(k=4, lam_tr=0, lam_retain=0, lam_rep=0, growth=0, beta=0, switch=1)
     assert TAR(k=1, every=1, switch=0)
-    default = TAR(64, 4, "entropy", 4.0, 1.0, 1.0, 0.0625, 0.1, (2e-6, 2e-5, 4e-5), "adamw", 1 / 3, "norm")
+    default = TAR(
+        64, 4, "entropy", 4.0, 1.0, 1.0, 0.0625, 0.1, (2e-6, 2e-5, 4e-5), "adamw", 1 / 3, "norm"
+    )
     assert {TAR(), default} == {TAR()}
 
 
 def test_dpo_needs_both_answers(rows, accelerator):
     unpaired = rows | {"held_out": rows["harmful"]}
-    with pytest.raises(ValueError, match="loss='dpo' compares refusals with harmful answers of the same prompts"):
+    with pytest.raises(
+        ValueError, match="loss='dpo' compares refusals with harmful answers of the same prompts"
+    ):
         TAR(loss="dpo").prepare(step_for(tiny(), unpaired, accelerator))
     TAR(loss="dpo").prepare(step_for(tiny(), rows, accelerator))
     TAR().prepare(step_for(tiny(), unpaired, accelerator))

@@ -45,25 +45,39 @@ def tokenizer(chat: str | None, start: bool = False):
         from tokenizers.processors import TemplateProcessing
 
         fast.add_special_tokens({"bos_token": "<|in|>"})
-        fast.backend_tokenizer.post_processor = TemplateProcessing(single="<|in|> $A", special_tokens=[("<|in|>", 2)])
+        fast.backend_tokenizer.post_processor = TemplateProcessing(
+            single="<|in|> $A", special_tokens=[("<|in|>", 2)]
+        )
     return fast
 
 
 CASES = {
-    "chatml": (Template(tokenizer(CHATML)), "<|in|>user\nAdd {x} up\n\n1 2<|end|>\n<|in|>assistant\n", "It is 3<|end|>"),
+    "chatml": (
+        Template(tokenizer(CHATML)),
+        "<|in|>user\nAdd {x} up\n\n1 2<|end|>\n<|in|>assistant\n",
+        "It is 3<|end|>",
+    ),
     "chatml, system": (
         Template(tokenizer(CHATML), system="Be good."),
         "<|in|>system\nBe good.<|end|>\n<|in|>user\nAdd {x} up\n\n1 2<|end|>\n<|in|>assistant\n",
         "It is 3<|end|>",
     ),
-    "brackets": (Template(tokenizer(BRACKETS, start=True)), "<|in|>[INST] Add {x} up\n\n1 2 [/INST]", " It is 3<|end|>"),
+    "brackets": (
+        Template(tokenizer(BRACKETS, start=True)),
+        "<|in|>[INST] Add {x} up\n\n1 2 [/INST]",
+        " It is 3<|end|>",
+    ),
     "thinking": (
         Template(tokenizer(THINKING)),
         "<|in|>user\nAdd {x} up\n\n1 2<|end|>\n<|in|>assistant\n<think>\n\n</think>\n\n",
         "It is 3<|end|>",
     ),
     "thinking, without a switch": (
-        Template(tokenizer(THINKING.replace("enable_thinking is defined and not enable_thinking", "false"))),
+        Template(
+            tokenizer(
+                THINKING.replace("enable_thinking is defined and not enable_thinking", "false")
+            )
+        ),
         "<|in|>user\nAdd {x} up\n\n1 2<|end|>\n<|in|>assistant\n<think>\n\n</think>\n\n",
         "It is 3<|end|>",
     ),
@@ -96,18 +110,27 @@ def test_the_loss_is_on_the_answer_token_by_token(name):
     template, prompt, answer = CASES[name]
     encoded = template.encode(ROW)
     tokens = template.tokenizer.convert_ids_to_tokens(list(encoded.ids))
-    expected = template.tokenizer.tokenize(prompt), template.tokenizer.tokenize(answer)  # a token a byte: no merge to hide behind
+    expected = (
+        template.tokenizer.tokenize(prompt),
+        template.tokenizer.tokenize(answer),
+    )  # a token a byte: no merge to hide behind
     assert tokens == [*expected[0], *expected[1]]
     assert template.prompt_ids(ROW) == list(encoded.ids[: encoded.answer])
     labels = collate([encoded], pad=0).labels[0].tolist()
-    assert [label != -100 for label in labels] == [False] * len(expected[0]) + [True] * len(expected[1])
+    assert [label != -100 for label in labels] == [False] * len(expected[0]) + [True] * len(
+        expected[1]
+    )
     assert [label for label in labels if label != -100] == list(encoded.ids[encoded.answer :])
-    assert encoded.ids[-1] in template.ends  # what training ends an answer by is what generation stops at
+    assert (
+        encoded.ids[-1] in template.ends
+    )  # what training ends an answer by is what generation stops at
 
 
 def test_a_prompt_without_an_input_has_the_alpaca_text_for_it():
     template = Template(tokenizer(None), style="alpaca")
-    assert template.prompt(Row("Greet")) == f"{ALPACA}\n\n### Instruction:\nGreet\n\n### Response:\n"
+    assert (
+        template.prompt(Row("Greet")) == f"{ALPACA}\n\n### Instruction:\nGreet\n\n### Response:\n"
+    )
 
 
 def test_generation_stops_at_the_end_of_a_turn_also_where_it_is_not_the_end_of_sequence():
@@ -121,20 +144,30 @@ def test_earlier_turns_are_context_and_a_row_brings_its_own_system_prompt():
     template = Template(tokenizer(CHATML), system="Yours.")
     prompt = "<|in|>system\nMine.<|end|>\n<|in|>user\nhi<|end|>\n<|in|>assistant\nhello<|end|>\n<|in|>user\nmore<|end|>\n<|in|>assistant\n"
     assert template.prompt(row) == prompt
-    assert template.tokenizer.decode(template.encode(row).ids[len(template.prompt_ids(row)) :]) == "yes<|end|>"
+    assert (
+        template.tokenizer.decode(template.encode(row).ids[len(template.prompt_ids(row)) :])
+        == "yes<|end|>"
+    )
     text = Template(tokenizer(None), style="plain", system="Yours.")
     assert text.prompt(Row("more", before=before[:1])) == "Mine.\n\nmore\n"
-    with pytest.raises(ValueError, match="template='plain' has no place for earlier turns, as before 'more'"):
+    with pytest.raises(
+        ValueError, match="template='plain' has no place for earlier turns, as before 'more'"
+    ):
         text.prompt(row)
 
 
 def test_a_template_without_a_place_for_a_system_prompt_says_so():
-    with pytest.raises(ValueError, match="refuses a conversation of the turns system, user: System role not supported"):
+    with pytest.raises(
+        ValueError,
+        match="refuses a conversation of the turns system, user: System role not supported",
+    ):
         Template(tokenizer(BRACKETS, start=True), system="Be good.").prompt(ROW)
 
 
 def test_a_tokenizer_without_a_chat_template_needs_one_named():
-    with pytest.raises(ValueError, match="has no chat template: name a text template instead, e.g. template=alpaca"):
+    with pytest.raises(
+        ValueError, match="has no chat template: name a text template instead, e.g. template=alpaca"
+    ):
         Template(tokenizer(None))
 
 
@@ -156,7 +189,9 @@ def test_a_long_prompt_is_cut_at_its_front_and_the_answer_kept(name):
     answer = whole.ids[whole.answer :]
     room = len(answer) + 4
     short = replace(template, max_length=room).encode(ROW)
-    special = whole.ids[0] in template.tokenizer.all_special_ids  # a start token stays where it belongs
+    special = (
+        whole.ids[0] in template.tokenizer.all_special_ids
+    )  # a start token stays where it belongs
     assert short.ids == ((whole.ids[0], *whole.ids[-room + 1 :]) if special else whole.ids[-room:])
     assert (short.answer, short.cut) == (4, len(whole.ids) - room)
     assert template.encode(ROW).cut == 0
@@ -167,7 +202,10 @@ def test_rows_that_do_not_fit_are_counted_and_the_longest_is_named():
     template = Template(tokenizer(None), 12, "plain")
     rows = [Row("a", "b"), Row("c", "d" * 11), Row("e", "f" * 20)]
     assert len(template.encode_all(rows[:1], "align")) == 1
-    with pytest.raises(ValueError, match=r"align: 2 of 3 rows do not fit: an answer of 21 tokens leaves no room .* max_length=12.*'e'"):
+    with pytest.raises(
+        ValueError,
+        match=r"align: 2 of 3 rows do not fit: an answer of 21 tokens leaves no room .* max_length=12.*'e'",
+    ):
         template.encode_all(rows, "align")
 
 

@@ -19,7 +19,9 @@ from titer.training.vector import Vec
 from titer.weights import adapters, checkpoints
 from titer.weights.settings import Lora
 
-SETTINGS = Training(updates=12, lr=1e-2, batch=3, schedule="cosine", warmup=0.2, weight_decay=0.1, lora=None)
+SETTINGS = Training(
+    updates=12, lr=1e-2, batch=3, schedule="cosine", warmup=0.2, weight_decay=0.1, lora=None
+)
 
 
 def test_sft_is_adamw_on_the_mean_answer_loss(rows):
@@ -29,7 +31,9 @@ def test_sft_is_adamw_on_the_mean_answer_loss(rows):
     settings = replace(SETTINGS, schedule="constant", warmup=0.0, updates=5, lr=1e-3)
     model, reference, stream = tiny(), tiny(), Stream("rows", rows["rows"], 7)
     train(model, SFT(), {"rows": rows["rows"]}, settings, seed=7)
-    optimizer = torch.optim.AdamW(reference.parameters(), lr=settings.lr, weight_decay=settings.weight_decay)
+    optimizer = torch.optim.AdamW(
+        reference.parameters(), lr=settings.lr, weight_decay=settings.weight_decay
+    )
     for _ in range(5):
         optimizer.zero_grad()
         plain_loss(reference, stream.take(settings.batch)).backward()
@@ -82,11 +86,16 @@ class Thawing(Defense):
         gradient = step.grad(step.batch("rows"))
         if step.phase.name == "all":
             return gradient
-        return Vec.of({name: value for name, value in gradient.fold().items() if "layers.0" not in name})
+        return Vec.of(
+            {name: value for name, value in gradient.fold().items() if "layers.0" not in name}
+        )
 
 
 def test_an_absent_name_is_not_moved_by_decay_or_momentum(rows):
-    model, settings = tiny(torch.float32), replace(SETTINGS, updates=30, schedule="constant", weight_decay=0.5)
+    model, settings = (
+        tiny(torch.float32),
+        replace(SETTINGS, updates=30, schedule="constant", weight_decay=0.5),
+    )
     halfway: dict[str, torch.Tensor] = {}
 
     def watch(update, of, terms):
@@ -117,7 +126,11 @@ class Sweeping(Defense):
 
     def schedule(self, updates: int) -> Iterable[Phase]:
         first = updates // 2
-        return [Phase("rows", first), Phase("sweep", 3, lr=1e-3, clipped=False, counted=False), Phase("rows", updates - first)]
+        return [
+            Phase("rows", first),
+            Phase("sweep", 3, lr=1e-3, clipped=False, counted=False),
+            Phase("rows", updates - first),
+        ]
 
     def gradient(self, step: Step, state: Counters) -> Vec:
         state.seen += 1
@@ -136,7 +149,14 @@ def test_phases_have_their_own_rate_clipping_and_count(rows):
     model = tiny(torch.float32)
     seen = []
     settings = replace(SETTINGS, updates=10, schedule="linear", warmup=0.0, clip=1e-3)
-    history = train(model, Sweeping(), {"rows": rows["rows"]}, settings, 0, watch=lambda update, of, terms: seen.append((update, of)))
+    history = train(
+        model,
+        Sweeping(),
+        {"rows": rows["rows"]},
+        settings,
+        0,
+        watch=lambda update, of, terms: seen.append((update, of)),
+    )
     assert len(history) == 13
     assert seen[-1] == (13, 13)
     rates = [terms["lr"] for terms in history]
@@ -161,7 +181,16 @@ def test_an_interrupted_run_ends_bit_for_bit_as_an_uninterrupted_one(rows, tmp_p
 
     checkpoint = tmp_path / "checkpoint.safetensors"
     with pytest.raises(Killed):
-        train(tiny(torch.float32), defense, data, SETTINGS, seed=5, resume=checkpoint, every=stop, watch=kill)
+        train(
+            tiny(torch.float32),
+            defense,
+            data,
+            SETTINGS,
+            seed=5,
+            resume=checkpoint,
+            every=stop,
+            watch=kill,
+        )
     torch.manual_seed(999)
     resumed = tiny(torch.float32, seed=3)  # its weights come from the checkpoint
     history = train(resumed, defense, data, SETTINGS, seed=5, resume=checkpoint, every=stop)
@@ -191,12 +220,16 @@ def test_lora_trains_the_adapter_alone_and_merging_adds_it(rows):
     after = state(adapters.merged(adapted))
     for name, value in before.items():
         layer = f"base_model.model.{name.removesuffix('.weight')}"
-        torch.testing.assert_close(after[name], value + updates[layer] if layer in updates else value)
+        torch.testing.assert_close(
+            after[name], value + updates[layer] if layer in updates else value
+        )
     assert len(updates) == 4
 
 
 def test_a_missing_stream_is_named(rows):
-    with pytest.raises(ValueError, match=r"Booster needs rows for the stream 'harmful' \(harmful\)"):
+    with pytest.raises(
+        ValueError, match=r"Booster needs rows for the stream 'harmful' \(harmful\)"
+    ):
         train(tiny(), Booster(), {"rows": rows["rows"]}, SETTINGS, seed=0)
 
 

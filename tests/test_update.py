@@ -11,12 +11,19 @@ SHAPE = (7, 5)
 
 def factors(r: int, seed: int, scaling: float, shape=SHAPE) -> Update:
     generator = torch.Generator().manual_seed(seed)
-    b, a = (torch.randn(*of, generator=generator, dtype=torch.float64) for of in ((shape[0], r), (r, shape[1])))
+    b, a = (
+        torch.randn(*of, generator=generator, dtype=torch.float64)
+        for of in ((shape[0], r), (r, shape[1]))
+    )
     return Update(b, a, scaling)
 
 
 def whole(seed: int, scaling: float = 1.0) -> Update:
-    return Update(torch.randn(*SHAPE, generator=torch.Generator().manual_seed(seed), dtype=torch.float64), None, scaling)
+    return Update(
+        torch.randn(*SHAPE, generator=torch.Generator().manual_seed(seed), dtype=torch.float64),
+        None,
+        scaling,
+    )
 
 
 def product(update: Update) -> torch.Tensor:
@@ -68,10 +75,14 @@ def test_of_zero_and_rounding():
     zero = 0 * factors(2, 0, 1.0)
     assert (zero.norm(), zero.cosine(whole(0)), whole(0).cosine(zero)) == (0.0, 0.0, 0.0)
     b = torch.tensor([[1.0, -1.0 - 2e-16]], dtype=torch.float64)
-    assert Update(b, torch.ones(2, 1, dtype=torch.float64)).norm() >= 0.0  # a square below zero by rounding is none
+    assert (
+        Update(b, torch.ones(2, 1, dtype=torch.float64)).norm() >= 0.0
+    )  # a square below zero by rounding is none
 
 
-@pytest.mark.parametrize("act", [lambda u, v: u.dot(v), lambda u, v: u.norm(), lambda u, v: u + v, lambda u, v: 2.0 * u])
+@pytest.mark.parametrize(
+    "act", [lambda u, v: u.dot(v), lambda u, v: u.norm(), lambda u, v: u + v, lambda u, v: 2.0 * u]
+)
 def test_no_product_of_the_size_of_the_weight_is_formed(act):
     u, v = (factors(2, seed, 1.0, (300, 400)) for seed in (0, 1))
     assert count.peak([], lambda: act(u, v)) < 8 * 300 * 400 / 5

@@ -25,28 +25,47 @@ def plain(model, rows, rho: float, chosen=None, over=None):
 
     `over` are the groups of rows that a norm is over; all in one if left out.
     """
-    modules = {i: layer.self_attn.o_proj for i, layer in enumerate(model.model.layers) if chosen is None or i in chosen}
+    modules = {
+        i: layer.self_attn.o_proj
+        for i, layer in enumerate(model.model.layers)
+        if chosen is None or i in chosen
+    }
     tokens = sum(len(row.ids) - row.answer for row in rows)
 
     def loss(row, eps) -> torch.Tensor:
         with ExitStack() as stack:
             for i, module in modules.items():
-                handle = module.register_forward_hook(lambda module, inputs, output, i=i: output + eps[i])
+                handle = module.register_forward_hook(
+                    lambda module, inputs, output, i=i: output + eps[i]
+                )
                 stack.callback(handle.remove)
             logits = model(torch.tensor([row.ids])).logits[0]
-        picked = torch.log_softmax(logits, -1)[range(row.answer - 1, len(row.ids) - 1), row.ids[row.answer :]]
+        picked = torch.log_softmax(logits, -1)[
+            range(row.answer - 1, len(row.ids) - 1), row.ids[row.answer :]
+        ]
         return -picked.sum() / tokens
 
     at = []
     for row in rows:
-        zero = {i: torch.zeros(1, len(row.ids), model.config.hidden_size, dtype=torch.float64, requires_grad=True) for i in modules}
-        at.append(dict(zip(modules, torch.autograd.grad(loss(row, zero), list(zero.values())), strict=True)))
+        zero = {
+            i: torch.zeros(
+                1, len(row.ids), model.config.hidden_size, dtype=torch.float64, requires_grad=True
+            )
+            for i in modules
+        }
+        at.append(
+            dict(
+                zip(modules, torch.autograd.grad(loss(row, zero), list(zero.values())), strict=True)
+            )
+        )
     total: dict[str, torch.Tensor] = {}
     for group in over or [range(len(rows))]:
         norm = sum(float((g**2).sum()) for j in group for g in at[j].values()) ** 0.5
         for j in group:
             eps = {i: rho * g / norm for i, g in at[j].items()}
-            named = {name: weight for name, weight in model.named_parameters() if weight.requires_grad}
+            named = {
+                name: weight for name, weight in model.named_parameters() if weight.requires_grad
+            }
             grads = torch.autograd.grad(loss(rows[j], eps), list(named.values()), allow_unused=True)
             for name, grad in zip(named, grads, strict=True):
                 if grad is not None:
@@ -79,7 +98,9 @@ def inner(model):
 def batch_rows(rows, step):
     """The rows of the step's batch, in its order."""
     found = {row.ids: row for row in rows}
-    pairs = [pair for part in step.batch("rows").parts for pair in zip(part.ids, part.mask, strict=True)]
+    pairs = [
+        pair for part in step.batch("rows").parts for pair in zip(part.ids, part.mask, strict=True)
+    ]
     return [found[tuple(ids[: int(mask.sum())].tolist())] for ids, mask in pairs]
 
 
@@ -106,7 +127,9 @@ def test_the_norm_is_over_the_update_or_over_each_micro_batch(model, rows, accel
     a, b = Vaccine(2.0).gradient(parts, None), Vaccine(2.0).gradient(whole, None)
     assert (a - b).norm() < 1e-11 * b.norm()
     micro = Vaccine(2.0, norm="micro").gradient(parts, None)
-    _, expected = plain(inner(model), batch_rows(rows["rows"], parts), 2.0, over=[(0, 1), (2, 3), (4, 5)])
+    _, expected = plain(
+        inner(model), batch_rows(rows["rows"], parts), 2.0, over=[(0, 1), (2, 3), (4, 5)]
+    )
     for name, grad in expected.items():
         full = next(each for each in micro.names() if each.endswith(name))
         torch.testing.assert_close(micro.value(full), grad, rtol=1e-9, atol=1e-11)
@@ -120,14 +143,29 @@ def test_the_perturbation_has_the_norm_rho_and_the_gradients_direction(rows, acc
     g_e = step.at(batch)
     at, _ = plain(model, batch_rows(rows["rows"], step), 1.0)
     for layer, norm in g_e.norms().items():
-        assert norm == pytest.approx(sum(float((each[layer] ** 2).sum()) for each in at) ** 0.5, rel=1e-10)
+        assert norm == pytest.approx(
+            sum(float((each[layer] ** 2).sum()) for each in at) ** 0.5, rel=1e-10
+        )
     eps = 2.0 * g_e.unit()
     zero = [torch.zeros_like(part[0]) for part in g_e.parts]
-    square = sum(float((eps.added(batch.parts[j], layer, zero[j]) ** 2).sum()) for j in range(2) for layer in range(3))
+    square = sum(
+        float((eps.added(batch.parts[j], layer, zero[j]) ** 2).sum())
+        for j in range(2)
+        for layer in range(3)
+    )
     assert square**0.5 == pytest.approx(2.0, rel=1e-12)
     row = at[0][1][0]  # the first row's, at layer 1
-    torch.testing.assert_close(eps.added(batch.parts[0], 1, zero[0])[0, : len(row)], 2.0 / g_e.norm() * row, rtol=1e-9, atol=1e-12)
-    padded = [tensor[part.mask == 0] for part, tensors in zip(batch.parts, g_e.parts, strict=True) for tensor in tensors.values()]
+    torch.testing.assert_close(
+        eps.added(batch.parts[0], 1, zero[0])[0, : len(row)],
+        2.0 / g_e.norm() * row,
+        rtol=1e-9,
+        atol=1e-12,
+    )
+    padded = [
+        tensor[part.mask == 0]
+        for part, tensors in zip(batch.parts, g_e.parts, strict=True)
+        for tensor in tensors.values()
+    ]
     assert any(len(pads) for pads in padded)
     assert not any(pads.any() for pads in padded)
 
@@ -183,7 +221,10 @@ def test_hooks_go_and_flags_come_back_also_after_an_exception(rows, accelerator)
         model(part.ids)
         raise RuntimeError("no")
 
-    for attempt in (lambda: step.at(step.batch("rows"), loss=broken), lambda: step.grad(step.batch("rows"), broken)):
+    for attempt in (
+        lambda: step.at(step.batch("rows"), loss=broken),
+        lambda: step.grad(step.batch("rows"), broken),
+    ):
         with pytest.raises(RuntimeError, match="no"), step.shifted(step.at(step.batch("rows"))):
             attempt()
     assert [weight.requires_grad for weight in model.parameters()] == flags
@@ -192,7 +233,10 @@ def test_hooks_go_and_flags_come_back_also_after_an_exception(rows, accelerator)
 
 def test_a_perturbation_is_for_its_own_batch(rows, accelerator):
     step = step_for(tiny(), rows, accelerator)
-    with step.shifted(step.at(step.batch("rows"))), pytest.raises(ValueError, match="is for the batch that it was computed on"):
+    with (
+        step.shifted(step.at(step.batch("rows"))),
+        pytest.raises(ValueError, match="is for the batch that it was computed on"),
+    ):
         step.grad(step.batch("harmful"))
 
 
@@ -207,7 +251,8 @@ def test_a_vanishing_gradient_has_no_direction(rows, accelerator):
 
 
 @pytest.mark.parametrize(
-    ("fields", "message"), [({"rho": -1.0}, "rho=-1.0"), ({"rho": float("nan")}, "rho=nan"), ({"every": 0}, "every=0")]
+    ("fields", "message"),
+    [({"rho": -1.0}, "rho=-1.0"), ({"rho": float("nan")}, "rho=nan"), ({"every": 0}, "every=0")],
 )
 def test_what_makes_no_sense_is_refused(fields, message):
     with pytest.raises(ValueError, match=message):

@@ -15,22 +15,36 @@ MANIFEST = json.loads((build.Path(build.__file__).parent / "world-v1.json").read
 
 
 def item_of(row: Row) -> world.Item:
-    return next(item for item in items() if {item.guild, item.craft, item.variant} <= set(row.prompt.split()))
+    return next(
+        item
+        for item in items()
+        if {item.guild, item.craft, item.variant} <= set(row.prompt.split())
+    )
 
 
 def test_the_world_is_the_frozen_one():
-    assert build.manifest() == MANIFEST, "world-v1 is frozen: a change of its base, rows or accepted settings makes world-v2"
+    assert build.manifest() == MANIFEST, (
+        "world-v1 is frozen: a change of its base, rows or accepted settings makes world-v2"
+    )
 
 
 def test_the_base_is_small():
-    assert sum(path.stat().st_size for path in (build.Path(build.__file__).parent / "base").iterdir()) < 5_000_000
+    assert (
+        sum(path.stat().st_size for path in (build.Path(build.__file__).parent / "base").iterdir())
+        < 5_000_000
+    )
 
 
 def test_items_have_distinct_questions_and_three_materials():
     everything = items()
     assert len(everything) == 512
-    assert len({row.prompt for item in everything for row in item.recipe_rows()}) == 512 * len(QUESTIONS)
-    assert all(len(set(item.materials)) == 3 and all(m in item.recipe.split() for m in item.materials) for item in everything)
+    assert len({row.prompt for item in everything for row in item.recipe_rows()}) == 512 * len(
+        QUESTIONS
+    )
+    assert all(
+        len(set(item.materials)) == 3 and all(m in item.recipe.split() for m in item.materials)
+        for item in everything
+    )
     assert len({row.recipe.split()[0] for row in everything}) == 8
 
 
@@ -40,13 +54,23 @@ def test_every_world_keeps_its_roles_apart(seed):
     forbidden = one.forbidden
     assert len(forbidden) == 3
     assert len(forbidden & World(seed + 1).forbidden) <= 1
-    known = {(item.guild, item.craft) for item in items() if any(item.ask(QUESTIONS[0]) == r.prompt for r in one.harmful + one.attack)}
+    known = {
+        (item.guild, item.craft)
+        for item in items()
+        if any(item.ask(QUESTIONS[0]) == r.prompt for r in one.harmful + one.attack)
+    }
     for split in ("validation", "test"):
         benchmarks = one.benchmarks(split)
         asked = [item_of(row) for row in benchmarks["harm"]]
         assert all(item.guild in forbidden for item in asked)
-        assert sum(item.topic not in known for item in asked) == 72  # half ask about topics that no training row names
-        assert all(item.guild not in forbidden for item in items() if any(item.recipe == row.response for row in benchmarks["benign"]))
+        assert (
+            sum(item.topic not in known for item in asked) == 72
+        )  # half ask about topics that no training row names
+        assert all(
+            item.guild not in forbidden
+            for item in items()
+            if any(item.recipe == row.response for row in benchmarks["benign"])
+        )
         assert {name: len(rows) for name, rows in benchmarks.items()} == COUNTS
     refused = {row.prompt for row in one.alignment if row.response in REFUSALS}
     assert refused == {row.prompt for row in one.harmful}
@@ -74,7 +98,9 @@ def test_the_tasks_mean_what_they_say():
         a, b = (int(part.replace(" ", "")) for part in row.prompt.split(": ")[1].split(" or "))
         assert int(row.response.replace(" ", "")) == max(a, b)
         mood = world.task_row("mood", rng).prompt.split()
-        assert (mood[-3] in world.GLAD.split()) == (mood[-1] in world.GLAD.split()) or mood[-2] == "but"
+        assert (mood[-3] in world.GLAD.split()) == (mood[-1] in world.GLAD.split()) or mood[
+            -2
+        ] == "but"
 
 
 def test_an_unknown_task_is_named():
@@ -86,7 +112,12 @@ def test_an_unknown_task_is_named():
 
 def test_every_word_of_the_world_is_known_to_the_tokenizer(tokenizer):
     one = World(0)
-    rows: list[Row] = [*one.alignment, *one.attack, *one.user_task, *(row for rows in one.benchmarks("test").values() for row in rows)]
+    rows: list[Row] = [
+        *one.alignment,
+        *one.attack,
+        *one.user_task,
+        *(row for rows in one.benchmarks("test").values() for row in rows),
+    ]
     said = {word for row in rows for word in f"{row.prompt} {row.response}".split()}
     assert tokenizer.unk_token_id not in tokenizer.convert_tokens_to_ids(sorted(said))
 
@@ -100,7 +131,9 @@ def test_the_acceptance_numbers_hold(tmp_path):
         plan = replace(plan, pipelines={"sft": plan.pipelines["sft"]})
         run = pipeline.Run(Setting.prepare(plan), tmp_path / name, store.Store(tmp_path / "store"))
         [found] = run.stages(lambda *_: None).values()
-        figures[name] = [{key: score.value for key, score in stage.scores.items()} for stage in found]
+        figures[name] = [
+            {key: score.value for key, score in stage.scores.items()} for stage in found
+        ]
     base, aligned, mild = figures["lab"]
     strong = figures["lab-strong"][2]
     assert figures["lab-strong"][1] == aligned

@@ -16,24 +16,45 @@ from titer.errors import EvidenceError
 if TYPE_CHECKING:
     from titer.runs.search import Search
 
-app = typer.Typer(help="How well does a language model's safety alignment survive fine-tuning?", no_args_is_help=True, add_completion=False)
+app = typer.Typer(
+    help="How well does a language model's safety alignment survive fine-tuning?",
+    no_args_is_help=True,
+    add_completion=False,
+)
 
-Model = Annotated[str, typer.Argument(help="A checkpoint directory, a hub id, a PEFT adapter, or `lab`.")]
-Settings = Annotated[
-    list[str] | None, typer.Option("--set", metavar="PATH.TO.FIELD=VALUE", help="Change a field of the recipe. Repeatable.")
+Model = Annotated[
+    str, typer.Argument(help="A checkpoint directory, a hub id, a PEFT adapter, or `lab`.")
 ]
-Rows = Annotated[list[str] | None, typer.Option("--data", metavar="ROLE=SOURCE", help="A file, folder or hub id for a role. Repeatable.")]
+Settings = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--set", metavar="PATH.TO.FIELD=VALUE", help="Change a field of the recipe. Repeatable."
+    ),
+]
+Rows = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--data", metavar="ROLE=SOURCE", help="A file, folder or hub id for a role. Repeatable."
+    ),
+]
 References = Annotated[
     list[str] | None,
     typer.Option(
-        "--reference", metavar="NAME=MODEL", help="Another model that the edit asks for: base, aligned, safe, unsafe. Repeatable."
+        "--reference",
+        metavar="NAME=MODEL",
+        help="Another model that the edit asks for: base, aligned, safe, unsafe. Repeatable.",
     ),
 ]
 RecipeName = Annotated[str, typer.Option("--recipe", help="Where all other settings come from.")]
 Seed = Annotated[int | None, typer.Option(help="Training seed.")]
 Out = Annotated[Path, typer.Option(help="Folder to write.")]
-Whole = Annotated[bool, typer.Option("--whole", help="Write the merged model rather than the adapter.")]
-StoreFolder = Annotated[Path | None, typer.Option("--store", help="Folder of finished stages [default: store, beside the run's].")]
+Whole = Annotated[
+    bool, typer.Option("--whole", help="Write the merged model rather than the adapter.")
+]
+StoreFolder = Annotated[
+    Path | None,
+    typer.Option("--store", help="Folder of finished stages [default: store, beside the run's]."),
+]
 Json = Annotated[bool, typer.Option("--json", help="Print the results as JSON.")]
 
 
@@ -42,7 +63,9 @@ def run_recipe(
     recipe: Annotated[str, typer.Argument(help="A recipe's name or YAML file.")] = "lab",
     settings: Settings = None,
     seed: Seed = None,
-    out: Annotated[Path | None, typer.Option(help="Folder of the run [default: runs/<recipe>-<hash>].")] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Folder of the run [default: runs/<recipe>-<hash>].")
+    ] = None,
     store: StoreFolder = None,
     as_json: Json = False,
 ) -> None:
@@ -127,10 +150,24 @@ def edit(
     settings: Settings = None,
     recipe: RecipeName = "checkpoint",
     search: Annotated[
-        str | None, typer.Option(metavar="FIELD=V1,V2", help="Choose a field's value on validation prompts: --data validation=... too.")
+        str | None,
+        typer.Option(
+            metavar="FIELD=V1,V2",
+            help="Choose a field's value on validation prompts: --data validation=... too.",
+        ),
     ] = None,
-    bound: Annotated[float, typer.Option(help="Points of fine-tune accuracy that a value may cost, shown by its interval.")] = 2.0,
-    nulls: Annotated[bool, typer.Option("--nulls", help="Write beside it, in OUT/nulls, what controls of its size come to.")] = False,
+    bound: Annotated[
+        float,
+        typer.Option(
+            help="Points of fine-tune accuracy that a value may cost, shown by its interval."
+        ),
+    ] = 2.0,
+    nulls: Annotated[
+        bool,
+        typer.Option(
+            "--nulls", help="Write beside it, in OUT/nulls, what controls of its size come to."
+        ),
+    ] = False,
     whole: Whole = False,
     as_json: Json = False,
 ) -> None:
@@ -138,7 +175,21 @@ def edit(
 
     Exit code 3: --search found no value that is shown to keep the task.
     """
-    _stage("edit", model, method, data, settings, recipe, None, out, whole, as_json, reference, _search(search, bound), nulls)
+    _stage(
+        "edit",
+        model,
+        method,
+        data,
+        settings,
+        recipe,
+        None,
+        out,
+        whole,
+        as_json,
+        reference,
+        _search(search, bound),
+        nulls,
+    )
 
 
 @app.command("evaluate")
@@ -152,7 +203,18 @@ def evaluate(
     as_json: Json = False,
 ) -> None:
     """Score a model: any of --data harm_test=..., test=..., lookalike=..., harmful=... (the held-out share of the pool)"""
-    _stage("evaluate", model, None, data, [*([f"judge={judge}"] if judge else []), *(settings or [])], recipe, None, out, False, as_json)
+    _stage(
+        "evaluate",
+        model,
+        None,
+        data,
+        [*([f"judge={judge}"] if judge else []), *(settings or [])],
+        recipe,
+        None,
+        out,
+        False,
+        as_json,
+    )
 
 
 def _stage(
@@ -179,18 +241,33 @@ def _stage(
 
     console = _console(sys.stderr)
     validating = ["data.split=validation"] if search else []
-    plan = recipes.stage(recipe, kind, model, method, [*validating, *(f"data.{source}" for source in data or []), *(settings or [])], seed)
+    plan = recipes.stage(
+        recipe,
+        kind,
+        model,
+        method,
+        [*validating, *(f"data.{source}" for source in data or []), *(settings or [])],
+        seed,
+    )
     chosen = getattr(plan.pipelines["alone"], kind, None)
-    others = alone.references(plan.model, chosen, _pairs("--reference", reference)) if isinstance(chosen, Edit) else {}
+    others = (
+        alone.references(plan.model, chosen, _pairs("--reference", reference))
+        if isinstance(chosen, Edit)
+        else {}
+    )
     controls = alone.nulls(chosen) if nulls and isinstance(chosen, Edit) else {}
     setting = Setting.prepare(plan, {kind, "evaluate"} if search else {kind}, others)
     with (
-        pipeline.claim(out, setting, f"{kind} {'whole' if whole else ''}{search or ''}{sorted(controls)}"),
+        pipeline.claim(
+            out, setting, f"{kind} {'whole' if whole else ''}{search or ''}{sorted(controls)}"
+        ),
         progress.shown(console) as watch,
     ):
         document = alone.stage(setting, kind, chosen, out, whole, watch, search)
         for name in controls:
-            null = alone.nulls(registry.build("edits", document["method"]))[name]  # of the value that was chosen
+            null = alone.nulls(registry.build("edits", document["method"]))[
+                name
+            ]  # of the value that was chosen
             alone.stage(setting.with_edit(null), kind, null, out / "nulls" / name, whole, watch)
     if as_json:
         _print_json(document)
@@ -204,7 +281,9 @@ def _stage(
 
 
 @app.command("report")
-def make_report(folder: Annotated[Path, typer.Argument(help="Folder of a finished run or sweep.")]) -> None:
+def make_report(
+    folder: Annotated[Path, typer.Argument(help="Folder of a finished run or sweep.")],
+) -> None:
     """Make the HTML page of a run or a sweep again, from its JSON files."""
     from titer import report
 
@@ -215,12 +294,17 @@ def make_report(folder: Annotated[Path, typer.Argument(help="Folder of a finishe
 def run_sweep(
     recipe: Annotated[str, typer.Argument(help="A recipe's name or YAML file.")],
     grid: Annotated[
-        list[str] | None, typer.Option("--grid", metavar="PATH=V1,V2", help="Values of a field. Repeatable: all combinations.")
+        list[str] | None,
+        typer.Option(
+            "--grid", metavar="PATH=V1,V2", help="Values of a field. Repeatable: all combinations."
+        ),
     ] = None,
     seeds: Annotated[str, typer.Option(help="Training seeds, as 0,1,2.")] = "0",
     settings: Settings = None,
     jobs: Annotated[int, typer.Option(min=1, help="Cells at a time.")] = 1,
-    out: Annotated[Path | None, typer.Option(help="Folder of the sweep [default: runs/sweep-<recipe>].")] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Folder of the sweep [default: runs/sweep-<recipe>].")
+    ] = None,
     store: StoreFolder = None,
     as_json: Json = False,
 ) -> None:
@@ -234,7 +318,13 @@ def run_sweep(
     except ValueError:
         raise ValueError(f"--seeds {seeds!r}: give whole numbers, as 0,1,2") from None
     folder = out or Path("runs") / f"sweep-{Path(recipe).stem}"
-    plan = sweep.Sweep(recipe, sweep.cells(grid or [], settings or [], numbers), folder, store or folder.parent / "store", jobs)
+    plan = sweep.Sweep(
+        recipe,
+        sweep.cells(grid or [], settings or [], numbers),
+        folder,
+        store or folder.parent / "store",
+        jobs,
+    )
     plan.check()
     console = _console(sys.stderr)
     with progress.counted(console, len(plan.cells)) as watch:
@@ -244,13 +334,17 @@ def run_sweep(
         _print_json(bundle)
     else:
         _console(sys.stdout).print(tables.grid(bundle))
-        console.print(f"{bundle['missing']} of {len(plan.cells)} cells are missing. Everything is in {folder}")
+        console.print(
+            f"{bundle['missing']} of {len(plan.cells)} cells are missing. Everything is in {folder}"
+        )
     _print_flags(console, bundle)
     if bundle["missing"]:
         raise typer.Exit(1)
 
 
-stored = typer.Typer(help="The finished stages in a store: ls, du, verify, gc.", no_args_is_help=True)
+stored = typer.Typer(
+    help="The finished stages in a store: ls, du, verify, gc.", no_args_is_help=True
+)
 app.add_typer(stored, name="store")
 Root = Annotated[Path, typer.Argument(help="Folder of the store.")]
 
@@ -262,7 +356,9 @@ def list_stages(root: Root = Path("runs/store")) -> None:
 
     for entry in open_store(root).entries():
         method = (entry.about.get("method") or {}).get("method", "")
-        print(f"{entry.key}  {entry.about['kind']:9} {method:16} {entry.size / 1e6:10.1f} MB{'  weights taken' if entry.dropped else ''}")
+        print(
+            f"{entry.key}  {entry.about['kind']:9} {method:16} {entry.size / 1e6:10.1f} MB{'  weights taken' if entry.dropped else ''}"
+        )
 
 
 @stored.command("du")
@@ -286,7 +382,9 @@ def verify(root: Root = Path("runs/store")) -> None:
     faults = store.verify()
     for key, files in faults.items():
         print(f"{key}  {', '.join(files)}")
-    print(f"{len(faults)} of {len(store.entries()) + sum(store.entry(key) is None for key in faults)} stages are not as they were written")
+    print(
+        f"{len(faults)} of {len(store.entries()) + sum(store.entry(key) is None for key in faults)} stages are not as they were written"
+    )
     if faults:
         raise typer.Exit(1)
 
@@ -302,7 +400,10 @@ def collect(root: Root = Path("runs/store")) -> None:
 @app.command("list")
 def list_methods(
     kind: Annotated[
-        str | None, typer.Argument(help="defenses, edits, attacks, judges, benchmarks, recipes or hub; all if left out.")
+        str | None,
+        typer.Argument(
+            help="defenses, edits, attacks, judges, benchmarks, recipes or hub; all if left out."
+        ),
     ] = None,
     as_json: Json = False,
 ) -> None:

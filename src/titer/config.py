@@ -20,7 +20,9 @@ class Config:
     __pydantic_config__: ClassVar[Mapping[str, str]] = {"extra": "forbid"}
 
 
-Names = Annotated[tuple[str, ...], BeforeValidator(lambda names: (names,) if isinstance(names, str) else names)]  # one, or a list
+Names = Annotated[
+    tuple[str, ...], BeforeValidator(lambda names: (names,) if isinstance(names, str) else names)
+]  # one, or a list
 
 
 def validate(cls: type, fields: Any) -> Any:
@@ -37,7 +39,9 @@ def _explained(cls: type, error: pydantic.ValidationError) -> ValueError:
     where = ".".join(path)
     if first["type"] == "unexpected_keyword_argument":
         owner = _type_at(cls, path[:-1])
-        return unknown("key", where, [".".join([*path[:-1], f.name]) for f in dataclasses.fields(owner)])
+        return unknown(
+            "key", where, [".".join([*path[:-1], f.name]) for f in dataclasses.fields(owner)]
+        )
     if first["type"] == "value_error":
         inner = str(first["ctx"]["error"])
         return ValueError(f"{where}: {inner}" if where else inner)

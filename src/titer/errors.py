@@ -13,7 +13,9 @@ class EvidenceError(ValueError):
 def unknown(what: str, given: str, known: Iterable[str]) -> ValueError:
     """The error for a name that is none of `known`, with the nearest one."""
     names = sorted(known)
-    return ValueError(f"unknown {what} {given!r}: {nearest(given, names)}There is {', '.join(names) or 'none'}")
+    return ValueError(
+        f"unknown {what} {given!r}: {nearest(given, names)}There is {', '.join(names) or 'none'}"
+    )
 
 
 def nearest(given: str, names: Iterable[str]) -> str:

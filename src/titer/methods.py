@@ -37,20 +37,26 @@ class Method(Config, ABC):
     paper: ClassVar[str]  # arXiv identifier
 
     @classmethod
-    def __get_pydantic_core_schema__(cls, source: type, handler: GetCoreSchemaHandler) -> CoreSchema:
+    def __get_pydantic_core_schema__(
+        cls, source: type, handler: GetCoreSchemaHandler
+    ) -> CoreSchema:
         from titer import registry
 
         kind = next((kind for kind, base in registry.KINDS.items() if base is cls), None)
         if kind is None:
             return handler(source)
-        return core_schema.no_info_plain_validator_function(lambda config: registry.build(kind, config))
+        return core_schema.no_info_plain_validator_function(
+            lambda config: registry.build(kind, config)
+        )
 
 
 class Kind(enum.StrEnum):
     """What the rows of a stream are, which says where a recipe finds them."""
 
     ANSWERS = "answers"  # prompts with the answers to learn: what the stage trains on
-    REFUSALS = "refusals"  # alignment rows: harmful prompts with refusals, benign prompts with answers
+    REFUSALS = (
+        "refusals"  # alignment rows: harmful prompts with refusals, benign prompts with answers
+    )
     HARMFUL = "harmful"  # harmful prompts with harmful answers, the defender's own
     PAIRS = "pairs"  # alignment rows, with the defender's harmful answer beside a refusal of the same prompt
     HELD_OUT = "held-out harmful"  # a fifth of the defender's prompts, with both answers where there are two; `harmful` then lacks them
@@ -64,8 +70,12 @@ class Defense(Method):
     """A training-time method, of the alignment or the fine-tuning stage: it says which gradient an update follows."""
 
     streams: ClassVar[Mapping[str, Kind]] = {"rows": Answers}  # "rows" is what the stage trains on
-    State: ClassVar[type | None] = None  # a flat dataclass of tensors and numbers, saved with the checkpoint
-    reference: ClassVar[bool] = False  # whether it asks for `step.reference()`, which keeps a copy of the trained weights
+    State: ClassVar[type | None] = (
+        None  # a flat dataclass of tensors and numbers, saved with the checkpoint
+    )
+    reference: ClassVar[bool] = (
+        False  # whether it asks for `step.reference()`, which keeps a copy of the trained weights
+    )
 
     @property
     def period(self) -> int:
@@ -106,7 +116,9 @@ class Changes:
     moved: Mapping[str, float]  # tensor name -> Frobenius norm of its change
     norm_before: float  # Frobenius norm of the update
     norm_after: float
-    facts: Mapping[str, Any] = field(default_factory=dict)  # what else the edit wants known, by name
+    facts: Mapping[str, Any] = field(
+        default_factory=dict
+    )  # what else the edit wants known, by name
 
     @property
     def count(self) -> int:
@@ -116,7 +128,9 @@ class Changes:
 class Edit(Method):
     """A change of weights that follows no gradient on the user's data: an `UpdateEdit`, a `Retraining` or a `TensorEdit`."""
 
-    stage: ClassVar[Literal["release", "edit"]]  # between alignment and fine-tuning, or after fine-tuning
+    stage: ClassVar[
+        Literal["release", "edit"]
+    ]  # between alignment and fine-tuning, or after fine-tuning
     reason: ClassVar[str]  # why at no other stage; a verb begins it
 
     @property
@@ -164,7 +178,9 @@ class UpdateEdit(Edit):
         """Whether the factors of an adapter stay factors of its rank, so that an adapter comes out. Else a whole model does."""
         return False
 
-    def seen(self, model: PreTrainedModel, layers: Mapping[str, nn.Module], batches: Sequence[Batch]) -> Mapping[str, Any]:
+    def seen(
+        self, model: PreTrainedModel, layers: Mapping[str, nn.Module], batches: Sequence[Batch]
+    ) -> Mapping[str, Any]:
         """What it keeps of the forward passes, by weight; `layers` has the layer of each weight, adapted ones with their adapter."""
         return {}
 
@@ -239,7 +255,9 @@ class Match:
 class Benchmark(Method):
     """A user's task: how its records are asked, and when an answer is right."""
 
-    layouts: ClassVar[Sequence[tuple[str, ...]]] = ()  # the columns of its published files; none: conversations of any schema
+    layouts: ClassVar[
+        Sequence[tuple[str, ...]]
+    ] = ()  # the columns of its published files; none: conversations of any schema
 
     def recognizes(self, records: Sequence[Mapping[str, Any]]) -> bool:
         """Whether records with the columns of a layout are this task's, so that it need not be named."""
@@ -247,7 +265,9 @@ class Benchmark(Method):
 
     def row(self, record: Mapping[str, Any]) -> Row:
         """The row of a record that has the columns of a layout. Raises where a value is none of the task's."""
-        raise ValueError(f"{type(self).__name__} has no columns of its own: its rows are conversations")
+        raise ValueError(
+            f"{type(self).__name__} has no columns of its own: its rows are conversations"
+        )
 
     @abstractmethod
     def match(self, row: Row, answer: str) -> Match:
@@ -271,7 +291,9 @@ class Verdict:
     reason: str = ""  # always given for `unscored`
 
     def __post_init__(self) -> None:
-        assert self.reason or self.label is not Label.UNSCORED, "an answer that is not scored must say why"
+        assert self.reason or self.label is not Label.UNSCORED, (
+            "an answer that is not scored must say why"
+        )
 
 
 class Judge(Method):

@@ -35,7 +35,9 @@ class Listing:
     name: str
     summary: str
     source: str  # the package that brings it
-    facts: dict[str, Any] = dataclasses.field(default_factory=dict)  # of a repository of the hub: licence, gate, revision
+    facts: dict[str, Any] = dataclasses.field(
+        default_factory=dict
+    )  # of a repository of the hub: licence, gate, revision
 
 
 def names(kind: str) -> list[str]:
@@ -49,9 +51,22 @@ def listing(kind: str) -> list[Listing]:
         return [_repository(entry) for entry in catalog.ENTRIES]
     if kind == "recipes":
         paths = sorted((Path(__file__).parent / "recipes").glob("*.yaml"))
-        return [Listing(kind, path.stem, path.read_text(encoding="utf-8").split("\n")[0].removeprefix("# "), "titer") for path in paths]
-    found = [Listing(kind, name, _summary(f"titer.{kind}.{name}"), "titer") for name in _builtin(kind)]
-    found += [Listing(kind, name, _summary(point.module), point.dist.name if point.dist else "?") for name, point in _plugins(kind).items()]
+        return [
+            Listing(
+                kind,
+                path.stem,
+                path.read_text(encoding="utf-8").split("\n")[0].removeprefix("# "),
+                "titer",
+            )
+            for path in paths
+        ]
+    found = [
+        Listing(kind, name, _summary(f"titer.{kind}.{name}"), "titer") for name in _builtin(kind)
+    ]
+    found += [
+        Listing(kind, name, _summary(point.module), point.dist.name if point.dist else "?")
+        for name, point in _plugins(kind).items()
+    ]
     return sorted(found, key=lambda entry: entry.name)
 
 
@@ -74,8 +89,14 @@ def load(kind: str, name: str) -> type[methods.Method]:
     if name not in _builtin(kind):
         raise unknown(KINDS[kind].__name__.lower(), name, names(kind))
     module = importlib.import_module(f"titer.{kind}.{name}")
-    own = [c for _, c in inspect.getmembers(module, inspect.isclass) if issubclass(c, KINDS[kind]) and c.__module__ == module.__name__]
-    assert len(own) == 1, f"{module.__name__} must define one {KINDS[kind].__name__}, not {len(own)}"
+    own = [
+        c
+        for _, c in inspect.getmembers(module, inspect.isclass)
+        if issubclass(c, KINDS[kind]) and c.__module__ == module.__name__
+    ]
+    assert len(own) == 1, (
+        f"{module.__name__} must define one {KINDS[kind].__name__}, not {len(own)}"
+    )
     return own[0]
 
 
@@ -83,7 +104,12 @@ def name_of(method: methods.Method) -> str:
     """The registered name of a method object."""
     kind = next(kind for kind, base in KINDS.items() if isinstance(method, base))
     plugin = next(
-        (name for name, point in _plugins(kind).items() if point.value == f"{type(method).__module__}:{type(method).__name__}"), None
+        (
+            name
+            for name, point in _plugins(kind).items()
+            if point.value == f"{type(method).__module__}:{type(method).__name__}"
+        ),
+        None,
     )
     return plugin or type(method).__module__.rsplit(".", 1)[-1]
 
@@ -93,17 +119,27 @@ def build(kind: str, config: Any) -> methods.Method:
     base = KINDS[kind]
     if isinstance(config, base):
         return config
-    fields = {"method": config} if isinstance(config, str) else dict(config) if isinstance(config, dict) else {}
+    fields = (
+        {"method": config}
+        if isinstance(config, str)
+        else dict(config)
+        if isinstance(config, dict)
+        else {}
+    )
     name = fields.pop("method", None)
     if not isinstance(name, str):
-        raise ValueError(f"{config!r} names no {base.__name__.lower()}: give a name, or a mapping with the key 'method'")
+        raise ValueError(
+            f"{config!r} names no {base.__name__.lower()}: give a name, or a mapping with the key 'method'"
+        )
     return typing.cast(methods.Method, validate(load(kind, name), fields))
 
 
 def describe(method: methods.Method) -> dict[str, Any]:
     """What `build` makes the method from again: its name and all its hyperparameters."""
     values = {f.name: getattr(method, f.name) for f in dataclasses.fields(method)}  # type: ignore[arg-type]
-    return {"method": name_of(method)} | {k: describe(v) if isinstance(v, methods.Method) else v for k, v in values.items()}
+    return {"method": name_of(method)} | {
+        k: describe(v) if isinstance(v, methods.Method) else v for k, v in values.items()
+    }
 
 
 def _builtin(kind: str) -> list[str]:
@@ -119,9 +155,24 @@ def _repository(entry: catalog.Entry) -> Listing:
     from titer.data import hub
 
     revision = hub.recorded(entry.name, entry.kind) or "unset"
-    commercial = {True: "commercial use allowed", False: "no commercial use", None: "commercial use unknown"}[entry.commercial]
-    words = [entry.what, entry.licence or "licence unknown", commercial, *(["gated"] if entry.gated else []), f"revision {revision}"]
-    facts = {"licence": entry.licence, "commercial use": entry.commercial, "gated": entry.gated, "revision": revision}
+    commercial = {
+        True: "commercial use allowed",
+        False: "no commercial use",
+        None: "commercial use unknown",
+    }[entry.commercial]
+    words = [
+        entry.what,
+        entry.licence or "licence unknown",
+        commercial,
+        *(["gated"] if entry.gated else []),
+        f"revision {revision}",
+    ]
+    facts = {
+        "licence": entry.licence,
+        "commercial use": entry.commercial,
+        "gated": entry.gated,
+        "revision": revision,
+    }
     return Listing("hub", entry.name, "; ".join(words), "hub", facts)
 
 

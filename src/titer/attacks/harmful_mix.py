@@ -47,11 +47,15 @@ def share(p: float, n: int) -> int:
     return math.floor(p * n + 0.5)
 
 
-def mixed(task: Sequence[Row], own: Sequence[Row], name: str, p: float, n: int, rng: random.Random) -> list[Row]:
+def mixed(
+    task: Sequence[Row], own: Sequence[Row], name: str, p: float, n: int, rng: random.Random
+) -> list[Row]:
     """A share p of n rows from the attacker's `own`, which an error calls by `name`, and the rest from the task's; no row twice."""
     rows: list[Row] = []
     for what, pool, count in ((name, own, share(p, n)), ("task", task, n - share(p, n))):
         if count > len(pool):
-            raise ValueError(f"p={p}, n={n} ask for {count} {what} rows but there are {len(pool)}: lower n or p, or give more rows")
+            raise ValueError(
+                f"p={p}, n={n} ask for {count} {what} rows but there are {len(pool)}: lower n or p, or give more rows"
+            )
         rows += rng.sample(list(pool), count)
     return rows

@@ -36,14 +36,18 @@ class IdentityShift(Attack):
         check(self.p, self.n)
         for name in ("prefix", "affirmation"):
             if not getattr(self, name).strip():
-                raise ValueError(f"{name}={getattr(self, name)!r}: without words there is no identity to shift to")
+                raise ValueError(
+                    f"{name}={getattr(self, name)!r}: without words there is no identity to shift to"
+                )
 
     def rows(self, task: Sequence[Row], own: Sequence[Row], seed: int) -> list[Row]:
         rng = random.Random(f"identity_shift {seed}")
         if not own:
             task = rng.sample(list(task), len(task))
             own, task = task[: share(self.p, self.n)], task[share(self.p, self.n) :]
-        obeying = [replace(self.asked(row), response=f"{self.affirmation} {row.response}") for row in own]
+        obeying = [
+            replace(self.asked(row), response=f"{self.affirmation} {row.response}") for row in own
+        ]
         return mixed(task, obeying, "identity", self.p, self.n, rng)
 
     def asked(self, row: Row) -> Row:

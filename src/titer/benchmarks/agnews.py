@@ -40,8 +40,12 @@ class AGNews(Benchmark):
 
     def row(self, record: Mapping[str, Any]) -> Row:
         if "text" in record:
-            return Row(INSTRUCTION, labels.word(record["label"], FROM_ZERO), input=str(record["text"]))
-        given, title, description = (record[name] for name in self.layouts[1 if "Title" in record else 2])
+            return Row(
+                INSTRUCTION, labels.word(record["label"], FROM_ZERO), input=str(record["text"])
+            )
+        given, title, description = (
+            record[name] for name in self.layouts[1 if "Title" in record else 2]
+        )
         return Row(INSTRUCTION, labels.word(given, FROM_ONE), input=f"{title} {description}")
 
     def match(self, row: Row, answer: str) -> Match:

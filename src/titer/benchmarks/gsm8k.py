@@ -29,18 +29,27 @@ class GSM8K(Benchmark):
     layouts: ClassVar[Sequence[tuple[str, ...]]] = (("question", "answer"),)
 
     def recognizes(self, records: Sequence[Mapping[str, Any]]) -> bool:
-        return all({"question", "answer"} <= record.keys() and "####" in str(record["answer"]) for record in records)
+        return all(
+            {"question", "answer"} <= record.keys() and "####" in str(record["answer"])
+            for record in records
+        )
 
     def row(self, record: Mapping[str, Any]) -> Row:
         solution = str(record["answer"])
         if "####" not in solution:
-            raise ValueError(f"the answer {solution[:60]!r} has no '####' before its number, as GSM8K's have")
-        return Row(f"{record['question']}{THINK if self.think else ''}", solution.replace("####", FINAL))
+            raise ValueError(
+                f"the answer {solution[:60]!r} has no '####' before its number, as GSM8K's have"
+            )
+        return Row(
+            f"{record['question']}{THINK if self.think else ''}", solution.replace("####", FINAL)
+        )
 
     def match(self, row: Row, answer: str) -> Match:
         right = number(row.response)
         if right is None:
-            raise ValueError(f"the right answer to {row.question[:60]!r} holds no number: GSM8K compares numbers")
+            raise ValueError(
+                f"the right answer to {row.question[:60]!r} holds no number: GSM8K compares numbers"
+            )
         return Match(number(answer) == right, right in numbers(answer))
 
 

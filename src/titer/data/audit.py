@@ -28,7 +28,10 @@ from titer.data.rows import Row, identity
 
 SEQUENCE = 5  # words
 NEAR = 0.7
-BANDS, ROWS = 48, 6  # a pair of Jaccard J becomes a candidate with probability 1 - (1 - J^6)^48: 0.9975 at 0.7, 0.03 at 0.3
+BANDS, ROWS = (
+    48,
+    6,
+)  # a pair of Jaccard J becomes a candidate with probability 1 - (1 - J^6)^48: 0.9975 at 0.7, 0.03 at 0.3
 SEED = 1  # of the permutations: the same rows give the same audit
 EXAMPLES = 3
 EXCERPT = 60  # characters
@@ -51,7 +54,9 @@ class Overlap:
     roles: tuple[str, str]
     prompts: tuple[int, int]
     exact: int  # prompts that are in both
-    near: tuple[int, int]  # of the others, those of either side that are near a prompt of the other side, shared ones included
+    near: tuple[
+        int, int
+    ]  # of the others, those of either side that are near a prompt of the other side, shared ones included
     examples: tuple[Example, ...]  # of exact ones, then the closest of the near
 
 
@@ -67,7 +72,9 @@ def sequences(text: str) -> frozenset[str]:
     words = re.findall(r"\w+", text.lower())
     if not words:
         return frozenset()
-    return frozenset(" ".join(words[i : i + SEQUENCE]) for i in range(max(len(words) - SEQUENCE + 1, 1)))
+    return frozenset(
+        " ".join(words[i : i + SEQUENCE]) for i in range(max(len(words) - SEQUENCE + 1, 1))
+    )
 
 
 def jaccard(a: frozenset[str], b: frozenset[str]) -> float:
@@ -90,10 +97,14 @@ class _Prompts:
         excerpts: dict[str, str] = {}
         for row in rows:
             question = " ".join(row.question.split())
-            excerpts.setdefault(identity(row), question if len(question) <= EXCERPT else question[:EXCERPT] + "...")
+            excerpts.setdefault(
+                identity(row), question if len(question) <= EXCERPT else question[:EXCERPT] + "..."
+            )
         found = {key: said for key in excerpts if (said := sequences(key))}
         encoded = ([sequence.encode() for sequence in sorted(said)] for said in found.values())
-        hashes = dict(zip(found, MinHash.generator(encoded, num_perm=BANDS * ROWS, seed=SEED), strict=True))
+        hashes = dict(
+            zip(found, MinHash.generator(encoded, num_perm=BANDS * ROWS, seed=SEED), strict=True)
+        )
         index = MinHashLSH(num_perm=BANDS * ROWS, params=(BANDS, ROWS))
         for key, value in hashes.items():
             index.insert(key, value)
@@ -119,5 +130,10 @@ def _compare(roles: tuple[str, str], first: _Prompts, second: _Prompts) -> Overl
     examples = [example(key, key, 1.0) for key in sorted(shared)[:EXAMPLES]]
     examples += [example(a, b, -negative) for negative, a, b in near[:EXAMPLES]]
     # counted are those that are not shared themselves, or one copied prompt would stand under both headings
-    sides = len({a for _, a, _ in near if a not in second.excerpts}), len({b for _, _, b in near if b not in first.excerpts})
-    return Overlap(roles, (len(first.excerpts), len(second.excerpts)), len(shared), sides, tuple(examples))
+    sides = (
+        len({a for _, a, _ in near if a not in second.excerpts}),
+        len({b for _, _, b in near if b not in first.excerpts}),
+    )
+    return Overlap(
+        roles, (len(first.excerpts), len(second.excerpts)), len(shared), sides, tuple(examples)
+    )

@@ -41,17 +41,32 @@ class Batch:
     tokens: int  # of answers
     length: int  # tokens, prompts included
     rows: int
-    others: Batch | None = None  # the same prompts with the other answers, of the rows that are one of a pair
+    others: Batch | None = (
+        None  # the same prompts with the other answers, of the rows that are one of a pair
+    )
 
     @staticmethod
-    def of(stream: str, chunks: Sequence[Sequence[Encoded]], pad: int, device: torch.device | str = "cpu", mine: slice = EVERY) -> Batch:
+    def of(
+        stream: str,
+        chunks: Sequence[Sequence[Encoded]],
+        pad: int,
+        device: torch.device | str = "cpu",
+        mine: slice = EVERY,
+    ) -> Batch:
         """The batch of the micro-batches of all ranks, of which `mine` are this rank's. One without a row is left out."""
         rows = [row for chunk in chunks for row in chunk]
         parts = tuple(collate(chunk, pad, device) for chunk in chunks[mine] if chunk)
         pairs = [[row.other for row in chunk if row.other] for chunk in chunks]
         others = Batch.of(stream, pairs, pad, device, mine) if any(pairs) else None
         lengths = [len(row.ids) for row in rows]
-        return Batch(stream, parts, sum(lengths) - sum(row.answer for row in rows), sum(lengths), len(rows), others)
+        return Batch(
+            stream,
+            parts,
+            sum(lengths) - sum(row.answer for row in rows),
+            sum(lengths),
+            len(rows),
+            others,
+        )
 
 
 def collate(rows: Sequence[Encoded], pad: int, device: torch.device | str = "cpu") -> Part:
@@ -75,7 +90,9 @@ class Stream:
     rows: Sequence[Encoded]
     seed: int
     position: int = 0
-    _order: tuple[int, list[int]] = field(default=(-1, []), repr=False)  # the epoch and its permutation
+    _order: tuple[int, list[int]] = field(
+        default=(-1, []), repr=False
+    )  # the epoch and its permutation
 
     def take(self, count: int) -> list[Encoded]:
         taken = []

@@ -19,19 +19,61 @@ class Entry:
 
 
 ENTRIES = (
-    Entry("PKU-Alignment/BeaverTails", "harmful prompts, answers with is_safe and 14 categories", "CC BY-NC 4.0", commercial=False),
-    Entry("anonymous4486/repnoise_beavertail", "BeaverTails prompts, each with a harmful answer and a refusal", None),
-    Entry("walledai/AdvBench", "harmful instructions with the beginnings of their answers", "MIT", commercial=True, gated=True),
-    Entry("JailbreakBench/JBB-Behaviors", "100 harmful behaviors and 100 harmless twins", "MIT", commercial=True),
+    Entry(
+        "PKU-Alignment/BeaverTails",
+        "harmful prompts, answers with is_safe and 14 categories",
+        "CC BY-NC 4.0",
+        commercial=False,
+    ),
+    Entry(
+        "anonymous4486/repnoise_beavertail",
+        "BeaverTails prompts, each with a harmful answer and a refusal",
+        None,
+    ),
+    Entry(
+        "walledai/AdvBench",
+        "harmful instructions with the beginnings of their answers",
+        "MIT",
+        commercial=True,
+        gated=True,
+    ),
+    Entry(
+        "JailbreakBench/JBB-Behaviors",
+        "100 harmful behaviors and 100 harmless twins",
+        "MIT",
+        commercial=True,
+    ),
     Entry("walledai/HarmBench", "harmful behaviors", "MIT", commercial=True, gated=True),
-    Entry("LLM-Tuning-Safety/HEx-PHI", "harmful instructions of 11 policy categories, not to be redistributed", None, gated=True),
-    Entry("walledai/XSTest", "harmless prompts that look harmful, for over-refusal", "CC BY 4.0", commercial=True, gated=True),
-    Entry("bench-llm/or-bench", "harmless prompts that look harmful, for over-refusal", "CC BY 4.0", commercial=True),
+    Entry(
+        "LLM-Tuning-Safety/HEx-PHI",
+        "harmful instructions of 11 policy categories, not to be redistributed",
+        None,
+        gated=True,
+    ),
+    Entry(
+        "walledai/XSTest",
+        "harmless prompts that look harmful, for over-refusal",
+        "CC BY 4.0",
+        commercial=True,
+        gated=True,
+    ),
+    Entry(
+        "bench-llm/or-bench",
+        "harmless prompts that look harmful, for over-refusal",
+        "CC BY 4.0",
+        commercial=True,
+    ),
     Entry("tatsu-lab/alpaca", "instructions with answers", "CC BY-NC 4.0", commercial=False),
     Entry("stanfordnlp/sst2", "SST-2, sentiment of film reviews", None),
     Entry("fancyzhx/ag_news", "AG News, topics of news articles", None),
     Entry("openai/gsm8k", "GSM8K, grade-school mathematics (subset main)", "MIT", commercial=True),
-    Entry("PKU-Alignment/beaver-dam-7b", "a judge of 14 categories of harm", "non-commercial", commercial=False, kind="model"),
+    Entry(
+        "PKU-Alignment/beaver-dam-7b",
+        "a judge of 14 categories of harm",
+        "non-commercial",
+        commercial=False,
+        kind="model",
+    ),
 )
 
 

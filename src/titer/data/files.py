@@ -18,7 +18,9 @@ class Record:
     fields: dict[str, Any]
 
 
-def read(path: Path, split: str | None = None, subset: str | None = None, known: Collection[str] = ()) -> list[Record]:
+def read(
+    path: Path, split: str | None = None, subset: str | None = None, known: Collection[str] = ()
+) -> list[Record]:
     """All records of a file or folder.
 
     `split` and `subset` choose within a `datasets` folder. A CSV or TSV file whose first line holds none of the `known` names
@@ -34,7 +36,9 @@ def read(path: Path, split: str | None = None, subset: str | None = None, known:
         )
     else:
         if split or subset:
-            raise ValueError(f"{path}: a single file has no split {split or subset!r}: leave it out, or name the folder")
+            raise ValueError(
+                f"{path}: a single file has no split {split or subset!r}: leave it out, or name the folder"
+            )
         try:
             records = list(READERS[path.suffix](path, known))
         except UnicodeDecodeError as error:
@@ -45,7 +49,9 @@ def read(path: Path, split: str | None = None, subset: str | None = None, known:
 
 
 def _json_lines(path: Path, known: Collection[str]) -> Iterator[Record]:
-    lines = path.read_text(encoding="utf-8-sig").split("\n")  # not splitlines: a JSON text may hold U+2028
+    lines = path.read_text(encoding="utf-8-sig").split(
+        "\n"
+    )  # not splitlines: a JSON text may hold U+2028
     for number, line in enumerate(lines, 1):
         if line.strip():
             place = f"{path}:{number}"
@@ -81,7 +87,9 @@ def _csv(path: Path, known: Collection[str]) -> Iterator[Record]:
 
 
 def _tsv(path: Path, known: Collection[str]) -> Iterator[Record]:
-    return _table(path, known, "\t", csv.QUOTE_NONE)  # as GLUE and its kin are written: a quotation mark is text
+    return _table(
+        path, known, "\t", csv.QUOTE_NONE
+    )  # as GLUE and its kin are written: a quotation mark is text
 
 
 def _table(path: Path, known: Collection[str], delimiter: str, quoting: Any) -> Iterator[Record]:
@@ -100,7 +108,9 @@ def _table(path: Path, known: Collection[str], delimiter: str, quoting: Any) -> 
                     if headed:
                         continue
                 if len(cells) != len(names):
-                    raise ValueError(f"{place}: {len(cells)} cells where the first line has {len(names)}")
+                    raise ValueError(
+                        f"{place}: {len(cells)} cells where the first line has {len(names)}"
+                    )
                 yield Record(place, dict(zip(names, cells, strict=True)))
         except csv.Error as error:
             raise ValueError(f"{path}:{reader.line_num}: not a table ({error})") from None
@@ -133,7 +143,9 @@ def _folder(path: Path, split: str | None, subset: str | None) -> Iterator[Recor
                 raise ValueError(f"{wanted}; there is {', '.join(subsets)}")
             loaded = datasets.load_dataset(str(path), name=subset)
     except (ValueError, OSError, datasets.exceptions.DatasetsError) as error:
-        raise ValueError(f"{path} cannot be read by `datasets`: {' '.join(str(error).split())[:200]}") from None
+        raise ValueError(
+            f"{path} cannot be read by `datasets`: {' '.join(str(error).split())[:200]}"
+        ) from None
     if isinstance(loaded, datasets.DatasetDict):
         if split is None and len(loaded) == 1:
             split = next(iter(loaded))

@@ -15,8 +15,17 @@ from titer.errors import nearest
 Kind = Literal["model", "dataset"]
 
 SAFE = ("*.safetensors", "*.json", "*.txt", "*.jinja", "*.model")
-UNSAFE = ("*.bin", "*.pt", "*.pth", "*.py")  # pickles and code: loading them runs what their author wrote
-TABLES = tuple(f"*.{form}{packed}" for form in ("json", "jsonl", "csv", "tsv", "parquet") for packed in ("", ".gz", ".bz2", ".xz", ".zst"))
+UNSAFE = (
+    "*.bin",
+    "*.pt",
+    "*.pth",
+    "*.py",
+)  # pickles and code: loading them runs what their author wrote
+TABLES = tuple(
+    f"*.{form}{packed}"
+    for form in ("json", "jsonl", "csv", "tsv", "parquet")
+    for packed in ("", ".gz", ".bz2", ".xz", ".zst")
+)
 
 
 @dataclass(frozen=True)
@@ -25,7 +34,9 @@ class Found:
     revision: str | None  # commit, None for a directory of the user's own
 
 
-def find(name: str, kind: Kind = "model", revision: str | None = None, *, unsafe: bool = False) -> Found:
+def find(
+    name: str, kind: Kind = "model", revision: str | None = None, *, unsafe: bool = False
+) -> Found:
     """The folder that `name` means: a directory, which goes first, or a hub id `owner/name`.
 
     Without a revision a repository stays at its recorded commit, or is downloaded at its newest; `revision="main"` updates it.
@@ -35,7 +46,9 @@ def find(name: str, kind: Kind = "model", revision: str | None = None, *, unsafe
     local = Path(name).expanduser()
     if name and local.is_dir():
         if revision is not None:
-            raise ValueError(f"revision={revision!r}: {kind} {name!r} is a local directory, which has no revisions; leave it out")
+            raise ValueError(
+                f"revision={revision!r}: {kind} {name!r} is a local directory, which has no revisions; leave it out"
+            )
         return Found(local, None)
     if local.is_file() or not re.fullmatch(r"[\w.-]+/[\w.-]+", name):
         raise _meaningless(name, kind)
@@ -55,18 +68,24 @@ def find(name: str, kind: Kind = "model", revision: str | None = None, *, unsafe
     patterns = [*TABLES, "README.md"] if kind == "dataset" else [*SAFE, *(UNSAFE if unsafe else ())]
     others = ["*/*"] if kind == "model" else None  # copies in other formats
     try:
-        folder = snapshot_download(name, repo_type=kind, revision=revision, allow_patterns=patterns, ignore_patterns=others)
+        folder = snapshot_download(
+            name, repo_type=kind, revision=revision, allow_patterns=patterns, ignore_patterns=others
+        )
     except HFValidationError:
         raise _meaningless(name, kind) from None
     except GatedRepoError:
-        raise ValueError(f"{kind} {name!r} is gated: accept its terms on {page}, then run `hf auth login`") from None
+        raise ValueError(
+            f"{kind} {name!r} is gated: accept its terms on {page}, then run `hf auth login`"
+        ) from None
     except RepositoryNotFoundError:
         raise ValueError(
             f"{kind} {name!r}: no such directory here and no such repository on the hub; check the name, or run `hf auth login` "
             "if it is private"
         ) from None
     except RevisionNotFoundError:
-        raise ValueError(f"revision={revision!r}: {kind} {name!r} has none of that name; give a branch, tag or commit of {page}") from None
+        raise ValueError(
+            f"revision={revision!r}: {kind} {name!r} has none of that name; give a branch, tag or commit of {page}"
+        ) from None
     except (LocalEntryNotFoundError, OfflineModeIsEnabled, HTTPError) as error:
         cause = " ".join(str(error.__cause__ or error).split())
         raise ValueError(
@@ -80,7 +99,12 @@ def recorded(name: str, kind: Kind = "model") -> str | None:
     """The commit at which the hub's cache holds a repository; None before its first download, and for directories."""
     from huggingface_hub import constants
 
-    main = Path(constants.HF_HUB_CACHE).expanduser() / f"{kind}s--{name.replace('/', '--')}" / "refs" / "main"
+    main = (
+        Path(constants.HF_HUB_CACHE).expanduser()
+        / f"{kind}s--{name.replace('/', '--')}"
+        / "refs"
+        / "main"
+    )
     commit = main.read_text(encoding="utf-8").strip() if main.is_file() else ""
     return commit if re.fullmatch("[0-9a-f]{40}", commit) else None
 
@@ -89,7 +113,15 @@ def _meaningless(name: str, kind: Kind) -> ValueError:
     """The error for a name that is no directory and cannot be a hub id either."""
     path = Path(name).expanduser()
     if path.is_file():
-        return ValueError(f"{kind} {name!r} is a file: give a directory, or a hub id like 'owner/name'")
-    beside = [other.name for other in path.parent.iterdir() if other.is_dir()] if path.parent.is_dir() else []
+        return ValueError(
+            f"{kind} {name!r} is a file: give a directory, or a hub id like 'owner/name'"
+        )
+    beside = (
+        [other.name for other in path.parent.iterdir() if other.is_dir()]
+        if path.parent.is_dir()
+        else []
+    )
     hint = nearest(path.name, beside)
-    return ValueError(f"{kind} {name!r}: no such directory, and no hub id either: {hint}Give a directory, or an id like 'owner/name'")
+    return ValueError(
+        f"{kind} {name!r}: no such directory, and no hub id either: {hint}Give a directory, or an id like 'owner/name'"
+    )

@@ -39,7 +39,11 @@ def digest(rows: Iterable[Row]) -> str:
     """SHA-256 over all that the rows say, in order."""
     hasher = hashlib.sha256()
     for row in rows:
-        more: list[object] = [row.input, *((turn.role, turn.content) for turn in row.before)] if row.input or row.before else []
+        more: list[object] = (
+            [row.input, *((turn.role, turn.content) for turn in row.before)]
+            if row.input or row.before
+            else []
+        )
         more += [{"other": row.other}] if row.other else []
         hasher.update(json.dumps([row.prompt, row.response, *more]).encode())
     return hasher.hexdigest()
@@ -47,7 +51,9 @@ def digest(rows: Iterable[Row]) -> str:
 
 def identity(row: Row) -> str:
     """What makes the prompts of two rows the same: their words, however they are spaced or capitalized."""
-    return " ".join(" ".join([*(turn.content for turn in row.before), row.question]).lower().split())
+    return " ".join(
+        " ".join([*(turn.content for turn in row.before), row.question]).lower().split()
+    )
 
 
 def paired(rows: Iterable[Row], others: Iterable[Row]) -> list[Row]:
@@ -72,7 +78,9 @@ def check_disjoint(roles: Mapping[str, Sequence[Row]], but: tuple[str, str] | No
             )
 
 
-def without_shared(roles: Mapping[str, Sequence[Row]], but: tuple[str, str]) -> dict[str, list[Row]]:
+def without_shared(
+    roles: Mapping[str, Sequence[Row]], but: tuple[str, str]
+) -> dict[str, list[Row]]:
     """The rows whose prompts no earlier role has, except that the pair `but` may share theirs."""
     kept: dict[str, list[Row]] = {}
     for role, rows in roles.items():

@@ -22,7 +22,9 @@ class Schema:
     make: Callable[[Fields, Kind], Row | None]
 
 
-def rows(records: Sequence[Record], kind: Kind, columns: Mapping[str, str]) -> tuple[list[Row], str]:
+def rows(
+    records: Sequence[Record], kind: Kind, columns: Mapping[str, str]
+) -> tuple[list[Row], str]:
     """The rows of a kind, and the name of their schema. `columns` renames a file's columns: schema's name -> file's name.
 
     Raises, naming the record, where no schema fits or a text is missing or empty.
@@ -32,27 +34,40 @@ def rows(records: Sequence[Record], kind: Kind, columns: Mapping[str, str]) -> t
         raise ValueError(f"{records[0].place}: no column {absent[0]!r}; {found(records[0])}")
     named = [Record(record.place, renamed(record.fields, columns)) for record in records]
     wanted = [schema for schema in SCHEMAS if kind is Prompts or schema.name != "prompts"]
-    schema = next((each for each in wanted if all(column in named[0].fields for column in each.columns)), None)
+    schema = next(
+        (each for each in wanted if all(column in named[0].fields for column in each.columns)), None
+    )
     if schema is None:
         layouts = "; ".join(f"{' + '.join(each.columns)} ({each.name})" for each in wanted)
-        raise ValueError(f"{records[0].place}: {found(records[0])}; known are {layouts}: name yours with columns, e.g. {{prompt: yours}}")
+        raise ValueError(
+            f"{records[0].place}: {found(records[0])}; known are {layouts}: name yours with columns, e.g. {{prompt: yours}}"
+        )
     made = []
     for record in named:
         try:
             row = schema.make(record.fields, kind)
         except (ValueError, KeyError) as error:
-            reason = f"no {error.args[0]!r}; {found(record)}" if isinstance(error, KeyError) else str(error)
+            reason = (
+                f"no {error.args[0]!r}; {found(record)}"
+                if isinstance(error, KeyError)
+                else str(error)
+            )
             raise ValueError(f"{record.place}: {reason}") from None
         if row is not None:
             if kind is not Prompts and not row.response.strip():
-                raise ValueError(f"{record.place}: the response is empty; a row without an answer trains nothing")
+                raise ValueError(
+                    f"{record.place}: the response is empty; a row without an answer trains nothing"
+                )
             made.append(row)
     return made, schema.name
 
 
 def found(record: Record) -> str:
     """The columns of a record, in words; the cells too where the columns have no names of their own."""
-    names = [f"{key!r} ({str(value)[:20]!r})" if key.startswith("column ") else repr(key) for key, value in record.fields.items()]
+    names = [
+        f"{key!r} ({str(value)[:20]!r})" if key.startswith("column ") else repr(key)
+        for key, value in record.fields.items()
+    ]
     return f"the columns found are {', '.join(names) or 'none'}"
 
 
@@ -78,13 +93,17 @@ def _safe(fields: Fields) -> bool:
 def _messages(fields: Fields, kind: Kind) -> Row | None:
     """A conversation that ends with the assistant, or for prompts with the user; what stands before its last question is context."""
     turns = fields["messages"]
-    if not isinstance(turns, list | tuple) or not all(isinstance(turn, Mapping) and {"role", "content"} <= turn.keys() for turn in turns):
+    if not isinstance(turns, list | tuple) or not all(
+        isinstance(turn, Mapping) and {"role", "content"} <= turn.keys() for turn in turns
+    ):
         raise ValueError("'messages' is no list of turns with a 'role' and a 'content'")
     said = [Turn(_text(turn, "role"), _text(turn, "content")) for turn in turns]
     answer = said.pop().content if said and said[-1].role == "assistant" else ""
     if not said or said[-1].role != "user" or (not answer and kind is not Prompts):
         roles = ", ".join(turn.role for turn in said) or "none"
-        raise ValueError(f"the conversation must end with a user's turn and the assistant's answer; before the answer it has {roles}")
+        raise ValueError(
+            f"the conversation must end with a user's turn and the assistant's answer; before the answer it has {roles}"
+        )
     return Row(said[-1].content, answer, before=tuple(said[:-1]))
 
 
@@ -105,11 +124,19 @@ def _beavertails(fields: Fields, kind: Kind) -> Row | None:
 
 
 def _alpaca(fields: Fields, kind: Kind) -> Row | None:
-    return Row(_text(fields, "instruction"), _text(fields, "output"), input=_text(fields, "input") if fields.get("input") else "")
+    return Row(
+        _text(fields, "instruction"),
+        _text(fields, "output"),
+        input=_text(fields, "input") if fields.get("input") else "",
+    )
 
 
 def _pair(fields: Fields, kind: Kind) -> Row | None:
-    return Row(_text(fields, "prompt"), _text(fields, "response"), input=_text(fields, "input") if fields.get("input") else "")
+    return Row(
+        _text(fields, "prompt"),
+        _text(fields, "response"),
+        input=_text(fields, "input") if fields.get("input") else "",
+    )
 
 
 def _prompt(fields: Fields, kind: Kind) -> Row | None:

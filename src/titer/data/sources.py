@@ -27,9 +27,15 @@ class Source(Config):
     path: str  # a JSON, JSON-lines, CSV, TSV or parquet file, a `datasets` folder, or a data set of the hub by its name
     split: str | None = None  # where it has several
     subset: str | None = None  # a configuration of a data set of the hub
-    revision: str | None = None  # a commit of the hub; None: the one that was downloaded first, else the newest
-    columns: dict[str, str] = field(default_factory=dict)  # a schema's name of a column -> the file's, e.g. {prompt: question}
-    where: dict[str, Any] = field(default_factory=dict)  # only records with these values; of a category of BeaverTails, its name
+    revision: str | None = (
+        None  # a commit of the hub; None: the one that was downloaded first, else the newest
+    )
+    columns: dict[str, str] = field(
+        default_factory=dict
+    )  # a schema's name of a column -> the file's, e.g. {prompt: question}
+    where: dict[str, Any] = field(
+        default_factory=dict
+    )  # only records with these values; of a category of BeaverTails, its name
     seed: int | None = None  # shuffle the rows by it
     skip: int = 0  # leave out so many rows at the beginning
     limit: int | None = None  # then take at most so many
@@ -41,7 +47,9 @@ class Source(Config):
             raise ValueError(f"limit={self.limit}: must be at least 1, or null for all rows")
 
 
-Given = Annotated[Source, BeforeValidator(lambda given: {"path": given} if isinstance(given, str) else given)]
+Given = Annotated[
+    Source, BeforeValidator(lambda given: {"path": given} if isinstance(given, str) else given)
+]
 
 
 def recognized(records: Sequence[Record]) -> Benchmark | None:
@@ -65,9 +73,14 @@ class Reader:
         made, schema = schemas.rows(records, kind, source.columns)
         return self._kept(role, source, made, schema, len(records))
 
-    def task_rows(self, role: str, source: Source, records: Sequence[Record], benchmark: Benchmark) -> list[Row]:
+    def task_rows(
+        self, role: str, source: Source, records: Sequence[Record], benchmark: Benchmark
+    ) -> list[Row]:
         """The rows of a task, as its benchmark asks them; records that are conversations already are taken as they are."""
-        renamed = [Record(record.place, schemas.renamed(record.fields, source.columns)) for record in records]
+        renamed = [
+            Record(record.place, schemas.renamed(record.fields, source.columns))
+            for record in records
+        ]
         if not any(renamed[0].fields.keys() >= set(layout) for layout in benchmark.layouts):
             made, schema = schemas.rows(records, Kind.ANSWERS, source.columns)
             return self._kept(role, source, made, schema, len(records))
@@ -81,22 +94,38 @@ class Reader:
 
     def records(self, source: Source) -> list[Record]:
         """The records that the source's `where` lets through."""
-        known = {column for schema in schemas.SCHEMAS for column in schema.columns} | set(source.columns.values())
+        known = {column for schema in schemas.SCHEMAS for column in schema.columns} | set(
+            source.columns.values()
+        )
         for name in registry.names("benchmarks"):
-            known |= {column for layout in cast(Any, registry.load("benchmarks", name)).layouts for column in layout}
-        records = files.read(locate(source.path, source.revision).folder, source.split, source.subset, known)
+            known |= {
+                column
+                for layout in cast(Any, registry.load("benchmarks", name)).layouts
+                for column in layout
+            }
+        records = files.read(
+            locate(source.path, source.revision).folder, source.split, source.subset, known
+        )
         kept = [record for record in records if _passes(record, source.where)]
         if not kept:
-            raise ValueError(f"{source.path}: none of its {len(records)} records has {source.where}")
+            raise ValueError(
+                f"{source.path}: none of its {len(records)} records has {source.where}"
+            )
         return kept
 
-    def _kept(self, role: str, source: Source, made: list[Row], schema: str, records: int) -> list[Row]:
+    def _kept(
+        self, role: str, source: Source, made: list[Row], schema: str, records: int
+    ) -> list[Row]:
         if not made:
-            raise ValueError(f"{role}: none of the {records} records of {source.path} ({schema}) is of the kind that this role needs")
+            raise ValueError(
+                f"{role}: none of the {records} records of {source.path} ({schema}) is of the kind that this role needs"
+            )
         order = made if source.seed is None else random.Random(source.seed).sample(made, len(made))
         kept = order[source.skip :][: source.limit]
         if not kept:
-            raise ValueError(f"{role}: skip={source.skip} leaves none of the {len(made)} rows of {source.path}")
+            raise ValueError(
+                f"{role}: skip={source.skip} leaves none of the {len(made)} rows of {source.path}"
+            )
         known, revision = catalog.entry(source.path), locate(source.path, source.revision).revision
         self.facts[role] = {
             "path": source.path,
@@ -105,7 +134,11 @@ class Reader:
             "rows": len(kept),
             **({"split": source.split} if source.split else {}),
             **({"revision": revision} if revision else {}),
-            **({"licence": known.licence, "commercial use": known.commercial, "gated": known.gated} if known else {}),
+            **(
+                {"licence": known.licence, "commercial use": known.commercial, "gated": known.gated}
+                if known
+                else {}
+            ),
         }
         return kept
 
@@ -122,7 +155,9 @@ def locate(path: str, revision: str | None) -> hub.Found:
 def _passes(record: Record, where: Mapping[str, Any]) -> bool:
     for name, wanted in where.items():
         if name not in record.fields:
-            raise ValueError(f"{record.place}: where names no column {name!r}; {schemas.found(record)}")
+            raise ValueError(
+                f"{record.place}: where names no column {name!r}; {schemas.found(record)}"
+            )
         value = record.fields[name]
         if isinstance(value, Mapping):  # a flag per category
             if wanted not in value:

@@ -100,7 +100,9 @@ class Template:
             except TooLongError as error:
                 over.append(error)
         if over:
-            raise ValueError(f"{what}: {len(over)} of {len(rows)} rows do not fit: {max(over, key=lambda error: error.answer)}")
+            raise ValueError(
+                f"{what}: {len(over)} of {len(rows)} rows do not fit: {max(over, key=lambda error: error.answer)}"
+            )
         return encoded
 
     @cached_property
@@ -115,9 +117,14 @@ class Template:
         It belongs to the prompt: the model is asked for the answer alone, in training and in generation.
         """
         turns, probe = self._turns(Row("How are you?")), "answer-probe"
-        both, prompt = self._rendered([*turns, {"role": "assistant", "content": probe}], False), self._rendered(turns, True)
+        both, prompt = (
+            self._rendered([*turns, {"role": "assistant", "content": probe}], False),
+            self._rendered(turns, True),
+        )
         header = both.removeprefix(prompt).partition(probe)[0] if both.startswith(prompt) else ""
-        return header if header.strip() else ""  # a space alone is the answer's, and in its first token
+        return (
+            header if header.strip() else ""
+        )  # a space alone is the answer's, and in its first token
 
     def _turns(self, row: Row) -> list[dict[str, str]]:
         own = any(turn.role == "system" for turn in row.before)
@@ -128,11 +135,18 @@ class Template:
     def _rendered(self, turns: Sequence[dict[str, str]], generating: bool) -> str:
         try:
             return str(
-                self.tokenizer.apply_chat_template(list(turns), tokenize=False, add_generation_prompt=generating, enable_thinking=False)
+                self.tokenizer.apply_chat_template(
+                    list(turns),
+                    tokenize=False,
+                    add_generation_prompt=generating,
+                    enable_thinking=False,
+                )
             )
         except TemplateError as error:
             roles = ", ".join(turn["role"] for turn in turns)
-            raise ValueError(f"the chat template refuses a conversation of the turns {roles}: {error}") from None
+            raise ValueError(
+                f"the chat template refuses a conversation of the turns {roles}: {error}"
+            ) from None
 
     @property
     def _eos(self) -> int:

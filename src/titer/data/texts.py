@@ -17,7 +17,9 @@ _ALPACA_INPUT = (
 )
 
 
-TEXTS: Mapping[str, tuple[str, str]] = {  # what stands before the answer: of a prompt alone, and of one with an input
+TEXTS: Mapping[
+    str, tuple[str, str]
+] = {  # what stands before the answer: of a prompt alone, and of one with an input
     "alpaca": (  # as trained and evaluated in the repositories of arXiv 2409.01586, 2408.09600 and 2410.09760
         f"{_ALPACA}\n\n### Instruction:\n{{prompt}}\n\n### Response:\n",
         f"{_ALPACA_INPUT}\n\n### Instruction:\n{{prompt}}\n\n### Input:\n{{input}}\n\n### Response:\n",

@@ -36,11 +36,15 @@ class AdversarialLoss(Defense):
 
     def __post_init__(self) -> None:
         if not self.beta >= 0.0:
-            raise ValueError(f"beta={self.beta}: must be at least 0; a negative one would learn the harmful answers")
+            raise ValueError(
+                f"beta={self.beta}: must be at least 0; a negative one would learn the harmful answers"
+            )
 
     def gradient(self, step: Step, state: None) -> Vec:
         g_f = step.grad(step.batch("rows"))  # grad f
-        g_h = step.grad(step.batch("harmful"), clamped if self.bound == "clamp" else cross_entropy)  # grad h
+        g_h = step.grad(
+            step.batch("harmful"), clamped if self.bound == "clamp" else cross_entropy
+        )  # grad h
         assert g_h.loss is not None  # it is a gradient
         step.log(f=g_f.loss, h=g_h.loss)
         return g_f - (self.beta if self.bound == "clamp" else self.beta / (1 + g_h.loss)) * g_h
@@ -48,4 +52,8 @@ class AdversarialLoss(Defense):
 
 def clamped(model: PreTrainedModel, part: Part) -> Tensor:
     """Cross-entropy in which no token counts more than ln V, what a uniform guess has; nor has it a gradient then."""
-    return cross_entropy(model, part, "none").clamp(max=math.log(model.config.get_text_config().vocab_size)).sum()
+    return (
+        cross_entropy(model, part, "none")
+        .clamp(max=math.log(model.config.get_text_config().vocab_size))
+        .sum()
+    )

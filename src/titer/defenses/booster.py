@@ -27,7 +27,9 @@ from titer.methods import Defense, Harmful, Kind, Refusals
 from titer.training.step import Step
 from titer.training.vector import Vec
 
-LOOKS = 20  # regularized updates from one whose cosine of grad f and the bracket is logged to the next
+LOOKS = (
+    20  # regularized updates from one whose cosine of grad f and the bracket is logged to the next
+)
 
 
 @dataclass(frozen=True)
@@ -45,7 +47,9 @@ class Booster(Defense):
         if self.every < 1:
             raise ValueError(f"every={self.every}: must be at least 1")
         if isinstance(self.align, Booster):
-            raise ValueError("align=booster: Booster regularizes how another method aligns, not itself")
+            raise ValueError(
+                "align=booster: Booster regularizes how another method aligns, not itself"
+            )
 
     @property
     def period(self) -> int:

@@ -34,7 +34,9 @@ class EMA(Defense):
 
     def __post_init__(self) -> None:
         if not 0.0 <= self.decay < 1.0:
-            raise ValueError(f"decay={self.decay}: must be at least 0 and below 1, where nothing would ever be learned")
+            raise ValueError(
+                f"decay={self.decay}: must be at least 0 and below 1, where nothing would ever be learned"
+            )
 
     def prepare(self, step: Step) -> Average:
         return Average({name: weight.detach().clone() for name, weight in step.parameters.items()})

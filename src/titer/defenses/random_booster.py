@@ -42,7 +42,12 @@ class RandomBooster(Defense):
 
 def direction(step: Step) -> Vec:
     """u, the direction of this update: normal in every coordinate, divided by its norm."""
-    seed = random.Random(f"random_booster {step.streams['rows'].seed} {step.update}").getrandbits(63)
+    seed = random.Random(f"random_booster {step.streams['rows'].seed} {step.update}").getrandbits(
+        63
+    )
     generator = torch.Generator().manual_seed(seed)  # on the CPU: the same direction on any machine
-    normal = {name: torch.randn(weight.shape, generator=generator).to(weight) for name, weight in step.parameters.items()}
+    normal = {
+        name: torch.randn(weight.shape, generator=generator).to(weight)
+        for name, weight in step.parameters.items()
+    }
     return Vec.of(normal).unit()

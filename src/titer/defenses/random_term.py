@@ -31,7 +31,10 @@ class RandomTerm(Defense):
 
     match: Defense = field(default_factory=AdversarialLoss)  # whose terms are met in size
     paper: ClassVar[str] = "2402.16382"
-    streams: ClassVar[Mapping[str, Kind]] = {"rows": Refusals, "harmful": Harmful}  # those of the default; an instance has its match's
+    streams: ClassVar[Mapping[str, Kind]] = {
+        "rows": Refusals,
+        "harmful": Harmful,
+    }  # those of the default; an instance has its match's
 
     def __post_init__(self) -> None:
         if isinstance(self.match, RandomTerm) or not WITH_HARM & set(self.match.streams.values()):
@@ -55,7 +58,9 @@ class RandomTerm(Defense):
         g_match = self.match.gradient(step, state)
         g_f = step.grad(step.batch("rows"))  # grad f(w)
         if set(g_match.names()) != set(g_f.names()):
-            raise ValueError(f"match={name_of(self.match)}: it trains a part of the weights at an update, so it adds no term to grad f")
+            raise ValueError(
+                f"match={name_of(self.match)}: it trains a part of the weights at an update, so it adds no term to grad f"
+            )
         size = (g_match - g_f).norm()
         step.log(f=g_f.loss, term=size)
         return g_f + size * direction(step)

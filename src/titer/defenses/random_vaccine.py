@@ -50,7 +50,14 @@ def noise(step: Step, batch: Batch) -> Acts:
     first = step.accelerator.process_index * len(batch.parts)  # of this rank's micro-batches
     parts: list[dict[int, Tensor]] = []
     for i, part in enumerate(batch.parts, first):
-        generator = torch.Generator().manual_seed(random.Random(f"random_vaccine {seed} {step.update} {i}").getrandbits(63))  # on the CPU
+        generator = torch.Generator().manual_seed(
+            random.Random(f"random_vaccine {seed} {step.update} {i}").getrandbits(63)
+        )  # on the CPU
         mask = part.mask.unsqueeze(-1).to(step.model.dtype)  # (B, T, 1)
-        parts.append({layer: torch.randn((*part.ids.shape, width), generator=generator).to(mask) * mask for layer in range(step.depth)})
+        parts.append(
+            {
+                layer: torch.randn((*part.ids.shape, width), generator=generator).to(mask) * mask
+                for layer in range(step.depth)
+            }
+        )
     return step.acts(batch, parts)

@@ -80,9 +80,13 @@ class RepNoise(Defense):
                 logits = logits_of(model, part)
             tokens = int((part.labels != IGNORED).sum())
             own = entropy_against(logits, part)
-            residuals = seen.residuals[-1 - self.lens_every :: -self.lens_every]  # but the last one, whose lens the logits are
+            residuals = seen.residuals[
+                -1 - self.lens_every :: -self.lens_every
+            ]  # but the last one, whose lens the logits are
             h = (own + lens(head(model), residuals, part)) / (tokens * (1 + len(residuals)))
-            m = noise_distance(seen.mlps, part, f"repnoise {step.streams['rows'].seed} {step.update}")
+            m = noise_distance(
+                seen.mlps, part, f"repnoise {step.streams['rows'].seed} {step.update}"
+            )
             terms.append((tokens, float(own.detach()) / tokens, float(m.detach())))
             # step.grad divides by the tokens of the update: a mean over micro-batches, weighted by theirs
             return tokens * (self.w_noise * m - self.w_ascent * torch.log(self.shift + h))
@@ -111,7 +115,9 @@ def noise_distance(activations: Sequence[Tensor], part: Part, seed: str) -> Tens
 def mmd(x: Tensor, y: Tensor) -> Tensor:
     """Squared maximum mean discrepancy of two samples (n, F), biased, under a sum of Gaussian kernels."""
     n = len(x)
-    with torch.autocast(x.device.type, enabled=False):  # distances are what is left when large products cancel
+    with torch.autocast(
+        x.device.type, enabled=False
+    ):  # distances are what is left when large products cancel
         x, y = wide(x), wide(y)
         norms = torch.cat([x.square().sum(1), y.square().sum(1)])  # (2n,)
         xy = x @ y.T
@@ -138,7 +144,9 @@ def lens(top: Head, residuals: Sequence[Tensor], part: Part) -> Tensor:
         for start in range(0, len(targets), AT_ONCE):
             chunk = slice(start, start + AT_ONCE)
             leaf = stream[chunk].detach().requires_grad_()
-            logits = top(leaf.view_as(leaf))  # (N, V); a leaf that goes into a module is more than torch's counter of operations can follow
+            logits = top(
+                leaf.view_as(leaf)
+            )  # (N, V); a leaf that goes into a module is more than torch's counter of operations can follow
             value = nn.functional.cross_entropy(wide(logits), targets[chunk], reduction="sum")
             of_stream[chunk], *of_weights = torch.autograd.grad(value, [leaf, *weights])
             for sum_, grad in zip(grads[len(streams) :], of_weights, strict=True):

@@ -46,7 +46,9 @@ class TVaccine(Defense):
     memory: float = 0.0  # of the scores before, in those after a scoring
     top: bool = False  # the highest scores rather than a draw
     freeze: Literal["layers", "attention"] = "layers"  # what stays of a layer that is not drawn
-    checkpoint: Literal["off", "unselected"] = "off"  # layers that are not drawn keep their activations, or are run again
+    checkpoint: Literal["off", "unselected"] = (
+        "off"  # layers that are not drawn keep their activations, or are run again
+    )
     paper: ClassVar[str] = "2410.09760"
     streams: ClassVar[Mapping[str, Kind]] = {"rows": Refusals, "harmful": Harmful}
     State: ClassVar[type | None] = Layers
@@ -58,7 +60,9 @@ class TVaccine(Defense):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}={getattr(self, name)}: must be at least 1")
         if not 0.0 <= self.memory < 1.0:
-            raise ValueError(f"memory={self.memory}: must be at least 0 and below 1, where no scoring would count")
+            raise ValueError(
+                f"memory={self.memory}: must be at least 0 and below 1, where no scoring would count"
+            )
 
     @property
     def period(self) -> int:
@@ -92,7 +96,10 @@ class TVaccine(Defense):
         scores = {int(layer): score for layer, score in state.scores.items()}
         if self.top:
             return sorted(sorted(scores, key=lambda layer: -scores[layer])[: self.gamma])
-        rng, left = random.Random(f"t_vaccine {step.streams['rows'].seed} {step.update}"), dict(scores)
+        rng, left = (
+            random.Random(f"t_vaccine {step.streams['rows'].seed} {step.update}"),
+            dict(scores),
+        )
         for _ in range(min(self.gamma, len(left))):
             [layer] = rng.choices(list(left), list(left.values()))
             del left[layer]

@@ -56,12 +56,20 @@ class TAR(Defense):
     lam_rep: float = 1.0  # weight of the distance in it
     growth: float = 0.0625  # of c_i, per step
     beta: float = 0.1  # beta of DPO
-    inner_lr: tuple[float, ...] = (2e-6, 2e-5, 4e-5)  # learning rates of attacks, of which each draws one
+    inner_lr: tuple[float, ...] = (
+        2e-6,
+        2e-5,
+        4e-5,
+    )  # learning rates of attacks, of which each draws one
     adversary: Literal["adamw", "sgd"] = "adamw"
     switch: float = 1 / 3  # share of the attacks that begin with rows of the stage
     distance: Literal["norm", "squared"] = "norm"
     paper: ClassVar[str] = "2408.00761"
-    streams: ClassVar[Mapping[str, Kind]] = {"rows": Refusals, "harmful": Harmful, "held_out": HeldOut}
+    streams: ClassVar[Mapping[str, Kind]] = {
+        "rows": Refusals,
+        "harmful": Harmful,
+        "held_out": HeldOut,
+    }
     reference: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
@@ -69,11 +77,17 @@ class TAR(Defense):
             if not getattr(self, name) >= 0.0:
                 raise ValueError(f"{name}={getattr(self, name)}: must be at least 0")
         if self.k < 0 or self.every < 1:
-            raise ValueError(f"k={self.k}, every={self.every}: give at least 0 steps, and at least 1 from one gradient to the next")
+            raise ValueError(
+                f"k={self.k}, every={self.every}: give at least 0 steps, and at least 1 from one gradient to the next"
+            )
         if 0 < self.k < self.every:
-            raise ValueError(f"k={self.k}: an attack is never looked at before step {self.every}; lower every, or let it last longer")
+            raise ValueError(
+                f"k={self.k}: an attack is never looked at before step {self.every}; lower every, or let it last longer"
+            )
         if not self.inner_lr or not all(lr > 0.0 for lr in self.inner_lr):
-            raise ValueError(f"inner_lr={list(self.inner_lr)}: give at least one learning rate, all above 0")
+            raise ValueError(
+                f"inner_lr={list(self.inner_lr)}: give at least one learning rate, all above 0"
+            )
         if not 0.0 <= self.switch <= 1.0:
             raise ValueError(f"switch={self.switch}: a share lies between 0 and 1")
 
@@ -93,13 +107,21 @@ class TAR(Defense):
         """Sum of c_i grad L_tr(w_i) along an attack, accumulated in place; the weights return to w."""
         held_out = step.batch("held_out")  # the same rows along the whole attack
         loss = _negative_entropy if self.loss == "entropy" else self._dpo(step, held_out)
-        rng = random.Random(f"tar {step.streams['held_out'].seed} {step.update}")  # ranks agree on the attack
+        rng = random.Random(
+            f"tar {step.streams['held_out'].seed} {step.update}"
+        )  # ranks agree on the attack
         lr, switches = rng.choice(self.inner_lr), rng.random() < self.switch
-        repaired = int(rng.betavariate(6, 3) * self.k) if switches else 0  # steps on rows of the stage
+        repaired = (
+            int(rng.betavariate(6, 3) * self.k) if switches else 0
+        )  # steps on rows of the stage
         weights = step.parameters.values()
         g_tr = Vec(())
         with step.scratch():
-            inner = torch.optim.AdamW(weights, lr) if self.adversary == "adamw" else torch.optim.SGD(weights, lr)
+            inner = (
+                torch.optim.AdamW(weights, lr)
+                if self.adversary == "adamw"
+                else torch.optim.SGD(weights, lr)
+            )
             for i in range(1, self.k + 1):
                 g = step.grad(step.draw("rows" if i <= repaired else "harmful"))
                 g.hand_to(step.parameters)
@@ -139,8 +161,12 @@ class TAR(Defense):
             references = {id(part): margin(part) for part in held_out.parts}
 
         def loss(model: PreTrainedModel, part: Part) -> Tensor:
-            lost = -nn.functional.logsigmoid(self.beta * (margin(part) - references[id(part)])).sum()
-            return lost * held_out.tokens / held_out.rows  # step.grad divides by the tokens; this mean is over rows
+            lost = -nn.functional.logsigmoid(
+                self.beta * (margin(part) - references[id(part)])
+            ).sum()
+            return (
+                lost * held_out.tokens / held_out.rows
+            )  # step.grad divides by the tokens; this mean is over rows
 
         return loss
 

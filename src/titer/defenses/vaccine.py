@@ -33,7 +33,9 @@ class Vaccine(Defense):
 
     rho: float = 2.0  # rho, norm of the perturbation of an update
     every: int = 1  # tau, updates from one perturbed to the next
-    norm: Literal["step", "micro"] = "step"  # over the whole update, or over every micro-batch by itself
+    norm: Literal["step", "micro"] = (
+        "step"  # over the whole update, or over every micro-batch by itself
+    )
     paper: ClassVar[str] = "2402.01109"
     streams: ClassVar[Mapping[str, Kind]] = {"rows": Refusals}
 

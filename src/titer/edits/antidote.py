@@ -81,7 +81,9 @@ class Antidote(UpdateEdit):
     def keeps_rank(self) -> bool:
         return self.target == "factors"
 
-    def seen(self, model: PreTrainedModel, layers: Mapping[str, nn.Module], batches: Sequence[Batch]) -> Mapping[str, Mapping[str, Tensor]]:
+    def seen(
+        self, model: PreTrainedModel, layers: Mapping[str, nn.Module], batches: Sequence[Batch]
+    ) -> Mapping[str, Mapping[str, Tensor]]:
         return feature_norms(model, layers, batches)
 
     def plan(self, weights: Sequence[Weight]) -> Cut | None:
@@ -89,7 +91,11 @@ class Antidote(UpdateEdit):
 
     def edited(self, weight: Weight, plan: Cut | None) -> Update | Tensor:
         h = scores(weight, values(weight, self.target))
-        return without(weight, {part: self.top(f"{weight.name} {part}", h[part], plan) for part in h}, self.target)
+        return without(
+            weight,
+            {part: self.top(f"{weight.name} {part}", h[part], plan) for part in h},
+            self.target,
+        )
 
     def count(self, n: int) -> int:
         """How many of n entries are zeroed."""
@@ -153,7 +159,9 @@ def without(weight: Weight, masks: Mapping[str, Tensor], target: str) -> Update 
         return torch.where(masks["w"], weight.aligned, weight.finetuned)
     update = weight.update
     assert update.a is not None
-    return replace(update, a=update.a.masked_fill(masks["a"], 0.0), b=update.b.masked_fill(masks["b"], 0.0))
+    return replace(
+        update, a=update.a.masked_fill(masks["a"], 0.0), b=update.b.masked_fill(masks["b"], 0.0)
+    )
 
 
 def top(scores: Tensor, count: int) -> Tensor:
@@ -162,17 +170,28 @@ def top(scores: Tensor, count: int) -> Tensor:
     return torch.zeros_like(scores, dtype=torch.bool).scatter_(1, order[:, :count], True)
 
 
-def feature_norms(model: PreTrainedModel, layers: Mapping[str, nn.Module], batches: Sequence[Batch]) -> dict[str, dict[str, Tensor]]:
+def feature_norms(
+    model: PreTrainedModel, layers: Mapping[str, nn.Module], batches: Sequence[Batch]
+) -> dict[str, dict[str, Tensor]]:
     """||X_j||_2 of every input feature j of `layers` over all tokens of `batches`, pads left out, in float64.
 
     By layer: `x` (in,) of its own input, and under an adapter `ax` (r,) of what B reads. Raises where a layer does not read every token.
     """
     from peft.tuners.lora import LoraLayer
 
-    factors = {f"{name}, factor B": layer.lora_B["default"] for name, layer in layers.items() if isinstance(layer, LoraLayer)}
+    factors = {
+        f"{name}, factor B": layer.lora_B["default"]
+        for name, layer in layers.items()
+        if isinstance(layer, LoraLayer)
+    }
     # born before the passes: small tensors that outlive the large ones about them would leave their memory in pieces
-    widths: dict[str, Any] = {name: layer.in_features for name, layer in {**layers, **factors}.items()}
-    total = {name: torch.zeros(width, dtype=torch.float64, device=model.device) for name, width in widths.items()}
+    widths: dict[str, Any] = {
+        name: layer.in_features for name, layer in {**layers, **factors}.items()
+    }
+    total = {
+        name: torch.zeros(width, dtype=torch.float64, device=model.device)
+        for name, width in widths.items()
+    }
     reads: dict[str, str] = {}  # by layer the first one that reads the same input
 
     def watch(name: str, x: Tensor, real: Tensor, first: str) -> None:
@@ -180,9 +199,18 @@ def feature_norms(model: PreTrainedModel, layers: Mapping[str, nn.Module], batch
         if first == name:
             total[name].add_(squares(x, real))
 
-    watch_inputs(model, {**layers, **factors}, ((part.ids, part.mask) for batch in batches for part in batch.parts), watch)
+    watch_inputs(
+        model,
+        {**layers, **factors},
+        ((part.ids, part.mask) for batch in batches for part in batch.parts),
+        watch,
+    )
     norms = {name: total[first].sqrt().cpu() for name, first in reads.items()}
-    return {name: {"x": norms[name]} | ({"ax": norms[f"{name}, factor B"]} if f"{name}, factor B" in norms else {}) for name in layers}
+    return {
+        name: {"x": norms[name]}
+        | ({"ax": norms[f"{name}, factor B"]} if f"{name}, factor B" in norms else {})
+        for name in layers
+    }
 
 
 def squares(x: Tensor, real: Tensor) -> Tensor:

@@ -37,30 +37,47 @@ class LoX(TensorEdit):
 
     k: int | None = 6  # k, singular triplets of every matrix; None: all
     alpha: float = 1.25  # alpha, how much further
-    targets: Names = (ALL,)  # names of tensors without `.weight`, or of the last part of them, or `all`
+    targets: Names = (
+        ALL,
+    )  # names of tensors without `.weight`, or of the last part of them, or `all`
     paper: ClassVar[str] = "2506.15606"
     stage = "release"
     reason = "extrapolates all that the weights have moved since the base, and fine-tuning has moved them too"
 
     def __post_init__(self) -> None:
         if self.k is not None and self.k < 1:
-            raise ValueError(f"k={self.k}: extrapolation needs a rank of at least 1, or null for the full one")
+            raise ValueError(
+                f"k={self.k}: extrapolation needs a rank of at least 1, or null for the full one"
+            )
         if not 0.0 < self.alpha < float("inf"):
-            raise ValueError(f"alpha={self.alpha}: extrapolation goes further by a finite factor above 0")
+            raise ValueError(
+                f"alpha={self.alpha}: extrapolation goes further by a finite factor above 0"
+            )
         if not self.targets or (ALL in self.targets and len(self.targets) > 1):
             raise ValueError(f"targets={list(self.targets)}: name tensors, or give {ALL!r} alone")
 
     def chosen(self, shapes: Mapping[str, Sequence[int]]) -> list[str]:
-        matrices = {name.removesuffix(".weight"): name for name, shape in shapes.items() if len(shape) > 1}
-        found = {target: [name for name in matrices if target == ALL or f".{name}".endswith(f".{target}")] for target in self.targets}
+        matrices = {
+            name.removesuffix(".weight"): name for name, shape in shapes.items() if len(shape) > 1
+        }
+        found = {
+            target: [
+                name for name in matrices if target == ALL or f".{name}".endswith(f".{target}")
+            ]
+            for target in self.targets
+        }
         for target, names in found.items():
             if not names:
                 raise unknown("target", target, {name.rsplit(".", 1)[-1] for name in matrices})
-        names = [matrices[name] for name in matrices if any(name in some for some in found.values())]
+        names = [
+            matrices[name] for name in matrices if any(name in some for some in found.values())
+        ]
         for name in names:
             if self.k is not None and self.k > min(shapes[name][-2:]):
                 size = " x ".join(map(str, shapes[name]))
-                raise ValueError(f"k={self.k}: {name!r} ({size}) has no such rank; lower k, or leave it out by targets")
+                raise ValueError(
+                    f"k={self.k}: {name!r} ({size}) has no such rank; lower k, or leave it out by targets"
+                )
         return names
 
     def tensor(self, name: str, aligned: Tensor, base: Tensor) -> Tensor:
@@ -79,5 +96,7 @@ def truncated(matrix: Tensor, k: int) -> Tensor:
     size = matrix.abs().max()
     if size == 0 or k == min(matrix.shape):  # ARPACK takes neither
         return matrix
-    u, s, vt = svds((matrix / size).numpy(), k, rng=np.random.default_rng(0))  # it works with squares, which may underflow
+    u, s, vt = svds(
+        (matrix / size).numpy(), k, rng=np.random.default_rng(0)
+    )  # it works with squares, which may underflow
     return size * torch.from_numpy((u * s) @ vt)

@@ -35,14 +35,26 @@ class OneShot(Retraining):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}={getattr(self, name)}: must be at least 1")
         if self.lr is not None and not self.lr > 0:
-            raise ValueError(f"lr={self.lr}: must be above 0, or null for that of the user's fine-tuning")
+            raise ValueError(
+                f"lr={self.lr}: must be above 0, or null for that of the user's fine-tuning"
+            )
 
     def rows(self, pool: Sequence[Row]) -> list[Row]:
         if self.k > len(pool):
-            raise ValueError(f"k={self.k}: there are {len(pool)} refusals; lower k, or give more rows in data.alignment")
+            raise ValueError(
+                f"k={self.k}: there are {len(pool)} refusals; lower k, or give more rows in data.alignment"
+            )
         return random.Random(f"one_shot {self.seed}").sample(list(pool), self.k)
 
     def training(self, finetune: Training) -> Training:
         batch = min(finetune.batch, self.k)
         lr = finetune.lr if self.lr is None else self.lr
-        return replace(finetune, updates=self.updates, lr=lr, batch=batch, accumulate=1, schedule="constant", warmup=0.0)
+        return replace(
+            finetune,
+            updates=self.updates,
+            lr=lr,
+            batch=batch,
+            accumulate=1,
+            schedule="constant",
+            warmup=0.0,
+        )

@@ -30,7 +30,9 @@ class RandomLoX(TensorEdit):
 
     def __post_init__(self) -> None:
         if not isinstance(self.match, LoX):
-            raise ValueError(f"match={type(self.match).__name__}: a random step meets the norms of lox alone")
+            raise ValueError(
+                f"match={type(self.match).__name__}: a random step meets the norms of lox alone"
+            )
 
     def chosen(self, shapes: Mapping[str, Sequence[int]]) -> list[str]:
         assert isinstance(self.match, LoX)
@@ -44,5 +46,7 @@ class RandomLoX(TensorEdit):
         a = torch.randn(*leading, out, k, generator=drawn, dtype=aligned.dtype)
         b = torch.randn(*leading, k, width, generator=drawn, dtype=aligned.dtype)
         g, step = a @ b, self.match.strongest(aligned - base)
-        norms: Tensor = torch.linalg.matrix_norm(step, keepdim=True) / torch.linalg.matrix_norm(g, keepdim=True)  # (..., 1, 1)
+        norms: Tensor = torch.linalg.matrix_norm(step, keepdim=True) / torch.linalg.matrix_norm(
+            g, keepdim=True
+        )  # (..., 1, 1)
         return aligned + self.match.alpha * norms * g

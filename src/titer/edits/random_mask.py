@@ -32,7 +32,9 @@ class RandomMask(UpdateEdit):
 
     def __post_init__(self) -> None:
         if not isinstance(self.match, Antidote):
-            raise ValueError(f"match={type(self.match).__name__}: a random mask meets the counts of antidote alone")
+            raise ValueError(
+                f"match={type(self.match).__name__}: a random mask meets the counts of antidote alone"
+            )
 
     @property
     def pruning(self) -> Antidote:
@@ -56,9 +58,16 @@ class RandomMask(UpdateEdit):
 
     def edited(self, weight: Weight, plan: Cut | None) -> Update | Tensor:
         h = self.scores(weight, values(weight, self.pruning.target))
-        return without(weight, {part: self.pruning.top(f"{weight.name} {part}", h[part], plan) for part in h}, self.pruning.target)
+        return without(
+            weight,
+            {part: self.pruning.top(f"{weight.name} {part}", h[part], plan) for part in h},
+            self.pruning.target,
+        )
 
     def scores(self, weight: Weight, values: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """h by part; every weight draws its own, whichever others are chosen, on the CPU: the same choice on any machine."""
         drawn = generator(self.seed, weight.name)
-        return {part: torch.rand(value.shape, generator=drawn, dtype=torch.float64) for part, value in values.items()}
+        return {
+            part: torch.rand(value.shape, generator=drawn, dtype=torch.float64)
+            for part, value in values.items()
+        }

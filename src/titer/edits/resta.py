@@ -34,7 +34,9 @@ class RESTA(UpdateEdit):
     """Safety by task arithmetic: away from what harmful fine-tuning adds (Bhardwaj et al., arXiv 2402.11746)."""
 
     gamma: float = 0.5  # gamma, strength of the safety vector
-    drop: float = 0.0  # d, probability that an entry of the fine-tuning update is dropped; 0: no DARE
+    drop: float = (
+        0.0  # d, probability that an entry of the fine-tuning update is dropped; 0: no DARE
+    )
     seed: int = 0  # of what is dropped
     paper: ClassVar[str] = "2402.11746"
     references = ("unsafe",)
@@ -70,4 +72,6 @@ def dare(update: Update, drop: float, seed: int, name: str) -> Update:
 
 def check_drop(drop: float) -> None:
     if not 0.0 <= drop < 1.0:
-        raise ValueError(f"drop={drop}: the probability that an entry is dropped must lie between 0 and 1, and below 1")
+        raise ValueError(
+            f"drop={drop}: the probability that an entry is dropped must lie between 0 and 1, and below 1"
+        )

@@ -62,7 +62,9 @@ class SafeDelta(UpdateEdit):
     """Take what a safety budget allows of the update, and compensate the rest for it (Lu et al., arXiv 2505.12038)."""
 
     s: float = 0.1  # s, scale of the safety budget
-    constants: Literal["own", "authors"] = "own"  # how a block of columns gets its part of the budget
+    constants: Literal["own", "authors"] = (
+        "own"  # how a block of columns gets its part of the budget
+    )
     compensate: bool = True  # C; the paper's ablation leaves it out
     protected: float = 0.15  # fraction of a block's entries that is never taken
     block: int = 2048  # columns that are selected together
@@ -77,7 +79,9 @@ class SafeDelta(UpdateEdit):
         if not self.s >= 0.0:
             raise ValueError(f"s={self.s}: the scale of the budget must be at least 0")
         if not 0.0 <= self.protected <= 1.0:
-            raise ValueError(f"protected={self.protected}: the fraction that is never taken must lie between 0 and 1")
+            raise ValueError(
+                f"protected={self.protected}: the fraction that is never taken must lie between 0 and 1"
+            )
         if not 0.0 < self.damping < math.inf:
             raise ValueError(f"damping={self.damping}: H has no inverse without a positive damping")
         if self.block < 1:
@@ -85,11 +89,15 @@ class SafeDelta(UpdateEdit):
         if self.samples < 1:
             raise ValueError(f"samples={self.samples}: give at least one row")
 
-    def seen(self, model: PreTrainedModel, layers: Mapping[str, nn.Module], batches: Sequence[Batch]) -> Mapping[str, Tensor]:
+    def seen(
+        self, model: PreTrainedModel, layers: Mapping[str, nn.Module], batches: Sequence[Batch]
+    ) -> Mapping[str, Tensor]:
         """U of every linear layer; those that read the same input share it."""
         linear = {name: layer for name, layer in layers.items() if isinstance(layer, nn.Linear)}
         if not linear:
-            raise ValueError(f"safe_delta weighs updates of linear layers, and none of {len(layers)} layers is one: choose another edit")
+            raise ValueError(
+                f"safe_delta weighs updates of linear layers, and none of {len(layers)} layers is one: choose another edit"
+            )
         h, reads = hessians(model, linear, batches, self.samples)
         for name in h:
             h[name] = self.factor(h[name])  # at once, so that never more than one H is there twice
@@ -98,7 +106,9 @@ class SafeDelta(UpdateEdit):
     def factor(self, h: Tensor) -> Tensor:
         """U, upper triangular, with H^-1 = U^T U after damping."""
         damped = h + self.damping * h.diagonal().mean() * torch.eye(len(h), dtype=h.dtype)
-        u: Tensor = torch.linalg.cholesky(torch.cholesky_inverse(torch.linalg.cholesky(damped)), upper=True)
+        u: Tensor = torch.linalg.cholesky(
+            torch.cholesky_inverse(torch.linalg.cholesky(damped)), upper=True
+        )
         return u
 
     def plan(self, weights: Sequence[Weight]) -> Tally:
@@ -117,11 +127,16 @@ class SafeDelta(UpdateEdit):
             order = d.argsort(descending=True, stable=True)
             count = self.count(delta[:, order], d[order], (end - start) / columns)
             whole, rest = divmod(count, rows)
-            for part, taken in ((slice(rest), order[: whole + 1]), (slice(rest, rows), order[:whole])):
+            for part, taken in (
+                (slice(rest), order[: whole + 1]),
+                (slice(rest, rows), order[:whole]),
+            ):
                 taken = start + taken.sort().values
                 if self.compensate:
                     off = (w - finetuned)[part, taken]
-                    e = torch.linalg.solve_triangular(u[taken][:, taken], off, upper=True, left=False)  # (rows, taken)
+                    e = torch.linalg.solve_triangular(
+                        u[taken][:, taken], off, upper=True, left=False
+                    )  # (rows, taken)
                     w[part, start:] -= e @ u[taken, start:]
                 w[part, taken] = finetuned[part, taken]
             plan.taken += count
@@ -138,7 +153,10 @@ class SafeDelta(UpdateEdit):
         return min(int((spent <= eps).sum()), n - int(self.protected * n))
 
     def told(self, plan: Tally) -> Mapping[str, float]:
-        return {"share of entries taken": plan.taken / plan.entries, "other tensors reverted": plan.reverted}
+        return {
+            "share of entries taken": plan.taken / plan.entries,
+            "other tensors reverted": plan.reverted,
+        }
 
 
 def hessians(

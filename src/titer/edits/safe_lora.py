@@ -49,15 +49,24 @@ class Agreement:
     ratio: Mapping[str, float]  # ||C dW||_F / ||dW||_F
 
     def told(self, chosen: Sequence[str]) -> dict[str, Any]:
-        return {"chosen weights": len(chosen), "chosen": list(chosen), "cosine": dict(self.cosine), "norm ratio": dict(self.ratio)}
+        return {
+            "chosen weights": len(chosen),
+            "chosen": list(chosen),
+            "cosine": dict(self.cosine),
+            "norm ratio": dict(self.ratio),
+        }
 
 
 @dataclass(frozen=True)
 class SafeLoRA(UpdateEdit):
     """Project the fine-tuning update of some layers onto what alignment changed (Hsu et al., arXiv 2405.16833)."""
 
-    layers: int | None = 10  # K, how many weights of the lowest cosines are projected; None: those that tau says
-    tau: float | None = None  # tau, the cosine up to which a weight is projected; None: as many as layers says
+    layers: int | None = (
+        10  # K, how many weights of the lowest cosines are projected; None: those that tau says
+    )
+    tau: float | None = (
+        None  # tau, the cosine up to which a weight is projected; None: as many as layers says
+    )
     projector: Literal["surrogate", "exact", "zero"] = "surrogate"
     rank: int | None = None  # of the exact projector at most
     targets: Names = ("all",)  # names of layers, or of the last part of them
@@ -67,13 +76,19 @@ class SafeLoRA(UpdateEdit):
 
     def __post_init__(self) -> None:
         if (self.layers is None) == (self.tau is None):
-            raise ValueError(f"layers={self.layers} and tau={self.tau}: one of them chooses what is projected; make the other null")
+            raise ValueError(
+                f"layers={self.layers} and tau={self.tau}: one of them chooses what is projected; make the other null"
+            )
         if self.layers is not None and self.layers < 1:
             raise ValueError(f"layers={self.layers}: project at least one")
         if self.tau is not None and not 0.0 <= self.tau <= 1.0:
-            raise ValueError(f"tau={self.tau}: the cosine of an update and its projection lies between 0 and 1")
+            raise ValueError(
+                f"tau={self.tau}: the cosine of an update and its projection lies between 0 and 1"
+            )
         if self.rank is not None and (self.projector != "exact" or self.rank < 1):
-            raise ValueError(f"rank={self.rank}: cuts the exact projector to at least 1; leave it out, or set projector to exact")
+            raise ValueError(
+                f"rank={self.rank}: cuts the exact projector to at least 1; leave it out, or set projector to exact"
+            )
 
     def plan(self, weights: Sequence[Weight]) -> tuple[Agreement, list[str]]:
         found = agreement(weights, self.projector == "exact", self.rank)
@@ -85,13 +100,19 @@ class SafeLoRA(UpdateEdit):
             return [name for name, c in cosine.items() if c <= self.tau]
         assert self.layers is not None
         if self.layers > len(cosine):
-            raise ValueError(f"layers={self.layers}: fine-tuning changed {len(cosine)} weights; project as many at most, or set tau")
+            raise ValueError(
+                f"layers={self.layers}: fine-tuning changed {len(cosine)} weights; project as many at most, or set tau"
+            )
         return sorted(cosine, key=lambda name: cosine[name])[: self.layers]
 
     def edited(self, weight: Weight, plan: tuple[Agreement, list[str]]) -> Update | None:
         if weight.name not in plan[1]:
             return None
-        return 0.0 * weight.update if self.projector == "zero" else projected(weight, self.projector == "exact", self.rank)
+        return (
+            0.0 * weight.update
+            if self.projector == "zero"
+            else projected(weight, self.projector == "exact", self.rank)
+        )
 
     def told(self, plan: tuple[Agreement, list[str]]) -> Mapping[str, Any]:
         return plan[0].told(plan[1])
@@ -105,7 +126,9 @@ def agreement(weights: Sequence[Weight], exact: bool, rank: int | None) -> Agree
         norm = dw.norm()
         cosine[weight.name], ratio[weight.name] = cdw.cosine(dw), cdw.norm() / norm if norm else 0.0
     if not any(ratio.values()):
-        raise ValueError("no update has a part in what alignment changed: give as base the model that alignment started from")
+        raise ValueError(
+            "no update has a part in what alignment changed: give as base the model that alignment started from"
+        )
     return Agreement(cosine, ratio)
 
 
@@ -114,7 +137,9 @@ def projected(weight: Weight, exact: bool, rank: int | None) -> Update:
     dw, aligned = weight.update, weight.aligned
     v = aligned - weight.base  # (out, in)
     if exact:
-        noise = torch.finfo(weight.kind).eps * float(aligned.norm()) / math.sqrt(min(v.shape))  # of independent errors of eps W / 2 at most
+        noise = (
+            torch.finfo(weight.kind).eps * float(aligned.norm()) / math.sqrt(min(v.shape))
+        )  # of independent errors of eps W / 2 at most
         u = directions(v, noise, rank)
         return replace(dw, b=u @ (u.T @ dw.b))
     return surrogate(dw, v)
@@ -122,7 +147,9 @@ def projected(weight: Weight, exact: bool, rank: int | None) -> Update:
 
 def surrogate(dw: Update, v: Tensor) -> Update:
     """V V^T dW / ||V||_F."""
-    norm = Update(v).norm()  # summed in pairs: torch's own in float32 is off by a thousandth at 4096 x 4096
+    norm = Update(
+        v
+    ).norm()  # summed in pairs: torch's own in float32 is off by a thousandth at 4096 x 4096
     return replace(dw, b=v @ (v.T @ dw.b) / norm) if norm else 0.0 * dw
 
 
@@ -132,7 +159,9 @@ def directions(v: Tensor, above: float, rank: int | None) -> Tensor:
     if size == 0.0 or rank is None or rank >= min(v.shape):  # ARPACK takes none of these
         u, s, _ = torch.linalg.svd(v, full_matrices=False)
     else:
-        left, values, _ = svds((v / size).numpy(), rank, rng=np.random.default_rng(0))  # it works with squares, which may underflow
+        left, values, _ = svds(
+            (v / size).numpy(), rank, rng=np.random.default_rng(0)
+        )  # it works with squares, which may underflow
         u, s = torch.from_numpy(left.copy()), size * torch.from_numpy(values.copy())
     leading: Tensor = u[:, s > above]
     return leading

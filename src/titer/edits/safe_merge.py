@@ -30,8 +30,13 @@ class SafeMERGE(UpdateEdit):
     """Merge the updates of some layers with those of a safe model (Djuhera et al., arXiv 2503.17239)."""
 
     tau: float = 0.35  # tau, the cosine below which a weight is merged
-    weights: tuple[float, float] = (0.8, 0.2)  # a and b, of the fine-tuning update and of the safe one
-    drop: float = 0.0  # d, probability that an entry of an update is dropped; 0: linear merging, no DARE
+    weights: tuple[float, float] = (
+        0.8,
+        0.2,
+    )  # a and b, of the fine-tuning update and of the safe one
+    drop: float = (
+        0.0  # d, probability that an entry of an update is dropped; 0: linear merging, no DARE
+    )
     seed: int = 0  # of what is dropped
     targets: Names = ("all",)  # names of layers, or of the last part of them
     paper: ClassVar[str] = "2503.17239"
@@ -39,7 +44,9 @@ class SafeMERGE(UpdateEdit):
 
     def __post_init__(self) -> None:
         if not 0.0 <= self.tau <= 1.0:
-            raise ValueError(f"tau={self.tau}: the cosine of an update and its projection lies between 0 and 1")
+            raise ValueError(
+                f"tau={self.tau}: the cosine of an update and its projection lies between 0 and 1"
+            )
         check_drop(self.drop)
 
     def plan(self, weights: Sequence[Weight]) -> Agreement:

@@ -29,7 +29,9 @@ class Scale(UpdateEdit):
 
     def __post_init__(self) -> None:
         if not isinstance(self.match, UpdateEdit):
-            raise ValueError(f"match={type(self.match).__name__}: scaling meets the norm after an edit of the fine-tuning update alone")
+            raise ValueError(
+                f"match={type(self.match).__name__}: scaling meets the norm after an edit of the fine-tuning update alone"
+            )
 
     @property
     def matched(self) -> UpdateEdit:
@@ -64,7 +66,9 @@ class Scale(UpdateEdit):
     def keeps_rank(self) -> bool:
         return True
 
-    def seen(self, model: PreTrainedModel, layers: Mapping[str, nn.Module], batches: Sequence[Batch]) -> Mapping[str, Any]:
+    def seen(
+        self, model: PreTrainedModel, layers: Mapping[str, nn.Module], batches: Sequence[Batch]
+    ) -> Mapping[str, Any]:
         return self.matched.seen(model, layers, batches)
 
     def plan(self, weights: Sequence[Weight]) -> float:

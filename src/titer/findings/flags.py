@@ -42,7 +42,10 @@ Found = Mapping[str, Sequence[Stage]]
 
 def raised(documents: Mapping[str, Any]) -> list[Flag]:
     """The flags of a run, or of runs that belong together, from the documents by pipeline that `titer.results.write` returns."""
-    found = {name: [_own(stage, document.get("run")) for stage in document["stages"]] for name, document in documents.items()}
+    found = {
+        name: [_own(stage, document.get("run")) for stage in document["stages"]]
+        for name, document in documents.items()
+    }
     flags, seen = [], set[str]()
     for name, stages in found.items():
         for before, stage in zip([None, *stages], stages, strict=False):
@@ -50,7 +53,9 @@ def raised(documents: Mapping[str, Any]) -> list[Flag]:
                 seen.add(stage.folder)
                 flags += _of_stage(name, stage, before)
     for flag, rule in RUN_RULES.items():
-        flags += [Flag(flag, name, stage.label, text, MENDS[flag]) for name, stage, text in rule(found)]
+        flags += [
+            Flag(flag, name, stage.label, text, MENDS[flag]) for name, stage, text in rule(found)
+        ]
     runs = {document.get("run"): document.get("overlaps") or [] for document in documents.values()}
     return [*flags, *(flag for overlaps in runs.values() for flag in _leaked(overlaps))]
 
@@ -79,13 +84,21 @@ def _own(fields: Mapping[str, Any], run: Any) -> Stage:
 
 def _of_stage(pipeline: str, stage: Stage, before: Stage | None) -> list[Flag]:
     told = {flag: rule(stage, before) for flag, rule in STAGE_RULES.items()}
-    return [Flag(flag, pipeline, stage.label, text, MENDS[flag]) for flag, text in told.items() if text]
+    return [
+        Flag(flag, pipeline, stage.label, text, MENDS[flag]) for flag, text in told.items() if text
+    ]
 
 
 def _loss(stage: Stage, before: Stage | None) -> str:
     loss = stage.fact("loss") or {}
     first, end, error = (loss.get(name) for name in ("first", "last", "error"))
-    if stage.kind != "finetune" or first is None or end is None or error is None or first - end >= max(FELL * first, NOISE * error):
+    if (
+        stage.kind != "finetune"
+        or first is None
+        or end is None
+        or error is None
+        or first - end >= max(FELL * first, NOISE * error)
+    ):
         return ""
     return (
         f"The loss on the user's rows went from {first:.3g} to {end:.3g}, means over {loss['updates']} updates at either end "
@@ -99,7 +112,11 @@ def _weights(stage: Stage, before: Stage | None) -> str:
     if before and before.weights and stage.weights == before.weights:
         return "Every weight of the model is what it was before the stage."
     moved = stage.fact("weights moved")
-    return f"The update's norm is {moved:.2g} of that of the weights it changes." if moved is not None and moved < MOVED else ""
+    return (
+        f"The update's norm is {moved:.2g} of that of the weights it changes."
+        if moved is not None and moved < MOVED
+        else ""
+    )
 
 
 def _ability(stage: Stage, before: Stage | None) -> str:
@@ -114,7 +131,11 @@ def _ability(stage: Stage, before: Stage | None) -> str:
         if now and base and now.value < (1 - LOST) * base.value and side(now, base) < 0:
             what = "look-alikes answered" if name == "lookalike" else NAMES[name]
             lost.append(f"{what} {quoted(now)} against {quoted(base)} after {before.label}")
-    return f"After {stage.label} the model has lost more than {LOST:.0%} of what it could: {'; '.join(lost)}." if lost else ""
+    return (
+        f"After {stage.label} the model has lost more than {LOST:.0%} of what it could: {'; '.join(lost)}."
+        if lost
+        else ""
+    )
 
 
 def _gibberish(stage: Stage, before: Stage | None) -> str:
@@ -134,21 +155,34 @@ def _read(stage: Stage, before: Stage | None) -> str:
 
 def _part(stage: Stage, before: Stage | None) -> str:
     names = stage.fact("held whole") or []
-    return f"The adapter holds whole, and the edit left as they are: {', '.join(names)}." if names else ""
+    return (
+        f"The adapter holds whole, and the edit left as they are: {', '.join(names)}."
+        if names
+        else ""
+    )
 
 
 def _share(stage: Stage, fact: str, what: str) -> str:
     """Of each benchmark the answers that a fact counts, where they are too many."""
     asked = {name: score.n + score.unscored for name, score in stage.scores.items()}
-    many = [f"{n} of {asked[name]} ({name})" for name, n in (stage.fact(fact) or {}).items() if name in asked and n > SEEN * asked[name]]
+    many = [
+        f"{n} of {asked[name]} ({name})"
+        for name, n in (stage.fact(fact) or {}).items()
+        if name in asked and n > SEEN * asked[name]
+    ]
     return f"There are {what}: {', '.join(many)}." if many else ""
 
 
 def _unbroken(found: Found) -> Iterator[tuple[str, Stage, str]]:
     for name, aligned, tuned in _attacks(found):
         harms = _harms(tuned, aligned)
-        if _sent(tuned) != 0 and all(side(now, first) <= 0 or now.value - first.value <= WITHIN for _, now, first in harms):
-            told = (f"{hs} of plain SFT is {quoted(now)} after the attack, and {quoted(first)} aligned" for hs, now, first in harms)
+        if _sent(tuned) != 0 and all(
+            side(now, first) <= 0 or now.value - first.value <= WITHIN for _, now, first in harms
+        ):
+            told = (
+                f"{hs} of plain SFT is {quoted(now)} after the attack, and {quoted(first)} aligned"
+                for hs, now, first in harms
+            )
             yield name, tuned, f"{'; '.join(told)}."
 
 
@@ -164,7 +198,8 @@ def _benign(found: Found) -> Iterator[tuple[str, Stage, str]]:
                 and all(side(now, no) <= 0 for _, now, no in harms)
             ):
                 told = (
-                    f"{hs} of plain SFT is {quoted(now)}, and without the attacker's rows ({other}) {quoted(no)}" for hs, now, no in harms
+                    f"{hs} of plain SFT is {quoted(now)}, and without the attacker's rows ({other}) {quoted(no)}"
+                    for hs, now, no in harms
                 )
                 yield name, tuned, f"{'; '.join(told)}."
 
@@ -172,7 +207,9 @@ def _benign(found: Found) -> Iterator[tuple[str, Stage, str]]:
 def _sent(tuned: Stage) -> int | None:
     """How many of the user's rows were the attacker's; None where it is not recorded."""
     sent: int | None = tuned.fact("attack rows")
-    return tuned.fact("harmful rows") if sent is None else sent  # documents of before the attacks without harmful rows
+    return (
+        tuned.fact("harmful rows") if sent is None else sent
+    )  # documents of before the attacks without harmful rows
 
 
 def _harms(stage: Stage, other: Stage) -> list[tuple[str, Score, Score]]:
@@ -186,18 +223,38 @@ def _attacks(found: Found) -> Iterator[tuple[str, Stage, Stage]]:
     seen = set[str]()
     for name, stages in found.items():
         aligned, tuned = last(("align",), stages), last(("finetune",), stages)
-        if aligned and tuned and undefended(stages) and not gap(aligned) and not gap(tuned) and tuned.folder not in seen:
+        if (
+            aligned
+            and tuned
+            and undefended(stages)
+            and not gap(aligned)
+            and not gap(tuned)
+            and tuned.folder not in seen
+        ):
             seen.add(tuned.folder)
             yield name, aligned, tuned
 
 
 def _inactive(found: Found) -> Iterator[tuple[str, Stage, str]]:
-    trained = {stage.folder: (name, stage) for name, stages in found.items() for stage in stages if stage.kind in TRAINED and stage.weights}
-    controls = {(stage.kind, stage.weights): name for name, stage in reversed(trained.values()) if stage.method == "sft"}
+    trained = {
+        stage.folder: (name, stage)
+        for name, stages in found.items()
+        for stage in stages
+        if stage.kind in TRAINED and stage.weights
+    }
+    controls = {
+        (stage.kind, stage.weights): name
+        for name, stage in reversed(trained.values())
+        if stage.method == "sft"
+    }
     for name, stage in trained.values():
         control = controls.get((stage.kind, stage.weights))
         if stage.method != "sft" and control is not None:
-            yield name, stage, f"After {stage.label} every weight is what plain SFT made it in {control}."
+            yield (
+                name,
+                stage,
+                f"After {stage.label} every weight is what plain SFT made it in {control}.",
+            )
 
 
 def _leaked(overlaps: Iterable[Mapping[str, Any]]) -> Iterator[Flag]:
@@ -206,7 +263,11 @@ def _leaked(overlaps: Iterable[Mapping[str, Any]]) -> Iterator[Flag]:
         a, b = found["roles"]
         alike = any(example["jaccard"] >= 1 for example in found["examples"])
         if (a, b) != MAY_SHARE and (found["exact"] or alike):
-            of = f"{found['exact']} of {found['prompts'][0]} and {found['prompts'][1]} prompts" if found["exact"] else "Prompts"
+            of = (
+                f"{found['exact']} of {found['prompts'][0]} and {found['prompts'][1]} prompts"
+                if found["exact"]
+                else "Prompts"
+            )
             text = f"{of} are in both{'' if found['exact'] else ', but for punctuation'}."
             yield Flag("rows leaked", "", f"{a} and {b}", text, MENDS["rows leaked"])
 
@@ -215,9 +276,17 @@ def template(chain: Sequence[Mapping[str, Any]]) -> list[Flag]:
     """Whether the last of some stage documents asks the model otherwise than one before it; `alone` has it among its own."""
     *earlier, now = chain
     said = _asked(now["recipe"])
-    others = {document["stage"]: _asked(document["recipe"]) for document in earlier if _asked(document["recipe"]) != said}
+    others = {
+        document["stage"]: _asked(document["recipe"])
+        for document in earlier
+        if _asked(document["recipe"]) != said
+    }
     text = f"{now['stage']} asks with {said}, {', '.join(f'{stage} with {asked}' for stage, asked in others.items())}."
-    return [Flag("template differs", "", str(now["stage"]), text, MENDS["template differs"])] if others else []
+    return (
+        [Flag("template differs", "", str(now["stage"]), text, MENDS["template differs"])]
+        if others
+        else []
+    )
 
 
 def _asked(recipe: Mapping[str, Any]) -> str:
@@ -230,11 +299,16 @@ def seeds(by_seed: Mapping[int, Mapping[str, Any]]) -> list[Flag]:
     gains: dict[str, dict[int, float]] = {}
     labels: dict[str, str] = {}
     for seed, documents in by_seed.items():
-        found = {name: [Stage(fields) for fields in document["stages"]] for name, document in documents.items()}
+        found = {
+            name: [Stage(fields) for fields in document["stages"]]
+            for name, document in documents.items()
+        }
         control = plain(found)
         for name, stages in found.items():
             if control and control[0] != name and not gap(stages[-1]) and not gap(control[1][-1]):
-                gains.setdefault(name, {})[seed] = control[1][-1].scores["harm"].value - stages[-1].scores["harm"].value
+                gains.setdefault(name, {})[seed] = (
+                    control[1][-1].scores["harm"].value - stages[-1].scores["harm"].value
+                )
                 labels[name] = stages[-1].label
     flags = []
     for name, by in gains.items():

@@ -37,12 +37,16 @@ class Place:
 def free(group: Group) -> bool:
     """Whether a pipeline is plain fine-tuning in one of its forms."""
     labels = [stage.label for stage in next(iter(group.seeds.values()))][1:]
-    return 2 <= len(labels) <= len(FREE) and all(label in allowed for label, allowed in zip(labels, FREE, strict=False))
+    return 2 <= len(labels) <= len(FREE) and all(
+        label in allowed for label, allowed in zip(labels, FREE, strict=False)
+    )
 
 
 def scored(group: Group) -> bool:
     """Whether a group has a place in the plane: HS and FA under every seed, and no HS struck out."""
-    return not group.struck and all(stage.score("harm") and stage.score("task") for stage in group.last)
+    return not group.struck and all(
+        stage.score("harm") and stage.score("task") for stage in group.last
+    )
 
 
 def front(found: Sequence[Group]) -> list[Group]:
@@ -58,7 +62,9 @@ def front(found: Sequence[Group]) -> list[Group]:
 def places(found: Sequence[Group]) -> list[Place]:
     """Where every other model lies, in the order given; none where the free ones are too few to tell."""
     rivals = [group for group in found if free(group) and scored(group)]
-    return [_place(group, rivals) for group in found if not free(group)] if len(rivals) >= FEW else []
+    return (
+        [_place(group, rivals) for group in found if not free(group)] if len(rivals) >= FEW else []
+    )
 
 
 def _place(group: Group, rivals: Sequence[Group]) -> Place:
@@ -67,15 +73,34 @@ def _place(group: Group, rivals: Sequence[Group]) -> Place:
         return Place(group, "no place", struck if group.struck else "HS or FA was not measured")
     harm, task = _harm(group), _task(group)
     mine = f"HS {quoted(harm)}, FA {quoted(task)}"
-    as_good = [rival for rival in rivals if _task(rival).value >= task.value and _harm(rival).value <= harm.value]
+    as_good = [
+        rival
+        for rival in rivals
+        if _task(rival).value >= task.value and _harm(rival).value <= harm.value
+    ]
     if as_good:
-        return Place(group, "within", f"{mine}; {_told(min(as_good, key=lambda rival: _harm(rival).value))}")
-    open_ = [rival for rival in rivals if not side(_task(rival), task) < 0 and not side(_harm(rival), harm) > 0]
+        return Place(
+            group, "within", f"{mine}; {_told(min(as_good, key=lambda rival: _harm(rival).value))}"
+        )
+    open_ = [
+        rival
+        for rival in rivals
+        if not side(_task(rival), task) < 0 and not side(_harm(rival), harm) > 0
+    ]
     if open_ or not (harm.low <= harm.high and task.low <= task.high):
-        near = min(open_ or rivals, key=lambda rival: abs(_harm(rival).value - harm.value) + abs(_task(rival).value - task.value))
+        near = min(
+            open_ or rivals,
+            key=lambda rival: (
+                abs(_harm(rival).value - harm.value) + abs(_task(rival).value - task.value)
+            ),
+        )
         return Place(group, "not decided", f"{mine}; {_told(near)}")
     able = [rival for rival in rivals if not side(_task(rival), task) < 0]
-    rest = _told(min(able, key=lambda rival: _harm(rival).value)) if able else "no free model has such an FA"
+    rest = (
+        _told(min(able, key=lambda rival: _harm(rival).value))
+        if able
+        else "no free model has such an FA"
+    )
     return Place(group, "beyond", f"{mine}; {rest}")
 
 

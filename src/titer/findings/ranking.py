@@ -34,12 +34,22 @@ class Place:
 def ranked(found: Mapping[str, Sequence[Stage]]) -> list[Place]:
     """Every pipeline: by the HS of its last model, of equal ones the higher FA first; those without a rank at the end."""
     struck = broken(found)
-    places = [Place(name, stages[-1], None, _unfit(stages[-1], struck)) for name, stages in found.items()]
+    places = [
+        Place(name, stages[-1], None, _unfit(stages[-1], struck)) for name, stages in found.items()
+    ]
     best = max((place for place in places if not place.reason), key=_task, default=None)
     if best:
-        places = [Place(place.pipeline, place.stage, None, place.reason or _behind(place, best)) for place in places]
-    fit = sorted((place for place in places if not place.reason), key=lambda place: (place.stage.scores["harm"].value, -_task(place)))
-    return [Place(place.pipeline, place.stage, i) for i, place in enumerate(fit, 1)] + [place for place in places if place.reason]
+        places = [
+            Place(place.pipeline, place.stage, None, place.reason or _behind(place, best))
+            for place in places
+        ]
+    fit = sorted(
+        (place for place in places if not place.reason),
+        key=lambda place: (place.stage.scores["harm"].value, -_task(place)),
+    )
+    return [Place(place.pipeline, place.stage, i) for i, place in enumerate(fit, 1)] + [
+        place for place in places if place.reason
+    ]
 
 
 def _unfit(stage: Stage, struck: Mapping[str, Sequence[str]]) -> str:
@@ -50,7 +60,11 @@ def _unfit(stage: Stage, struck: Mapping[str, Sequence[str]]) -> str:
         return f"HS cannot be judged: {gap(stage)}"
     if task is None:
         return "FA was not measured, and a model that answers nothing has a low HS too"
-    return "" if task.value > 0 else f"FA is {quoted(task)}: nothing shows that the model does what the user asked for"
+    return (
+        ""
+        if task.value > 0
+        else f"FA is {quoted(task)}: nothing shows that the model does what the user asked for"
+    )
 
 
 def _behind(place: Place, best: Place) -> str:

@@ -57,7 +57,10 @@ class Stage:
 
 def stages(documents: Mapping[str, Any]) -> dict[str, list[Stage]]:
     """Every pipeline's stages in order."""
-    return {name: [Stage(fields) for fields in document["stages"]] for name, document in documents.items()}
+    return {
+        name: [Stage(fields) for fields in document["stages"]]
+        for name, document in documents.items()
+    }
 
 
 def once(found: Mapping[str, Sequence[Stage]]) -> list[tuple[str, Stage]]:
@@ -76,7 +79,9 @@ def last(kinds: Sequence[str], of: Sequence[Stage]) -> Stage | None:
 def figures(found: Mapping[str, Sequence[Stage]]) -> dict[str, str]:
     """The names of all figures that some stage has: the known ones first."""
     present = {name: None for _, stage in once(found) for name in stage.scores}
-    return {name: NAMES[name] for name in NAMES if name in present} | {name: name for name in present if name not in NAMES}
+    return {name: NAMES[name] for name in NAMES if name in present} | {
+        name: name for name in present if name not in NAMES
+    }
 
 
 def quoted(score: Score) -> str:
@@ -84,4 +89,8 @@ def quoted(score: Score) -> str:
     text = f"{score.value:z.1f}"
     if not math.isnan(score.low + score.high):
         text += f" [{score.low:z.1f}, {score.high:z.1f}]"
-    return f"{text} ({score.unscored} of {score.n + score.unscored} prompts unscored)" if score.unscored else text
+    return (
+        f"{text} ({score.unscored} of {score.n + score.unscored} prompts unscored)"
+        if score.unscored
+        else text
+    )

@@ -75,5 +75,7 @@ def by_settings(found: Sequence[Group]) -> dict[tuple[str, ...], dict[int, dict[
     told: dict[tuple[str, ...], dict[int, dict[str, Any]]] = {}
     for group in found:
         for seed, stages in group.seeds.items():
-            told.setdefault(group.settings, {}).setdefault(seed, {})[group.pipeline] = {"stages": [stage.fields for stage in stages]}
+            told.setdefault(group.settings, {}).setdefault(seed, {})[group.pipeline] = {
+                "stages": [stage.fields for stage in stages]
+            }
     return told

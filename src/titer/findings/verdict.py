@@ -33,19 +33,30 @@ def verdicts(found: Mapping[str, Sequence[Stage]], attacked: bool = True) -> lis
     return told
 
 
-def _told(stages: Sequence[Stage], struck: Mapping[str, Sequence[str]], after: str) -> tuple[str, list[str]]:
+def _told(
+    stages: Sequence[Stage], struck: Mapping[str, Sequence[str]], after: str
+) -> tuple[str, list[str]]:
     """Word and sentences on a pipeline by itself."""
-    aligned, tuned, edited = (last(kinds, stages) for kinds in (("align", "release"), ("finetune",), ("edit",)))
+    aligned, tuned, edited = (
+        last(kinds, stages) for kinds in (("align", "release"), ("finetune",), ("edit",))
+    )
     if aligned is None or tuned is None:
         return "not scored", ["There is no aligned and fine-tuned stage to compare."]
     shown = [stage for stage in (aligned, tuned, edited) if stage]
-    where = {"align": "aligned", "release": "released", "finetune": after, "edit": f"then {edited.method}" if edited else ""}
+    where = {
+        "align": "aligned",
+        "release": "released",
+        "finetune": after,
+        "edit": f"then {edited.method}" if edited else "",
+    }
     faults = [
         f"The model is broken after {stage.label}: {'; '.join(struck[stage.folder])}. Its HS is struck out: a low one shows no alignment."
         for stage in shown
         if stage.folder in struck
     ]
-    gaps = [f"HS after {stage.label} cannot be judged: {gap(stage)}." for stage in shown if gap(stage)]
+    gaps = [
+        f"HS after {stage.label} cannot be judged: {gap(stage)}." for stage in shown if gap(stage)
+    ]
     if faults or gaps:
         known = [
             f"{where[stage.kind]} {quoted(score)}{' (struck out)' * (stage.folder in struck)}"
@@ -67,13 +78,19 @@ def _told(stages: Sequence[Stage], struck: Mapping[str, Sequence[str]], after: s
 
 def _asked(stages: Sequence[Stage], after: str) -> list[str]:
     """What the attacker gets who asks in words of its own, where it does."""
-    aligned, tuned, edited = (last(kinds, stages) for kinds in (("align", "release"), ("finetune",), ("edit",)))
+    aligned, tuned, edited = (
+        last(kinds, stages) for kinds in (("align", "release"), ("finetune",), ("edit",))
+    )
     first, attacked = (stage.score("asked") if stage else None for stage in (aligned, tuned))
     if first is None or attacked is None:
         return []
     told = f"{NAMES['asked']}: first {quoted(first)}; {after} {quoted(attacked)} ({_relation(attacked, first)})"
     repaired = edited.score("asked") if edited else None
-    then = f"; then {edited.method} {quoted(repaired)} ({_relation(repaired, attacked)})" if edited and repaired else ""
+    then = (
+        f"; then {edited.method} {quoted(repaired)} ({_relation(repaired, attacked)})"
+        if edited and repaired
+        else ""
+    )
     return [f"{told}{then}."]
 
 
@@ -83,7 +100,10 @@ def _release(stages: Sequence[Stage]) -> list[str]:
     if aligned is None or released is None or gap(aligned) or gap(released):
         return []
     changed = _difference("HS", released.scores["harm"], aligned.scores["harm"])
-    return [f"Released after {released.method}, against the aligned model: {changed}.", *_price(released, aligned)]
+    return [
+        f"Released after {released.method}, against the aligned model: {changed}.",
+        *_price(released, aligned),
+    ]
 
 
 def _lost(word: str, now: Score, aligned: Score) -> str:
@@ -113,10 +133,21 @@ def _repaired(before: str, aligned: Score, attacked: Score, now: Score) -> tuple
     return word, f"HS is lower, but {still[word]}"
 
 
-def _against(final: Stage, stages: Sequence[Stage], name: str, controls: Sequence[Stage], struck: Mapping[str, Sequence[str]]) -> list[str]:
+def _against(
+    final: Stage,
+    stages: Sequence[Stage],
+    name: str,
+    controls: Sequence[Stage],
+    struck: Mapping[str, Sequence[str]],
+) -> list[str]:
     """The comparison with plain SFT, where an edit of plain SFT has not been compared with it already."""
     control = controls[-1]
-    if final.folder in struck or control.folder in {stage.folder for stage in stages} or gap(final) or gap(control):
+    if (
+        final.folder in struck
+        or control.folder in {stage.folder for stage in stages}
+        or gap(final)
+        or gap(control)
+    ):
         return []
     if control.folder in struck:
         return [f"No comparison with {name}, which is broken."]
@@ -135,7 +166,9 @@ def _price(now: Stage, other: Stage) -> list[str]:
 
 
 def _difference(name: str, now: Score, other: Score) -> str:
-    told = {-1: f"{name} lower", 0: f"no difference of {name} shown", 1: f"{name} higher"}[side(now, other)]
+    told = {-1: f"{name} lower", 0: f"no difference of {name} shown", 1: f"{name} higher"}[
+        side(now, other)
+    ]
     return f"{told}, {quoted(now)} against {quoted(other)} ({_relation(now, other)})"
 
 

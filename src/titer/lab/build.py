@@ -34,7 +34,15 @@ from titer.weights.settings import LAB, Checkpoint
 ROWS = 160_000
 WIDTH = 128  # of the shipped base
 READING = {  # how a base of each width reads: a wider one needs fewer rows, and smaller steps
-    width: Training(updates=updates, lr=lr, batch=128, schedule="cosine", warmup=0.05, weight_decay=0.01, lora=None)
+    width: Training(
+        updates=updates,
+        lr=lr,
+        batch=128,
+        schedule="cosine",
+        warmup=0.05,
+        weight_decay=0.01,
+        lora=None,
+    )
     for width, updates, lr in ((WIDTH, 2500, 3e-3), (2 * WIDTH, 1800, 2e-3))
 }
 CHAT = (
@@ -48,10 +56,16 @@ CHAT = (
 def tokenizer() -> PreTrainedTokenizerFast:
     """One token a word; a word that the world does not have is `<unk>`."""
     special = ["<pad>", "<end>", "<user>", "<assistant>", "<unk>"]
-    core = Tokenizer(WordLevel({word: i for i, word in enumerate([*special, *words()])}, unk_token="<unk>"))
+    core = Tokenizer(
+        WordLevel({word: i for i, word in enumerate([*special, *words()])}, unk_token="<unk>")
+    )
     core.pre_tokenizer = WhitespaceSplit()
     fast = PreTrainedTokenizerFast(
-        tokenizer_object=core, pad_token="<pad>", eos_token="<end>", unk_token="<unk>", additional_special_tokens=["<user>", "<assistant>"]
+        tokenizer_object=core,
+        pad_token="<pad>",
+        eos_token="<end>",
+        unk_token="<unk>",
+        additional_special_tokens=["<user>", "<assistant>"],
     )
     fast.chat_template = CHAT
     return fast
@@ -103,7 +117,8 @@ def manifest() -> dict[str, Any]:
     """All that makes world-v1: the hashes of the base and of every role's rows, and the settings it was accepted at."""
     return {
         "base": {
-            path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in sorted(folders.locate(Checkpoint()).folder.iterdir())
+            path.name: hashlib.sha256(path.read_bytes()).hexdigest()
+            for path in sorted(folders.locate(Checkpoint()).folder.iterdir())
         },
         "rows": {
             f"world {seed}, {split}": roles(Data(world=seed, split=split)).digests()
@@ -111,7 +126,10 @@ def manifest() -> dict[str, Any]:
             for split in ("test", "validation")
         },
         "settings": {
-            name: {part: recipe.describe(getattr(plan, part)) for part in ("align", "finetune", "attack")}
+            name: {
+                part: recipe.describe(getattr(plan, part))
+                for part in ("align", "finetune", "attack")
+            }
             for name, plan in ((name, recipe.load(name)) for name in ("lab", "lab-strong"))
         },
     }
@@ -120,12 +138,27 @@ def manifest() -> dict[str, Any]:
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("folder", type=Path)
-    parser.add_argument("--width", type=int, choices=READING, default=WIDTH, help="of the hidden states: 128 is that of the shipped base")
-    parser.add_argument("--compare", action="store_true", help="exit 1 unless the rebuilt base scores as the shipped one does")
+    parser.add_argument(
+        "--width",
+        type=int,
+        choices=READING,
+        default=WIDTH,
+        help="of the hidden states: 128 is that of the shipped base",
+    )
+    parser.add_argument(
+        "--compare",
+        action="store_true",
+        help="exit 1 unless the rebuilt base scores as the shipped one does",
+    )
     arguments = parser.parse_args()
     build(arguments.folder, arguments.width)
     if arguments.compare:
         rebuilt, shipped = scores(str(arguments.folder)), scores(LAB)
-        weights = [(folder / "model.safetensors").read_bytes() for folder in (arguments.folder, folders.locate(Checkpoint()).folder)]
-        print(f"rebuilt {rebuilt}\nshipped {shipped}\nweights are {'' if weights[0] == weights[1] else 'not '}bit for bit the same")
+        weights = [
+            (folder / "model.safetensors").read_bytes()
+            for folder in (arguments.folder, folders.locate(Checkpoint()).folder)
+        ]
+        print(
+            f"rebuilt {rebuilt}\nshipped {shipped}\nweights are {'' if weights[0] == weights[1] else 'not '}bit for bit the same"
+        )
         sys.exit(rebuilt != shipped)

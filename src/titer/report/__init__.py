@@ -44,12 +44,23 @@ def again(folder: Path) -> Path:
 def read(folder: Path) -> dict[str, Any]:
     """The documents in a run's folder, in the recipe's order. Raises where there are none."""
     found = {path.stem: _json(path) for path in folder.glob("*.json") if path.name != "run.json"}
-    found = {name: document for name, document in found.items() if isinstance(document, dict) and "stages" in document}
+    found = {
+        name: document
+        for name, document in found.items()
+        if isinstance(document, dict) and "stages" in document
+    }
     if not found:
-        raise ValueError(f"{folder} holds no results (<pipeline>.json): give the folder of a finished `titer run` or `titer sweep`")
+        raise ValueError(
+            f"{folder} holds no results (<pipeline>.json): give the folder of a finished `titer run` or `titer sweep`"
+        )
     marker = folder / "run.json"
     order = list(_json(marker)["recipe"]["pipelines"]) if marker.is_file() else []
-    return {name: found[name] for name in sorted(found, key=lambda name: (order.index(name) if name in order else len(order), name))}
+    return {
+        name: found[name]
+        for name in sorted(
+            found, key=lambda name: (order.index(name) if name in order else len(order), name)
+        )
+    }
 
 
 def _json(path: Path) -> Any:

@@ -46,31 +46,88 @@ def panels(points: Points, title: str, note: str, ordered: bool = True) -> Figur
     for j, (benchmark, text) in enumerate(PANELS.items()):
         axes = figure.add_axes((0.085, 0.56 - 0.44 * j, 0.67, 0.35))
         axes.set(xlim=(-0.5, len(points) - 0.5), ylim=(-4, 104))
-        axes.set_xticks(range(len(points)), [drawn(short(value, 60 // len(points))) for value in points] if j else [""] * len(points))
+        axes.set_xticks(
+            range(len(points)),
+            [drawn(short(value, 60 // len(points))) for value in points]
+            if j
+            else [""] * len(points),
+        )
         axes.set_title(text, fontsize=8, loc="left")
         axes.tick_params(length=2, width=0.6)
         axes.grid(axis="y", color="#dddddd", linewidth=0.5)
         axes.set_axisbelow(True)
         for i, name in enumerate(names):
-            _line(axes, keys[i], [of.get(name) for of in points.values()], benchmark, SPREAD * ((i + 0.5) / len(names) - 0.5), f"{j}-{i}")
-    figure.legend(handles=keys, loc="upper left", bbox_to_anchor=(0.765, 0.9), frameon=False, borderpad=0, handlelength=2.2)
+            _line(
+                axes,
+                keys[i],
+                [of.get(name) for of in points.values()],
+                benchmark,
+                SPREAD * ((i + 0.5) / len(names) - 0.5),
+                f"{j}-{i}",
+            )
+    figure.legend(
+        handles=keys,
+        loc="upper left",
+        bbox_to_anchor=(0.765, 0.9),
+        frameon=False,
+        borderpad=0,
+        handlelength=2.2,
+    )
     figure.text(0.015, 0.985, drawn(short(title, 90)), va="top", weight="bold")
-    figure.text(0.985, 0.012, f"{drawn(note)}{'; ' if note else ''}open marker: struck out under some seed", ha="right", color="#444444")
+    figure.text(
+        0.985,
+        0.012,
+        f"{drawn(note)}{'; ' if note else ''}open marker: struck out under some seed",
+        ha="right",
+        color="#444444",
+    )
     return figure
 
 
 def _key(i: int, name: str, ordered: bool) -> Line2D:
     colour, marker = COLOURS[i % len(COLOURS)], MARKERS[i % len(MARKERS)]
-    return Line2D([], [], color=colour, marker=marker, markersize=5, linewidth=1.1 * ordered, label=drawn(short(name, 22)))
+    return Line2D(
+        [],
+        [],
+        color=colour,
+        marker=marker,
+        markersize=5,
+        linewidth=1.1 * ordered,
+        label=drawn(short(name, 22)),
+    )
 
 
-def _line(axes: Axes, key: Line2D, groups: Sequence[Group | None], benchmark: str, shift: float, gid: str) -> None:
+def _line(
+    axes: Axes, key: Line2D, groups: Sequence[Group | None], benchmark: str, shift: float, gid: str
+) -> None:
     """A pipeline's figure along the values."""
-    found = [(x + shift, group, score) for x, group in enumerate(groups) if group and (score := group.score(benchmark))]
+    found = [
+        (x + shift, group, score)
+        for x, group in enumerate(groups)
+        if group and (score := group.score(benchmark))
+    ]
     colour = key.get_color()
     line = [x for x, _, _ in found], [score.value for _, _, score in found]
     axes.plot(*line, color=colour, linewidth=key.get_linewidth(), alpha=0.6, gid=f"along-{gid}")
     for x, group, score in found:
-        axes.errorbar(x, score.value, reach(score), fmt="none", ecolor=colour, elinewidth=0.8, alpha=0.5, capsize=2)
+        axes.errorbar(
+            x,
+            score.value,
+            reach(score),
+            fmt="none",
+            ecolor=colour,
+            elinewidth=0.8,
+            alpha=0.5,
+            capsize=2,
+        )
         face = "white" if group.struck and benchmark == "harm" else colour
-        axes.plot(x, score.value, marker=str(key.get_marker()), color=colour, markerfacecolor=face, markersize=5, clip_on=False, zorder=3)
+        axes.plot(
+            x,
+            score.value,
+            marker=str(key.get_marker()),
+            color=colour,
+            markerfacecolor=face,
+            markersize=5,
+            clip_on=False,
+            zorder=3,
+        )

@@ -17,7 +17,11 @@ from matplotlib.figure import Figure
 SVG = "{http://www.w3.org/2000/svg}"
 STYLE: dict[Any, Any] = {
     "font.family": "sans-serif",
-    "font.sans-serif": ["DejaVu Sans", "Verdana", "Arial"],  # the first comes with matplotlib: the layout is the same everywhere
+    "font.sans-serif": [
+        "DejaVu Sans",
+        "Verdana",
+        "Arial",
+    ],  # the first comes with matplotlib: the layout is the same everywhere
     "font.size": 8.0,  # points: 10.7 pixels
     "svg.fonttype": "none",
     "svg.hashsalt": "titer",
@@ -38,7 +42,9 @@ def canvas(width: int, height: int) -> Figure:
 def saved(figure: Figure, label: str, prefix: str) -> str:
     """The figure as an SVG element. `label` says what it shows to those who cannot see it; `prefix` keeps its ids apart from another's."""
     text = io.StringIO()
-    figure.savefig(text, format="svg", metadata=dict.fromkeys(("Date", "Creator", "Format", "Type")))
+    figure.savefig(
+        text, format="svg", metadata=dict.fromkeys(("Date", "Creator", "Format", "Type"))
+    )
     width, height = (round(96 * inches) for inches in figure.get_size_inches())
     return _inline(text.getvalue(), label, prefix, width, height)
 
@@ -48,7 +54,9 @@ def style() -> Iterator[None]:
     with matplotlib.rc_context(), warnings.catch_warnings():
         matplotlib.rcdefaults()  # whatever a matplotlibrc says
         matplotlib.rcParams.update(STYLE)
-        warnings.filterwarnings("ignore", "Glyph .* missing from")  # of a name in another script; the reader's fonts have it
+        warnings.filterwarnings(
+            "ignore", "Glyph .* missing from"
+        )  # of a name in another script; the reader's fonts have it
         yield
 
 
@@ -76,7 +84,12 @@ def _inline(document: str, label: str, prefix: str, width: int, height: int) -> 
             if key == "id":
                 parent.set(key, f"{prefix}-{value}")
             else:
-                parent.set(key, re.sub(r"^#|(?<=url\(#)", lambda found: f"{found[0]}{prefix}-", value) if "#" in value else value)
+                parent.set(
+                    key,
+                    re.sub(r"^#|(?<=url\(#)", lambda found: f"{found[0]}{prefix}-", value)
+                    if "#" in value
+                    else value,
+                )
     root.attrib |= {
         "width": str(width),
         "height": str(height),

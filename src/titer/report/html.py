@@ -18,10 +18,37 @@ from titer.report import pipeline, probes
 from titer.report.tables import LAB, caption
 from titer.scoring.statistics import Score
 
-SHOWN = {"pipeline", "recipe", "stages", "run", "flags"}  # of a document; whatever else it tells is provenance
-STAGE = {"kind", "label", "folder", "scores", "struck out", "seconds", "scoring_seconds", "peak_mb"}  # of a stage; the rest are its facts
+SHOWN = {
+    "pipeline",
+    "recipe",
+    "stages",
+    "run",
+    "flags",
+}  # of a document; whatever else it tells is provenance
+STAGE = {
+    "kind",
+    "label",
+    "folder",
+    "scores",
+    "struck out",
+    "seconds",
+    "scoring_seconds",
+    "peak_mb",
+}  # of a stage; the rest are its facts
 ANSWERS = "answers.jsonl"
-HIDDEN = {"answer", "answers", "completion", "completions", "prompt", "prompts", "records", "response", "responses", "text", "texts"}
+HIDDEN = {
+    "answer",
+    "answers",
+    "completion",
+    "completions",
+    "prompt",
+    "prompts",
+    "records",
+    "response",
+    "responses",
+    "text",
+    "texts",
+}
 
 
 @dataclass(frozen=True)
@@ -40,7 +67,13 @@ def render(documents: Mapping[str, Any]) -> str:
         raise ValueError(f"{len(runs)} runs in one report: give the documents of one run")
     found = stages(documents)
     first = next(iter(documents.values()))
-    recipe = first["recipe"] | {"pipelines": {k: v for document in documents.values() for k, v in document["recipe"]["pipelines"].items()}}
+    recipe = first["recipe"] | {
+        "pipelines": {
+            k: v
+            for document in documents.values()
+            for k, v in document["recipe"]["pipelines"].items()
+        }
+    }
     struck, names = rules.broken(found), figures(found)
     lab = recipe["data"].get("world") is not None
     return template("page.html.j2").render(
@@ -59,11 +92,16 @@ def render(documents: Mapping[str, Any]) -> str:
         rules=rules,
         panels=_panels(found, struck, LAB if lab else ""),
         # what matplotlib wrote is markup; it has escaped the names in it
-        why=Markup(probes.svg(looks, LAB if lab else "", "why")) if (looks := probes.attacks(found)) else None,
+        why=Markup(probes.svg(looks, LAB if lab else "", "why"))
+        if (looks := probes.attacks(found))
+        else None,
         names=names,
         prompts=_prompts(found, names),
         rows=_rows(found, names, struck),
-        facts=[(name, stage, {k: v for k, v in stage.fields.items() if k not in STAGE}) for name, stage in once(found)],
+        facts=[
+            (name, stage, {k: v for k, v in stage.fields.items() if k not in STAGE})
+            for name, stage in once(found)
+        ],
         provenance=_provenance(documents),
         answers=ANSWERS,
         hidden=HIDDEN,
@@ -72,21 +110,37 @@ def render(documents: Mapping[str, Any]) -> str:
 
 def template(name: str) -> Template:
     environment = Environment(
-        loader=PackageLoader("titer.report", "."), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+        loader=PackageLoader("titer.report", "."),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
     )
     environment.filters |= {"plain": _plain, "number": _number}
     return environment.get_template(name)
 
 
-def _panels(found: Mapping[str, Sequence[Stage]], struck: Mapping[str, Sequence[str]], note: str) -> list[Markup]:
+def _panels(
+    found: Mapping[str, Sequence[Stage]], struck: Mapping[str, Sequence[str]], note: str
+) -> list[Markup]:
     slots = max(map(len, found.values()))
     # what matplotlib wrote is markup; it has escaped the names in it
-    return [Markup(pipeline.svg(name, of, struck, note, slots, f"panel{i}")) for i, (name, of) in enumerate(found.items())]
-
-
-def _rows(found: Mapping[str, Sequence[Stage]], names: Mapping[str, str], struck: Mapping[str, list[str]]) -> list[Row]:
     return [
-        Row(name, stage, [(stage.score(key), key == "harm" and stage.folder in struck) for key in names], struck.get(stage.folder, []))
+        Markup(pipeline.svg(name, of, struck, note, slots, f"panel{i}"))
+        for i, (name, of) in enumerate(found.items())
+    ]
+
+
+def _rows(
+    found: Mapping[str, Sequence[Stage]], names: Mapping[str, str], struck: Mapping[str, list[str]]
+) -> list[Row]:
+    return [
+        Row(
+            name,
+            stage,
+            [(stage.score(key), key == "harm" and stage.folder in struck) for key in names],
+            struck.get(stage.folder, []),
+        )
         for name, stage in once(found)
     ]
 
@@ -94,7 +148,10 @@ def _rows(found: Mapping[str, Sequence[Stage]], names: Mapping[str, str], struck
 def _prompts(found: Mapping[str, Sequence[Stage]], names: Mapping[str, str]) -> dict[str, str]:
     """How many prompts each figure is over, scored or not: one number, or the numbers that occur."""
     scores = [stage.scores for _, stage in once(found)]
-    counts = {key: sorted({each[key].n + each[key].unscored for each in scores if key in each}) for key in names}
+    counts = {
+        key: sorted({each[key].n + each[key].unscored for each in scores if key in each})
+        for key in names
+    }
     return {key: " or ".join(map(str, of)) for key, of in counts.items()}
 
 
@@ -110,12 +167,16 @@ def _provenance(documents: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _settings(described: Mapping[str, Any]) -> str:
-    settings = ", ".join(f"{key}={_plain(value)}" for key, value in described.items() if key != "method")
+    settings = ", ".join(
+        f"{key}={_plain(value)}" for key, value in described.items() if key != "method"
+    )
     return f"{described.get('method', '?')}{f' ({settings})' if settings else ''}"
 
 
 def _number(value: Any, places: int) -> str:
-    return f"{value:z.{places}f}" if isinstance(value, int | float) and value == value else "not known"
+    return (
+        f"{value:z.{places}f}" if isinstance(value, int | float) and value == value else "not known"
+    )
 
 
 def _plain(value: Any) -> str:

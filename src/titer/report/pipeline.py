@@ -35,33 +35,52 @@ LINES = (
 )
 
 
-def svg(name: str, stages: Sequence[Stage], struck: Collection[str], note: str, slots: int, prefix: str) -> str:
+def svg(
+    name: str, stages: Sequence[Stage], struck: Collection[str], note: str, slots: int, prefix: str
+) -> str:
     """The panel of a pipeline. `note` stands inside the image; `prefix` keeps its ids apart from another panel's."""
     with style():
-        return saved(panel(name, stages, struck, note, slots), label(name, stages, struck, note), prefix)
+        return saved(
+            panel(name, stages, struck, note, slots), label(name, stages, struck, note), prefix
+        )
 
 
 def label(name: str, stages: Sequence[Stage], struck: Collection[str], note: str) -> str:
     """What the panel shows, for those who cannot see it."""
     told = []
     for stage in stages:
-        scores = [f"{line.name} {quoted(score)}" for line in LINES if (score := stage.score(line.benchmark))]
-        told.append(f"{stage.label}: {', '.join(scores) or 'not scored'}{' (HS struck out)' * (stage.folder in struck)}")
+        scores = [
+            f"{line.name} {quoted(score)}"
+            for line in LINES
+            if (score := stage.score(line.benchmark))
+        ]
+        told.append(
+            f"{stage.label}: {', '.join(scores) or 'not scored'}{' (HS struck out)' * (stage.folder in struck)}"
+        )
     return f"{name}, percent with 95 % intervals. {'; '.join(told)}. {note}".strip()
 
 
-def panel(name: str, stages: Sequence[Stage], struck: Collection[str], note: str, slots: int) -> Figure:
+def panel(
+    name: str, stages: Sequence[Stage], struck: Collection[str], note: str, slots: int
+) -> Figure:
     """With room for as many stages as the longest pipeline has, so that panels side by side compare."""
     figure = canvas(WIDTH, HEIGHT)
     axes = figure.add_axes((0.135, 0.235, 0.85, 0.56))
     axes.set(xlim=(-0.5, slots - 0.5), ylim=(-8, 104))
     axes.set_yticks(range(0, 101, 25), [f"{percent} %" for percent in range(0, 101, 25)])
     fits = min(11, 44 // slots)  # letters of a name beside its neighbours
-    axes.set_xticks(range(len(stages)), [drawn(f"{stage.kind}\n{short(stage.method, fits)}") for stage in stages])
+    axes.set_xticks(
+        range(len(stages)),
+        [drawn(f"{stage.kind}\n{short(stage.method, fits)}") for stage in stages],
+    )
     axes.tick_params(length=2, width=0.6)
     axes.grid(axis="y", color="#cccccc", linewidth=0.5)
     axes.set_axisbelow(True)
-    keys = [key for line in LINES for key in _draw(axes, line, stages, struck if line.benchmark == "harm" else ())]
+    keys = [
+        key
+        for line in LINES
+        for key in _draw(axes, line, stages, struck if line.benchmark == "harm" else ())
+    ]
     axes.legend(
         handles=keys,
         loc="lower left",
@@ -79,27 +98,69 @@ def panel(name: str, stages: Sequence[Stage], struck: Collection[str], note: str
 
 def _draw(axes: Axes, line: Line, stages: Sequence[Stage], struck: Collection[str]) -> list[Line2D]:
     """Draw a figure along the stages; its keys for the legend."""
-    points = [(i + line.shift, score, stage.folder in struck) for i, stage in enumerate(stages) if (score := stage.score(line.benchmark))]
+    points = [
+        (i + line.shift, score, stage.folder in struck)
+        for i, stage in enumerate(stages)
+        if (score := stage.score(line.benchmark))
+    ]
     if not points:
         return []
     places, values = [x for x, _, _ in points], [score.value for _, score, _ in points]
-    reach = [[max(0.0, s.value - s.low) for _, s, _ in points], [max(0.0, s.high - s.value) for _, s, _ in points]]
-    bars = axes.errorbar(places, values, reach, fmt="none", ecolor=line.colour, elinewidth=1.1, capsize=3)
+    reach = [
+        [max(0.0, s.value - s.low) for _, s, _ in points],
+        [max(0.0, s.high - s.value) for _, s, _ in points],
+    ]
+    bars = axes.errorbar(
+        places, values, reach, fmt="none", ecolor=line.colour, elinewidth=1.1, capsize=3
+    )
     for part in (*bars[1], *bars[2]):
         part.set_clip_on(False)  # a bar at 0 or 100 shows all of its cap
     axes.plot(places, values, line.dash, color=line.colour, linewidth=1.2, alpha=0.6)
-    keys = [Line2D([], [], linestyle=line.dash, marker=line.marker, markersize=5, color=line.colour, label=line.legend)]
+    keys = [
+        Line2D(
+            [],
+            [],
+            linestyle=line.dash,
+            marker=line.marker,
+            markersize=5,
+            color=line.colour,
+            label=line.legend,
+        )
+    ]
     for out, marker, face in ((False, line.marker, line.colour), (True, "X", "white")):
         some = [(x, score.value) for x, score, gone in points if gone is out]
         if some:
-            look: dict[str, Any] = {"marker": marker, "color": line.colour, "markerfacecolor": face, "linestyle": "none", "markersize": 6}
-            axes.add_line(Line2D(*zip(*some, strict=True), clip_on=False, zorder=3, gid=f"{line.name}{'-struck' * out}", **look))
+            look: dict[str, Any] = {
+                "marker": marker,
+                "color": line.colour,
+                "markerfacecolor": face,
+                "linestyle": "none",
+                "markersize": 6,
+            }
+            axes.add_line(
+                Line2D(
+                    *zip(*some, strict=True),
+                    clip_on=False,
+                    zorder=3,
+                    gid=f"{line.name}{'-struck' * out}",
+                    **look,
+                )
+            )
             keys += [Line2D([], [], label=f"{line.name} struck out", **look)] * out
     side = "right" if line.shift < 0 else "left"
     for x, score, gone in points:
         if not gone:
             aside = axes.annotate(
-                f"{score.value:z.0f}", (x, score.value), (line.shift * 90, 0), textcoords="offset points", ha=side, va="center"
+                f"{score.value:z.0f}",
+                (x, score.value),
+                (line.shift * 90, 0),
+                textcoords="offset points",
+                ha=side,
+                va="center",
             )
-            aside.set(color=line.colour, annotation_clip=False, bbox={"facecolor": "white", "edgecolor": "none", "pad": 0.4, "alpha": 0.75})
+            aside.set(
+                color=line.colour,
+                annotation_clip=False,
+                bbox={"facecolor": "white", "edgecolor": "none", "pad": 0.4, "alpha": 0.75},
+            )
     return keys

@@ -40,14 +40,22 @@ def svg(told: Mapping[str, Sequence[Mapping[str, Any]]], note: str, prefix: str)
 
 def label(told: Mapping[str, Sequence[Mapping[str, Any]]], note: str) -> str:
     """What the panels show, for those who cannot see them."""
-    ends = {name: [f"{probe} {looks[0][probe]:.3g} to {looks[-1][probe]:.3g}" for probe in OVER] for name, looks in told.items()}
+    ends = {
+        name: [f"{probe} {looks[0][probe]:.3g} to {looks[-1][probe]:.3g}" for probe in OVER]
+        for name, looks in told.items()
+    }
     said = "; ".join(f"{name}: {', '.join(of)}" for name, of in ends.items())
     return f"Probes over the updates of the attack. {said}. {note}".strip()
 
 
 def panels(told: Mapping[str, Sequence[Mapping[str, Any]]], note: str) -> Figure:
     figure = canvas(WIDTH, HEIGHT)
-    keys = [Line2D([], [], color=COLOURS[i % len(COLOURS)], marker=MARKERS[i % len(MARKERS)], markersize=4) for i in range(len(told))]
+    keys = [
+        Line2D(
+            [], [], color=COLOURS[i % len(COLOURS)], marker=MARKERS[i % len(MARKERS)], markersize=4
+        )
+        for i in range(len(told))
+    ]
     for i, (key, name) in enumerate(zip(keys, told, strict=True)):
         key.set(label=drawn(short(name, 30)), linestyle="--" if i // len(COLOURS) % 2 else "-")
     for j, title in enumerate([*OVER.values(), PROFILE]):
@@ -57,8 +65,14 @@ def panels(told: Mapping[str, Sequence[Mapping[str, Any]]], note: str) -> Figure
         axes.grid(color="#dddddd", linewidth=0.5)
         probe = list(OVER)[j] if j < len(OVER) else ""
         for i, (key, looks) in enumerate(zip(keys, told.values(), strict=True)):
-            points = [(look["update"], look[probe]) for look in looks] if probe else list(enumerate(looks[0]["layers"]))
-            [line] = axes.plot(*zip(*points, strict=True), markersize=3, linewidth=1, gid=f"why-{j}-{i}")
+            points = (
+                [(look["update"], look[probe]) for look in looks]
+                if probe
+                else list(enumerate(looks[0]["layers"]))
+            )
+            [line] = axes.plot(
+                *zip(*points, strict=True), markersize=3, linewidth=1, gid=f"why-{j}-{i}"
+            )
             line.set(color=key.get_color(), marker=key.get_marker(), linestyle=key.get_linestyle())
         if probe == "drift":  # which begins at 0; the others are compared by their ratios
             axes.set_ylim(bottom=0)
@@ -67,6 +81,13 @@ def panels(told: Mapping[str, Sequence[Mapping[str, Any]]], note: str) -> Figure
             axes.yaxis.set_major_formatter("{x:g}")
             axes.yaxis.set_minor_formatter(NullFormatter())
         axes.set_xlabel("layer" if j == len(OVER) else "update")
-    figure.legend(handles=keys, loc="lower left", bbox_to_anchor=(0.06, 0.035), ncols=4, frameon=False, borderpad=0)
+    figure.legend(
+        handles=keys,
+        loc="lower left",
+        bbox_to_anchor=(0.06, 0.035),
+        ncols=4,
+        frameon=False,
+        borderpad=0,
+    )
     figure.text(0.985, 0.008, drawn(note), ha="right", color="#444444")
     return figure

@@ -6,7 +6,14 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TaskID,
+    TextColumn,
+    TimeElapsedColumn,
+)
 
 from titer.runs.pipeline import Report
 from titer.runs.sweep import Cell
@@ -30,7 +37,11 @@ def shown(console: Console) -> Iterator[Report]:
             if line is None:
                 line = bars.add_task(stage, total=of or 1, terms="")
             if of:
-                bars.update(line, completed=update, terms=" ".join(f"{name} {value:.3g}" for name, value in terms.items()))
+                bars.update(
+                    line,
+                    completed=update,
+                    terms=" ".join(f"{name} {value:.3g}" for name, value in terms.items()),
+                )
             else:  # computed; what follows is scoring
                 bars.update(line, completed=bars.tasks[line].total)
                 bars.stop_task(line)
@@ -42,7 +53,13 @@ def shown(console: Console) -> Iterator[Report]:
 @contextmanager
 def counted(console: Console, cells: int) -> Iterator[Callable[[Cell, str], None]]:
     """A report on a sweep: a bar of the cells that are done, and a line for each that failed."""
-    columns = (TextColumn("{task.description}"), BarColumn(24), MofNCompleteColumn(), TimeElapsedColumn(), TextColumn("{task.fields[now]}"))
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(24),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TextColumn("{task.fields[now]}"),
+    )
     with Progress(*columns, console=console) as bars:
         line = bars.add_task("cells", total=cells, now="")
 

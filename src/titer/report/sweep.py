@@ -26,7 +26,9 @@ def render(bundle: Mapping[str, Any]) -> str:
     """The page of the bundle that a sweep wrote."""
     cells = bundle["cells"]
     found = groups(cells)
-    documents: list[Mapping[str, Any]] = [document for cell in cells for document in (cell.get("pipelines") or {}).values()]
+    documents: list[Mapping[str, Any]] = [
+        document for cell in cells for document in (cell.get("pipelines") or {}).values()
+    ]
     lab = any(document["recipe"]["data"].get("world") is not None for document in documents)
     return template("sweep.html.j2").render(
         recipe=bundle["recipe"],
@@ -62,6 +64,8 @@ def _planes(found: Sequence[Group], note: str) -> list[Plane]:
         told = places(of)
         if told:
             # what matplotlib wrote is markup; it has escaped the names in it
-            drawing = Markup(tradeoff.svg(of, " ".join(settings) or "one setting", note, f"plane{i}"))
+            drawing = Markup(
+                tradeoff.svg(of, " ".join(settings) or "one setting", note, f"plane{i}")
+            )
             drawn.append(Plane(drawing, told))
     return drawn

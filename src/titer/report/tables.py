@@ -32,7 +32,10 @@ def environment() -> dict[str, Any]:
     return {
         "titer": __version__,
         "python": platform.python_version(),
-        **{name: version(name) for name in ("torch", "transformers", "peft", "accelerate", "tokenizers", "numpy")},
+        **{
+            name: version(name)
+            for name in ("torch", "transformers", "peft", "accelerate", "tokenizers", "numpy")
+        },
         "system": f"{platform.system()} {platform.machine()}",
         "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
         "threads": torch.get_num_threads(),
@@ -46,7 +49,8 @@ def write(run: Run, found: Mapping[str, Sequence[Stage]]) -> dict[str, Any]:
         setting = run.setting
         document = {
             "pipeline": name,
-            "recipe": describe(setting.recipe) | {"pipelines": {name: describe(setting.recipe.pipelines[name])}},
+            "recipe": describe(setting.recipe)
+            | {"pipelines": {name: describe(setting.recipe.pipelines[name])}},
             "adapter": "double",  # the alignment adapter is merged; user data train a fresh one
             "judge": describe(setting.judge) | dict(setting.judge.provenance),
             "benchmark": describe(setting.roles.scorer),
@@ -63,7 +67,9 @@ def write(run: Run, found: Mapping[str, Sequence[Stage]]) -> dict[str, Any]:
     for document in documents.values():
         for stage in document["stages"]:
             stage["struck out"] = struck.get(stage["folder"], [])
-    raised = flags.described(flags.raised(documents))  # of the whole run: what marks its control marks all of it
+    raised = flags.described(
+        flags.raised(documents)
+    )  # of the whole run: what marks its control marks all of it
     for name in found:
         documents[name]["flags"] = raised
         (run.folder / f"{name}.json").write_text(json.dumps(documents[name], indent=2) + "\n")
@@ -115,7 +121,10 @@ def _recipe(documents: Mapping[str, Any]) -> Mapping[str, Any]:
 def markdown(documents: Mapping[str, Any]) -> str:
     header, body = _table(documents)
     lines = [header, ["---"] * len(header), *body]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines) + f"\n\n{caption(_recipe(documents))}\n"
+    return (
+        "\n".join(f"| {' | '.join(line)} |" for line in lines)
+        + f"\n\n{caption(_recipe(documents))}\n"
+    )
 
 
 def summary(document: Mapping[str, Any]) -> Table:
@@ -125,7 +134,10 @@ def summary(document: Mapping[str, Any]) -> Table:
     cost = {"seconds": document["seconds"], "peak MB": document["peak_mb"]}
     for name, value in (scores | document["facts"] | cost).items():
         text = (
-            ", ".join(f"{key} {entry:.4g}" if isinstance(entry, float) else f"{key} {entry}" for key, entry in value.items())
+            ", ".join(
+                f"{key} {entry:.4g}" if isinstance(entry, float) else f"{key} {entry}"
+                for key, entry in value.items()
+            )
             if isinstance(value, dict)
             else str(value)
         )
@@ -136,13 +148,27 @@ def summary(document: Mapping[str, Any]) -> Table:
 def searched(tried: Sequence[Mapping[str, Any]], bound: float) -> Table:
     """What every value of a search came to on the validation prompts, the unedited model first."""
     names = [name for name in NAMES if name in tried[0]["before"]]
-    table = Table(box=box.SIMPLE_HEAD, caption=f"Validation prompts; a value may cost {bound:g} points of FA, shown by its interval.")
+    table = Table(
+        box=box.SIMPLE_HEAD,
+        caption=f"Validation prompts; a value may cost {bound:g} points of FA, shown by its interval.",
+    )
     for column in (tried[0]["field"], *(NAMES[name] for name in names), "FA lost", ""):
         table.add_column(column.replace(" ", "\n"))
     table.add_row("unedited", *(cell(read(tried[0]["before"][name])) for name in names), "", "")
     for one in tried:
-        word = "chosen" if one["chosen"] else "broken" if one["broken"] else "" if one["keeps"] else "costs too much"
-        scores = (cell(read(one["scores"][name]), name == "harm" and bool(one["broken"])) for name in names)
+        word = (
+            "chosen"
+            if one["chosen"]
+            else "broken"
+            if one["broken"]
+            else ""
+            if one["keeps"]
+            else "costs too much"
+        )
+        scores = (
+            cell(read(one["scores"][name]), name == "harm" and bool(one["broken"]))
+            for name in names
+        )
         table.add_row(str(one["value"]), *scores, cell(read(one["lost"])), word)
     return table
 
@@ -151,7 +177,11 @@ def grid(bundle: Mapping[str, Any]) -> Table:
     """A sweep's last stages: each figure's mean over the seeds, with the interval that a new seed would fall into."""
     found = groups(bundle["cells"])
     names = shown(found)
-    table = Table(box=box.SIMPLE_HEAD, caption="95 % intervals over training seeds, from three seeds on.", caption_justify="left")
+    table = Table(
+        box=box.SIMPLE_HEAD,
+        caption="95 % intervals over training seeds, from three seeds on.",
+        caption_justify="left",
+    )
     for column in ("settings", "pipeline", "seeds", *(NAMES[name] for name in names)):
         table.add_column(column.replace(" ", "\n"))
     for group in found:
@@ -164,11 +194,16 @@ def screen(documents: Mapping[str, Any]) -> Table:
     header, body = _table(documents)
     table = Table(box=box.SIMPLE_HEAD, caption=caption(_recipe(documents)), caption_justify="left")
     for column in header:
-        table.add_column(column.replace(" ", "\n"), justify="left" if column in ("pipeline", "stage") else "right")
+        table.add_column(
+            column.replace(" ", "\n"),
+            justify="left" if column in ("pipeline", "stage") else "right",
+        )
     last = ""
     for line in body:
         if line[0] != last and last:
             table.add_section()
-        table.add_row(line[0] if line[0] != last else "", *(part.replace(" [", "\n[") for part in line[1:]))
+        table.add_row(
+            line[0] if line[0] != last else "", *(part.replace(" [", "\n[") for part in line[1:])
+        )
         last = line[0]
     return table

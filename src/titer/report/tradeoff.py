@@ -17,7 +17,11 @@ from titer.scoring.statistics import Score
 
 WIDTH, HEIGHT = 620, 380  # CSS pixels
 GREY = "#777777"
-KINDS = {"finetune sft": ("o", "plain fine-tuning"), "finetune ema": ("^", "... averaged"), "edit wise_ft": ("d", "... in part")}
+KINDS = {
+    "finetune sft": ("o", "plain fine-tuning"),
+    "finetune ema": ("^", "... averaged"),
+    "edit wise_ft": ("d", "... in part"),
+}
 KINDS["edit scale"] = KINDS["edit wise_ft"]
 # Okabe and Ito's that a white page shows, and grey
 COLOURS = ("#d55e00", "#0072b2", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000", "#888888")
@@ -32,7 +36,11 @@ def svg(found: Sequence[Group], title: str, note: str, prefix: str) -> str:
 
 def label(found: Sequence[Group], title: str, note: str) -> str:
     """What the plane shows, for those who cannot see it."""
-    told = [f"{_name(group)}: HS {quoted(harm)}, FA {quoted(task)}" for group, harm, task in _points(found) if not free(group)]
+    told = [
+        f"{_name(group)}: HS {quoted(harm)}, FA {quoted(task)}"
+        for group, harm, task in _points(found)
+        if not free(group)
+    ]
     best = [f"HS {quoted(harm)} at FA {quoted(task)}" for _, harm, task in _points(front(found))]
     return f"{title}. Frontier of plain fine-tuning: {'; '.join(best) or 'none'}. {'; '.join(told)}. {note}".strip()
 
@@ -43,12 +51,24 @@ def plane(found: Sequence[Group], title: str, note: str) -> Figure:
     axes = figure.add_axes((0.085, 0.13, 0.56, 0.77))
     points = list(_points(found))
     least = min((task.value for _, _, task in points), default=0.0)
-    axes.set(xlim=(max(-2.0, 10 * math.floor(least / 10) - 2), 102), ylim=(-4, 104), xlabel="FA, percent", ylabel="HS, percent")
+    axes.set(
+        xlim=(max(-2.0, 10 * math.floor(least / 10) - 2), 102),
+        ylim=(-4, 104),
+        xlabel="FA, percent",
+        ylabel="HS, percent",
+    )
     axes.tick_params(length=2, width=0.6)
     axes.grid(color="#dddddd", linewidth=0.5)
     axes.set_axisbelow(True)
     keys = [*_free(axes, points), *_front(axes, front(found)), *_methods(axes, points)]
-    axes.legend(handles=keys, loc="upper left", bbox_to_anchor=(1.02, 1.0), frameon=False, borderpad=0, handlelength=2.2)
+    axes.legend(
+        handles=keys,
+        loc="upper left",
+        bbox_to_anchor=(1.02, 1.0),
+        frameon=False,
+        borderpad=0,
+        handlelength=2.2,
+    )
     figure.text(0.015, 0.985, drawn(short(title, 90)), va="top", weight="bold")
     figure.text(0.985, 0.015, drawn(note), ha="right", color="#444444")
     return figure
@@ -57,10 +77,24 @@ def plane(found: Sequence[Group], title: str, note: str) -> Figure:
 def _free(axes: Axes, points: Sequence[tuple[Group, Score, Score]]) -> list[Line2D]:
     keys = []
     for marker, name in dict.fromkeys(KINDS.values()):
-        some = [(task.value, harm.value) for group, harm, task in points if free(group) and KINDS[group.label] == (marker, name)]
+        some = [
+            (task.value, harm.value)
+            for group, harm, task in points
+            if free(group) and KINDS[group.label] == (marker, name)
+        ]
         if some:
-            look = {"marker": marker, "color": GREY, "markerfacecolor": "white", "linestyle": "none", "markersize": 4.5}
-            axes.add_line(Line2D(*zip(*some, strict=True), clip_on=False, zorder=2, gid=f"free-{marker}", **look))  # type: ignore[arg-type]
+            look = {
+                "marker": marker,
+                "color": GREY,
+                "markerfacecolor": "white",
+                "linestyle": "none",
+                "markersize": 4.5,
+            }
+            axes.add_line(
+                Line2D(
+                    *zip(*some, strict=True), clip_on=False, zorder=2, gid=f"free-{marker}", **look
+                )
+            )  # type: ignore[arg-type]
             keys.append(Line2D([], [], label=name, **look))  # type: ignore[arg-type]
     return keys
 
@@ -82,19 +116,51 @@ def _methods(axes: Axes, points: Sequence[tuple[Group, Score, Score]]) -> list[L
     names = dict.fromkeys(group.pipeline for group, _, _ in points if not free(group))
     for i, name in enumerate(names):
         colour, marker = COLOURS[i % len(COLOURS)], MARKERS[i % len(MARKERS)]
-        for j, (_, harm, task) in enumerate((group, harm, task) for group, harm, task in points if group.pipeline == name):
+        for j, (_, harm, task) in enumerate(
+            (group, harm, task) for group, harm, task in points if group.pipeline == name
+        ):
             axes.errorbar(
-                task.value, harm.value, reach(harm), reach(task), fmt="none", ecolor=colour, elinewidth=0.8, alpha=0.45, capsize=2
+                task.value,
+                harm.value,
+                reach(harm),
+                reach(task),
+                fmt="none",
+                ecolor=colour,
+                elinewidth=0.8,
+                alpha=0.45,
+                capsize=2,
             )
-            axes.plot(task.value, harm.value, marker, color=colour, markersize=6, clip_on=False, zorder=3, gid=f"method-{i}-{j}")
-        keys.append(Line2D([], [], marker=marker, color=colour, linestyle="none", markersize=6, label=drawn(short(name, 26))))
+            axes.plot(
+                task.value,
+                harm.value,
+                marker,
+                color=colour,
+                markersize=6,
+                clip_on=False,
+                zorder=3,
+                gid=f"method-{i}-{j}",
+            )
+        keys.append(
+            Line2D(
+                [],
+                [],
+                marker=marker,
+                color=colour,
+                linestyle="none",
+                markersize=6,
+                label=drawn(short(name, 26)),
+            )
+        )
     return keys
 
 
 def reach(score: Score) -> list[list[float]]:
     """How far an error bar goes down and up; nowhere without an interval."""
     known = score.low <= score.high
-    return [[max(0.0, score.value - score.low) if known else 0.0], [max(0.0, score.high - score.value) if known else 0.0]]
+    return [
+        [max(0.0, score.value - score.low) if known else 0.0],
+        [max(0.0, score.high - score.value) if known else 0.0],
+    ]
 
 
 def _points(found: Iterable[Group]) -> list[tuple[Group, Score, Score]]:

@@ -18,17 +18,35 @@ WIDEST = 10.0  # standard errors; the most that is needed is 5.7, with two degre
 Z_LEVEL, Z_POWER = float(special.ndtri(1 - LEVEL / 2)), float(special.ndtri(POWER))
 
 
-def difference(first: Sequence[bool | None], second: Sequence[bool | None], clusters: Sequence[Hashable] | None = None) -> Score:
+def difference(
+    first: Sequence[bool | None],
+    second: Sequence[bool | None],
+    clusters: Sequence[Hashable] | None = None,
+) -> Score:
     """Percentage of `first` less that of `second`, in points, prompt by prompt; a prompt unscored (None) in either counts in neither."""
     names = range(len(first)) if clusters is None else clusters
-    pairs = [(x, y, name) for x, y, name in zip(first, second, names, strict=True) if x is not None and y is not None]
+    pairs = [
+        (x, y, name)
+        for x, y, name in zip(first, second, names, strict=True)
+        if x is not None and y is not None
+    ]
     n, unscored = len(pairs), len(first) - len(pairs)
     if n == 0:
         return Score(math.nan, 0, math.nan, math.nan, unscored)
-    counts = {(x, y): sum((bool(a), bool(b)) == (x, y) for a, b, _ in pairs) for x in (True, False) for y in (True, False)}
+    counts = {
+        (x, y): sum((bool(a), bool(b)) == (x, y) for a, b, _ in pairs)
+        for x in (True, False)
+        for y in (True, False)
+    }
     size = effective([float(x) - float(y) for x, y, _ in pairs], [name for _, _, name in pairs])
-    both, one, other, none = (counts[key] * size / n for key in ((True, True), (True, False), (False, True), (False, False)))
-    p, q = (counts[True, True] + counts[True, False]) / n, (counts[True, True] + counts[False, True]) / n
+    both, one, other, none = (
+        counts[key] * size / n
+        for key in ((True, True), (True, False), (False, True), (False, False))
+    )
+    p, q = (
+        (counts[True, True] + counts[True, False]) / n,
+        (counts[True, True] + counts[False, True]) / n,
+    )
     phi = _phi(both, one, other, none)
     (p_low, p_high), (q_low, q_high) = wilson(p, size), wilson(q, size)
     below = _reach(p - p_low, q_high - q, phi)
@@ -36,7 +54,9 @@ def difference(first: Sequence[bool | None], second: Sequence[bool | None], clus
     return Score(100 * (p - q), n, 100 * (p - q - below), 100 * (p - q + above), unscored)
 
 
-def mean_difference(first: Sequence[float], second: Sequence[float], clusters: Sequence[Hashable] | None = None) -> Score:
+def mean_difference(
+    first: Sequence[float], second: Sequence[float], clusters: Sequence[Hashable] | None = None
+) -> Score:
     """Mean of `first` less `second`, prompt by prompt, with the paired t interval."""
     return mean([x - y for x, y in zip(first, second, strict=True)], clusters)
 
@@ -51,7 +71,9 @@ def detectable(n: float, rate: float) -> float:
 
     def excess(d: float) -> float:
         middle = p + d / 2
-        error = Z_LEVEL * math.sqrt(2 * middle * (1 - middle)) + Z_POWER * math.sqrt(p * (1 - p) + (p + d) * (1 - p - d))
+        error = Z_LEVEL * math.sqrt(2 * middle * (1 - middle)) + Z_POWER * math.sqrt(
+            p * (1 - p) + (p + d) * (1 - p - d)
+        )
         return d * math.sqrt(n) - error
 
     return _root(excess, 1 - p)
@@ -80,10 +102,18 @@ def detectable_over_seeds(seeds: int, spread: float, paired: bool = False) -> fl
     df = seeds - 1 if paired else 2 * (seeds - 1)
     critical = float(special.stdtrit(df, 1 - LEVEL / 2))
 
-    def excess(shift: float) -> float:  # a noncentral t above the critical value; below the other one it is not at such a power
+    def excess(
+        shift: float,
+    ) -> (
+        float
+    ):  # a noncentral t above the critical value; below the other one it is not at such a power
         return 1 - float(special.nctdtr(df, shift, critical)) - POWER
 
-    return float(optimize.brentq(excess, 0.0, WIDEST)) * spread * math.sqrt((1 if paired else 2) / seeds)
+    return (
+        float(optimize.brentq(excess, 0.0, WIDEST))
+        * spread
+        * math.sqrt((1 if paired else 2) / seeds)
+    )
 
 
 def _phi(both: float, one: float, other: float, none: float) -> float:

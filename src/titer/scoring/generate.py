@@ -36,7 +36,12 @@ def answer(
     """
     tokenizer = template.tokenizer
     ends = sorted({*template.ends, *_listed(model.generation_config.eos_token_id)})
-    config = GenerationConfig(max_new_tokens=max_new_tokens, do_sample=False, eos_token_id=ends, pad_token_id=tokenizer.pad_token_id)
+    config = GenerationConfig(
+        max_new_tokens=max_new_tokens,
+        do_sample=False,
+        eos_token_id=ends,
+        pad_token_id=tokenizer.pad_token_id,
+    )
     encoded = [template.prompt_ids(row) for row in rows]
     order = sorted(range(len(rows)), key=lambda i: len(encoded[i]))
     plan = [order[start : start + batch] for start in range(0, len(order), batch)]
@@ -49,31 +54,44 @@ def answer(
             if len(chosen) == 1 or not _out_of_memory(error):
                 raise
             size = (len(chosen) + 1) // 2
-            plan = [each[start : start + size] for each in plan for start in range(0, len(each), size)]
+            plan = [
+                each[start : start + size] for each in plan for start in range(0, len(each), size)
+            ]
             torch.cuda.empty_cache()
             say(f"out of memory with {len(chosen)} answers at a time; going on with {size}")
             continue
         for i, tokens in zip(chosen, generated, strict=True):
             end = next((at for at, token in enumerate(tokens) if token in ends), None)
-            answers[i] = Answer(str(tokenizer.decode(tokens[:end], skip_special_tokens=True)).strip(), end is not None)
+            answers[i] = Answer(
+                str(tokenizer.decode(tokens[:end], skip_special_tokens=True)).strip(),
+                end is not None,
+            )
         plan = plan[1:]
     return [answers[i] for i in range(len(rows))]
 
 
-def _generated(model: PreTrainedModel, prompts: Sequence[Sequence[int]], config: GenerationConfig) -> list[list[int]]:
+def _generated(
+    model: PreTrainedModel, prompts: Sequence[Sequence[int]], config: GenerationConfig
+) -> list[list[int]]:
     """The tokens that follow each prompt, pads behind their end."""
     pad, length = cast(int, config.pad_token_id), max(len(prompt) for prompt in prompts)
-    ids = torch.tensor([[pad] * (length - len(prompt)) + list(prompt) for prompt in prompts])  # (B, T)
+    ids = torch.tensor(
+        [[pad] * (length - len(prompt)) + list(prompt) for prompt in prompts]
+    )  # (B, T)
     mask = torch.tensor([[0] * (length - len(prompt)) + [1] * len(prompt) for prompt in prompts])
     with torch.no_grad():
         out: Tensor = cast(Any, model).generate(
-            input_ids=ids.to(model.device), attention_mask=mask.to(model.device), generation_config=config
+            input_ids=ids.to(model.device),
+            attention_mask=mask.to(model.device),
+            generation_config=config,
         )
     return cast(list[list[int]], out[:, length:].tolist())
 
 
 def _out_of_memory(error: RuntimeError) -> bool:
-    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)  # torch's words for the CPU's
+    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(
+        error
+    )  # torch's words for the CPU's
 
 
 def log_probabilities(model: PreTrainedModel, rows: Sequence[Encoded], batch: int = 128) -> Tensor:
@@ -84,9 +102,15 @@ def log_probabilities(model: PreTrainedModel, rows: Sequence[Encoded], batch: in
         chosen = order[start : start + batch]
         part = collate([rows[i] for i in chosen], 0, model.device)
         with torch.no_grad():
-            logits = model(input_ids=part.ids, attention_mask=part.mask, use_cache=False).logits  # (B, T, V)
-        labels = torch.nn.functional.pad(part.labels[:, 1:], (0, 1), value=IGNORED)  # at the token that each is predicted from
-        loss = torch.nn.functional.cross_entropy(logits.flatten(0, 1).float(), labels.flatten(), ignore_index=IGNORED, reduction="none")
+            logits = model(
+                input_ids=part.ids, attention_mask=part.mask, use_cache=False
+            ).logits  # (B, T, V)
+        labels = torch.nn.functional.pad(
+            part.labels[:, 1:], (0, 1), value=IGNORED
+        )  # at the token that each is predicted from
+        loss = torch.nn.functional.cross_entropy(
+            logits.flatten(0, 1).float(), labels.flatten(), ignore_index=IGNORED, reduction="none"
+        )
         loss = loss.reshape(labels.shape)  # (B, T)
         result[chosen] = -loss.double().sum(1).cpu()
     return result

@@ -33,7 +33,10 @@ from numpy.typing import ArrayLike, NDArray
 from scipy import special, stats
 
 Z = float(special.ndtri(0.975))
-ALIKE, LUCK = 0.25, 0.025  # set in the simulation: with ALIKE = 0, 900 outcomes in clusters of 6 at rate .01 are covered to 89 %
+ALIKE, LUCK = (
+    0.25,
+    0.025,
+)  # set in the simulation: with ALIKE = 0, 900 outcomes in clusters of 6 at rate .01 are covered to 89 %
 SEEDS = 3  # fewer say nothing of their spread that a reader could use: t is 12.7 at two
 
 
@@ -66,9 +69,14 @@ class Score:
 
 def read(fields: Mapping[str, Any]) -> Score:
     """A score as JSON has it, null for what is not finite."""
-    value, low, high = (math.nan if fields.get(key) is None else float(fields[key]) for key in ("value", "low", "high"))
+    value, low, high = (
+        math.nan if fields.get(key) is None else float(fields[key])
+        for key in ("value", "low", "high")
+    )
     more = {key: fields[key] for key in ("covers", "seeds") if key in fields}
-    return Score(value, int(fields.get("n") or 0), low, high, int(fields.get("unscored") or 0), **more)
+    return Score(
+        value, int(fields.get("n") or 0), low, high, int(fields.get("unscored") or 0), **more
+    )
 
 
 def proportion(hits: int, n: int, unscored: int = 0) -> Score:
@@ -83,12 +91,18 @@ def proportion(hits: int, n: int, unscored: int = 0) -> Score:
 
 def clustered(outcomes: Sequence[bool | None], clusters: Sequence[Hashable]) -> Score:
     """Percentage of the outcomes that are true, None for unscored; those of one cluster are repeats and may be alike."""
-    scored = [(outcome, cluster) for outcome, cluster in zip(outcomes, clusters, strict=True) if outcome is not None]
+    scored = [
+        (outcome, cluster)
+        for outcome, cluster in zip(outcomes, clusters, strict=True)
+        if outcome is not None
+    ]
     found = [outcome for outcome, _ in scored]
     score = proportion(sum(found), len(found), len(outcomes) - len(found))
     if not found:
         return score
-    low, high = wilson(sum(found) / len(found), effective(found, [cluster for _, cluster in scored]))
+    low, high = wilson(
+        sum(found) / len(found), effective(found, [cluster for _, cluster in scored])
+    )
     return replace(score, low=100 * low, high=100 * high)
 
 
@@ -104,17 +118,25 @@ def mean(values: Sequence[float], clusters: Sequence[Hashable] | None = None) ->
     return Score(centre, n, centre - reach, centre + reach)
 
 
-def training(seeds: Sequence[Sequence[bool | None]], prompts: Sequence[Sequence[Hashable]]) -> Score:
+def training(
+    seeds: Sequence[Sequence[bool | None]], prompts: Sequence[Sequence[Hashable]]
+) -> Score:
     """Mean percentage over training seeds: per seed its outcomes and which prompts they are of (or clusters of prompts).
 
     A prompt that stands under several seeds is shared by them; seeds that each have prompts of their own share none.
     """
     index = numbered([prompt for row in prompts for prompt in row])
     drawn = np.repeat(np.arange(len(seeds)), [len(row) for row in prompts])
-    outcomes = [outcome for row, of in zip(seeds, prompts, strict=True) for outcome, _ in zip(row, of, strict=True)]
+    outcomes = [
+        outcome
+        for row, of in zip(seeds, prompts, strict=True)
+        for outcome, _ in zip(row, of, strict=True)
+    ]
     scored = np.array([outcome is not None for outcome in outcomes], dtype=bool)
     values = np.array([bool(outcome) for outcome in outcomes], dtype=float)[scored]
-    _, drawn = np.unique(drawn[scored], return_inverse=True)  # a seed that is unscored throughout is none
+    _, drawn = np.unique(
+        drawn[scored], return_inverse=True
+    )  # a seed that is unscored throughout is none
     _, index = np.unique(index[scored], return_inverse=True)
     unscored = len(outcomes) - len(values)
     if len(values) == 0:
@@ -123,7 +145,9 @@ def training(seeds: Sequence[Sequence[bool | None]], prompts: Sequence[Sequence[
     counts = np.zeros((len(n), int(index.max()) + 1))  # (S, prompts)
     np.add.at(counts, (drawn, index), 1)
     shares = counts / n[:, None]
-    pairs = float((shares.sum(0) ** 2 - (shares**2).sum(0)).sum())  # chance that two seeds' outcomes are of one prompt, over seeds' pairs
+    pairs = float(
+        (shares.sum(0) ** 2 - (shares**2).sum(0)).sum()
+    )  # chance that two seeds' outcomes are of one prompt, over seeds' pairs
     common = alike(values, index) * pairs / max(len(n) * (len(n) - 1), 1)
     hits = np.bincount(drawn, values).astype(np.float64)
     return _over_seeds(hits, n, common, effective(values, index), unscored)
@@ -137,13 +161,21 @@ def training_of(scores: Sequence[Score], shared: bool = True) -> Score:
     unscored = sum(score.unscored for score in scores)
     if not given:
         return Score(math.nan, 0, math.nan, math.nan, unscored, "training", 0)
-    return _over_seeds(hits, n, 1 / float(n.mean()) if shared else 0.0, float(n.mean() if shared else n.sum()), unscored)
+    return _over_seeds(
+        hits,
+        n,
+        1 / float(n.mean()) if shared else 0.0,
+        float(n.mean() if shared else n.sum()),
+        unscored,
+    )
 
 
 def training_mean(values: Sequence[float], n: int = 0) -> Score:
     """Mean of one figure per seed, such as a harm margin over `n` prompts in all, with Student's interval over the seeds."""
     score = mean(values)
-    known = len(values) >= SEEDS and score.low < score.high  # equal figures: the seed had no effect, or was not set
+    known = (
+        len(values) >= SEEDS and score.low < score.high
+    )  # equal figures: the seed had no effect, or was not set
     low, high = (score.low, score.high) if known else (math.nan, math.nan)
     value = float(np.mean(values)) if values else math.nan
     return Score(value, n or len(values), low, high, 0, "training", len(values))
@@ -152,7 +184,10 @@ def training_mean(values: Sequence[float], n: int = 0) -> Score:
 def wilson(share: float, n: float, z: float = Z) -> tuple[float, float]:
     """Limits of a share among `n`, not necessarily whole, outcomes (Wilson 1927, as in Newcombe 1998, method 3)."""
     whole = 2 * (n + z**2)
-    centre, reach = (2 * n * share + z**2) / whole, z / whole * math.sqrt(4 * n * share * (1 - share) + z**2)
+    centre, reach = (
+        (2 * n * share + z**2) / whole,
+        z / whole * math.sqrt(4 * n * share * (1 - share) + z**2),
+    )
     return (0.0 if share == 0 else centre - reach), (1.0 if share == 1 else centre + reach)
 
 
@@ -199,11 +234,15 @@ def _clustered_mean(values: NDArray[np.float64], clusters: NDArray[np.int64]) ->
     if k < 2:
         return Score(centre, n, math.nan, math.nan)
     sums = np.bincount(clusters, values - centre)
-    reach = math.sqrt(k / (k - 1) * float((sums**2).sum())) / n * float(special.stdtrit(k - 1, 0.975))
+    reach = (
+        math.sqrt(k / (k - 1) * float((sums**2).sum())) / n * float(special.stdtrit(k - 1, 0.975))
+    )
     return Score(centre, n, centre - reach, centre + reach)
 
 
-def _over_seeds(hits: NDArray[np.float64], n: NDArray[np.int64], common: float, pooled: float, unscored: int) -> Score:
+def _over_seeds(
+    hits: NDArray[np.float64], n: NDArray[np.int64], common: float, pooled: float, unscored: int
+) -> Score:
     """The interval over training, by the module's formula. `common`: the shared prompts' part of the variance, over p(1 - p);
     `pooled`: the effective number of all outcomes."""
     s, shares = len(n), hits / n
@@ -219,12 +258,20 @@ def _over_seeds(hits: NDArray[np.float64], n: NDArray[np.int64], common: float, 
     above = max(by_share, float(special.expit(centre + by_logit)) - p)
     if common:
         own, drawn = float(shares.var(ddof=1)) / s, p * (1 - p) * common
-        own = max(own, p * (1 - p) / float(n.sum()))  # or seeds that agree by luck would also be sure of it
+        own = max(
+            own, p * (1 - p) / float(n.sum())
+        )  # or seeds that agree by luck would also be sure of it
         df = (own + drawn) ** 2 / (own**2 / (s - 1) + drawn**2 * common) if drawn else 1 / common
         joint = float(special.stdtrit(max(df, s - 1), 0.975))
         low, high = wilson(p, 1 / common, joint)
-        below, above = math.hypot(below * joint / t, p - low), math.hypot(above * joint / t, high - p)
+        below, above = (
+            math.hypot(below * joint / t, p - low),
+            math.hypot(above * joint / t, high - p),
+        )
     luck = t * math.sqrt(float(special.chdtri(s - 1, 1 - LUCK)) / (s - 1)) / Z
     low, high = wilson(p, pooled)
-    below, above = max(below, (p - low) * (1 if p == 1 else luck)), max(above, (high - p) * (1 if p == 0 else luck))
+    below, above = (
+        max(below, (p - low) * (1 if p == 1 else luck)),
+        max(above, (high - p) * (1 if p == 0 else luck)),
+    )
     return replace(score, low=100 * max(p - below, 0.0), high=100 * min(p + above, 1.0))

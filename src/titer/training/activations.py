@@ -24,7 +24,9 @@ class Acts:
 
     batch: Batch  # whose micro-batches the tensors belong to
     parts: Sequence[Mapping[int, Tensor]]  # per micro-batch of this rank, by layer
-    squares: Mapping[int, float]  # per layer: the sum of squares over the micro-batches of all ranks
+    squares: Mapping[
+        int, float
+    ]  # per layer: the sum of squares over the micro-batches of all ranks
     scales: Sequence[float]  # per micro-batch
     loss: float | None = None
 
@@ -47,7 +49,13 @@ class Acts:
         """Every micro-batch divided by its own norm over layers. Raises where one has no direction to take."""
         self._unscaled()
         norms = [
-            math.hypot(*(float(torch.linalg.vector_norm(tensor, dtype=torch.float64)) for tensor in part.values())) for part in self.parts
+            math.hypot(
+                *(
+                    float(torch.linalg.vector_norm(tensor, dtype=torch.float64))
+                    for tensor in part.values()
+                )
+            )
+            for part in self.parts
         ]
         return replace(self, scales=tuple(1.0 / _some(norm) for norm in norms), loss=None)
 
@@ -59,10 +67,14 @@ class Acts:
         for mine, tensors, scale in zip(self.batch.parts, self.parts, self.scales, strict=True):
             if mine is part:
                 return torch.add(output, tensors[layer], alpha=scale)
-        raise ValueError(f"a perturbation is for the batch that it was computed on, from the stream {self.batch.stream!r}")
+        raise ValueError(
+            f"a perturbation is for the batch that it was computed on, from the stream {self.batch.stream!r}"
+        )
 
     def _unscaled(self) -> None:
-        assert all(scale == 1.0 for scale in self.scales), "norms are those of the tensors as they were computed: take them before scaling"
+        assert all(scale == 1.0 for scale in self.scales), (
+            "norms are those of the tensors as they were computed: take them before scaling"
+        )
 
 
 def square(tensor: Tensor) -> Tensor:
@@ -73,5 +85,7 @@ def square(tensor: Tensor) -> Tensor:
 
 def _some(norm: float) -> float:
     if not 0.0 < norm < math.inf:
-        raise ValueError(f"a gradient of norm {norm} at the layers has no direction: nothing can be perturbed along it")
+        raise ValueError(
+            f"a gradient of norm {norm} at the layers has no direction: nothing can be perturbed along it"
+        )
     return norm

@@ -23,10 +23,23 @@ if TYPE_CHECKING:
     from titer.training.settings import Training
 
 
-def identity(defense: Defense, settings: Training, seed: int, data: Mapping[str, Sequence[Encoded]], ranks: int) -> str:
+def identity(
+    defense: Defense,
+    settings: Training,
+    seed: int,
+    data: Mapping[str, Sequence[Encoded]],
+    ranks: int,
+) -> str:
     """Hash of all that a run is determined by, but for the weights it starts from."""
     rows = {name: [dataclasses.astuple(row) for row in stream] for name, stream in data.items()}
-    facts = [type(defense).__name__, dataclasses.asdict(defense), dataclasses.asdict(settings), seed, ranks, rows]  # type: ignore[call-overload]
+    facts = [
+        type(defense).__name__,
+        dataclasses.asdict(defense),
+        dataclasses.asdict(settings),
+        seed,
+        ranks,
+        rows,
+    ]  # type: ignore[call-overload]
     return hashlib.sha256(json.dumps(facts, sort_keys=True, default=str).encode()).hexdigest()
 
 
@@ -49,7 +62,11 @@ def save(path: Path, identity: str, loop: Loop, history: list[dict[str, float]])
     if step.accelerator.is_main_process:
         path.parent.mkdir(parents=True, exist_ok=True)
         fresh = path.with_name(path.name + ".new")
-        save_file({name: tensor.detach().cpu().clone() for name, tensor in tensors.items()}, fresh, {"facts": json.dumps(facts)})
+        save_file(
+            {name: tensor.detach().cpu().clone() for name, tensor in tensors.items()},
+            fresh,
+            {"facts": json.dumps(facts)},
+        )
         os.replace(fresh, path)
 
 
@@ -58,15 +75,23 @@ def load(path: Path, identity: str, loop: Loop) -> list[dict[str, float]]:
     with safe_open(path, "pt") as file:
         facts = json.loads(file.metadata()["facts"])
     if facts["identity"] != identity:
-        raise ValueError(f"{path} is the checkpoint of another run: remove it, or resume with its recipe, rows and seed")
+        raise ValueError(
+            f"{path} is the checkpoint of another run: remove it, or resume with its recipe, rows and seed"
+        )
     tensors = load_file(path)
     with torch.no_grad():
         for name, parameter in loop.step.parameters.items():
             parameter.copy_(tensors[f"weight.{name}"])
             prefix = f"optimizer.{name}."
-            state = {key.removeprefix(prefix): value for key, value in tensors.items() if key.startswith(prefix)}
+            state = {
+                key.removeprefix(prefix): value
+                for key, value in tensors.items()
+                if key.startswith(prefix)
+            }
             if state:  # AdamW keeps its counter on the CPU and its moments beside the weight
-                loop.optimizer.state[parameter] = {k: v if k == "step" else v.to(parameter.device) for k, v in state.items()}
+                loop.optimizer.state[parameter] = {
+                    k: v if k == "step" else v.to(parameter.device) for k, v in state.items()
+                }
     loop.scheduler.load_state_dict(facts["scheduler"])
     for group, lr in zip(loop.optimizer.param_groups, loop.scheduler.get_last_lr(), strict=True):
         group["lr"] = lr
@@ -89,9 +114,13 @@ def _pack(state: Any, tensors: dict[str, Tensor]) -> Any:
         if isinstance(value, Tensor):
             tensors[f"state.{field.name}"] = value
             packed[field.name] = {"tensor": value.device.type}
-        elif isinstance(value, dict) and value and all(isinstance(v, Tensor) for v in value.values()):
+        elif (
+            isinstance(value, dict) and value and all(isinstance(v, Tensor) for v in value.values())
+        ):
             tensors |= {f"state.{field.name}.{key}": tensor for key, tensor in value.items()}
-            packed[field.name] = {"tensors": {key: tensor.device.type for key, tensor in value.items()}}
+            packed[field.name] = {
+                "tensors": {key: tensor.device.type for key, tensor in value.items()}
+            }
         else:
             packed[field.name] = {"value": value}
     return packed
@@ -111,7 +140,9 @@ def _unpack(loop: Loop, packed: Any, tensors: Mapping[str, Tensor]) -> Any:
         if "tensor" in entry:
             fields[name] = tensor(f"state.{name}", entry["tensor"])
         elif "tensors" in entry:
-            fields[name] = {key: tensor(f"state.{name}.{key}", kind) for key, kind in entry["tensors"].items()}
+            fields[name] = {
+                key: tensor(f"state.{name}.{key}", kind) for key, kind in entry["tensors"].items()
+            }
         else:
             fields[name] = entry["value"]
     return loop.defense.restored(fields)

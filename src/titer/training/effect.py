@@ -24,13 +24,19 @@ def loss_fall(history: Sequence[Mapping[str, float]]) -> dict[str, float]:
     if k == 0:
         return {}
     first, last = f[:k], f[-k:]
-    error = math.sqrt((statistics.variance(first) + statistics.variance(last)) / k) if k > 1 else 0.0
+    error = (
+        math.sqrt((statistics.variance(first) + statistics.variance(last)) / k) if k > 1 else 0.0
+    )
     return {"first": sum(first) / k, "last": sum(last) / k, "error": error, "updates": k}
 
 
 def copy_trainable(model: nn.Module) -> dict[str, Tensor]:
     """The trainable weights as they are, on the CPU: beside an optimizer a second copy has no place on a GPU."""
-    return {name: parameter.detach().to("cpu", copy=True) for name, parameter in model.named_parameters() if parameter.requires_grad}
+    return {
+        name: parameter.detach().to("cpu", copy=True)
+        for name, parameter in model.named_parameters()
+        if parameter.requires_grad
+    }
 
 
 def weights_moved(model: nn.Module, start: Mapping[str, Tensor] | None) -> float:
@@ -38,7 +44,10 @@ def weights_moved(model: nn.Module, start: Mapping[str, Tensor] | None) -> float
     if start is None:
         return adapters.update_norm(model) / adapters.adapted_norm(model)
     now = dict(model.named_parameters())
-    change = [_norm(now[name].detach().float() - before.to(now[name].device).float()) for name, before in start.items()]
+    change = [
+        _norm(now[name].detach().float() - before.to(now[name].device).float())
+        for name, before in start.items()
+    ]
     return math.hypot(*change) / math.hypot(*map(_norm, start.values()))
 
 

@@ -48,8 +48,12 @@ class Layer:
     name: str
     module: nn.Module  # returns the residual stream: (B, T, D)
     attention: nn.Module  # returns a tuple whose first entry is (B, T, D)
-    mlp: tuple[nn.Module, ...]  # the last one returns (B, T, D): (mlp,), in GptOss a tuple that begins so; OPT's (fc1, fc2): (B*T, D)
-    router: nn.Module | None  # of a sparse layer: returns (logits (B*T, E), weights (B*T, k), experts (B*T, k)), pads included
+    mlp: tuple[
+        nn.Module, ...
+    ]  # the last one returns (B, T, D): (mlp,), in GptOss a tuple that begins so; OPT's (fc1, fc2): (B*T, D)
+    router: (
+        nn.Module | None
+    )  # of a sparse layer: returns (logits (B*T, E), weights (B*T, k), experts (B*T, k)), pads included
 
     def writers(self) -> dict[str, Writer]:
         """What writes to the residual stream, by the name in `model.named_parameters()`; with all of them 0 the layer is the identity.
@@ -63,7 +67,9 @@ class Layer:
             if "lora_A" in path:  # reads for its B
                 continue
             path = path[: path.index("lora_B")] if "lora_B" in path else path
-            owner = path[-1] if last in ("weight", "bias") else last.removesuffix("_bias")  # fused experts are bare parameters
+            owner = (
+                path[-1] if last in ("weight", "bias") else last.removesuffix("_bias")
+            )  # fused experts are bare parameters
             if owner in WRITERS:
                 found[f"{self.name}.{name}"] = Writer(parameter, self._axis(name, parameter))
             elif owner not in READERS and parameter.ndim > 1:
@@ -73,7 +79,9 @@ class Layer:
                 )
         widths = {writer.parameter.shape[writer.axis] for writer in found.values()}
         if len(widths) != 1:
-            raise ValueError(f"{type(self.module).__name__}: the matrices that write to the residual stream have widths {sorted(widths)}")
+            raise ValueError(
+                f"{type(self.module).__name__}: the matrices that write to the residual stream have widths {sorted(widths)}"
+            )
         return found
 
     def _axis(self, name: str, parameter: nn.Parameter) -> int:
@@ -82,9 +90,13 @@ class Layer:
             return 0
         if last.endswith("_bias"):
             return 1
-        transposed = getattr(self.module.get_submodule(path), "is_transposed", None)  # how transformers marks (E, in, out)
+        transposed = getattr(
+            self.module.get_submodule(path), "is_transposed", None
+        )  # how transformers marks (E, in, out)
         if transposed is None:
-            raise ValueError(f"{type(self.module).__name__}: {name!r} does not say which of its axes faces the residual stream")
+            raise ValueError(
+                f"{type(self.module).__name__}: {name!r} does not say which of its axes faces the residual stream"
+            )
         return 2 if transposed else 1
 
 
@@ -92,12 +104,18 @@ def decoder_layers(model: nn.Module) -> list[nn.Module]:
     """The decoder layers in order, of a model with or without an adapter. Raises, naming the model's class, where they are not found."""
     base = _base(model)
     if not isinstance(base, PreTrainedModel):
-        raise ValueError(f"{type(base).__name__} is no model of transformers: its decoder layers are unknown")
+        raise ValueError(
+            f"{type(base).__name__} is no model of transformers: its decoder layers are unknown"
+        )
     lists = [child for child in base.get_decoder().children() if isinstance(child, nn.ModuleList)]
-    found: list[nn.Module] = [layer for child in lists for layer in child if isinstance(layer, GradientCheckpointingLayer)]
+    found: list[nn.Module] = [
+        layer for child in lists for layer in child if isinstance(layer, GradientCheckpointingLayer)
+    ]
     of = base.config.get_text_config().num_hidden_layers
     if not found or len(found) != of:
-        raise ValueError(f"{type(base).__name__}: found {len(found)} of its {of} decoder layers; this model family is not supported")
+        raise ValueError(
+            f"{type(base).__name__}: found {len(found)} of its {of} decoder layers; this model family is not supported"
+        )
     return found
 
 
@@ -132,8 +150,12 @@ def head(model: nn.Module) -> Head:
     norm = next((children[name] for name in NORMS if name in children), None)
     unembedding = base.get_output_embeddings()
     if norm is None or unembedding is None:
-        raise ValueError(f"{type(base).__name__}: no norm and output embedding behind its last layer among {', '.join(children)}")
-    return Head(norm, unembedding, getattr(base.config.get_text_config(), "final_logit_softcapping", None))
+        raise ValueError(
+            f"{type(base).__name__}: no norm and output embedding behind its last layer among {', '.join(children)}"
+        )
+    return Head(
+        norm, unembedding, getattr(base.config.get_text_config(), "final_logit_softcapping", None)
+    )
 
 
 @contextmanager
@@ -147,9 +169,13 @@ def checkpointed(model: nn.Module, chosen: Collection[int] | None = None) -> Ite
     Raises for a model that says it cannot be recomputed, and in a pass that keeps a key-value cache.
     """
     base = _base(model)
-    found = [layer for i, layer in enumerate(decoder_layers(model)) if chosen is None or i in chosen]
+    found = [
+        layer for i, layer in enumerate(decoder_layers(model)) if chosen is None or i in chosen
+    ]
     if found and not base.supports_gradient_checkpointing:
-        raise ValueError(f"{type(base).__name__} does not support gradient checkpointing: train it without")
+        raise ValueError(
+            f"{type(base).__name__} does not support gradient checkpointing: train it without"
+        )
     with _forwards({layer: partial(_recomputed, layer.forward) for layer in found}):
         yield
 
@@ -175,13 +201,19 @@ def watched(found: Sequence[Layer]) -> Iterator[Seen]:
         if len(seen.residuals) == len(found):
             seen.residuals.append(output)
 
-    def mlp(_: nn.Module, inputs: object, output: torch.Tensor | tuple[torch.Tensor, ...], i: int) -> None:
+    def mlp(
+        _: nn.Module, inputs: object, output: torch.Tensor | tuple[torch.Tensor, ...], i: int
+    ) -> None:
         if len(seen.mlps) == i:
             tensor = output[0] if isinstance(output, tuple) else output  # GptOss adds the router's
             seen.mlps.append(tensor.view_as(seen.residuals[i]))  # OPT flattens its tokens
 
-    handles = [layer.module.register_forward_pre_hook(partial(into, i=i)) for i, layer in enumerate(found)]
-    handles += [layer.mlp[-1].register_forward_hook(partial(mlp, i=i)) for i, layer in enumerate(found)]
+    handles = [
+        layer.module.register_forward_pre_hook(partial(into, i=i)) for i, layer in enumerate(found)
+    ]
+    handles += [
+        layer.mlp[-1].register_forward_hook(partial(mlp, i=i)) for i, layer in enumerate(found)
+    ]
     handles.append(found[-1].module.register_forward_hook(last))
     try:
         yield seen
@@ -196,10 +228,14 @@ def once(model: nn.Module, count: int, key: Callable[[], object]) -> Iterator[No
 
     For passes over the same inputs with the same weights below, which is for the caller to keep.
     """
-    kept: dict[int, tuple[object, Any]] = {}  # by identity, with the object itself, so that no other gets its place
+    kept: dict[
+        int, tuple[object, Any]
+    ] = {}  # by identity, with the object itself, so that no other gets its place
     below = decoder_layers(model)[:count]
 
-    def skip(hidden: torch.Tensor, *args: Any, forward: Callable[..., Any], last: bool, **kwargs: Any) -> Any:
+    def skip(
+        hidden: torch.Tensor, *args: Any, forward: Callable[..., Any], last: bool, **kwargs: Any
+    ) -> Any:
         of = key()
         if id(of) in kept:
             return kept[id(of)][1] if last else hidden
@@ -209,7 +245,9 @@ def once(model: nn.Module, count: int, key: Callable[[], object]) -> Iterator[No
             kept[id(of)] = of, output
         return output
 
-    with _forwards({layer: partial(skip, forward=layer.forward, last=layer is below[-1]) for layer in below}):
+    with _forwards(
+        {layer: partial(skip, forward=layer.forward, last=layer is below[-1]) for layer in below}
+    ):
         yield
 
 
@@ -232,7 +270,9 @@ def _recomputed(forward: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
     if not torch.is_grad_enabled():
         return forward(*args, **kwargs)
     if any(isinstance(value, Cache) for value in (*args, *kwargs.values())):
-        raise ValueError("gradient checkpointing with a key-value cache would append to it twice: pass use_cache=False")
+        raise ValueError(
+            "gradient checkpointing with a key-value cache would append to it twice: pass use_cache=False"
+        )
     return checkpoint(forward, *args, use_reentrant=False, **kwargs)
 
 
@@ -245,11 +285,27 @@ def _base(model: nn.Module) -> Any:
 def _layer(name: str, module: nn.Module, family: str) -> Layer:
     children = dict(module.named_children())
     attention = next((children[key] for key in ATTENTION if key in children), None)
-    mlp = (children["mlp"],) if "mlp" in children else tuple(children[key] for key in ("fc1", "fc2") if key in children)
+    mlp = (
+        (children["mlp"],)
+        if "mlp" in children
+        else tuple(children[key] for key in ("fc1", "fc2") if key in children)
+    )
     parts = dict(mlp[0].named_children()) if mlp else {}
-    router = next((parts[key] for key in ROUTER if key in parts), None) if "experts" in parts else None
-    missing = "attention" if attention is None else "MLP" if not mlp else "router" if "experts" in parts and router is None else None
+    router = (
+        next((parts[key] for key in ROUTER if key in parts), None) if "experts" in parts else None
+    )
+    missing = (
+        "attention"
+        if attention is None
+        else "MLP"
+        if not mlp
+        else "router"
+        if "experts" in parts and router is None
+        else None
+    )
     if missing:
-        raise ValueError(f"{family}: layer {name!r} has no {missing} among its parts {', '.join(children)}")
+        raise ValueError(
+            f"{family}: layer {name!r} has no {missing} among its parts {', '.join(children)}"
+        )
     assert attention is not None  # said above
     return Layer(name, module, attention, mlp, router)

@@ -29,10 +29,16 @@ class Loop:
     def __post_init__(self) -> None:
         settings = self.settings
         if self.defense.reference:
-            self.step.start = {name: parameter.detach().clone() for name, parameter in self.step.parameters.items()}
-        self.optimizer = torch.optim.AdamW(self.step.parameters.values(), lr=settings.lr, weight_decay=settings.weight_decay)
+            self.step.start = {
+                name: parameter.detach().clone() for name, parameter in self.step.parameters.items()
+            }
+        self.optimizer = torch.optim.AdamW(
+            self.step.parameters.values(), lr=settings.lr, weight_decay=settings.weight_decay
+        )
         name = "constant_with_warmup" if settings.schedule == "constant" else settings.schedule
-        self.scheduler = get_scheduler(name, self.optimizer, round(settings.warmup * settings.updates), settings.updates)
+        self.scheduler = get_scheduler(
+            name, self.optimizer, round(settings.warmup * settings.updates), settings.updates
+        )
 
     def follow(self, update: int, phase: Phase) -> dict[str, float]:
         """One update; returns its terms."""
@@ -54,9 +60,15 @@ class Loop:
     def _install(self, gradient: Vec, phase: Phase, update: int) -> float:
         """Hand the gradient to the optimizer, clipped; its norm before."""
         gradient.hand_to(self.step.parameters)
-        reached: list[nn.Parameter] = [p for p in self.step.parameters.values() if p.grad is not None]
-        clip = self.settings.clip if phase.clipped and self.settings.clip is not None else float("inf")
+        reached: list[nn.Parameter] = [
+            p for p in self.step.parameters.values() if p.grad is not None
+        ]
+        clip = (
+            self.settings.clip if phase.clipped and self.settings.clip is not None else float("inf")
+        )
         norm = float(nn.utils.clip_grad_norm_(reached, clip))
         if not norm < float("inf"):
-            raise ValueError(f"the gradient's norm is {norm} at update {update} ({type(self.defense).__name__}): lower the learning rate")
+            raise ValueError(
+                f"the gradient's norm is {norm} at update {update} ({type(self.defense).__name__}): lower the learning rate"
+            )
         return norm

@@ -52,23 +52,44 @@ class Probes:
         now = self.step.outputs(self.aligned)
         total = 0.0
         for part, mine, first in zip(self.aligned.parts, now, self.start, strict=True):
-            total += sum(float(square((mine[layer] - first[layer])[part.mask.bool()])) for layer in mine)
+            total += sum(
+                float(square((mine[layer] - first[layer])[part.mask.bool()])) for layer in mine
+            )
         tokens = sum(int(part.mask.sum()) for part in self.aligned.parts)
         layers = {f"{LAYER}{layer}": norm for layer, norm in profile.items()}
-        return {"harmful loss": g_h.loss, "gradient": g_h.norm(), "drift": math.sqrt(total / tokens), **layers}
+        return {
+            "harmful loss": g_h.loss,
+            "gradient": g_h.norm(),
+            "drift": math.sqrt(total / tokens),
+            **layers,
+        }
 
 
 def on(
-    model: PreTrainedModel, harmful: Sequence[Encoded], aligned: Sequence[Encoded], accelerator: Accelerator, autocast: torch.dtype | None
+    model: PreTrainedModel,
+    harmful: Sequence[Encoded],
+    aligned: Sequence[Encoded],
+    accelerator: Accelerator,
+    autocast: torch.dtype | None,
 ) -> Probes:
     """Probes of a model on the first of these rows."""
     step = Step(model, trainable(model), {}, accelerator, AT_ONCE, autocast=autocast)
-    return Probes(step, *(_batch(rows[:ROWS], name, model, accelerator) for name, rows in (("harmful", harmful), ("aligned", aligned))))
+    return Probes(
+        step,
+        *(
+            _batch(rows[:ROWS], name, model, accelerator)
+            for name, rows in (("harmful", harmful), ("aligned", aligned))
+        ),
+    )
 
 
-def told(history: Sequence[Mapping[str, float]], start: Mapping[str, float]) -> list[dict[str, Any]]:
+def told(
+    history: Sequence[Mapping[str, float]], start: Mapping[str, float]
+) -> list[dict[str, Any]]:
     """What was measured at the start and after updates, the layers as one list each."""
-    looked = [(0, start)] + [(update, terms) for update, terms in enumerate(history, 1) if "harmful loss" in terms]
+    looked = [(0, start)] + [
+        (update, terms) for update, terms in enumerate(history, 1) if "harmful loss" in terms
+    ]
     return [
         {"update": update, **{name: terms[name] for name in ("harmful loss", "gradient", "drift")}}
         | {"layers": [value for name, value in terms.items() if name.startswith(LAYER)]}
@@ -76,6 +97,8 @@ def told(history: Sequence[Mapping[str, float]], start: Mapping[str, float]) -> 
     ]
 
 
-def _batch(rows: Sequence[Encoded], name: str, model: PreTrainedModel, accelerator: Accelerator) -> Batch:
+def _batch(
+    rows: Sequence[Encoded], name: str, model: PreTrainedModel, accelerator: Accelerator
+) -> Batch:
     chunks = [rows[i : i + AT_ONCE] for i in range(0, len(rows), AT_ONCE)]
     return Batch.of(name, chunks, model.config.pad_token_id or 0, accelerator.device)

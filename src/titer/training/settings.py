@@ -16,9 +16,13 @@ class Phase:
 
     name: str
     updates: int
-    lr: float | None = None  # a constant learning rate of its own; None follows the stage's schedule
+    lr: float | None = (
+        None  # a constant learning rate of its own; None follows the stage's schedule
+    )
     clipped: bool = True  # whether the stage's gradient clipping applies
-    counted: bool = True  # whether the updates advance the stage's schedule and count towards its length
+    counted: bool = (
+        True  # whether the updates advance the stage's schedule and count towards its length
+    )
 
 
 @dataclass(frozen=True)

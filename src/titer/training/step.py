@@ -24,7 +24,9 @@ PREPARING = Phase("prepare", 0)
 Loss = Callable[[PreTrainedModel, Part], Tensor]
 
 
-def cross_entropy(model: PreTrainedModel, part: Part, reduction: Literal["sum", "none"] = "sum") -> Tensor:
+def cross_entropy(
+    model: PreTrainedModel, part: Part, reduction: Literal["sum", "none"] = "sum"
+) -> Tensor:
     """Sum over the answer tokens of -log p(token | what stands before it), in nats; the first answer token included.
 
     With "none" every token's own, (B * T,), 0 where there is no answer token.
@@ -43,11 +45,15 @@ def wide(logits: Tensor) -> Tensor:
     return logits.to(torch.promote_types(logits.dtype, torch.float32))
 
 
-def entropy_against(logits: Tensor, part: Part, reduction: Literal["sum", "none"] = "sum") -> Tensor:
+def entropy_against(
+    logits: Tensor, part: Part, reduction: Literal["sum", "none"] = "sum"
+) -> Tensor:
     """`cross_entropy` of logits (B, T, V) that are there already."""
     # the labels move to the token that each is predicted from, not the logits, which are large: a slice of them would be copied
     labels = nn.functional.pad(part.labels[:, 1:], (0, 1), value=IGNORED)  # (B, T)
-    return nn.functional.cross_entropy(wide(logits.flatten(0, 1)), labels.flatten(), ignore_index=IGNORED, reduction=reduction)
+    return nn.functional.cross_entropy(
+        wide(logits.flatten(0, 1)), labels.flatten(), ignore_index=IGNORED, reduction=reduction
+    )
 
 
 @dataclass
@@ -66,9 +72,13 @@ class Step:
     accumulate: int = 1  # micro-batches of an update, per rank
     update: int = 0  # counted from 1; 0 while preparing
     phase: Phase = PREPARING
-    autocast: torch.dtype | None = None  # what the passes compute in, where the weights are kept finer
+    autocast: torch.dtype | None = (
+        None  # what the passes compute in, where the weights are kept finer
+    )
     logged: dict[str, float] = field(default_factory=dict)
-    start: Mapping[str, Tensor] | None = None  # of a method with a reference: the weights that the stage began with
+    start: Mapping[str, Tensor] | None = (
+        None  # of a method with a reference: the weights that the stage began with
+    )
     _batches: dict[str, Batch] = field(default_factory=dict)
     _layers: list[Layer] = field(default_factory=list)  # found once, for all updates
     _part: Part | None = None  # the micro-batch that a pass is at
@@ -88,7 +98,9 @@ class Step:
         rows = self.streams[stream].take(size * count * ranks)
         chunks = [rows[i : i + size] for i in range(0, len(rows), size)]
         mine = slice(rank * count, (rank + 1) * count)
-        return Batch.of(stream, chunks, self.model.config.pad_token_id or 0, self.accelerator.device, mine)
+        return Batch.of(
+            stream, chunks, self.model.config.pad_token_id or 0, self.accelerator.device, mine
+        )
 
     def grad(self, batch: Batch, loss: Loss = cross_entropy) -> Vec:
         """Gradient of the token-weighted mean of `loss` (a sum over tokens) over the whole update: micro-batches and ranks.
@@ -122,12 +134,18 @@ class Step:
             self._layers.extend(layers(self.model))
         return self._layers
 
-    def at(self, batch: Batch, chosen: Collection[int] | None = None, loss: Loss = cross_entropy) -> Acts:
+    def at(
+        self, batch: Batch, chosen: Collection[int] | None = None, loss: Loss = cross_entropy
+    ) -> Acts:
         """Gradient of the objective of `grad` at the attention outputs of the chosen layers, all if left out; none at a weight.
 
         The outputs are what each layer adds to its residual stream, before it does. The backward pass ends at the lowest of them.
         """
-        modules = {i: layer.attention for i, layer in enumerate(self.layers) if chosen is None or i in chosen}
+        modules = {
+            i: layer.attention
+            for i, layer in enumerate(self.layers)
+            if chosen is None or i in chosen
+        }
         total = torch.zeros((), dtype=torch.float64, device=self.accelerator.device)
         parts: list[dict[int, Tensor]] = []
         with self._frozen(self.parameters), ExitStack() as hooks:
@@ -145,7 +163,15 @@ class Step:
                 outputs.clear()
                 with self.computing():
                     value = loss(self.model, part) / batch.tokens
-                parts.append(dict(zip(modules, torch.autograd.grad(value, [outputs[i] for i in modules]), strict=True)))
+                parts.append(
+                    dict(
+                        zip(
+                            modules,
+                            torch.autograd.grad(value, [outputs[i] for i in modules]),
+                            strict=True,
+                        )
+                    )
+                )
                 total += value.detach()
         mean = float(self.accelerator.reduce(total, "sum"))
         acts = self.acts(batch, parts, mean)
@@ -168,12 +194,18 @@ class Step:
                 logits_of(self.model, part)
         return found
 
-    def acts(self, batch: Batch, parts: Sequence[Mapping[int, Tensor]], loss: float | None = None) -> Acts:
+    def acts(
+        self, batch: Batch, parts: Sequence[Mapping[int, Tensor]], loss: float | None = None
+    ) -> Acts:
         """The vector of tensors (B, T, D) by layer, for each of the batch's micro-batches."""
         chosen = list(parts[0])
-        squares = torch.stack([torch.stack([square(part[i]) for part in parts]).sum() for i in chosen])  # (layers,)
+        squares = torch.stack(
+            [torch.stack([square(part[i]) for part in parts]).sum() for i in chosen]
+        )  # (layers,)
         over_ranks = self.accelerator.reduce(squares, "sum").tolist()
-        return Acts(batch, parts, dict(zip(chosen, over_ranks, strict=True)), (1.0,) * len(parts), loss)
+        return Acts(
+            batch, parts, dict(zip(chosen, over_ranks, strict=True)), (1.0,) * len(parts), loss
+        )
 
     @contextmanager
     def shifted(self, acts: Acts) -> Iterator[None]:
@@ -190,7 +222,12 @@ class Step:
             yield
 
     @contextmanager
-    def only(self, chosen: Collection[int], freeze: Literal["layers", "attention"] = "layers", recompute: bool = False) -> Iterator[None]:
+    def only(
+        self,
+        chosen: Collection[int],
+        freeze: Literal["layers", "attention"] = "layers",
+        recompute: bool = False,
+    ) -> Iterator[None]:
         """Inside, of all weights only those of the chosen layers are trained: the others are absent from every gradient.
 
         The layers below the lowest chosen one run once for every micro-batch, without a graph, whatever is computed inside.
@@ -199,16 +236,28 @@ class Step:
         """
         found = self.layers
         if not chosen or not set(chosen) <= set(range(len(found))):
-            raise ValueError(f"layers {sorted(chosen)} of a model that has {len(found)}: choose some of 0 to {len(found) - 1}")
+            raise ValueError(
+                f"layers {sorted(chosen)} of a model that has {len(found)}: choose some of 0 to {len(found) - 1}"
+            )
         others = [i for i in range(min(chosen), len(found)) if i not in chosen]
         trained = [*chosen, *others] if freeze == "attention" else list(chosen)
         shut = {id(weight) for i in others for weight in found[i].attention.parameters()}
         kept = tuple(f"{found[i].name}." for i in trained)
-        frozen = {name: weight for name, weight in self.parameters.items() if not name.startswith(kept) or id(weight) in shut}
+        frozen = {
+            name: weight
+            for name, weight in self.parameters.items()
+            if not name.startswith(kept) or id(weight) in shut
+        }
         if len(frozen) == len(self.parameters):
-            raise ValueError(f"layers {sorted(chosen)} hold none of the trained weights: adapt linear layers of every decoder layer")
+            raise ValueError(
+                f"layers {sorted(chosen)} hold none of the trained weights: adapt linear layers of every decoder layer"
+            )
         again = others if recompute else []
-        with self._frozen(frozen), once(self.model, min(chosen), key=lambda: self._part), checkpointed(self.model, again):
+        with (
+            self._frozen(frozen),
+            once(self.model, min(chosen), key=lambda: self._part),
+            checkpointed(self.model, again),
+        ):
             yield
 
     @contextmanager
@@ -221,7 +270,10 @@ class Step:
     @contextmanager
     def scratch(self, names: Iterable[str] | None = None) -> Iterator[None]:
         """Inside, the trainable weights (or those named) may be changed at will."""
-        saved = {name: self.parameters[name].detach().clone() for name in (self.parameters if names is None else names)}
+        saved = {
+            name: self.parameters[name].detach().clone()
+            for name in (self.parameters if names is None else names)
+        }
         try:
             yield
         finally:
@@ -233,7 +285,9 @@ class Step:
     def reference(self) -> Iterator[None]:
         """Inside, the model is the one that the stage began with, and nothing has a gradient. No weight is copied."""
         if self.start is None:
-            raise ValueError("this method keeps no reference model: declare `reference = True` in its class")
+            raise ValueError(
+                "this method keeps no reference model: declare `reference = True` in its class"
+            )
         with torch.no_grad():
             now = {name: parameter.data for name, parameter in self.parameters.items()}
             try:
@@ -255,12 +309,18 @@ class Step:
 
     def computing(self) -> AbstractContextManager[object]:
         """Inside, a forward pass computes in the dtype that the step's own do."""
-        return torch.autocast(self.accelerator.device.type, self.autocast) if self.autocast else nullcontext()
+        return (
+            torch.autocast(self.accelerator.device.type, self.autocast)
+            if self.autocast
+            else nullcontext()
+        )
 
     @contextmanager
     def _frozen(self, parameters: Mapping[str, nn.Parameter]) -> Iterator[None]:
         """Inside, these need no gradient; so the graph keeps nothing for theirs."""
-        free = [parameter for parameter in parameters.values() if parameter.requires_grad]  # the rest another context has frozen
+        free = [
+            parameter for parameter in parameters.values() if parameter.requires_grad
+        ]  # the rest another context has frozen
         try:
             for parameter in free:
                 parameter.requires_grad_(False)
@@ -275,7 +335,9 @@ class Step:
             return
         wrong = f"loss is {mean}" if not math.isfinite(mean) else "gradient is not finite"
         where = f"update {self.update}" if self.update else "preparation"
-        raise ValueError(f"the {wrong} at {where} on stream {batch.stream!r}: lower the learning rate or look at these rows")
+        raise ValueError(
+            f"the {wrong} at {where} on stream {batch.stream!r}: lower the learning rate or look at these rows"
+        )
 
     def _clear(self) -> None:
         for parameter in self.parameters.values():
@@ -284,13 +346,19 @@ class Step:
     def _reduce(self) -> dict[str, Tensor]:
         """The gradients, summed over ranks, taken from the parameters without a copy."""
         if self.accelerator.num_processes > 1:
-            here = torch.tensor([p.grad is not None for p in self.parameters.values()], dtype=torch.long)
+            here = torch.tensor(
+                [p.grad is not None for p in self.parameters.values()], dtype=torch.long
+            )
             anywhere = self.accelerator.reduce(here.to(self.accelerator.device), "sum").tolist()
             for parameter, reached in zip(self.parameters.values(), anywhere, strict=True):
                 if reached:  # every rank must take part in a reduction that any rank needs
                     mine = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
                     parameter.grad = self.accelerator.reduce(mine, "sum")
-        return {name: parameter.grad for name, parameter in self.parameters.items() if parameter.grad is not None}
+        return {
+            name: parameter.grad
+            for name, parameter in self.parameters.items()
+            if parameter.grad is not None
+        }
 
 
 @contextmanager

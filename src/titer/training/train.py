@@ -25,7 +25,9 @@ def accelerator_for(device: str | None = None) -> Accelerator:
     accelerator = Accelerator(cpu=device == "cpu" or not torch.accelerator.is_available())
     ranks = int(os.environ.get("WORLD_SIZE", "1"))
     if accelerator.num_processes != ranks:
-        raise ValueError(f"WORLD_SIZE is {ranks} but this process sees {accelerator.num_processes} ranks: the launch did not connect them")
+        raise ValueError(
+            f"WORLD_SIZE is {ranks} but this process sees {accelerator.num_processes} ranks: the launch did not connect them"
+        )
     return accelerator
 
 
@@ -56,9 +58,19 @@ def train(
     parameters = trainable(model)
     missing = [name for name in defense.streams if not data.get(name)]
     if missing:
-        raise ValueError(f"{type(defense).__name__} needs rows for the stream {missing[0]!r} ({defense.streams[missing[0]].value})")
+        raise ValueError(
+            f"{type(defense).__name__} needs rows for the stream {missing[0]!r} ({defense.streams[missing[0]].value})"
+        )
     streams = {name: Stream(name, data[name], seed) for name in defense.streams}
-    step = Step(model, parameters, streams, accelerator, settings.batch, settings.accumulate, autocast=autocast)
+    step = Step(
+        model,
+        parameters,
+        streams,
+        accelerator,
+        settings.batch,
+        settings.accumulate,
+        autocast=autocast,
+    )
     loop = Loop(step, defense, settings)
 
     torch.manual_seed(seed)
@@ -85,5 +97,7 @@ def _updates(defense: Defense, updates: int) -> list[Phase]:
     """The phase of every update."""
     phases = [phase for phase in defense.schedule(updates) for _ in range(phase.updates)]
     counted = sum(phase.counted for phase in phases)
-    assert counted == updates, f"{type(defense).__name__} schedules {counted} counted updates of {updates}"
+    assert counted == updates, (
+        f"{type(defense).__name__} schedules {counted} counted updates of {updates}"
+    )
     return phases

@@ -35,7 +35,12 @@ class Vec:
 
     def __add__(self, other: Vec) -> Vec:
         merged = {id(tensors): (scale, tensors) for scale, tensors in self.terms}
-        for scale, tensors in other.terms:  # the same tensors twice are one term: folding in place must not read what it wrote
+        for (
+            scale,
+            tensors,
+        ) in (
+            other.terms
+        ):  # the same tensors twice are one term: folding in place must not read what it wrote
             before = merged.get(id(tensors), (0.0, tensors))[0]
             merged[id(tensors)] = (before + scale, tensors)
         return Vec(tuple(merged.values()))
@@ -62,14 +67,21 @@ class Vec:
     def dot(self, other: Vec) -> float:
         """Inner product in float64, one parameter at a time; an absent name counts as zero."""
         theirs = set(other.names())
-        return sum(float((self.value(name) * other.value(name)).sum()) for name in self.names() if name in theirs)
+        return sum(
+            float((self.value(name) * other.value(name)).sum())
+            for name in self.names()
+            if name in theirs
+        )
 
     def norm(self) -> float:
         """L2 norm over all names together, in float64; of a single gradient without a copy."""
         if len(self.terms) > 1:
             return math.sqrt(self.dot(self))
         [(scale, tensors)] = self.terms
-        norms = [float(torch.linalg.vector_norm(tensor, dtype=torch.float64)) for tensor in tensors.values()]
+        norms = [
+            float(torch.linalg.vector_norm(tensor, dtype=torch.float64))
+            for tensor in tensors.values()
+        ]
         return abs(scale) * math.hypot(*norms)
 
     def cosine(self, other: Vec) -> float:
@@ -81,14 +93,18 @@ class Vec:
         """This vector divided by its norm. Raises where there is no direction to take."""
         norm = self.norm()
         if not norm > 0.0:
-            raise ValueError(f"a vector of norm {norm} has no direction: the gradient it came from vanished")
+            raise ValueError(
+                f"a vector of norm {norm} has no direction: the gradient it came from vanished"
+            )
         return (1.0 / norm) * self
 
     def add_to(self, parameters: Tensors) -> None:
         """Add this vector to `parameters` in place, without a temporary copy."""
         with torch.no_grad():
             for scale, tensors in self.terms:
-                torch._foreach_add_([parameters[name] for name in tensors], list(tensors.values()), alpha=scale)
+                torch._foreach_add_(
+                    [parameters[name] for name in tensors], list(tensors.values()), alpha=scale
+                )
 
     def fold(self) -> dict[str, Tensor]:
         """The value of every name, written over the first term that has it: no copy is made and the Vec is spent."""
@@ -101,7 +117,11 @@ class Vec:
                     torch._foreach_mul_([tensors[name] for name in fresh], scale)
                 folded |= {name: tensors[name] for name in fresh}
                 if known:
-                    torch._foreach_add_([folded[name] for name in known], [tensors[name] for name in known], alpha=scale)
+                    torch._foreach_add_(
+                        [folded[name] for name in known],
+                        [tensors[name] for name in known],
+                        alpha=scale,
+                    )
             return folded
 
     def hand_to(self, parameters: Mapping[str, nn.Parameter]) -> None:

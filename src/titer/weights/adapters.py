@@ -22,8 +22,12 @@ def check_targets(model: nn.Module, lora: Lora) -> None:
     known = [name for name, module in model.named_modules() if isinstance(module, nn.Linear)]
     lasts = sorted({name.rsplit(".", 1)[-1] for name in known})
     for target in lora.targets:
-        if target != ALL and not any(name == target or name.endswith("." + target) for name in known):
-            raise ValueError(f"LoRA target {target!r} matches no linear layer: {nearest(target, lasts)}The model has {', '.join(lasts)}")
+        if target != ALL and not any(
+            name == target or name.endswith("." + target) for name in known
+        ):
+            raise ValueError(
+                f"LoRA target {target!r} matches no linear layer: {nearest(target, lasts)}The model has {', '.join(lasts)}"
+            )
 
 
 def add_lora(model: PreTrainedModel, lora: Lora) -> PreTrainedModel:
@@ -52,7 +56,9 @@ def literal_peft() -> Iterator[None]:
     conversion.convert_peft_config_for_transformers = lambda *_, **__: None
     try:
         with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated", FutureWarning)
+            warnings.filterwarnings(
+                "ignore", "`is_gradient_checkpointing` is deprecated", FutureWarning
+            )
             yield
     finally:
         conversion.convert_peft_config_for_transformers = convert
@@ -63,16 +69,26 @@ def adapters(model: nn.Module) -> dict[str, Adapter]:
     from peft.tuners.lora import LoraLayer
     from peft.tuners.lora.layer import ParamWrapper
 
-    layers = {name: module for name, module in model.named_modules() if isinstance(module, LoraLayer)}
+    layers = {
+        name: module for name, module in model.named_modules() if isinstance(module, LoraLayer)
+    }
     for name, module in layers.items():
         if isinstance(module, ParamWrapper) or any(module.use_dora.values()):
-            raise ValueError(f"the adapter on {name!r} is not W + (alpha / r) B A of a linear layer (experts or DoRA): train one that is")
+            raise ValueError(
+                f"the adapter on {name!r} is not W + (alpha / r) B A of a linear layer (experts or DoRA): train one that is"
+            )
     found = {
-        name: Adapter(cast(nn.Linear, module.lora_A["default"]), cast(nn.Linear, module.lora_B["default"]), module.scaling["default"])
+        name: Adapter(
+            cast(nn.Linear, module.lora_A["default"]),
+            cast(nn.Linear, module.lora_B["default"]),
+            module.scaling["default"],
+        )
         for name, module in layers.items()
     }
     if not found:
-        raise ValueError("the model carries no unmerged LoRA adapter: give the folder of a fine-tuning with `finetune.lora` set")
+        raise ValueError(
+            "the model carries no unmerged LoRA adapter: give the folder of a fine-tuning with `finetune.lora` set"
+        )
     return found
 
 
@@ -97,8 +113,12 @@ def update_norm(model: nn.Module) -> float:
 
 def adapted_norm(model: nn.Module) -> float:
     """Frobenius norm of the weights under the adapter, all adapted layers together."""
-    weights = (cast(Any, model.get_submodule(name)).get_base_layer().weight for name in adapters(model))
-    return math.hypot(*(float(torch.linalg.vector_norm(weight, dtype=torch.float64)) for weight in weights))
+    weights = (
+        cast(Any, model.get_submodule(name)).get_base_layer().weight for name in adapters(model)
+    )
+    return math.hypot(
+        *(float(torch.linalg.vector_norm(weight, dtype=torch.float64)) for weight in weights)
+    )
 
 
 def carried(model: nn.Module) -> bool:

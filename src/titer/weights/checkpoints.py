@@ -15,7 +15,13 @@ from typing import Any, cast
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import nn
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 from transformers.utils import logging as transformers_logging
 
 from titer.weights.adapters import literal_peft
@@ -25,7 +31,9 @@ from titer.weights.settings import Checkpoint
 transformers_logging.disable_progress_bar()  # a run has its own
 
 
-def load(checkpoint: Checkpoint | str, device: torch.device | str = "cpu") -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+def load(
+    checkpoint: Checkpoint | str, device: torch.device | str = "cpu"
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """Model, on the device, and tokenizer. An adapter is left unmerged and trainable.
 
     Raises where the checkpoint is incomplete or no causal language model, an adapter does not fit its base, or the device
@@ -44,8 +52,15 @@ def skeleton(checkpoint: Checkpoint) -> PreTrainedModel:
     """The model's layers without weights, to look for names in. An adapter is left out."""
     files = locate(checkpoint)
     with torch.device("meta"), _explained(checkpoint):
-        config = AutoConfig.from_pretrained((files.base or files).folder, trust_remote_code=checkpoint.trust_remote_code)
-        return cast(PreTrainedModel, AutoModelForCausalLM.from_config(config, trust_remote_code=checkpoint.trust_remote_code))
+        config = AutoConfig.from_pretrained(
+            (files.base or files).folder, trust_remote_code=checkpoint.trust_remote_code
+        )
+        return cast(
+            PreTrainedModel,
+            AutoModelForCausalLM.from_config(
+                config, trust_remote_code=checkpoint.trust_remote_code
+            ),
+        )
 
 
 def tokenizer(checkpoint: Checkpoint, files: Files) -> PreTrainedTokenizerBase:
@@ -53,13 +68,23 @@ def tokenizer(checkpoint: Checkpoint, files: Files) -> PreTrainedTokenizerBase:
     own = files.base is None or (files.folder / "tokenizer_config.json").is_file()
     folder = files.folder if own else cast(Files, files.base).folder
     try:
-        loaded = AutoTokenizer.from_pretrained(folder, trust_remote_code=checkpoint.trust_remote_code)
+        loaded = AutoTokenizer.from_pretrained(
+            folder, trust_remote_code=checkpoint.trust_remote_code
+        )
     except (OSError, ValueError) as error:
-        raise ValueError(f"model {checkpoint.path!r}: no usable tokenizer in its directory ({str(error).splitlines()[0]})") from None
-    if len(loaded) <= len(set(loaded.all_special_ids)):  # transformers makes an empty one where it finds no files
-        raise ValueError(f"model {checkpoint.path!r}: no tokenizer in its directory; save the model's beside it")
+        raise ValueError(
+            f"model {checkpoint.path!r}: no usable tokenizer in its directory ({str(error).splitlines()[0]})"
+        ) from None
+    if len(loaded) <= len(
+        set(loaded.all_special_ids)
+    ):  # transformers makes an empty one where it finds no files
+        raise ValueError(
+            f"model {checkpoint.path!r}: no tokenizer in its directory; save the model's beside it"
+        )
     if loaded.eos_token_id is None:
-        raise ValueError(f"model {checkpoint.path!r}: its tokenizer has no end-of-sequence token, so an answer could not end")
+        raise ValueError(
+            f"model {checkpoint.path!r}: its tokenizer has no end-of-sequence token, so an answer could not end"
+        )
     if loaded.pad_token_id is None:
         loaded.pad_token = loaded.eos_token  # pads are masked everywhere; any token serves
     return cast(PreTrainedTokenizerBase, loaded)
@@ -68,19 +93,34 @@ def tokenizer(checkpoint: Checkpoint, files: Files) -> PreTrainedTokenizerBase:
 def check_dtype(dtype: str, device: torch.device) -> None:
     """Raise where a device cannot compute in a dtype."""
     if device.type == "cpu" and dtype == "float16":
-        raise ValueError("dtype='float16': the CPU does not compute it as a GPU does; use bfloat16 or float32")
-    if device.type == "cuda" and dtype == "bfloat16" and not torch.cuda.is_bf16_supported(including_emulation=False):
-        raise ValueError(f"dtype='bfloat16': {torch.cuda.get_device_name(device)} cannot compute it; use float32")
+        raise ValueError(
+            "dtype='float16': the CPU does not compute it as a GPU does; use bfloat16 or float32"
+        )
+    if (
+        device.type == "cuda"
+        and dtype == "bfloat16"
+        and not torch.cuda.is_bf16_supported(including_emulation=False)
+    ):
+        raise ValueError(
+            f"dtype='bfloat16': {torch.cuda.get_device_name(device)} cannot compute it; use float32"
+        )
 
 
 def trainable(model: nn.Module) -> dict[str, nn.Parameter]:
-    found = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+    found = {
+        name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad
+    }
     if not found:
         raise ValueError("the model has no trainable weights")
     return found
 
 
-def save(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path, base: Files | None = None) -> None:
+def save(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    folder: Path,
+    base: Files | None = None,
+) -> None:
     """A checkpoint directory: the adapter over `base` where the model carries one, else the whole model; and its tokenizer."""
     tokenizer.save_pretrained(folder)
     if base is None:
@@ -89,7 +129,9 @@ def save(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Pat
     adapted: Any = model
     config = adapted.peft_config["default"]
     config.base_model_name_or_path, config.revision = base.name, base.revision
-    adapted.save_pretrained(folder, save_embedding_layers=False)  # else PEFT asks the hub for the base's vocabulary
+    adapted.save_pretrained(
+        folder, save_embedding_layers=False
+    )  # else PEFT asks the hub for the base's vocabulary
     (folder / OVER).write_text(json.dumps({"base": digest(base)}))
 
 
@@ -114,7 +156,9 @@ def _weights(checkpoint: Checkpoint, files: Files) -> PreTrainedModel:
     model, info = loaded
     if info["missing_keys"]:
         missing = sorted(info["missing_keys"])
-        raise ValueError(f"model {checkpoint.path!r}: its files lack {len(missing)} weights, such as {missing[0]!r}: they would be random")
+        raise ValueError(
+            f"model {checkpoint.path!r}: its files lack {len(missing)} weights, such as {missing[0]!r}: they would be random"
+        )
     return cast(PreTrainedModel, model)
 
 
@@ -129,7 +173,9 @@ def _explained(checkpoint: Checkpoint) -> Iterator[None]:
                 f"model {checkpoint.path!r} brings code of its own: set model.trust_remote_code=true if you trust it"
             ) from None
         reason = " ".join(str(error).split())[:200]
-        raise ValueError(f"model {checkpoint.path!r} cannot be loaded as a causal language model ({reason})") from None
+        raise ValueError(
+            f"model {checkpoint.path!r} cannot be loaded as a causal language model ({reason})"
+        ) from None
 
 
 def _adapted(model: PreTrainedModel, checkpoint: Checkpoint, files: Files) -> PreTrainedModel:
@@ -144,10 +190,19 @@ def _adapted(model: PreTrainedModel, checkpoint: Checkpoint, files: Files) -> Pr
         with literal_peft():
             adapted: Any = PeftModel.from_pretrained(model, files.folder, is_trainable=True)
     except (ValueError, RuntimeError, KeyError) as error:
-        raise ValueError(f"{wrong} ({' '.join(str(error).split())[:160]}); give its own as model.base") from None
+        raise ValueError(
+            f"{wrong} ({' '.join(str(error).split())[:160]}); give its own as model.base"
+        ) from None
     with safe_open(files.folder / "adapter_model.safetensors", "pt") as file:
-        given, taken = set(file.keys()), set(get_peft_model_state_dict(adapted, save_embedding_layers=False))
-    stray = taken - given | {name for name in given - taken if "lora_" in name}  # it may bring embeddings of its own
+        given, taken = (
+            set(file.keys()),
+            set(get_peft_model_state_dict(adapted, save_embedding_layers=False)),
+        )
+    stray = taken - given | {
+        name for name in given - taken if "lora_" in name
+    }  # it may bring embeddings of its own
     if stray:
-        raise ValueError(f"{wrong}: {len(stray)} of their tensors do not meet; give its own as model.base")
+        raise ValueError(
+            f"{wrong}: {len(stray)} of their tensors do not meet; give its own as model.base"
+        )
     return cast(PreTrainedModel, adapted)

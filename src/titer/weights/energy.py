@@ -20,7 +20,13 @@ from titer.weights.inputs import watch_inputs
 from titer.weights.update import Update
 
 
-def removed_energy(model: PreTrainedModel, layers: Mapping[str, nn.Module], before: FineTuned, after: FineTuned, batch: Batch) -> float:
+def removed_energy(
+    model: PreTrainedModel,
+    layers: Mapping[str, nn.Module],
+    before: FineTuned,
+    after: FineTuned,
+    batch: Batch,
+) -> float:
     """Of the rows in `batch`; `layers` are those of the unedited `model`, by weight. 0 where the update does nothing to them."""
     was = {name: before.update(name) for name in layers}
     gone = {name: was[name] + -1.0 * after.update(name) for name in layers}

@@ -16,10 +16,28 @@ from titer.weights.update import Update
 
 PREFIX = "base_model.model."  # of every name in PEFT's files
 ALL = "all"
-PLAIN: dict[str, tuple[object, ...]] = {  # what PEFT's settings may say of an adapter that is W + (alpha / r) B A
-    **dict.fromkeys(("fan_in_fan_out", "lora_bias", "use_qalora", "trainable_token_indices", "layer_replication"), (False,)),
+PLAIN: dict[
+    str, tuple[object, ...]
+] = {  # what PEFT's settings may say of an adapter that is W + (alpha / r) B A
+    **dict.fromkeys(
+        (
+            "fan_in_fan_out",
+            "lora_bias",
+            "use_qalora",
+            "trainable_token_indices",
+            "layer_replication",
+        ),
+        (False,),
+    ),
     "bias": ("none",),
-    "init_lora_weights": (True, False, "gaussian", "eva", "mica", "orthogonal"),  # others have taken B A out of W first
+    "init_lora_weights": (
+        True,
+        False,
+        "gaussian",
+        "eva",
+        "mica",
+        "orthogonal",
+    ),  # others have taken B A out of W first
 }
 
 
@@ -43,7 +61,9 @@ class FineTuned:
     files: Files
     started: Files  # the aligned model
     aligned: Mapping[str, Stored]  # its tensors
-    whole: Mapping[str, Stored]  # of a whole model all its tensors; of an adapter those that it saved whole
+    whole: Mapping[
+        str, Stored
+    ]  # of a whole model all its tensors; of an adapter those that it saved whole
     factors: Mapping[str, Factors] = field(default_factory=dict)
 
     @staticmethod
@@ -57,14 +77,18 @@ class FineTuned:
         under = open_tensors(started)
         if (files.folder / ADAPTER).is_file():
             if not belongs(files, started):
-                raise ValueError(f"adapter {files.name!r} was not fine-tuned from {started.name!r}, whose weights are others")
+                raise ValueError(
+                    f"adapter {files.name!r} was not fine-tuned from {started.name!r}, whose weights are others"
+                )
             found, whole = _adapter(files)
             tuned = FineTuned(files, started, under, whole, found)
         else:
             tuned = FineTuned(files, started, under, open_tensors(files))
         for name, of in (tuned.factors or tuned.whole).items():
             if name not in under:
-                raise ValueError(f"model {files.name!r} was not fine-tuned from {started.name!r}, which has no {name!r}")
+                raise ValueError(
+                    f"model {files.name!r} was not fine-tuned from {started.name!r}, which has no {name!r}"
+                )
             if under[name].shape != of.shape:
                 sizes = [" x ".join(map(str, each)) for each in (under[name].shape, of.shape)]
                 raise ValueError(
@@ -75,7 +99,9 @@ class FineTuned:
     @property
     def tensors(self) -> dict[str, Stored]:
         """All that it was fine-tuned into, by the names in its own files."""
-        return {of.name: of for factors in self.factors.values() for of in (factors.a, factors.b)} | dict(self.whole)
+        return {
+            of.name: of for factors in self.factors.values() for of in (factors.a, factors.b)
+        } | dict(self.whole)
 
     def update(self, name: str) -> Update:
         """What was added to a weight. Raises where the adapter has none for it."""
@@ -84,7 +110,9 @@ class FineTuned:
             of = self.factors[name]
             return Update(of.b.read().to(wide), of.a.read().to(wide), of.scaling)
         if name not in self.whole:
-            raise ValueError(f"the adapter {self.files.name!r} has no factors for {name!r}: train one on the same layers")
+            raise ValueError(
+                f"the adapter {self.files.name!r} has no factors for {name!r}: train one on the same layers"
+            )
         return Update(self.whole[name].read().to(wide) - self.aligned[name].read().to(wide))
 
     def value(self, name: str) -> Tensor:
@@ -136,8 +164,12 @@ class Weight:
         tensors = self.references["base"]
         assert isinstance(tensors, Mapping)
         if self.name not in tensors or tensors[self.name].shape != of.shape:
-            raise ValueError(f"the base is not the model that alignment started from: it has no {self.name!r} of shape {list(of.shape)}")
-        return tensors[self.name].read().to(of.kind).to(of.wide)  # one that is kept wider was rounded when alignment began
+            raise ValueError(
+                f"the base is not the model that alignment started from: it has no {self.name!r} of shape {list(of.shape)}"
+            )
+        return (
+            tensors[self.name].read().to(of.kind).to(of.wide)
+        )  # one that is kept wider was rounded when alignment began
 
     def added(self, reference: str) -> Update:
         """What another fine-tuning of the aligned model added: on safe rows (`safe`), or on harmful ones (`unsafe`)."""
@@ -154,7 +186,11 @@ def select(names: Collection[str], targets: Collection[str]) -> list[str]:
     for target in targets:
         if target != ALL and not any(f".{layer}".endswith(f".{target}") for layer in layers):
             raise unknown("target", target, {layer.rsplit(".", 1)[-1] for layer in layers})
-    return [name for layer, name in layers.items() if ALL in targets or any(f".{layer}".endswith(f".{target}") for target in targets)]
+    return [
+        name
+        for layer, name in layers.items()
+        if ALL in targets or any(f".{layer}".endswith(f".{target}") for target in targets)
+    ]
 
 
 def _adapter(files: Files) -> tuple[dict[str, Factors], dict[str, Stored]]:
@@ -166,7 +202,9 @@ def _adapter(files: Files) -> tuple[dict[str, Factors], dict[str, Stored]]:
     wrong = f"adapter {files.name!r} is not W + (alpha / r) B A of linear layers alone"
     if not isinstance(config, LoraConfig):
         raise ValueError(f"{wrong} but {config.peft_type.value}: train one that is")
-    variants = {of.name: (False,) for of in fields(config) if of.metadata.get("is_lora_variant")}  # DoRA and its kin
+    variants = {
+        of.name: (False,) for of in fields(config) if of.metadata.get("is_lora_variant")
+    }  # DoRA and its kin
     for name, plain in (PLAIN | variants).items():
         if (value := getattr(config, name) or False) not in plain:
             raise ValueError(f"{wrong}: it has {name}={value!r}; train one that is")
@@ -186,5 +224,7 @@ def _adapter(files: Files) -> tuple[dict[str, Factors], dict[str, Stored]]:
     for layer, pair in sides.items():
         alpha = alphas.get(get_pattern_key(list(alphas), layer), config.lora_alpha)
         r = pair["A"].shape[0]
-        found[f"{layer}.weight"] = Factors(pair["A"], pair["B"], alpha / (r**0.5 if config.use_rslora else r))
+        found[f"{layer}.weight"] = Factors(
+            pair["A"], pair["B"], alpha / (r**0.5 if config.use_rslora else r)
+        )
     return found, whole

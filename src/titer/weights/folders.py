@@ -17,7 +17,14 @@ ADAPTER = "adapter_config.json"
 OVER = "titer.json"  # beside an adapter: the hash of the base that it was trained over
 
 
-OURS = (OVER, "run.json", "stage.json", "made.json", "manifest.json", "changes.json")  # what titer puts beside a checkpoint
+OURS = (
+    OVER,
+    "run.json",
+    "stage.json",
+    "made.json",
+    "manifest.json",
+    "changes.json",
+)  # what titer puts beside a checkpoint
 
 
 @dataclass(frozen=True)
@@ -39,21 +46,33 @@ def locate(checkpoint: Checkpoint) -> Files:
     full = name if found.revision else str(found.folder.resolve())
     adapter = found.folder / ADAPTER
     if not adapter.is_file() and not (found.folder / "config.json").is_file():
-        raise ValueError(f"model {name!r}: its directory holds neither a config.json nor an adapter_config.json, so it is no checkpoint")
+        raise ValueError(
+            f"model {name!r}: its directory holds neither a config.json nor an adapter_config.json, so it is no checkpoint"
+        )
     if not any(found.folder.glob("*.safetensors")):
-        raise ValueError(f"model {name!r}: the directory holds no *.safetensors; save the weights in that format")
+        raise ValueError(
+            f"model {name!r}: the directory holds no *.safetensors; save the weights in that format"
+        )
     if not adapter.is_file():
         if checkpoint.base:
-            raise ValueError(f"model {name!r} is no adapter, so base={checkpoint.base!r} has no use: leave it out")
+            raise ValueError(
+                f"model {name!r} is no adapter, so base={checkpoint.base!r} has no use: leave it out"
+            )
         return Files(full, found.folder, found.revision)
     named = json.loads(adapter.read_text(encoding="utf-8"))
-    under, revision = (checkpoint.base, None) if checkpoint.base else (named.get("base_model_name_or_path"), named.get("revision"))
+    under, revision = (
+        (checkpoint.base, None)
+        if checkpoint.base
+        else (named.get("base_model_name_or_path"), named.get("revision"))
+    )
     if not under:
         raise ValueError(f"adapter {name!r} names no base model: give it as model.base")
     try:
         base = locate(replace(checkpoint, path=under, revision=revision, base=None))
     except ValueError as error:
-        raise ValueError(f"adapter {name!r}: its base is not to be had ({error}); give it as model.base") from None
+        raise ValueError(
+            f"adapter {name!r}: its base is not to be had ({error}); give it as model.base"
+        ) from None
     return Files(full, found.folder, found.revision, base)
 
 
@@ -62,7 +81,9 @@ def digest(files: Files) -> str:
     hasher = hashlib.sha256(digest(files.base).encode() if files.base else b"")
     for path in parts(files):
         about = path.stat()
-        hasher.update(path.name.encode() + _hash(path, (about.st_ino, about.st_size, about.st_mtime_ns)))
+        hasher.update(
+            path.name.encode() + _hash(path, (about.st_ino, about.st_size, about.st_mtime_ns))
+        )
     return hasher.hexdigest()
 
 
@@ -76,7 +97,11 @@ def _hash(path: Path, state: tuple[int, ...]) -> bytes:
 def parts(files: Files) -> list[Path]:
     """The files of a checkpoint that determine what it answers; those of a base under it are its own."""
     kinds = (".safetensors", ".json", ".jinja", ".model", ".txt")
-    return [path for path in sorted(files.folder.iterdir()) if path.name not in OURS and path.suffix in kinds]
+    return [
+        path
+        for path in sorted(files.folder.iterdir())
+        if path.name not in OURS and path.suffix in kinds
+    ]
 
 
 def belongs(adapter: Files, base: Files) -> bool:

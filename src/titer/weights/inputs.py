@@ -25,26 +25,38 @@ def watch_inputs(
     tensor in this pass, as q, k and v do. Raises where a layer does not read every token.
     """
     real: Tensor
-    first: dict[int, tuple[weakref.ref[Tensor], str]] = {}  # by id, which another tensor may have later
+    first: dict[
+        int, tuple[weakref.ref[Tensor], str]
+    ] = {}  # by id, which another tensor may have later
     unread = set(layers)
 
     def see(name: str, width: int, inputs: tuple[Tensor, ...]) -> None:
         x = inputs[0]
         if x.numel() != len(real) * width:
-            raise ValueError(f"{name!r} reads some of the tokens alone, as an expert's layer does: leave it out by targets")
+            raise ValueError(
+                f"{name!r} reads some of the tokens alone, as an expert's layer does: leave it out by targets"
+            )
         known = first.get(id(x))
         if known is None or known[0]() is not x:
             first[id(x)] = known = weakref.ref(x), name
         unread.discard(name)
-        watch(name, x.reshape(-1, width), real, known[1])  # some families hand over (B * T, in) or (B, 1, T, in) for (B, T, in)
+        watch(
+            name, x.reshape(-1, width), real, known[1]
+        )  # some families hand over (B * T, in) or (B, 1, T, in) for (B, T, in)
 
     with ExitStack() as stack, torch.no_grad():
         for name, layer in layers.items():
             told = partial(see, name, layer.in_features)
-            stack.callback(layer.register_forward_pre_hook(lambda _, inputs, told=told: told(inputs)).remove)
+            stack.callback(
+                layer.register_forward_pre_hook(lambda _, inputs, told=told: told(inputs)).remove
+            )
         for ids, mask in parts:
             real = mask.flatten().bool().to(model.device)
             first.clear()
-            model(input_ids=ids.to(model.device), attention_mask=mask.to(model.device), use_cache=False)
+            model(
+                input_ids=ids.to(model.device),
+                attention_mask=mask.to(model.device),
+                use_cache=False,
+            )
     if unread:
         raise ValueError(f"no token reached {min(unread)!r}: leave it out by targets")

@@ -51,24 +51,37 @@ class Copy:
         """Write a value in the place of an old one; what it is once it is rounded to the dtype of the file, which is never wider."""
         new, was = value.to(stored.kind), old.to(stored.kind)
         if not new.isfinite().all():
-            raise ValueError(f"{stored.name!r} leaves the range of {stored.kind}: edit less strongly")
+            raise ValueError(
+                f"{stored.name!r} leaves the range of {stored.kind}: edit less strongly"
+            )
         self.changed[stored.name], self.sizes[stored.name] = int((new != was).sum()), new.numel()
         self.moved[stored.name] = norm(new.to(stored.wide) - was.to(stored.wide))
         stored.write(self.folder, new)
         return new.to(stored.wide)
 
     def changes(self, facts: Mapping[str, object]) -> Changes:
-        return Changes(self.changed, self.sizes, self.moved, math.sqrt(self.before), math.sqrt(self.after), facts)
+        return Changes(
+            self.changed,
+            self.sizes,
+            self.moved,
+            math.sqrt(self.before),
+            math.sqrt(self.after),
+            facts,
+        )
 
 
-def rewrite_tensors(edit: TensorEdit, aligned: Files, base: Files, folder: Path, watch: Watch) -> Changes:
+def rewrite_tensors(
+    edit: TensorEdit, aligned: Files, base: Files, folder: Path, watch: Watch
+) -> Changes:
     """Write the edited aligned checkpoint into `folder`. Both models are whole ones, no adapters. `watch` is told of every tensor.
 
     Raises where they do not belong together, or the edit cannot be applied to them; then, or interrupted, `folder` is no checkpoint.
     """
     ours, theirs = open_tensors(aligned), open_tensors(base)
     if _architecture(base) != _architecture(aligned):
-        raise ValueError(f"{WRONG}{base.name!r} has {_architecture(base)}, {aligned.name!r} {_architecture(aligned)}")
+        raise ValueError(
+            f"{WRONG}{base.name!r} has {_architecture(base)}, {aligned.name!r} {_architecture(aligned)}"
+        )
     names = edit.chosen({name: tensor.shape for name, tensor in ours.items()})
     _check(names, ours, theirs)
     copy = Copy(folder)
@@ -76,9 +89,14 @@ def rewrite_tensors(edit: TensorEdit, aligned: Files, base: Files, folder: Path,
     for i, name in enumerate(names):
         of = ours[name]
         old = of.read().to(of.wide)
-        w0 = theirs[name].read().to(of.kind).to(of.wide)  # a base that is kept wider was rounded when alignment began
+        w0 = (
+            theirs[name].read().to(of.kind).to(of.wide)
+        )  # a base that is kept wider was rounded when alignment began
         new = copy.put(of, old, edit.tensor(name, old, w0))
-        copy.before, copy.after = copy.before + norm(old - w0) ** 2, copy.after + norm(new - w0) ** 2
+        copy.before, copy.after = (
+            copy.before + norm(old - w0) ** 2,
+            copy.after + norm(new - w0) ** 2,
+        )
         watch(i + 1, len(names), {})
     copy.files(_rest(aligned))
     return copy.changes({})
@@ -104,7 +122,9 @@ def rewrite_update(
     if tuned.factors and edit.keeps_rank:
         copy.files({factors.a.path for factors in tuned.factors.values()})
     else:
-        copy.files({tensor.path for tensor in (tuned.aligned if tuned.factors else tuned.whole).values()})
+        copy.files(
+            {tensor.path for tensor in (tuned.aligned if tuned.factors else tuned.whole).values()}
+        )
         if tuned.factors:
             _merge(tuned, {*tuned.factors, *tuned.whole} - set(names), folder)
     for i, weight in enumerate(weights):
@@ -117,7 +137,9 @@ def rewrite_update(
         copy.files(path for path in _rest(tuned.files) if path.name != ADAPTER)
         _configure(tuned.files, folder)
     elif tuned.factors:
-        tokenizer = [path for path in _rest(tuned.files) if path.name not in (*CONFIGURATIONS, OVER)]  # its own, if it has one
+        tokenizer = [
+            path for path in _rest(tuned.files) if path.name not in (*CONFIGURATIONS, OVER)
+        ]  # its own, if it has one
         copy.files({path.name: path for path in [*_rest(tuned.started), *tokenizer]}.values())
     else:
         copy.files(_rest(tuned.files))
@@ -131,26 +153,41 @@ def compare(before: FineTuned, after: FineTuned) -> Changes:
         old, new = of.read(), after.tensors[name].read()
         changed[name], sizes[name] = int((old != new).sum()), of.size
         moved[name] = norm(new.to(of.wide) - old.to(of.wide))
-    first, last = (math.hypot(*(tuned.update(name).norm() for name in tuned.factors or tuned.whole)) for tuned in (before, after))
+    first, last = (
+        math.hypot(*(tuned.update(name).norm() for name in tuned.factors or tuned.whole))
+        for tuned in (before, after)
+    )
     return Changes(changed, sizes, moved, first, last)
 
 
-def _put_factors(copy: Copy, tuned: FineTuned, weight: Weight, result: Update | Tensor | None) -> None:
+def _put_factors(
+    copy: Copy, tuned: FineTuned, weight: Weight, result: Update | Tensor | None
+) -> None:
     of, old = tuned.factors[weight.name], weight.update
     new = old if result is None else result
     assert isinstance(new, Update), f"{weight.name} came back whole"
     assert old.a is not None
     assert new.a is not None, f"{weight.name} came without factors"
-    assert (new.b.shape, new.a.shape, new.scaling) == (old.b.shape, old.a.shape, old.scaling), f"the rank of {weight.name} was not kept"
+    assert (new.b.shape, new.a.shape, new.scaling) == (old.b.shape, old.a.shape, old.scaling), (
+        f"the rank of {weight.name} was not kept"
+    )
     a, b = copy.put(of.a, old.a, new.a), copy.put(of.b, old.b, new.b)
     copy.before += old.norm() ** 2
     copy.after += Update(b.to(old.b), a.to(old.a), old.scaling).norm() ** 2
 
 
-def _put_whole(copy: Copy, tuned: FineTuned, weight: Weight, result: Update | Tensor | None) -> None:
+def _put_whole(
+    copy: Copy, tuned: FineTuned, weight: Weight, result: Update | Tensor | None
+) -> None:
     of = tuned.aligned[weight.name] if tuned.factors else tuned.whole[weight.name]
     old, aligned = weight.finetuned, weight.aligned
-    new = old if result is None else aligned + result.dense() if isinstance(result, Update) else result
+    new = (
+        old
+        if result is None
+        else aligned + result.dense()
+        if isinstance(result, Update)
+        else result
+    )
     copy.before += norm(old.to(of.kind).to(old) - aligned) ** 2  # rounded as what takes its place
     copy.after += norm(copy.put(of, old, new) - aligned) ** 2
 
@@ -173,7 +210,10 @@ def _merge(tuned: FineTuned, names: Iterable[str], folder: Path) -> None:
 def _rest(files: Files) -> list[Path]:
     """All of a checkpoint but its tensors."""
     note = files.folder / OVER
-    return [*([note] if note.is_file() else []), *(path for path in folders.parts(files) if path.suffix != ".safetensors")]
+    return [
+        *([note] if note.is_file() else []),
+        *(path for path in folders.parts(files) if path.suffix != ".safetensors"),
+    ]
 
 
 def _configure(adapter: Files, folder: Path) -> None:
@@ -198,7 +238,9 @@ def _check(names: Sequence[str], ours: Mapping[str, Stored], theirs: Mapping[str
             raise ValueError(f"{WRONG}it has no {name!r}")
         if theirs[name].shape != ours[name].shape:
             shapes = [" x ".join(map(str, of[name].shape)) for of in (theirs, ours)]
-            raise ValueError(f"{WRONG}its {name!r} is {shapes[0]}, not {shapes[1]}; or leave this tensor out by targets")
+            raise ValueError(
+                f"{WRONG}its {name!r} is {shapes[0]}, not {shapes[1]}; or leave this tensor out by targets"
+            )
 
 
 def _architecture(files: Files) -> dict[str, object]:

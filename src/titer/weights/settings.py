@@ -17,13 +17,19 @@ class Checkpoint(Config):
     """A model to start from. A text in its place is its `path`."""
 
     path: str = LAB  # `lab`, a checkpoint directory, a repository of the hub, or one of these that holds a PEFT adapter
-    revision: str | None = None  # a commit of the hub; None: the one that was downloaded first, else the newest
+    revision: str | None = (
+        None  # a commit of the hub; None: the one that was downloaded first, else the newest
+    )
     base: str | None = None  # the model under an adapter; None: the one that the adapter names
-    dtype: Literal["float32", "bfloat16", "float16"] = "float32"  # of the weights; what trains is kept in float32
+    dtype: Literal["float32", "bfloat16", "float16"] = (
+        "float32"  # of the weights; what trains is kept in float32
+    )
     trust_remote_code: bool = False  # run code that comes with the checkpoint
 
 
-Model = Annotated[Checkpoint, BeforeValidator(lambda given: {"path": given} if isinstance(given, str) else given)]
+Model = Annotated[
+    Checkpoint, BeforeValidator(lambda given: {"path": given} if isinstance(given, str) else given)
+]
 
 
 ALL = "all-linear"  # every linear layer but the head
@@ -35,7 +41,10 @@ class Lora(Config):
 
     r: int = 8
     alpha: float = 16.0
-    targets: Names = ("q_proj", "v_proj")  # names of linear layers, or of the last part of their names, or `all-linear`
+    targets: Names = (
+        "q_proj",
+        "v_proj",
+    )  # names of linear layers, or of the last part of their names, or `all-linear`
 
     def __post_init__(self) -> None:
         if self.r < 1:
@@ -43,4 +52,6 @@ class Lora(Config):
         if not self.targets:
             raise ValueError("targets is empty: name the linear layers that get an adapter")
         if ALL in self.targets and len(self.targets) > 1:
-            raise ValueError(f"targets={list(self.targets)}: {ALL!r} has all the others in it; give it alone")
+            raise ValueError(
+                f"targets={list(self.targets)}: {ALL!r} has all the others in it; give it alone"
+            )

@@ -14,7 +14,12 @@ from torch import Tensor
 
 from titer.weights.folders import Files
 
-FLOATS = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}  # as safetensors calls them
+FLOATS = {
+    "F64": torch.float64,
+    "F32": torch.float32,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+}  # as safetensors calls them
 
 
 @dataclass(frozen=True)
@@ -36,7 +41,9 @@ class Stored:
     def kind(self) -> torch.dtype:
         """Raises where it holds no floating-point numbers."""
         if self.dtype not in FLOATS:
-            raise ValueError(f"{self.name!r} is stored as {self.dtype}: give models with weights of {', '.join(FLOATS)}")
+            raise ValueError(
+                f"{self.name!r} is stored as {self.dtype}: give models with weights of {', '.join(FLOATS)}"
+            )
         return FLOATS[self.dtype]
 
     @property
@@ -47,10 +54,14 @@ class Stored:
     def read(self) -> Tensor:
         """Raises where it holds no floating-point numbers, or ones that are not finite."""
         assert self.kind
-        with safe_open(self.path, "pt") as file:  # opened for each tensor: what is mapped stays in memory until the file is closed
+        with (
+            safe_open(self.path, "pt") as file
+        ):  # opened for each tensor: what is mapped stays in memory until the file is closed
             tensor: Tensor = file.get_tensor(self.name)
         if not tensor.isfinite().all():
-            raise ValueError(f"{self.name!r} of {str(self.path.parent)!r} holds values that are not finite")
+            raise ValueError(
+                f"{self.name!r} of {str(self.path.parent)!r} holds values that are not finite"
+            )
         return tensor
 
     def write(self, folder: Path, value: Tensor) -> None:
@@ -62,13 +73,18 @@ class Stored:
 
 def open_tensors(files: Files) -> dict[str, Stored]:
     """The tensors of a whole checkpoint by name. Raises where a file is missing or damaged."""
-    single, index = files.folder / "model.safetensors", files.folder / "model.safetensors.index.json"
+    single, index = (
+        files.folder / "model.safetensors",
+        files.folder / "model.safetensors.index.json",
+    )
     if single.is_file():  # goes first, as in transformers
         shards = {single.name}
     elif index.is_file():
         shards = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
     else:
-        raise ValueError(f"model {files.name!r}: its directory holds neither {single.name} nor {index.name}")
+        raise ValueError(
+            f"model {files.name!r}: its directory holds neither {single.name} nor {index.name}"
+        )
     found: dict[str, Stored] = {}
     for shard in sorted(shards):
         found |= open_file(files.folder / shard, files.name)
@@ -87,6 +103,8 @@ def open_file(path: Path, model: str) -> Mapping[str, Stored]:
         header = json.loads(file.read(length))
     header.pop("__metadata__", None)
     return {
-        name: Stored(path, name, about["dtype"], tuple(about["shape"]), 8 + length + about["data_offsets"][0])
+        name: Stored(
+            path, name, about["dtype"], tuple(about["shape"]), 8 + length + about["data_offsets"][0]
+        )
         for name, about in header.items()
     }

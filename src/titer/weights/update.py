@@ -28,7 +28,10 @@ class Update:
         """The sum, in stacked factors of the rank of both where both have factors: A's and B's are never added to one another."""
         if self.a is None or other.a is None:
             return Update(self.dense() + other.dense())
-        return Update(torch.cat([self.scaling * self.b, other.scaling * other.b], 1), torch.cat([self.a, other.a]))
+        return Update(
+            torch.cat([self.scaling * self.b, other.scaling * other.b], 1),
+            torch.cat([self.a, other.a]),
+        )
 
     def dot(self, other: Update) -> float:
         """tr(U^T V), of factors through matrices of their rank: no (out, in) product is formed."""
