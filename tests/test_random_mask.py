@@ -37,7 +37,7 @@ def removed(edit, model, folder, batches=()) -> dict[str, torch.Tensor]:
 @everywhere
 def test_every_group_has_as_many_zeros_as_antidotes(
     calibration, tmp_path, target, kind, group, rounding, alpha
-):  # noqa: F811
+):
     match = Antidote(alpha, target, group, rounding)
     mine, its = (
         removed(RandomMask(match), models(kind), tmp_path),

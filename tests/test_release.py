@@ -395,7 +395,7 @@ def released(documents: dict) -> dict[str, dict]:
 
 def test_a_run_releases_between_alignment_and_fine_tuning(
     monkeypatch, capsys, plan, recipe_file, tmp_path
-):  # noqa: F811
+):
     pipelines = {
         "sft": {"align": "sft"},
         "lox": {"align": "sft", "release": LOX, "edit": {"method": "wise_ft", "alpha": 0.5}},
@@ -528,7 +528,7 @@ def test_the_commands_come_to_what_a_run_does(monkeypatch, capsys, plan, recipe_
 
 def test_an_aligned_adapter_names_its_base_and_is_merged(
     monkeypatch, capsys, plan, recipe_file, tmp_path
-):  # noqa: F811
+):
     common = ["--recipe", recipe_file, "--json"]
     lora = ["--set", "align.lora={r: 2, targets: [q_proj]}", "--out", str(tmp_path / "aligned")]
     assert titer(monkeypatch, capsys, "align", plan["model"], *lora, *common)[0] == 0
@@ -596,6 +596,6 @@ def test_a_run_from_an_adapter_has_the_merged_model_as_its_base(recipe_file, tmp
 )
 def test_a_run_finds_what_is_wrong_with_a_release_before_it_computes(
     recipe_file, settings, message
-):  # noqa: F811
+):
     with pytest.raises(ValueError, match=message):
         Setting.prepare(recipe.load(recipe_file, settings))

@@ -112,7 +112,7 @@ def test_what_cannot_be_searched_is_refused():
 
 def test_the_command_writes_the_chosen_model_its_table_and_its_nulls(
     monkeypatch, capsys, plan, recipe_file, tmp_path
-):  # noqa: F811
+):
     out = tmp_path / "run"
     code, _, err = titer(
         monkeypatch, capsys, "run", recipe_file, "--out", str(out), "--set", 'pipelines={"sft": {}}'
