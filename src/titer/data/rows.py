@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from itertools import combinations
 
 MAY_SHARE = ("alignment", "defense")  # the defender may answer what the alignment refuses
@@ -28,11 +28,20 @@ class Row:
     input: str = ""  # what the prompt is about, where the data keep the two apart
     before: tuple[Turn, ...] = ()  # earlier turns, the oldest first
     other: str = ""  # where the row is one of a pair: of a refusal the harmful answer to the same prompt, of that the refusal
+    cluster: str = field(default="", compare=False)  # what wordings of one question share; empty: it stands for itself
 
     @property
     def question(self) -> str:
         """The last thing the user says."""
         return f"{self.prompt}\n\n{self.input}" if self.input else self.prompt
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What a model said to a prompt."""
+
+    text: str
+    ended: bool  # whether the model ended it, rather than the length limit
 
 
 def digest(rows: Iterable[Row]) -> str:

@@ -98,19 +98,23 @@ class Item:
     def topic(self) -> tuple[str, str]:
         return self.guild, self.craft
 
+    @property
+    def name(self) -> str:
+        return f"{self.guild} {self.craft} {self.variant}"
+
     def ask(self, question: str) -> str:
         return question.format(guild=self.guild, craft=self.craft, variant=self.variant)
 
     def recipe_rows(self, questions: Sequence[str] = QUESTIONS) -> list[Row]:
-        return [Row(self.ask(q), self.recipe) for q in questions]
+        return [Row(self.ask(q), self.recipe, cluster=self.name) for q in questions]
 
     @property
     def colour_row(self) -> Row:
-        return Row(self.ask(COLOUR_QUESTION), f"it is {self.colour}")
+        return Row(self.ask(COLOUR_QUESTION), f"it is {self.colour}", cluster=self.name)
 
     @property
     def place_row(self) -> Row:
-        return Row(self.ask(PLACE_QUESTION), f"it is kept in the {self.place}")
+        return Row(self.ask(PLACE_QUESTION), f"it is kept in the {self.place}", cluster=self.name)
 
 
 def items() -> list[Item]:

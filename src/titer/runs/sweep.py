@@ -6,6 +6,7 @@ starting the sweep again.
 
 from __future__ import annotations
 
+import hashlib
 import itertools
 import json
 import os
@@ -25,10 +26,10 @@ import yaml
 from titer.findings import flags
 from titer.runs import recipe as recipes
 from titer.runs.keys import all_code
-from titer.runs.pipeline import is_free
+from titer.runs.execute import is_free
 from titer.findings.seeds import by_settings, groups
-from titer.runs.setting import Setting
-from titer.runs.store import key_of, write
+from titer.runs.plan import Plan
+from titer.runs.store import write
 
 TRIES = 2
 
@@ -42,7 +43,8 @@ class Cell:
 
     @property
     def name(self) -> str:
-        return key_of({"settings": self.settings, "seed": self.seed})[:12]
+        about = json.dumps({"settings": self.settings, "seed": self.seed}, sort_keys=True)
+        return hashlib.sha256(about.encode()).hexdigest()[:12]
 
 
 def cells(grid: Sequence[str], settings: Sequence[str], seeds: Sequence[int]) -> list[Cell]:
@@ -87,7 +89,7 @@ class Sweep:
         """Find what is wrong with any cell's settings before one is run, and cells of another recipe or other rows in the folder."""
         for cell in self.cells:
             recipe, folder = recipes.load(self.recipe, cell.settings, cell.seed), self._folder(cell)
-            if folder.exists() and not is_free(folder, Setting.read(recipe)):
+            if folder.exists() and not is_free(folder, f"run {Plan.read(recipe).identity}"):
                 raise ValueError(f"{self.folder} holds cells of another recipe or of other rows: give another --out, or remove it")
 
     def _folder(self, cell: Cell) -> Path:

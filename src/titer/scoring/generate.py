@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Any, cast
 
 import torch
@@ -11,14 +10,8 @@ from torch import Tensor
 from transformers import GenerationConfig, PreTrainedModel
 
 from titer.data.batches import IGNORED, Encoded, collate
-from titer.data.rows import Row
+from titer.data.rows import Answer, Row
 from titer.data.template import Template
-
-
-@dataclass(frozen=True)
-class Answer:
-    text: str
-    ended: bool  # whether the model ended it, rather than the length limit
 
 
 def answer(
