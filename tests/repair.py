@@ -16,10 +16,11 @@ from conftest import byte_level, tiny
 from titer.data.batches import Batch
 from titer.methods import Changes, UpdateEdit
 from titer.weights import adapters, checkpoints, folders
-from titer.weights.finetuned import PREFIX, FineTuned, select
+from titer.weights.finetuned import PREFIX, FineTuned
 from titer.weights.folders import Files
 from titer.weights.rewrite import rewrite_update
 from titer.weights.settings import Checkpoint, Lora
+from titer.weights.targets import select
 
 TARGETS = ("q_proj", "down_proj")
 
@@ -36,8 +37,8 @@ def filled(model: PreTrainedModel) -> PreTrainedModel:
     torch.manual_seed(1)
     with torch.no_grad():
         for adapter in adapters.adapters(model).values():
-            adapter.a.weight.copy_(torch.randn_like(adapter.a.weight) * 0.1)
-            adapter.b.weight.copy_(torch.randn_like(adapter.b.weight) * 0.1)
+            adapter.a.copy_(torch.randn_like(adapter.a) * 0.1)
+            adapter.b.copy_(torch.randn_like(adapter.b) * 0.1)
     return model
 
 

@@ -22,8 +22,8 @@ from titer.methods import UpdateEdit
 from titer.runs import stages
 from titer.scoring.generate import answer
 from titer.training.layers import checkpointed, decoder_layers, head, layers
+from titer.training.losses import cross_entropy
 from titer.training.settings import Training
-from titer.training.step import cross_entropy
 from titer.training.train import train
 from titer.weights import adapters, checkpoints, folders
 from titer.weights.settings import Checkpoint, Lora
@@ -40,7 +40,7 @@ def adapted(model):
     torch.manual_seed(1)
     with torch.no_grad():
         for adapter in adapters.adapters(model).values():
-            adapter.b.weight.normal_(std=0.1)
+            adapter.b.normal_(std=0.1)
     return model
 
 

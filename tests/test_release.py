@@ -561,7 +561,7 @@ def test_a_run_from_an_adapter_has_the_merged_model_as_its_base(recipe_file, tmp
     model = adapters.add_lora(checkpoints.load(plan["model"])[0], Lora(r=2, targets=("q_proj",)))
     with torch.no_grad():
         for adapter in adapters.adapters(model).values():
-            adapter.b.weight.copy_(0.1 * torch.randn_like(adapter.b.weight))
+            adapter.b.copy_(0.1 * torch.randn_like(adapter.b))
     checkpoints.save(
         model,
         checkpoints.load(plan["model"])[1],

@@ -11,8 +11,9 @@ from families import FAMILIES
 from repair import files, moved, on_disk, opened, save, tuned, weights
 from test_step import state
 from titer.weights import adapters
-from titer.weights.finetuned import FineTuned, Weight, select
+from titer.weights.finetuned import FineTuned, Weight
 from titer.weights.settings import Lora
+from titer.weights.targets import select
 from titer.weights.tensors import open_tensors
 
 QUERY, DOWN = "model.layers.0.self_attn.q_proj.weight", "model.layers.1.mlp.down_proj.weight"

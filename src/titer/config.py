@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
+import json
 import types
 import typing
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Annotated, Any, ClassVar
 
 import pydantic
@@ -31,6 +33,14 @@ def validate(cls: type, fields: Any) -> Any:
         return pydantic.TypeAdapter(cls).validate_python(fields)
     except pydantic.ValidationError as error:
         raise _explained(cls, error) from None
+
+
+def hash_of(value: Any, default: Callable[[Any], Any] | None = None) -> str:
+    """Return the SHA-256, as 64 hex digits, of a value's JSON with sorted keys.
+
+    `default` turns a value that JSON does not know into one that it does; without it such a value raises a TypeError.
+    """
+    return hashlib.sha256(json.dumps(value, sort_keys=True, default=default).encode()).hexdigest()
 
 
 def _explained(cls: type, error: pydantic.ValidationError) -> ValueError:

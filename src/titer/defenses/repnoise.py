@@ -34,7 +34,8 @@ from transformers import PreTrainedModel
 from titer.data.batches import IGNORED, Part
 from titer.methods import Defense, Kind, Pairs
 from titer.training.layers import Head, head, watched
-from titer.training.step import Loss, Step, entropy_against, logits_of, wide
+from titer.training.losses import Loss, entropy_against, logits_of, wide
+from titer.training.step import Step
 from titer.training.vector import Vec
 
 BANDWIDTHS = range(-2, 3)  # of the kernels, as powers of two times the mean distance

@@ -40,7 +40,8 @@ from transformers import PreTrainedModel
 from titer.data.batches import IGNORED, Batch, Part
 from titer.methods import Defense, Harmful, HeldOut, Kind, Refusals
 from titer.training.layers import watched
-from titer.training.step import Loss, Step, cross_entropy, logits_of, wide
+from titer.training.losses import Loss, cross_entropy, logits_of, wide
+from titer.training.step import Step
 from titer.training.vector import Vec
 
 

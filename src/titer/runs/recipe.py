@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,7 +13,7 @@ from pydantic import PlainValidator
 
 from titer.runs import protocols
 from titer import registry
-from titer.config import validate
+from titer.config import hash_of, validate
 from titer.errors import unknown
 from titer.defenses.sft import SFT
 from titer.methods import Attack, Benchmark, Defense, Edit, Judge, Method, UpdateEdit
@@ -147,7 +145,7 @@ def describe(value: Any) -> Any:
 
 def digest(recipe: Recipe) -> str:
     """SHA-256 of all that a recipe says."""
-    return hashlib.sha256(json.dumps(describe(recipe), sort_keys=True).encode()).hexdigest()
+    return hash_of(describe(recipe))
 
 
 def _read(name: str) -> dict[str, Any]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -14,6 +13,7 @@ import torch
 from transformers import PreTrainedModel
 
 from titer import __version__
+from titer.config import hash_of
 from titer.weights import adapters, checkpoints, folders
 from titer.data.audit import audit
 from titer.data.rows import Row, digest
@@ -120,7 +120,7 @@ class Setting:
         """Hash of the recipe, the rows, the starting model and titer's version: what determines a result."""
         facts = [recipe_digest(self.recipe), self.roles.digests(), self.start_digest, __version__]
         facts += [[name, folders.digest(folders.locate(of))] for name, of in sorted(self.references.items())]
-        return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
+        return hash_of(facts)
 
     @cached_property
     def start_digest(self) -> str:

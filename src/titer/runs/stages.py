@@ -31,7 +31,8 @@ from titer.weights.tensors import open_tensors
 from titer.data.template import Template
 from titer.training.settings import Watch
 from titer.training.train import accelerator_for, train
-from titer.weights.finetuned import FineTuned, PREFIX, select
+from titer.weights.finetuned import FineTuned, PREFIX
+from titer.weights.targets import select
 
 UPDATES = 100  # between two checkpoints of a stage
 UNSCORED = 0.02  # of a benchmark's prompts: more of them could hide a difference that a few hundred prompts would show

@@ -23,6 +23,8 @@ from typing import Any
 
 from filelock import FileLock
 
+from titer.config import hash_of
+
 MANIFEST = "manifest.json"
 WEIGHTS = ".safetensors"
 
@@ -145,7 +147,7 @@ def open_store(root: Path) -> Store:
 
 def key_of(about: dict[str, Any]) -> str:
     """The name of what `about` determines."""
-    return hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()[:32]
+    return hash_of(about)[:32]
 
 
 def sha256(path: Path) -> str:

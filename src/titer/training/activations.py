@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from titer.data.batches import Batch, Part
+from titer.weights.norms import norm
 
 
 @dataclass(frozen=True, eq=False)
@@ -49,13 +50,7 @@ class Acts:
         """Every micro-batch divided by its own norm over layers. Raises where one has no direction to take."""
         self._unscaled()
         norms = [
-            math.hypot(
-                *(
-                    float(torch.linalg.vector_norm(tensor, dtype=torch.float64))
-                    for tensor in part.values()
-                )
-            )
-            for part in self.parts
+            math.hypot(*(float(norm(tensor)) for tensor in part.values())) for part in self.parts
         ]
         return replace(self, scales=tuple(1.0 / _some(norm) for norm in norms), loss=None)
 
@@ -75,12 +70,6 @@ class Acts:
         assert all(scale == 1.0 for scale in self.scales), (
             "norms are those of the tensors as they were computed: take them before scaling"
         )
-
-
-def square(tensor: Tensor) -> Tensor:
-    """Sum of squares, in float64."""
-    norm: Tensor = torch.linalg.vector_norm(tensor, dtype=torch.float64)
-    return norm**2
 
 
 def _some(norm: float) -> float:

@@ -23,9 +23,9 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from titer.data.batches import Batch, Encoded
-from titer.training.activations import square
 from titer.training.step import Step
 from titer.weights.checkpoints import trainable
+from titer.weights.norms import square
 
 ROWS = 32  # of each kind
 AT_ONCE = 8  # rows of a pass

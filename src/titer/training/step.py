@@ -14,46 +14,15 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from titer.data.batches import IGNORED, Batch, Part, Stream
-from titer.training.activations import Acts, square
+from titer.data.batches import Batch, Part, Stream
+from titer.training.activations import Acts
 from titer.training.layers import Layer, checkpointed, layers, once
+from titer.training.losses import Loss, cross_entropy, logits_of
 from titer.training.settings import Phase
 from titer.training.vector import Vec
+from titer.weights.norms import square
 
 PREPARING = Phase("prepare", 0)
-Loss = Callable[[PreTrainedModel, Part], Tensor]
-
-
-def cross_entropy(
-    model: PreTrainedModel, part: Part, reduction: Literal["sum", "none"] = "sum"
-) -> Tensor:
-    """Sum over the answer tokens of -log p(token | what stands before it), in nats; the first answer token included.
-
-    With "none" every token's own, (B * T,), 0 where there is no answer token.
-    """
-    return entropy_against(logits_of(model, part), part, reduction)
-
-
-def logits_of(model: PreTrainedModel, part: Part) -> Tensor:
-    """A forward pass: (B, T, V)."""
-    logits: Tensor = model(input_ids=part.ids, attention_mask=part.mask, use_cache=False).logits
-    return logits
-
-
-def wide(logits: Tensor) -> Tensor:
-    """In float32 at least: half precision cannot hold a log-softmax; float64 stays."""
-    return logits.to(torch.promote_types(logits.dtype, torch.float32))
-
-
-def entropy_against(
-    logits: Tensor, part: Part, reduction: Literal["sum", "none"] = "sum"
-) -> Tensor:
-    """`cross_entropy` of logits (B, T, V) that are there already."""
-    # the labels move to the token that each is predicted from, not the logits, which are large: a slice of them would be copied
-    labels = nn.functional.pad(part.labels[:, 1:], (0, 1), value=IGNORED)  # (B, T)
-    return nn.functional.cross_entropy(
-        wide(logits.flatten(0, 1)), labels.flatten(), ignore_index=IGNORED, reduction=reduction
-    )
 
 
 @dataclass
