@@ -96,11 +96,11 @@ class Asking(UpdateEdit):
     def plan(self, weights):
         return {
             "alignment": math.hypot(*((weight.aligned - weight.base).norm() for weight in weights)),
-            "unsafe": math.hypot(*(weight.added("unsafe").norm() for weight in weights)),
+            "unsafe": math.hypot(*(weight.update_of("unsafe").norm() for weight in weights)),
         }
 
     def edited(self, weight, plan):
-        return weight.added("safe")
+        return weight.update_of("safe")
 
     def told(self, plan):
         return plan
@@ -131,7 +131,7 @@ def on_disk(
     place = Path(mkdtemp(dir=folder))
     start = save(tiny(model.dtype) if aligned is None else aligned, place / "aligned")
     return FineTuned.of(
-        files(save(model, place / "tuned", start if adapters.carried(model) else None)),
+        files(save(model, place / "tuned", start if adapters.has_adapter(model) else None)),
         files(start),
     )
 
@@ -148,7 +148,7 @@ def names_of(edit: UpdateEdit, found: FineTuned, model: PreTrainedModel) -> list
 
 def layers_of(model: PreTrainedModel, names: Iterable[str]) -> dict[str, nn.Module]:
     """The layers of these weights."""
-    prefix = PREFIX if adapters.carried(model) else ""
+    prefix = PREFIX if adapters.has_adapter(model) else ""
     return {name: model.get_submodule(prefix + name.removesuffix(".weight")) for name in names}
 
 

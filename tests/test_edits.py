@@ -82,7 +82,7 @@ def expected(
         {name: value.numpy() for name, value in state(aligned).items()},
     )
     w, instead, h = {}, {}, {}
-    if adapters.carried(model):
+    if adapters.has_adapter(model):
         factors = {
             name.removeprefix("base_model.model."): of
             for name, of in adapters.adapters(model).items()
@@ -108,7 +108,7 @@ def expected(
                 instead[name] = np.zeros_like(w[name])
             continue
         name, before = f"{layer}.weight", start[f"{layer}.weight"]
-        if adapters.carried(model):
+        if adapters.has_adapter(model):
             of = factors[layer]
             w[name] = before + of.scaling * (of.b @ of.a).detach().numpy()
             features = x[f"{layer}.base_layer"]

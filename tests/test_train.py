@@ -217,7 +217,7 @@ def test_lora_trains_the_adapter_alone_and_merging_adds_it(rows):
     }
     expected_norm = sum(float(update.double().square().sum()) for update in updates.values()) ** 0.5
     assert adapters.update_norm(adapted) == pytest.approx(expected_norm, rel=1e-5)
-    after = state(adapters.merged(adapted))
+    after = state(adapters.merge_adapter(adapted))
     for name, value in before.items():
         layer = f"base_model.model.{name.removesuffix('.weight')}"
         torch.testing.assert_close(

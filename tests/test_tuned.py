@@ -199,15 +199,15 @@ def test_other_models_are_read_beside_it(tmp_path):
         weight.base, weights(base)[QUERY].bfloat16().float()
     )  # rounded as alignment began
     assert torch.equal(
-        weight.added("safe").dense(),
+        weight.update_of("safe").dense(),
         (weights(tmp_path / "safe")[QUERY].float() - weights(start)[QUERY].float()),
     )
-    assert weight.added("unsafe").norm() == 0.0
+    assert weight.update_of("unsafe").norm() == 0.0
     with pytest.raises(
         ValueError,
         match=f"the adapter '.*unsafe' has no factors for '{DOWN}': train one on the same layers",
     ):
-        Weight(DOWN, found, weight.references).added("unsafe")
+        Weight(DOWN, found, weight.references).update_of("unsafe")
     lacking = {name: of for name, of in open_tensors(files(base)).items() if name != QUERY}
     for wrong in (
         lacking,

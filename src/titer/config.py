@@ -32,7 +32,7 @@ def validate(cls: type, fields: Any) -> Any:
     try:
         return pydantic.TypeAdapter(cls).validate_python(fields)
     except pydantic.ValidationError as error:
-        raise _explained(cls, error) from None
+        raise _explain(cls, error) from None
 
 
 def hash_of(value: Any, default: Callable[[Any], Any] | None = None) -> str:
@@ -43,7 +43,7 @@ def hash_of(value: Any, default: Callable[[Any], Any] | None = None) -> str:
     return hashlib.sha256(json.dumps(value, sort_keys=True, default=default).encode()).hexdigest()
 
 
-def _explained(cls: type, error: pydantic.ValidationError) -> ValueError:
+def _explain(cls: type, error: pydantic.ValidationError) -> ValueError:
     first = error.errors()[0]
     path = [str(part) for part in first["loc"]]
     where = ".".join(path)

@@ -165,8 +165,8 @@ class Run:
         model, facts = stages.trained(self.setting, model, template, kind, method, resume, watch)
         resume.unlink(missing_ok=True)
         if kind == "align":  # double adapter: user data will train a fresh one over the merged weights
-            model = adapters.merged(model)
-        checkpoints.save(model, template.tokenizer, folder, folders.locate(start) if adapters.carried(model) else None)
+            model = adapters.merge_adapter(model)
+        checkpoints.save(model, template.tokenizer, folder, folders.locate(start) if adapters.has_adapter(model) else None)
         return facts
 
     def _score(self, node: Node, report: Report, folder: Path) -> None:
@@ -180,7 +180,7 @@ class Run:
         with measure() as cost:
             report(label, 0, 0, {})
             model, template = setting.opened(checkpoint)
-            model = adapters.merged(model)  # what would be served
+            model = adapters.merge_adapter(model)  # what would be served
             result = stages.scored(setting, model, template, said.append)
         answers = write_answers(result.records, folder / "answers.jsonl")
         stage = Stage(

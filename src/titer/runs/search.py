@@ -120,7 +120,7 @@ def _stage(evaluation: Evaluation) -> Stage:
 def _scored(setting: Setting, checkpoint: Checkpoint, report: Report, label: str) -> Evaluation:
     report(f"score {label}", 0, 0, {})
     model, template = setting.opened(checkpoint)
-    return stages.scored(setting, adapters.merged(model), template, lambda _: None)
+    return stages.scored(setting, adapters.merge_adapter(model), template, lambda _: None)
 
 
 def _right(evaluation: Evaluation) -> Sequence[bool]:

@@ -19,7 +19,7 @@ from titer.data.batches import Batch, Encoded
 from titer.defenses.sft import SFT
 from titer.scoring.figures import JUDGED
 from titer.scoring.evaluate import Evaluation, evaluate
-from titer.training.layers import checkpointed
+from titer.training.layers import recompute_layers
 from titer.methods import Changes, Defense, Edit, Label, Retraining, TensorEdit, UpdateEdit
 from titer.weights.settings import Checkpoint
 from titer.runs.recipe import describe
@@ -46,7 +46,7 @@ def trained(
     """The model after a stage, its fresh adapter unmerged, and what is to be known of it."""
     recipe, training = setting.recipe, setting.recipe.training(kind)
     assert training is not None
-    model = adapters.merged(model)
+    model = adapters.merge_adapter(model)
     autocast, start = None, None
     torch.manual_seed(recipe.seed)  # of the fresh adapter's weights
     if training.lora:
@@ -55,7 +55,7 @@ def trained(
         autocast = _widened(model)
         start = effect.copy_trainable(model)
     encoded = {name: template.encode_all(rows, name) for name, rows in setting.streams(kind, defense).items()}
-    with checkpointed(model) if recipe.gradient_checkpointing else nullcontext():
+    with recompute_layers(model) if recipe.gradient_checkpointing else nullcontext():
         looking = _probes(setting, model, template, autocast) if kind == "finetune" and recipe.probes else None
         start_probe = looking.measure() if looking else {}
 
@@ -75,8 +75,8 @@ def trained(
         "terms at the first update": history[0],
         "terms at the last update": history[-1],
         "loss": effect.loss_fall(history),
-        **({"probes": probes.told(history, start_probe)} if looking else {}),
-        "weights moved": effect.weights_moved(model, start),
+        **({"probes": probes.timeline(history, start_probe)} if looking else {}),
+        "weights moved": effect.weight_change(model, start),
     }
 
 
@@ -86,7 +86,7 @@ def _probes(setting: Setting, model: PreTrainedModel, template: Template, autoca
     harmful, aligned = (
         template.encode_all(rows[: probes.ROWS], name) for name, rows in (("harm", known), ("alignment", setting.roles.alignment))
     )
-    return probes.on(model, harmful, aligned, accelerator_for(), autocast)
+    return probes.build(model, harmful, aligned, accelerator_for(), autocast)
 
 
 def edited(
@@ -135,7 +135,7 @@ def _retrain(setting: Setting, edit: Retraining, start: Checkpoint, folder: Path
     """Train a fine-tuned model further: its adapter, or all its weights."""
     model, template = setting.opened(start)
     dtype = None
-    if not adapters.carried(model):
+    if not adapters.has_adapter(model):
         dtype = _widened(model)
     rows = {"rows": template.encode_all(setting.calibration(edit), "rows")}
     train(model, SFT(), rows, edit.training(setting.recipe.finetune), setting.recipe.seed, autocast=dtype, watch=watch)
@@ -203,7 +203,7 @@ def _removed(setting: Setting, model: Checkpoint, before: FineTuned, after: Fine
 
 def _layers(model: PreTrainedModel, names: list[str]) -> dict[str, nn.Module]:
     """The layer of every weight, an adapted one with its adapter. A bias has none, nor has an expert that others are fused with."""
-    prefix, modules = PREFIX if adapters.carried(model) else "", dict(model.named_modules())
+    prefix, modules = PREFIX if adapters.has_adapter(model) else "", dict(model.named_modules())
     found = {name: modules.get(prefix + name.removesuffix(".weight")) for name in names if name.endswith(".weight")}
     return {name: layer for name, layer in found.items() if layer is not None}
 
@@ -219,7 +219,7 @@ def _whole(setting: Setting, checkpoint: Checkpoint, scratch: Path) -> folders.F
     if files.base is None:
         return files
     model, template = setting.opened(checkpoint)
-    checkpoints.save(adapters.merged(model), template.tokenizer, scratch)
+    checkpoints.save(adapters.merge_adapter(model), template.tokenizer, scratch)
     return folders.locate(Checkpoint(str(scratch)))
 
 

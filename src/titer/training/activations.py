@@ -33,12 +33,12 @@ class Acts:
 
     def norms(self) -> dict[int, float]:
         """L2 norm of every layer's, over micro-batches and ranks. Of tensors as they were computed: scale afterwards."""
-        self._unscaled()
+        self._check_unscaled()
         return {layer: math.sqrt(square) for layer, square in self.squares.items()}
 
     def norm(self) -> float:
         """L2 norm over micro-batches, layers and ranks together."""
-        self._unscaled()
+        self._check_unscaled()
         return math.sqrt(sum(self.squares.values()))
 
     def unit(self) -> Acts:
@@ -48,7 +48,7 @@ class Acts:
 
     def units(self) -> Acts:
         """Every micro-batch divided by its own norm over layers. Raises where one has no direction to take."""
-        self._unscaled()
+        self._check_unscaled()
         norms = [
             math.hypot(*(float(norm(tensor)) for tensor in part.values())) for part in self.parts
         ]
@@ -57,7 +57,7 @@ class Acts:
     def __rmul__(self, scalar: float) -> Acts:
         return replace(self, scales=tuple(scalar * scale for scale in self.scales), loss=None)
 
-    def added(self, part: Part, layer: int, output: Tensor) -> Tensor:
+    def perturb(self, part: Part, layer: int, output: Tensor) -> Tensor:
         """An output of the layer with this vector added to it; the gradient passes through it unchanged."""
         for mine, tensors, scale in zip(self.batch.parts, self.parts, self.scales, strict=True):
             if mine is part:
@@ -66,7 +66,7 @@ class Acts:
             f"a perturbation is for the batch that it was computed on, from the stream {self.batch.stream!r}"
         )
 
-    def _unscaled(self) -> None:
+    def _check_unscaled(self) -> None:
         assert all(scale == 1.0 for scale in self.scales), (
             "norms are those of the tensors as they were computed: take them before scaling"
         )

@@ -39,7 +39,7 @@ def copy_trainable(model: nn.Module) -> dict[str, Tensor]:
     }
 
 
-def weights_moved(model: nn.Module, start: Mapping[str, Tensor] | None) -> float:
+def weight_change(model: nn.Module, start: Mapping[str, Tensor] | None) -> float:
     """||w - w_start|| / ||w_start|| over the weights that were trained; without a start over those that the model's adapter changes."""
     if start is None:
         return adapters.update_norm(model) / adapters.base_norm(model)

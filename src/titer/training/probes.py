@@ -65,7 +65,7 @@ class Probes:
         }
 
 
-def on(
+def build(
     model: PreTrainedModel,
     harmful: Sequence[Encoded],
     aligned: Sequence[Encoded],
@@ -83,7 +83,7 @@ def on(
     )
 
 
-def told(
+def timeline(
     history: Sequence[Mapping[str, float]], start: Mapping[str, float]
 ) -> list[dict[str, Any]]:
     """What was measured at the start and after updates, the layers as one list each."""

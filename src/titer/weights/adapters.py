@@ -108,14 +108,14 @@ def base_norm(model: nn.Module) -> float:
     return math.hypot(*(float(norm(weight)) for weight in weights))
 
 
-def carried(model: nn.Module) -> bool:
+def has_adapter(model: nn.Module) -> bool:
     """Whether the model carries an unmerged adapter."""
     from peft import PeftModel
 
     return isinstance(model, PeftModel)
 
 
-def merged(model: PreTrainedModel) -> PreTrainedModel:
+def merge_adapter(model: PreTrainedModel) -> PreTrainedModel:
     """The model with its adapter, if it has one, added into its weights."""
     adapted: Any = model
-    return cast(PreTrainedModel, adapted.merge_and_unload()) if carried(model) else model
+    return cast(PreTrainedModel, adapted.merge_and_unload()) if has_adapter(model) else model

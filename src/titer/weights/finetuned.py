@@ -171,7 +171,7 @@ class Weight:
             tensors[self.name].read().to(of.kind).to(of.wide)
         )  # one that is kept wider was rounded when alignment began
 
-    def added(self, reference: str) -> Update:
+    def update_of(self, reference: str) -> Update:
         """What another fine-tuning of the aligned model added: on safe rows (`safe`), or on harmful ones (`unsafe`)."""
         tuned = self.references[reference]
         assert isinstance(tuned, FineTuned)
