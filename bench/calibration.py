@@ -27,7 +27,7 @@ from titer.methods import Harmful
 from titer.runs.stages import CALIBRATION_BATCH
 from titer.training.train import accelerator_for
 from titer.weights import adapters
-from titer.weights.settings import ALL, Lora
+from titer.weights.settings import ALL_LINEAR, Lora
 
 TIME_BAR = 1.15  # times the bare pass's
 PEAK_BAR = 1.10  # times its most bytes alive at once, weights among them
@@ -62,7 +62,7 @@ def watched(
     shape: Shape, lora: Lora, device: torch.device
 ) -> Iterator[tuple[str, PreTrainedModel, dict[str, nn.Module]]]:
     """The layers of an adapter, of one on all linear layers, and of a model without."""
-    for name, adapter in (("q, v", lora), ("all-linear", replace(lora, targets=(ALL,)))):
+    for name, adapter in (("q, v", lora), ("all-linear", replace(lora, targets=(ALL_LINEAR,)))):
         model = shape.model(adapter, device)
         yield (
             f"adapter on {name}",

@@ -99,7 +99,7 @@ def test_the_fine_tuned_model_goes_on_from_where_it_was(recipe_file, tmp_path, l
         torch.nn.utils.clip_grad_norm_(trained, 1.0)
         optimizer.step()
     found, _ = checkpoints.load(edited)
-    assert adapters.carried(found) == lora
+    assert adapters.has_adapter(found) == lora
     for (name, ours), theirs in zip(found.named_parameters(), model.parameters(), strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-3, atol=2e-5, msg=name)
     changes = json.loads(

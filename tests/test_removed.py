@@ -29,9 +29,9 @@ def saved(tmp_path):
         torch.manual_seed(1)
         with torch.no_grad():
             for name, adapter in adapters.adapters(model).items():
-                adapter.a.weight.copy_(0.1 * torch.randn_like(adapter.a.weight))
-                adapter.b.weight.copy_(
-                    (1.0 if but in name else c) * torch.randn_like(adapter.b.weight)
+                adapter.a.copy_(0.1 * torch.randn_like(adapter.a))
+                adapter.b.copy_(
+                    (1.0 if but in name else c) * torch.randn_like(adapter.b)
                 )
         folder = tmp_path / f"tuned{c}{but}"
         checkpoints.save(model, byte_level(), folder, over)

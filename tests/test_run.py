@@ -275,7 +275,7 @@ def test_user_data_train_a_fresh_adapter_over_the_merged_aligned_model(recipe_fi
     )["sft"]
     edited, _ = checkpoints.load(str(tmp_path / "run/stages" / stages[3].folder / "model"))
     assert (
-        checkpoints.fingerprint(adapters.merged(edited)) == stages[3].weights == stages[1].weights
+        checkpoints.fingerprint(adapters.merge_adapter(edited)) == stages[3].weights == stages[1].weights
     )  # all of the update removed
     assert oct(os.stat(tmp_path / "run/stages/03-edit/answers.jsonl").st_mode)[-3:] == "600"
 
@@ -340,7 +340,7 @@ def test_edits_follow_one_another(monkeypatch, capsys, recipe_file, tmp_path):
     for name, chain in stages.items():
         for folder, stage in zip(folders[name], chain, strict=True):
             assert (
-                checkpoints.fingerprint(adapters.merged(checkpoints.load(str(folder))[0]))
+                checkpoints.fingerprint(adapters.merge_adapter(checkpoints.load(str(folder))[0]))
                 == stage["weights"]
             )
     assert "antidote" in (out / "report.html").read_text(encoding="utf-8")

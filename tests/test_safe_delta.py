@@ -488,9 +488,9 @@ def test_of_an_adapter_a_whole_model_comes_out(tmp_path, aligned):
     torch.manual_seed(1)
     with torch.no_grad():
         for adapter in adapters.adapters(model).values():
-            adapter.b.weight.copy_(torch.randn_like(adapter.b.weight) * 0.2)
+            adapter.b.copy_(torch.randn_like(adapter.b) * 0.2)
     checkpoints.save(model, byte_level(), tmp_path / "finetuned", folders.locate(aligned))
-    after = {name: value.clone() for name, value in adapters.merged(model).state_dict().items()}
+    after = {name: value.clone() for name, value in adapters.merge_adapter(model).state_dict().items()}
     edit = SafeDelta(s=1.0)
     found, facts = edited(tmp_path, edit, str(tmp_path / "finetuned"), aligned, REFUSED)
     assert facts["other tensors reverted"] == 0

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
+import json
 import types
 import typing
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Annotated, Any, ClassVar
 
 import pydantic
@@ -30,10 +32,18 @@ def validate(cls: type, fields: Any) -> Any:
     try:
         return pydantic.TypeAdapter(cls).validate_python(fields)
     except pydantic.ValidationError as error:
-        raise _explained(cls, error) from None
+        raise _explain(cls, error) from None
 
 
-def _explained(cls: type, error: pydantic.ValidationError) -> ValueError:
+def hash_of(value: Any, default: Callable[[Any], Any] | None = None) -> str:
+    """Return the SHA-256, as 64 hex digits, of a value's JSON with sorted keys.
+
+    `default` turns a value that JSON does not know into one that it does; without it such a value raises a TypeError.
+    """
+    return hashlib.sha256(json.dumps(value, sort_keys=True, default=default).encode()).hexdigest()
+
+
+def _explain(cls: type, error: pydantic.ValidationError) -> ValueError:
     first = error.errors()[0]
     path = [str(part) for part in first["loc"]]
     where = ".".join(path)

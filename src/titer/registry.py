@@ -48,7 +48,7 @@ def names(kind: str) -> list[str]:
 def listing(kind: str) -> list[Listing]:
     """Every method of a kind, or recipe, with the first line of its file, read without importing it; or what is known of the hub."""
     if kind == "hub":
-        return [_repository(entry) for entry in catalog.ENTRIES]
+        return [_repository(entry) for entry in catalog.REPOSITORIES]
     if kind == "recipes":
         paths = sorted((Path(__file__).parent / "recipes").glob("*.yaml"))
         return [
@@ -159,10 +159,10 @@ def _plugins(kind: str) -> dict[str, EntryPoint]:
     return {point.name: point for point in entry_points(group=f"titer.{kind}")}
 
 
-def _repository(entry: catalog.Entry) -> Listing:
+def _repository(entry: catalog.Repository) -> Listing:
     from titer.data import hub
 
-    revision = hub.recorded(entry.name, entry.kind) or "unset"
+    revision = hub.cached_commit(entry.name, entry.kind) or "unset"
     commercial = {
         True: "commercial use allowed",
         False: "no commercial use",

@@ -82,6 +82,12 @@ def collate(rows: Sequence[Encoded], pad: int, device: torch.device | str = "cpu
     return Part(ids.to(device), mask.to(device), labels.to(device))
 
 
+def by_length(lengths: Sequence[int], size: int) -> list[list[int]]:
+    """Return the places of all entries in batches of at most `size`, the shortest first, so that little is padded."""
+    order = sorted(range(len(lengths)), key=lambda i: lengths[i])
+    return [order[start : start + size] for start in range(0, len(order), size)]
+
+
 @dataclass
 class Stream:
     """Rows in an endless seeded order: every epoch is a permutation of all rows, and `position` says where it stands."""

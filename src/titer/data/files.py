@@ -11,7 +11,7 @@ from typing import Any
 
 
 @dataclass(frozen=True)
-class Record:
+class RawRecord:
     """A row as the file has it."""
 
     place: str  # where it stands, for messages
@@ -20,7 +20,7 @@ class Record:
 
 def read(
     path: Path, split: str | None = None, subset: str | None = None, known: Collection[str] = ()
-) -> list[Record]:
+) -> list[RawRecord]:
     """All records of a file or folder.
 
     `split` and `subset` choose within a `datasets` folder. A CSV or TSV file whose first line holds none of the `known` names
@@ -48,7 +48,7 @@ def read(
     return records
 
 
-def _json_lines(path: Path, known: Collection[str]) -> Iterator[Record]:
+def _json_lines(path: Path, known: Collection[str]) -> Iterator[RawRecord]:
     lines = path.read_text(encoding="utf-8-sig").split(
         "\n"
     )  # not splitlines: a JSON text may hold U+2028
@@ -62,7 +62,7 @@ def _json_lines(path: Path, known: Collection[str]) -> Iterator[Record]:
             yield _object(place, record)
 
 
-def _json(path: Path, known: Collection[str]) -> Iterator[Record]:
+def _json(path: Path, known: Collection[str]) -> Iterator[RawRecord]:
     """A list of objects; a file of this suffix may also hold JSON lines."""
     text = path.read_text(encoding="utf-8-sig")
     if not text.lstrip().startswith("["):
@@ -76,23 +76,23 @@ def _json(path: Path, known: Collection[str]) -> Iterator[Record]:
         yield _object(f"{path}, row {number}", record)
 
 
-def _object(place: str, record: Any) -> Record:
+def _object(place: str, record: Any) -> RawRecord:
     if not isinstance(record, dict):
         raise ValueError(f"{place}: not an object of named fields, such as 'prompt' and 'response'")
-    return Record(place, record)
+    return RawRecord(place, record)
 
 
-def _csv(path: Path, known: Collection[str]) -> Iterator[Record]:
+def _csv(path: Path, known: Collection[str]) -> Iterator[RawRecord]:
     return _table(path, known, ",", csv.QUOTE_MINIMAL)
 
 
-def _tsv(path: Path, known: Collection[str]) -> Iterator[Record]:
+def _tsv(path: Path, known: Collection[str]) -> Iterator[RawRecord]:
     return _table(
         path, known, "\t", csv.QUOTE_NONE
     )  # as GLUE and its kin are written: a quotation mark is text
 
 
-def _table(path: Path, known: Collection[str], delimiter: str, quoting: Any) -> Iterator[Record]:
+def _table(path: Path, known: Collection[str], delimiter: str, quoting: Any) -> Iterator[RawRecord]:
     csv.field_size_limit(10**9)  # a cell may hold a long document
     names: list[str] = []
     with path.open(encoding="utf-8-sig", newline="") as file:
@@ -111,12 +111,12 @@ def _table(path: Path, known: Collection[str], delimiter: str, quoting: Any) -> 
                     raise ValueError(
                         f"{place}: {len(cells)} cells where the first line has {len(names)}"
                     )
-                yield Record(place, dict(zip(names, cells, strict=True)))
+                yield RawRecord(place, dict(zip(names, cells, strict=True)))
         except csv.Error as error:
             raise ValueError(f"{path}:{reader.line_num}: not a table ({error})") from None
 
 
-def _parquet(path: Path, known: Collection[str]) -> Iterator[Record]:
+def _parquet(path: Path, known: Collection[str]) -> Iterator[RawRecord]:
     import pyarrow
     import pyarrow.parquet
 
@@ -125,10 +125,10 @@ def _parquet(path: Path, known: Collection[str]) -> Iterator[Record]:
     except pyarrow.ArrowException as error:
         raise ValueError(f"{path}: not a parquet file ({str(error).splitlines()[0]})") from None
     for number, record in enumerate(table.to_pylist(), 1):
-        yield Record(f"{path}, row {number}", record)
+        yield RawRecord(f"{path}, row {number}", record)
 
 
-def _folder(path: Path, split: str | None, subset: str | None) -> Iterator[Record]:
+def _folder(path: Path, split: str | None, subset: str | None) -> Iterator[RawRecord]:
     """A folder that `Dataset.save_to_disk` wrote, or one of data files laid out as on the hub."""
     import datasets
 
@@ -156,10 +156,10 @@ def _folder(path: Path, split: str | None, subset: str | None) -> Iterator[Recor
     elif split is not None:
         raise ValueError(f"{path} has no splits: leave split={split!r} out")
     for number, record in enumerate(loaded, 1):
-        yield Record(f"{path}, row {number}", record)
+        yield RawRecord(f"{path}, row {number}", record)
 
 
-READERS: dict[str, Callable[[Path, Collection[str]], Iterator[Record]]] = {
+READERS: dict[str, Callable[[Path, Collection[str]], Iterator[RawRecord]]] = {
     ".jsonl": _json_lines,
     ".ndjson": _json_lines,
     ".json": _json,

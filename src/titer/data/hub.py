@@ -63,7 +63,7 @@ def find(
         RevisionNotFoundError,
     )
 
-    revision = revision or recorded(name, kind) or "main"
+    revision = revision or cached_commit(name, kind) or "main"
     page = f"{constants.ENDPOINT}/{'datasets/' if kind == 'dataset' else ''}{name}"
     patterns = [*TABLES, "README.md"] if kind == "dataset" else [*SAFE, *(UNSAFE if unsafe else ())]
     others = ["*/*"] if kind == "model" else None  # copies in other formats
@@ -95,7 +95,7 @@ def find(
     return Found(Path(folder), Path(folder).name)
 
 
-def recorded(name: str, kind: Kind = "model") -> str | None:
+def cached_commit(name: str, kind: Kind = "model") -> str | None:
     """The commit at which the hub's cache holds a repository; None before its first download, and for directories."""
     from huggingface_hub import constants
 

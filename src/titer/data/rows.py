@@ -65,7 +65,7 @@ def identity(row: Row) -> str:
     )
 
 
-def paired(rows: Iterable[Row], others: Iterable[Row]) -> list[Row]:
+def pair(rows: Iterable[Row], others: Iterable[Row]) -> list[Row]:
     """The rows, each with the answer that the first of `others` with the same prompt gives, where there is one."""
     answers: dict[str, str] = {}
     for row in others:
@@ -87,7 +87,7 @@ def check_disjoint(roles: Mapping[str, Sequence[Row]], but: tuple[str, str] | No
             )
 
 
-def without_shared(
+def drop_shared(
     roles: Mapping[str, Sequence[Row]], but: tuple[str, str]
 ) -> dict[str, list[Row]]:
     """The rows whose prompts no earlier role has, except that the pair `but` may share theirs."""

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from titer.data.files import Record
+from titer.data.files import RawRecord
 from titer.data.rows import Row, Turn
 from titer.methods import Answers, Kind, Prompts, Refusals
 
@@ -23,7 +23,7 @@ class Schema:
 
 
 def rows(
-    records: Sequence[Record], kind: Kind, columns: Mapping[str, str]
+    records: Sequence[RawRecord], kind: Kind, columns: Mapping[str, str]
 ) -> tuple[list[Row], str]:
     """The rows of a kind, and the name of their schema. `columns` renames a file's columns: schema's name -> file's name.
 
@@ -31,8 +31,8 @@ def rows(
     """
     absent = [name for name in columns.values() if name not in records[0].fields]
     if absent:
-        raise ValueError(f"{records[0].place}: no column {absent[0]!r}; {found(records[0])}")
-    named = [Record(record.place, renamed(record.fields, columns)) for record in records]
+        raise ValueError(f"{records[0].place}: no column {absent[0]!r}; {describe_columns(records[0])}")
+    named = [RawRecord(record.place, rename(record.fields, columns)) for record in records]
     wanted = [schema for schema in SCHEMAS if kind is Prompts or schema.name != "prompts"]
     schema = next(
         (each for each in wanted if all(column in named[0].fields for column in each.columns)), None
@@ -40,7 +40,7 @@ def rows(
     if schema is None:
         layouts = "; ".join(f"{' + '.join(each.columns)} ({each.name})" for each in wanted)
         raise ValueError(
-            f"{records[0].place}: {found(records[0])}; known are {layouts}: name yours with columns, e.g. {{prompt: yours}}"
+            f"{records[0].place}: {describe_columns(records[0])}; known are {layouts}: name yours with columns, e.g. {{prompt: yours}}"
         )
     made = []
     for record in named:
@@ -48,7 +48,7 @@ def rows(
             row = schema.make(record.fields, kind)
         except (ValueError, KeyError) as error:
             reason = (
-                f"no {error.args[0]!r}; {found(record)}"
+                f"no {error.args[0]!r}; {describe_columns(record)}"
                 if isinstance(error, KeyError)
                 else str(error)
             )
@@ -62,7 +62,7 @@ def rows(
     return made, schema.name
 
 
-def found(record: Record) -> str:
+def describe_columns(record: RawRecord) -> str:
     """The columns of a record, in words; the cells too where the columns have no names of their own."""
     names = [
         f"{key!r} ({str(value)[:20]!r})" if key.startswith("column ") else repr(key)
@@ -71,7 +71,7 @@ def found(record: Record) -> str:
     return f"the columns found are {', '.join(names) or 'none'}"
 
 
-def renamed(fields: Fields, columns: Mapping[str, str]) -> dict[str, Any]:
+def rename(fields: Fields, columns: Mapping[str, str]) -> dict[str, Any]:
     """A record's fields under the schema's names as well as the file's."""
     return {**fields, **{name: fields[given] for name, given in columns.items() if given in fields}}
 

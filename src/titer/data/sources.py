@@ -14,7 +14,7 @@ from pydantic import BeforeValidator
 from titer import registry
 from titer.config import Config
 from titer.data import catalog, files, hub, schemas
-from titer.data.files import Record
+from titer.data.files import RawRecord
 from titer.data.rows import Row
 from titer.errors import unknown
 from titer.methods import Benchmark, Kind
@@ -52,7 +52,7 @@ Given = Annotated[
 ]
 
 
-def recognized(records: Sequence[Record]) -> Benchmark | None:
+def recognize(records: Sequence[RawRecord]) -> Benchmark | None:
     """The benchmark whose published columns and values these are, if there is one."""
     for name in registry.names("benchmarks"):
         found = cast(Benchmark, registry.build("benchmarks", name))
@@ -62,7 +62,7 @@ def recognized(records: Sequence[Record]) -> Benchmark | None:
 
 
 @dataclass(frozen=True)
-class Reader:
+class SourceReader:
     """Reads sources and keeps what is known of them."""
 
     facts: dict[str, dict[str, Any]] = field(default_factory=dict)  # by role
@@ -71,28 +71,28 @@ class Reader:
         """The rows of a kind."""
         records = self.records(source)
         made, schema = schemas.rows(records, kind, source.columns)
-        return self._kept(role, source, made, schema, len(records))
+        return self._keep(role, source, made, schema, len(records))
 
     def task_rows(
-        self, role: str, source: Source, records: Sequence[Record], benchmark: Benchmark
+        self, role: str, source: Source, records: Sequence[RawRecord], benchmark: Benchmark
     ) -> list[Row]:
         """The rows of a task, as its benchmark asks them; records that are conversations already are taken as they are."""
         renamed = [
-            Record(record.place, schemas.renamed(record.fields, source.columns))
+            RawRecord(record.place, schemas.rename(record.fields, source.columns))
             for record in records
         ]
         if not any(renamed[0].fields.keys() >= set(layout) for layout in benchmark.layouts):
             made, schema = schemas.rows(records, Kind.ANSWERS, source.columns)
-            return self._kept(role, source, made, schema, len(records))
+            return self._keep(role, source, made, schema, len(records))
         made = []
         for record in renamed:
             try:
                 made.append(benchmark.row(record.fields))
             except ValueError as error:
                 raise ValueError(f"{record.place}: {error}") from None
-        return self._kept(role, source, made, registry.name_of(benchmark), len(records))
+        return self._keep(role, source, made, registry.name_of(benchmark), len(records))
 
-    def records(self, source: Source) -> list[Record]:
+    def records(self, source: Source) -> list[RawRecord]:
         """The records that the source's `where` lets through."""
         known = {column for schema in schemas.SCHEMAS for column in schema.columns} | set(
             source.columns.values()
@@ -113,7 +113,7 @@ class Reader:
             )
         return kept
 
-    def _kept(
+    def _keep(
         self, role: str, source: Source, made: list[Row], schema: str, records: int
     ) -> list[Row]:
         if not made:
@@ -126,7 +126,7 @@ class Reader:
             raise ValueError(
                 f"{role}: skip={source.skip} leaves none of the {len(made)} rows of {source.path}"
             )
-        known, revision = catalog.entry(source.path), locate(source.path, source.revision).revision
+        known, revision = catalog.repository(source.path), locate(source.path, source.revision).revision
         self.facts[role] = {
             "path": source.path,
             "schema": schema,
@@ -152,11 +152,11 @@ def locate(path: str, revision: str | None) -> hub.Found:
     return hub.find(path, "dataset", revision)
 
 
-def _passes(record: Record, where: Mapping[str, Any]) -> bool:
+def _passes(record: RawRecord, where: Mapping[str, Any]) -> bool:
     for name, wanted in where.items():
         if name not in record.fields:
             raise ValueError(
-                f"{record.place}: where names no column {name!r}; {schemas.found(record)}"
+                f"{record.place}: where names no column {name!r}; {schemas.describe_columns(record)}"
             )
         value = record.fields[name]
         if isinstance(value, Mapping):  # a flag per category

@@ -47,7 +47,7 @@ class Template:
     def prompt(self, row: Row) -> str:
         """The text before the answer; a text template's special tokens come on top of it."""
         if self.style == "chat":
-            return self._rendered(self._turns(row), True) + self._header
+            return self._render(self._turns(row), True) + self._header
         system = self.system
         for turn in row.before:
             if turn.role != "system":
@@ -67,7 +67,7 @@ class Template:
         if self.style != "chat":
             return self._ids(row.response) + [self._eos] * ended
         answer = {"role": "assistant", "content": row.response}
-        both, prompt = self._rendered([*self._turns(row), answer], False), self.prompt(row)
+        both, prompt = self._render([*self._turns(row), answer], False), self.prompt(row)
         text = both.removeprefix(prompt).rstrip()
         if not both.startswith(prompt) or row.response.strip() not in text:
             raise ValueError(
@@ -118,8 +118,8 @@ class Template:
         """
         turns, probe = self._turns(Row("How are you?")), "answer-probe"
         both, prompt = (
-            self._rendered([*turns, {"role": "assistant", "content": probe}], False),
-            self._rendered(turns, True),
+            self._render([*turns, {"role": "assistant", "content": probe}], False),
+            self._render(turns, True),
         )
         header = both.removeprefix(prompt).partition(probe)[0] if both.startswith(prompt) else ""
         return (
@@ -132,7 +132,7 @@ class Template:
         earlier = [{"role": turn.role, "content": turn.content} for turn in row.before]
         return [*system, *earlier, {"role": "user", "content": row.question}]
 
-    def _rendered(self, turns: Sequence[dict[str, str]], generating: bool) -> str:
+    def _render(self, turns: Sequence[dict[str, str]], generating: bool) -> str:
         try:
             return str(
                 self.tokenizer.apply_chat_template(

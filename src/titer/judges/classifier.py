@@ -29,6 +29,7 @@ from transformers import (
 
 from titer.config import Names
 from titer.data import hub
+from titer.data.batches import by_length
 from titer.errors import unknown
 from titer.judges.refusal import Phrases, beginnings, by_rule
 from titer.methods import CUT, About, Fidelity, Judge, Label, Verdict
@@ -255,10 +256,8 @@ class Reader:
                 f"token {highest} lies beyond the {self._vocabulary} of the judge's model: the tokenizer is another model's"
             )
         pad = self._pad([ids[-1] for ids in inputs])
-        order = sorted(range(len(inputs)), key=lambda i: len(inputs[i]))
         result = torch.empty(len(inputs), len(self.labels), dtype=torch.float64)
-        for start in range(0, len(order), BATCH):
-            chosen = order[start : start + BATCH]
+        for chosen in by_length([len(ids) for ids in inputs], BATCH):
             length = max(len(inputs[i]) for i in chosen)
             ids = torch.tensor(
                 [[*inputs[i], *[pad] * (length - len(inputs[i]))] for i in chosen],

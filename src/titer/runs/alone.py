@@ -117,7 +117,7 @@ def _edited(setting: Setting, edit: Edit, folder: Path, whole: bool, report: Rep
         model, template = setting.opened(dataclasses.replace(setting.recipe.model, path=str(folder), revision=None, base=None))
         for file in (ADAPTER, "adapter_model.safetensors", OVER):
             (folder / file).unlink(missing_ok=True)
-        checkpoints.save(adapters.merged(model), template.tokenizer, folder)
+        checkpoints.save(adapters.merge_adapter(model), template.tokenizer, folder)
         made = folders.locate(Checkpoint(str(folder)))
     others = {name: _named(folders.locate(of)) for name, of in setting.references.items()}
     paths = {name: of.path for name, of in setting.references.items()}
@@ -131,17 +131,17 @@ def _changed(setting: Setting, kind: str, method: Method | None, folder: Path, w
     base = setting.start.base or setting.start
     if isinstance(method, Defense):
         if setting.start.base is not None:  # the model after a stage before this one: what the fresh adapter lies over
-            model = adapters.merged(model)
+            model = adapters.merge_adapter(model)
             checkpoints.save(model, template.tokenizer, folder / "base")
             base = folders.locate(Checkpoint(str(folder / "base")))
         resume = folder / "checkpoint.safetensors"
         model, found["facts"] = stages.trained(setting, model, template, kind, method, resume, watch)
     else:
-        found = _scored(setting, adapters.merged(model), template, folder)
+        found = _scored(setting, adapters.merge_adapter(model), template, folder)
     if method is not None:
-        model = adapters.merged(model) if whole else model
-        checkpoints.save(model, template.tokenizer, folder, base if adapters.carried(model) else None)
-    return found | {"weights": checkpoints.fingerprint(adapters.merged(model))}
+        model = adapters.merge_adapter(model) if whole else model
+        checkpoints.save(model, template.tokenizer, folder, base if adapters.has_adapter(model) else None)
+    return found | {"weights": checkpoints.fingerprint(adapters.merge_adapter(model))}
 
 
 def made_by(model: str) -> list[dict[str, Any]]:

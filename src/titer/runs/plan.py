@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -12,6 +11,7 @@ from typing import Any, TypeVar
 import torch
 
 from titer import __version__
+from titer.config import hash_of
 from titer.data.audit import audit
 from titer.data.rows import Row
 from titer.data.template import Template
@@ -268,7 +268,7 @@ class Plan:
             for name, pipeline in self.recipe.pipelines.items()
             if isinstance(pipeline.finetune, Checkpoint)
         ]
-        return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
+        return hash_of(facts)
 
     @cached_property
     def judge(self) -> Judge:

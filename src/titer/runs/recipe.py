@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,7 +11,7 @@ import yaml
 from pydantic import PlainValidator
 
 from titer import registry
-from titer.config import Config, validate
+from titer.config import Config, hash_of, validate
 from titer.data.texts import Style
 from titer.errors import unknown
 from titer.methods import Attack, Benchmark, Defense, Edit, Judge, UpdateEdit
@@ -207,7 +205,7 @@ def from_mapping(raw: dict[str, Any], settings: Sequence[str] = (), seed: int | 
 
 def digest(recipe: Recipe) -> str:
     """Hash all that a recipe says."""
-    return hashlib.sha256(json.dumps(describe(recipe), sort_keys=True).encode()).hexdigest()
+    return hash_of(describe(recipe))
 
 
 def _read(name: str) -> dict[str, Any]:

@@ -11,11 +11,11 @@ from titer.data import files
 from titer import registry
 from titer.errors import unknown
 from titer.benchmarks.answers import Answers
-from titer.data.rows import Row, check_disjoint, digest, identity, paired, without_shared
+from titer.data.rows import Row, check_disjoint, digest, identity, pair, drop_shared
 from titer.lab.world import TASKS, World
 from titer.methods import Benchmark, Harmful, HeldOut, Kind, Pairs, Prompts, Refusals
 from titer.config import Config
-from titer.data.sources import Given, Reader, Source, recognized
+from titer.data.sources import Given, SourceReader, Source, recognize
 
 SHARES = {"attack": 0.5, "defense": 0.15, "calibration": 0.1, "validation": 0.1, "test": 0.15}  # of a pool of harmful rows
 
@@ -85,10 +85,10 @@ class Roles:
         of = {
             Refusals: self.alignment,
             Harmful: [row for row in self.defense if identity(row) not in fifth],
-            HeldOut: paired([row for row in self.defense if identity(row) in fifth], self.alignment),
+            HeldOut: pair([row for row in self.defense if identity(row) in fifth], self.alignment),
         }
         found = {name: trained if name == "rows" else of[kind] for name, kind in kinds.items()}
-        return {name: paired(rows, self.defense) if kinds[name] is Pairs else rows for name, rows in found.items()}
+        return {name: pair(rows, self.defense) if kinds[name] is Pairs else rows for name, rows in found.items()}
 
     def digests(self) -> dict[str, str]:
         """SHA-256 of the rows of every role that has some."""
@@ -106,7 +106,7 @@ def roles(data: Data, benchmark: Benchmark | None = None, wanted: Set[str] = EVE
     `benchmark` is the user's task; None recognizes it by the columns. Raises where a source is bad or missing, or two roles share
     a prompt. Rows for the defender, for calibration and of look-alikes may be none: who draws from them has to look.
     """
-    reader = Reader()
+    reader = SourceReader()
     if data.world is not None:
         world = World(data.world, data.lab_task or TASKS[0])
         task = world.user_task if data.lab_task else []
@@ -125,7 +125,7 @@ def roles(data: Data, benchmark: Benchmark | None = None, wanted: Set[str] = EVE
         found = replace(found, defense=_first(found.defense, data.defense_rows))
     training: dict[str, Any] = {name: getattr(found, name) for name in TRAINING}
     if data.shared == "drop":
-        kept = without_shared(held_out | training, MAY_SHARE)
+        kept = drop_shared(held_out | training, MAY_SHARE)
         for name, rows in training.items():
             if len(kept[name]) < len(rows):
                 reader.facts.setdefault(name, {})["dropped as shared"] = len(rows) - len(kept[name])
@@ -136,7 +136,7 @@ def roles(data: Data, benchmark: Benchmark | None = None, wanted: Set[str] = EVE
     return replace(found, scorer=scorer, sources=reader.facts)
 
 
-def _from_sources(data: Data, wanted: Set[str], reader: Reader) -> Roles:
+def _from_sources(data: Data, wanted: Set[str], reader: SourceReader) -> Roles:
     """All but the user's task."""
     held_out = "harm" in wanted
     alignment = reader.rows("alignment", _given(data, "alignment"), Refusals) if "alignment" in wanted else []
@@ -162,11 +162,11 @@ def _from_sources(data: Data, wanted: Set[str], reader: Reader) -> Roles:
     return Roles(alignment, defense, attack, calibration, requests=requests, benchmarks=benchmarks)
 
 
-def _task(data: Data, benchmark: Benchmark | None, wanted: Set[str], reader: Reader) -> tuple[list[Row], list[Row], Benchmark]:
+def _task(data: Data, benchmark: Benchmark | None, wanted: Set[str], reader: SourceReader) -> tuple[list[Row], list[Row], Benchmark]:
     """The user's rows, the held-out ones, and what they are scored by."""
     sources = {"task": "task", "test": data.split}
     read = {role: reader.records(_given(data, sources[role])) for role in ("task", "test") if role in wanted}
-    named = [benchmark] if benchmark else [recognized(records) for records in read.values()]
+    named = [benchmark] if benchmark else [recognize(records) for records in read.values()]
     scorer = next((found for found in named if found), Answers())
     made = {role: reader.task_rows(sources[role], _given(data, sources[role]), records, scorer) for role, records in read.items()}
     return made.get("task", []), made.get("test", []), scorer

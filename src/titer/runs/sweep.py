@@ -6,7 +6,6 @@ starting the sweep again.
 
 from __future__ import annotations
 
-import hashlib
 import itertools
 import json
 import os
@@ -23,6 +22,7 @@ from typing import Any
 
 import yaml
 
+from titer.config import hash_of
 from titer.findings import flags
 from titer.runs import recipe as recipes
 from titer.runs.keys import all_code
@@ -43,8 +43,7 @@ class Cell:
 
     @property
     def name(self) -> str:
-        about = json.dumps({"settings": self.settings, "seed": self.seed}, sort_keys=True)
-        return hashlib.sha256(about.encode()).hexdigest()[:12]
+        return hash_of({"settings": self.settings, "seed": self.seed})[:12]
 
 
 def cells(grid: Sequence[str], settings: Sequence[str], seeds: Sequence[int]) -> list[Cell]:

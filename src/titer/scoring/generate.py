@@ -9,9 +9,10 @@ import torch
 from torch import Tensor
 from transformers import GenerationConfig, PreTrainedModel
 
-from titer.data.batches import IGNORED, Encoded, collate
+from titer.data.batches import Encoded, by_length, collate
 from titer.data.rows import Answer, Row
 from titer.data.template import Template
+from titer.training.losses import cross_entropy
 
 
 def answer(
@@ -36,8 +37,7 @@ def answer(
         pad_token_id=tokenizer.pad_token_id,
     )
     encoded = [template.prompt_ids(row) for row in rows]
-    order = sorted(range(len(rows)), key=lambda i: len(encoded[i]))
-    plan = [order[start : start + batch] for start in range(0, len(order), batch)]
+    plan = by_length([len(prompt) for prompt in encoded], batch)
     answers: dict[int, Answer] = {}
     while plan:
         chosen = plan[0]
@@ -89,22 +89,11 @@ def _out_of_memory(error: RuntimeError) -> bool:
 
 def log_probabilities(model: PreTrainedModel, rows: Sequence[Encoded], batch: int = 128) -> Tensor:
     """log p(answer | prompt) of every row, summed over its answer tokens: (len(rows),), float64, in nats."""
-    order = sorted(range(len(rows)), key=lambda i: len(rows[i].ids))
     result = torch.empty(len(rows), dtype=torch.float64)
-    for start in range(0, len(order), batch):
-        chosen = order[start : start + batch]
+    for chosen in by_length([len(row.ids) for row in rows], batch):
         part = collate([rows[i] for i in chosen], 0, model.device)
         with torch.no_grad():
-            logits = model(
-                input_ids=part.ids, attention_mask=part.mask, use_cache=False
-            ).logits  # (B, T, V)
-        labels = torch.nn.functional.pad(
-            part.labels[:, 1:], (0, 1), value=IGNORED
-        )  # at the token that each is predicted from
-        loss = torch.nn.functional.cross_entropy(
-            logits.flatten(0, 1).float(), labels.flatten(), ignore_index=IGNORED, reduction="none"
-        )
-        loss = loss.reshape(labels.shape)  # (B, T)
+            loss = cross_entropy(model, part, "none").reshape(part.labels.shape)  # (B, T)
         result[chosen] = -loss.double().sum(1).cpu()
     return result
 

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from titer.data.batches import Batch, Part
+from titer.weights.norms import norm
 
 
 @dataclass(frozen=True, eq=False)
@@ -32,12 +33,12 @@ class Acts:
 
     def norms(self) -> dict[int, float]:
         """L2 norm of every layer's, over micro-batches and ranks. Of tensors as they were computed: scale afterwards."""
-        self._unscaled()
+        self._check_unscaled()
         return {layer: math.sqrt(square) for layer, square in self.squares.items()}
 
     def norm(self) -> float:
         """L2 norm over micro-batches, layers and ranks together."""
-        self._unscaled()
+        self._check_unscaled()
         return math.sqrt(sum(self.squares.values()))
 
     def unit(self) -> Acts:
@@ -47,22 +48,16 @@ class Acts:
 
     def units(self) -> Acts:
         """Every micro-batch divided by its own norm over layers. Raises where one has no direction to take."""
-        self._unscaled()
+        self._check_unscaled()
         norms = [
-            math.hypot(
-                *(
-                    float(torch.linalg.vector_norm(tensor, dtype=torch.float64))
-                    for tensor in part.values()
-                )
-            )
-            for part in self.parts
+            math.hypot(*(float(norm(tensor)) for tensor in part.values())) for part in self.parts
         ]
         return replace(self, scales=tuple(1.0 / _some(norm) for norm in norms), loss=None)
 
     def __rmul__(self, scalar: float) -> Acts:
         return replace(self, scales=tuple(scalar * scale for scale in self.scales), loss=None)
 
-    def added(self, part: Part, layer: int, output: Tensor) -> Tensor:
+    def perturb(self, part: Part, layer: int, output: Tensor) -> Tensor:
         """An output of the layer with this vector added to it; the gradient passes through it unchanged."""
         for mine, tensors, scale in zip(self.batch.parts, self.parts, self.scales, strict=True):
             if mine is part:
@@ -71,16 +66,10 @@ class Acts:
             f"a perturbation is for the batch that it was computed on, from the stream {self.batch.stream!r}"
         )
 
-    def _unscaled(self) -> None:
+    def _check_unscaled(self) -> None:
         assert all(scale == 1.0 for scale in self.scales), (
             "norms are those of the tensors as they were computed: take them before scaling"
         )
-
-
-def square(tensor: Tensor) -> Tensor:
-    """Sum of squares, in float64."""
-    norm: Tensor = torch.linalg.vector_norm(tensor, dtype=torch.float64)
-    return norm**2
 
 
 def _some(norm: float) -> float:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import json
 import os
 from collections.abc import Mapping, Sequence
@@ -15,6 +14,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from titer.config import hash_of
 from titer.data.batches import Encoded
 from titer.methods import Defense
 
@@ -34,13 +34,13 @@ def identity(
     rows = {name: [dataclasses.astuple(row) for row in stream] for name, stream in data.items()}
     facts = [
         type(defense).__name__,
-        dataclasses.asdict(defense),
+        dataclasses.asdict(defense),  # type: ignore[call-overload]
         dataclasses.asdict(settings),
         seed,
         ranks,
         rows,
-    ]  # type: ignore[call-overload]
-    return hashlib.sha256(json.dumps(facts, sort_keys=True, default=str).encode()).hexdigest()
+    ]
+    return hash_of(facts, default=str)
 
 
 def save(path: Path, identity: str, loop: Loop, history: list[dict[str, float]]) -> None:

@@ -6,10 +6,10 @@ import math
 import statistics
 from collections.abc import Mapping, Sequence
 
-import torch
 from torch import Tensor, nn
 
 from titer.weights import adapters
+from titer.weights.norms import norm
 
 ENDS = 20  # updates averaged at either end: the loss of one batch is mostly the batch's
 
@@ -39,17 +39,13 @@ def copy_trainable(model: nn.Module) -> dict[str, Tensor]:
     }
 
 
-def weights_moved(model: nn.Module, start: Mapping[str, Tensor] | None) -> float:
+def weight_change(model: nn.Module, start: Mapping[str, Tensor] | None) -> float:
     """||w - w_start|| / ||w_start|| over the weights that were trained; without a start over those that the model's adapter changes."""
     if start is None:
-        return adapters.update_norm(model) / adapters.adapted_norm(model)
+        return adapters.update_norm(model) / adapters.base_norm(model)
     now = dict(model.named_parameters())
     change = [
-        _norm(now[name].detach().float() - before.to(now[name].device).float())
+        float(norm(now[name].detach().float() - before.to(now[name].device).float()))
         for name, before in start.items()
     ]
-    return math.hypot(*change) / math.hypot(*map(_norm, start.values()))
-
-
-def _norm(tensor: Tensor) -> float:
-    return float(torch.linalg.vector_norm(tensor, dtype=torch.float64))
+    return math.hypot(*change) / math.hypot(*(float(norm(w)) for w in start.values()))

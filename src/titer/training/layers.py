@@ -159,7 +159,7 @@ def head(model: nn.Module) -> Head:
 
 
 @contextmanager
-def checkpointed(model: nn.Module, chosen: Collection[int] | None = None) -> Iterator[None]:
+def recompute_layers(model: nn.Module, chosen: Collection[int] | None = None) -> Iterator[None]:
     """Inside, a backward pass recomputes the chosen decoder layers, all if left out, instead of keeping their activations (non-reentrant).
 
     The layers' `forward` is wrapped here because transformers' own switch works in training mode alone, and that mode turns
@@ -176,7 +176,7 @@ def checkpointed(model: nn.Module, chosen: Collection[int] | None = None) -> Ite
         raise ValueError(
             f"{type(base).__name__} does not support gradient checkpointing: train it without"
         )
-    with _forwards({layer: partial(_recomputed, layer.forward) for layer in found}):
+    with _forwards({layer: partial(_forward_recomputing, layer.forward) for layer in found}):
         yield
 
 
@@ -189,7 +189,7 @@ class Seen:
 
 
 @contextmanager
-def watched(found: Sequence[Layer]) -> Iterator[Seen]:
+def watch_layers(found: Sequence[Layer]) -> Iterator[Seen]:
     """Inside, the first forward pass leaves what it made; a recomputation of it adds nothing."""
     seen = Seen([], [])
 
@@ -266,7 +266,7 @@ def _forwards(replaced: Mapping[nn.Module, Callable[..., Any]]) -> Iterator[None
                 module.forward = own
 
 
-def _recomputed(forward: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+def _forward_recomputing(forward: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
     if not torch.is_grad_enabled():
         return forward(*args, **kwargs)
     if any(isinstance(value, Cache) for value in (*args, *kwargs.values())):

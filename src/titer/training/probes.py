@@ -23,9 +23,9 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from titer.data.batches import Batch, Encoded
-from titer.training.activations import square
 from titer.training.step import Step
 from titer.weights.checkpoints import trainable
+from titer.weights.norms import square
 
 ROWS = 32  # of each kind
 AT_ONCE = 8  # rows of a pass
@@ -65,7 +65,7 @@ class Probes:
         }
 
 
-def on(
+def build(
     model: PreTrainedModel,
     harmful: Sequence[Encoded],
     aligned: Sequence[Encoded],
@@ -83,7 +83,7 @@ def on(
     )
 
 
-def told(
+def timeline(
     history: Sequence[Mapping[str, float]], start: Mapping[str, float]
 ) -> list[dict[str, Any]]:
     """What was measured at the start and after updates, the layers as one list each."""

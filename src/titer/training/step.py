@@ -14,46 +14,15 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from titer.data.batches import IGNORED, Batch, Part, Stream
-from titer.training.activations import Acts, square
-from titer.training.layers import Layer, checkpointed, layers, once
+from titer.data.batches import Batch, Part, Stream
+from titer.training.activations import Acts
+from titer.training.layers import Layer, layers, once, recompute_layers
+from titer.training.losses import Loss, cross_entropy, logits_of
 from titer.training.settings import Phase
 from titer.training.vector import Vec
+from titer.weights.norms import square
 
 PREPARING = Phase("prepare", 0)
-Loss = Callable[[PreTrainedModel, Part], Tensor]
-
-
-def cross_entropy(
-    model: PreTrainedModel, part: Part, reduction: Literal["sum", "none"] = "sum"
-) -> Tensor:
-    """Sum over the answer tokens of -log p(token | what stands before it), in nats; the first answer token included.
-
-    With "none" every token's own, (B * T,), 0 where there is no answer token.
-    """
-    return entropy_against(logits_of(model, part), part, reduction)
-
-
-def logits_of(model: PreTrainedModel, part: Part) -> Tensor:
-    """A forward pass: (B, T, V)."""
-    logits: Tensor = model(input_ids=part.ids, attention_mask=part.mask, use_cache=False).logits
-    return logits
-
-
-def wide(logits: Tensor) -> Tensor:
-    """In float32 at least: half precision cannot hold a log-softmax; float64 stays."""
-    return logits.to(torch.promote_types(logits.dtype, torch.float32))
-
-
-def entropy_against(
-    logits: Tensor, part: Part, reduction: Literal["sum", "none"] = "sum"
-) -> Tensor:
-    """`cross_entropy` of logits (B, T, V) that are there already."""
-    # the labels move to the token that each is predicted from, not the logits, which are large: a slice of them would be copied
-    labels = nn.functional.pad(part.labels[:, 1:], (0, 1), value=IGNORED)  # (B, T)
-    return nn.functional.cross_entropy(
-        wide(logits.flatten(0, 1)), labels.flatten(), ignore_index=IGNORED, reduction=reduction
-    )
 
 
 @dataclass
@@ -110,7 +79,7 @@ class Step:
         self._clear()  # an inner optimizer may have left its own behind
         total = torch.zeros((), dtype=torch.float64, device=self.accelerator.device)
         try:
-            for part in self._passed(batch):
+            for part in self._pass_over(batch):
                 with self.computing():
                     value = loss(self.model, part) / batch.tokens
                 self.accelerator.backward(value)
@@ -148,18 +117,18 @@ class Step:
         }
         total = torch.zeros((), dtype=torch.float64, device=self.accelerator.device)
         parts: list[dict[int, Tensor]] = []
-        with self._frozen(self.parameters), ExitStack() as hooks:
+        with self._freeze(self.parameters), ExitStack() as hooks:
             outputs: dict[int, Tensor] = {}
 
-            def caught(output: Tensor, layer: int) -> Tensor:
+            def catch(output: Tensor, layer: int) -> Tensor:
                 if not output.requires_grad:
                     output.requires_grad_()  # the lowest: nothing before it has a graph
                 outputs.setdefault(layer, output)  # the first: a backward pass may compute it again
                 return output
 
             for i, module in modules.items():
-                hooks.enter_context(_rewritten(module, partial(caught, layer=i)))
-            for part in self._passed(batch):
+                hooks.enter_context(_replace_output(module, partial(catch, layer=i)))
+            for part in self._pass_over(batch):
                 outputs.clear()
                 with self.computing():
                     value = loss(self.model, part) / batch.tokens
@@ -182,14 +151,14 @@ class Step:
         """The attention outputs (B, T, D) of every layer, by micro-batch; without a graph."""
         found: list[dict[int, Tensor]] = []
 
-        def caught(output: Tensor, layer: int) -> Tensor:
+        def catch(output: Tensor, layer: int) -> Tensor:
             found[-1][layer] = output
             return output
 
         with torch.no_grad(), self.computing(), ExitStack() as hooks:
             for i, layer in enumerate(self.layers):
-                hooks.enter_context(_rewritten(layer.attention, partial(caught, layer=i)))
-            for part in self._passed(batch):
+                hooks.enter_context(_replace_output(layer.attention, partial(catch, layer=i)))
+            for part in self._pass_over(batch):
                 found.append({})
                 logits_of(self.model, part)
         return found
@@ -212,13 +181,13 @@ class Step:
         """Inside, `acts` is added to the attention outputs that it is at, in every pass over its batch, recomputed ones too."""
         found = self.layers
 
-        def added(output: Tensor, layer: int) -> Tensor:
+        def add(output: Tensor, layer: int) -> Tensor:
             assert self._part is not None
-            return acts.added(self._part, layer, output)
+            return acts.perturb(self._part, layer, output)
 
         with ExitStack() as hooks:
             for i in acts.squares:
-                hooks.enter_context(_rewritten(found[i].attention, partial(added, layer=i)))
+                hooks.enter_context(_replace_output(found[i].attention, partial(add, layer=i)))
             yield
 
     @contextmanager
@@ -254,9 +223,9 @@ class Step:
             )
         again = others if recompute else []
         with (
-            self._frozen(frozen),
+            self._freeze(frozen),
             once(self.model, min(chosen), key=lambda: self._part),
-            checkpointed(self.model, again),
+            recompute_layers(self.model, again),
         ):
             yield
 
@@ -302,7 +271,7 @@ class Step:
         """Terms to show and to keep with the run, by the names that the paper gives them."""
         self.logged |= {name: value for name, value in terms.items() if value is not None}
 
-    def _passed(self, batch: Batch) -> Iterator[Part]:
+    def _pass_over(self, batch: Batch) -> Iterator[Part]:
         """The micro-batches, each while a pass is at it."""
         for self._part in batch.parts:
             yield self._part
@@ -316,7 +285,7 @@ class Step:
         )
 
     @contextmanager
-    def _frozen(self, parameters: Mapping[str, nn.Parameter]) -> Iterator[None]:
+    def _freeze(self, parameters: Mapping[str, nn.Parameter]) -> Iterator[None]:
         """Inside, these need no gradient; so the graph keeps nothing for theirs."""
         free = [
             parameter for parameter in parameters.values() if parameter.requires_grad
@@ -362,7 +331,7 @@ class Step:
 
 
 @contextmanager
-def _rewritten(module: nn.Module, change: Callable[[Tensor], Tensor]) -> Iterator[None]:
+def _replace_output(module: nn.Module, change: Callable[[Tensor], Tensor]) -> Iterator[None]:
     """Inside, the output of an attention module is what `change` makes of it."""
 
     def hook(_module: nn.Module, _inputs: object, output: tuple[Tensor, ...]) -> tuple[Tensor, ...]:

@@ -10,6 +10,8 @@ from typing import TypeAlias
 import torch
 from torch import Tensor, nn
 
+from titer.weights.norms import norm
+
 Tensors: TypeAlias = Mapping[str, Tensor]
 
 
@@ -86,11 +88,7 @@ class Vec:
         if len(self.terms) > 1:
             return math.sqrt(self.dot(self))
         [(scale, tensors)] = self.terms
-        norms = [
-            float(torch.linalg.vector_norm(tensor, dtype=torch.float64))
-            for tensor in tensors.values()
-        ]
-        return abs(scale) * math.hypot(*norms)
+        return abs(scale) * math.hypot(*(float(norm(tensor)) for tensor in tensors.values()))
 
     def cosine(self, other: Vec) -> float:
         """Of the angle to another vector; 0 where either is zero."""

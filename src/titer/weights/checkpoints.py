@@ -42,16 +42,16 @@ def load(
     checkpoint = Checkpoint(checkpoint) if isinstance(checkpoint, str) else checkpoint
     check_dtype(checkpoint.dtype, torch.device(device))
     files = locate(checkpoint)
-    model = _weights(checkpoint, files.base or files)
+    model = _load_weights(checkpoint, files.base or files)
     if files.base is not None:
-        model = _adapted(model, checkpoint, files)
+        model = _load_adapter(model, checkpoint, files)
     return model.to(device), tokenizer(checkpoint, files)  # type: ignore[arg-type]
 
 
 def skeleton(checkpoint: Checkpoint) -> PreTrainedModel:
     """The model's layers without weights, to look for names in. An adapter is left out."""
     files = locate(checkpoint)
-    with torch.device("meta"), _explained(checkpoint):
+    with torch.device("meta"), _explain_errors(checkpoint):
         config = AutoConfig.from_pretrained(
             (files.base or files).folder, trust_remote_code=checkpoint.trust_remote_code
         )
@@ -144,8 +144,8 @@ def fingerprint(model: nn.Module) -> str:
     return hasher.hexdigest()
 
 
-def _weights(checkpoint: Checkpoint, files: Files) -> PreTrainedModel:
-    with _explained(checkpoint):
+def _load_weights(checkpoint: Checkpoint, files: Files) -> PreTrainedModel:
+    with _explain_errors(checkpoint):
         loaded: Any = AutoModelForCausalLM.from_pretrained(
             files.folder,
             dtype=getattr(torch, checkpoint.dtype),
@@ -163,7 +163,7 @@ def _weights(checkpoint: Checkpoint, files: Files) -> PreTrainedModel:
 
 
 @contextmanager
-def _explained(checkpoint: Checkpoint) -> Iterator[None]:
+def _explain_errors(checkpoint: Checkpoint) -> Iterator[None]:
     """What transformers cannot load, in one line."""
     try:
         yield
@@ -178,7 +178,7 @@ def _explained(checkpoint: Checkpoint) -> Iterator[None]:
         ) from None
 
 
-def _adapted(model: PreTrainedModel, checkpoint: Checkpoint, files: Files) -> PreTrainedModel:
+def _load_adapter(model: PreTrainedModel, checkpoint: Checkpoint, files: Files) -> PreTrainedModel:
     """The base under the adapter. PEFT only warns where they do not belong together, so that is looked for here."""
     from peft import PeftModel, get_peft_model_state_dict
 

@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from titer.errors import unknown
 from titer.weights.folders import ADAPTER, Files, belongs
 from titer.weights.tensors import Stored, open_file, open_tensors
 from titer.weights.update import Update
 
 PREFIX = "base_model.model."  # of every name in PEFT's files
-ALL = "all"
 PLAIN: dict[
     str, tuple[object, ...]
 ] = {  # what PEFT's settings may say of an adapter that is W + (alpha / r) B A
@@ -43,7 +41,7 @@ PLAIN: dict[
 
 @dataclass(frozen=True)
 class Factors:
-    """The adapter of one weight where it lies."""
+    """The adapter of one weight as it lies on disk; `Update` is the same in memory, on which edits compute."""
 
     a: Stored  # (r, in)
     b: Stored  # (out, r)
@@ -52,6 +50,9 @@ class Factors:
     @property
     def shape(self) -> tuple[int, int]:
         return self.b.shape[0], self.a.shape[1]
+
+    def read(self, dtype: torch.dtype) -> Update:
+        return Update(self.b.read().to(dtype), self.a.read().to(dtype), self.scaling)
 
 
 @dataclass(frozen=True)
@@ -107,8 +108,7 @@ class FineTuned:
         """What was added to a weight. Raises where the adapter has none for it."""
         wide = self.aligned[name].wide
         if name in self.factors:
-            of = self.factors[name]
-            return Update(of.b.read().to(wide), of.a.read().to(wide), of.scaling)
+            return self.factors[name].read(wide)
         if name not in self.whole:
             raise ValueError(
                 f"the adapter {self.files.name!r} has no factors for {name!r}: train one on the same layers"
@@ -171,26 +171,11 @@ class Weight:
             tensors[self.name].read().to(of.kind).to(of.wide)
         )  # one that is kept wider was rounded when alignment began
 
-    def added(self, reference: str) -> Update:
+    def update_of(self, reference: str) -> Update:
         """What another fine-tuning of the aligned model added: on safe rows (`safe`), or on harmful ones (`unsafe`)."""
         tuned = self.references[reference]
         assert isinstance(tuned, FineTuned)
         return tuned.update(self.name)
-
-
-def select(names: Collection[str], targets: Collection[str]) -> list[str]:
-    """The weights that `targets` name, by the last part of their layer's name or all of it. Raises where one names none."""
-    layers = {name.removesuffix(".weight"): name for name in names}
-    if not targets:
-        raise ValueError(f"targets is empty: name layers, or give {ALL!r}")
-    for target in targets:
-        if target != ALL and not any(f".{layer}".endswith(f".{target}") for layer in layers):
-            raise unknown("target", target, {layer.rsplit(".", 1)[-1] for layer in layers})
-    return [
-        name
-        for layer, name in layers.items()
-        if ALL in targets or any(f".{layer}".endswith(f".{target}") for target in targets)
-    ]
 
 
 def _adapter(files: Files) -> tuple[dict[str, Factors], dict[str, Stored]]:

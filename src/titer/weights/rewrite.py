@@ -14,13 +14,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import torch
 from torch import Tensor
 
 from titer.methods import Changes, TensorEdit, UpdateEdit
 from titer.weights import folders
 from titer.weights.finetuned import FineTuned, Weight
 from titer.weights.folders import ADAPTER, OVER, Files
+from titer.weights.norms import norm
 from titer.weights.tensors import Stored, open_tensors
 from titer.weights.update import Update
 
@@ -55,7 +55,7 @@ class Copy:
                 f"{stored.name!r} leaves the range of {stored.kind}: edit less strongly"
             )
         self.changed[stored.name], self.sizes[stored.name] = int((new != was).sum()), new.numel()
-        self.moved[stored.name] = norm(new.to(stored.wide) - was.to(stored.wide))
+        self.moved[stored.name] = float(norm(new.to(stored.wide) - was.to(stored.wide)))
         stored.write(self.folder, new)
         return new.to(stored.wide)
 
@@ -94,8 +94,8 @@ def rewrite_tensors(
         )  # a base that is kept wider was rounded when alignment began
         new = copy.put(of, old, edit.tensor(name, old, w0))
         copy.before, copy.after = (
-            copy.before + norm(old - w0) ** 2,
-            copy.after + norm(new - w0) ** 2,
+            copy.before + float(norm(old - w0)) ** 2,
+            copy.after + float(norm(new - w0)) ** 2,
         )
         watch(i + 1, len(names), {})
     copy.files(_rest(aligned))
@@ -152,7 +152,7 @@ def compare(before: FineTuned, after: FineTuned) -> Changes:
     for name, of in before.tensors.items():
         old, new = of.read(), after.tensors[name].read()
         changed[name], sizes[name] = int((old != new).sum()), of.size
-        moved[name] = norm(new.to(of.wide) - old.to(of.wide))
+        moved[name] = float(norm(new.to(of.wide) - old.to(of.wide)))
     first, last = (
         math.hypot(*(tuned.update(name).norm() for name in tuned.factors or tuned.whole))
         for tuned in (before, after)
@@ -188,8 +188,9 @@ def _put_whole(
         if isinstance(result, Update)
         else result
     )
-    copy.before += norm(old.to(of.kind).to(old) - aligned) ** 2  # rounded as what takes its place
-    copy.after += norm(copy.put(of, old, new) - aligned) ** 2
+    rounded = old.to(of.kind).to(old)  # as what takes its place is
+    copy.before += float(norm(rounded - aligned)) ** 2
+    copy.after += float(norm(copy.put(of, old, new) - aligned)) ** 2
 
 
 def _merge(tuned: FineTuned, names: Iterable[str], folder: Path) -> None:
@@ -225,10 +226,6 @@ def _configure(adapter: Files, folder: Path) -> None:
         return
     config |= {"base_model_name_or_path": adapter.base.name, "revision": adapter.base.revision}
     (folder / ADAPTER).write_text(json.dumps(config, indent=2), encoding="utf-8")
-
-
-def norm(update: Tensor) -> float:
-    return float(torch.linalg.vector_norm(update, dtype=torch.float64))
 
 
 def _check(names: Sequence[str], ours: Mapping[str, Stored], theirs: Mapping[str, Stored]) -> None:

@@ -32,7 +32,7 @@ Model = Annotated[
 ]
 
 
-ALL = "all-linear"  # every linear layer but the head
+ALL_LINEAR = "all-linear"  # every linear layer but the head
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,7 @@ class Lora(Config):
             raise ValueError(f"r={self.r}: an adapter needs a rank of at least 1")
         if not self.targets:
             raise ValueError("targets is empty: name the linear layers that get an adapter")
-        if ALL in self.targets and len(self.targets) > 1:
+        if ALL_LINEAR in self.targets and len(self.targets) > 1:
             raise ValueError(
-                f"targets={list(self.targets)}: {ALL!r} has all the others in it; give it alone"
+                f"targets={list(self.targets)}: {ALL_LINEAR!r} has all the others in it; give it alone"
             )

@@ -47,7 +47,7 @@ class AnswerStage(Stage):
         work.progress(self.of.label, 0, 0, {})
         said: list[str] = []
         model, template = self.asking.open(work.checkpoint(self.of))
-        model = adapters.merged(model)
+        model = adapters.merge_adapter(model)
         answers = answer_all(model, template, self.benchmarks, self.max_new_tokens, self.at_once, said.append)
         lines = [{"benchmark": name, **asdict(answer)} for name, of in answers.items() for answer in of]
         write_privately(folder / paths.ANSWERS, "".join(json.dumps(line) + "\n" for line in lines))

@@ -72,7 +72,7 @@ class EditStage(ModelStage):
         if files.base is None:
             return files
         model, template = self.asking.open(checkpoint)
-        checkpoints.save(adapters.merged(model), template.tokenizer, scratch)
+        checkpoints.save(adapters.merge_adapter(model), template.tokenizer, scratch)
         return folders.locate(Checkpoint(str(scratch)))
 
     def _merge(self, folder: Path) -> None:
@@ -82,7 +82,7 @@ class EditStage(ModelStage):
         model, template = self.asking.open(self.asking.at(folder))
         for file in ADAPTER_FILES:
             (folder / file).unlink(missing_ok=True)
-        checkpoints.save(adapters.merged(model), template.tokenizer, folder)
+        checkpoints.save(adapters.merge_adapter(model), template.tokenizer, folder)
 
     def _tell(self, changes: Changes, mend: str) -> dict[str, Any]:
         entries = sum(changes.sizes.values())

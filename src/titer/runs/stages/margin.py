@@ -43,7 +43,7 @@ class MarginStage(Stage):
 
     def compute(self, work: Work, folder: Path) -> dict[str, Any]:
         model, template = self.asking.open(work.checkpoint(self.of))
-        model = adapters.merged(model).eval()
+        model = adapters.merge_adapter(model).eval()
         margins = harm_margins(model, template, self.rows, self.refusals)
         (folder / paths.MARGINS).write_text(json.dumps(margins), encoding="utf-8")
         return {}

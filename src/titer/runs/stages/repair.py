@@ -19,9 +19,10 @@ from titer.runs.stages.stage import Work
 from titer.training import probes
 from titer.weights import adapters, checkpoints, folders
 from titer.weights.energy import removed_energy
-from titer.weights.finetuned import PREFIX, FineTuned, select
+from titer.weights.finetuned import PREFIX, FineTuned
 from titer.weights.rewrite import rewrite_update
 from titer.weights.settings import Checkpoint
+from titer.weights.targets import select
 from titer.weights.tensors import open_tensors
 
 CALIBRATION_BATCH = 16  # rows of a batch that an edit calibrates on; its result does not depend on it
@@ -109,7 +110,7 @@ def weights_of(edit: UpdateEdit, tuned: FineTuned, model: Checkpoint) -> list[st
 
 def layers_of(model: PreTrainedModel, names: Sequence[str]) -> dict[str, nn.Module]:
     """Find the layer of every weight, an adapted one with its adapter. A bias has none, nor has an expert fused with others."""
-    prefix, modules = PREFIX if adapters.carried(model) else "", dict(model.named_modules())
+    prefix, modules = PREFIX if adapters.has_adapter(model) else "", dict(model.named_modules())
     found = {name: modules.get(prefix + name.removesuffix(".weight")) for name in names if name.endswith(".weight")}
     return {name: layer for name, layer in found.items() if layer is not None}
 

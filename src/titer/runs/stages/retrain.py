@@ -47,7 +47,7 @@ class RetrainStage(EditStage):
         started = self.whole_files(work.checkpoint(aligned), scratch / "aligned") if aligned else None
         tuned = FineTuned.of(folders.locate(checkpoint), started)
         model, template = self.asking.open(checkpoint)
-        dtype = None if adapters.carried(model) else widen(model)
+        dtype = None if adapters.has_adapter(model) else widen(model)
         rows = {"rows": template.encode_all(self.rows, "rows")}
         watch = partial(work.progress, self.label)
         train(model, SFT(), rows, self.training, self.seed, autocast=dtype, watch=watch)

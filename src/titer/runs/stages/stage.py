@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -11,6 +9,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Protocol
 
+from titer.config import hash_of
 from titer.methods import Method
 from titer.registry import describe, name_of
 from titer.runs.keys import code_key
@@ -44,7 +43,7 @@ class Stage(ABC):
 
     @cached_property
     def key(self) -> str:
-        return hashlib.sha256(json.dumps(self.about, sort_keys=True).encode()).hexdigest()[:32]
+        return hash_of(self.about)[:32]
 
     @property
     def inputs(self) -> list[Stage]:

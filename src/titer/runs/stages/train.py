@@ -20,7 +20,7 @@ from titer.methods import Defense
 from titer.registry import describe
 from titer.runs.stages.stage import ModelStage, Work
 from titer.training import effect, probes
-from titer.training.layers import checkpointed
+from titer.training.layers import recompute_layers
 from titer.training.settings import Training, Watch
 from titer.training.train import accelerator_for, train
 from titer.weights import adapters, checkpoints, folders
@@ -70,15 +70,15 @@ class TrainStage(ModelStage):
         model, template = self.asking.open(start)
         under = folders.locate(start)
         if under.base is not None:  # the fresh adapter lies over the model after the stage before
-            model = adapters.merged(model)
+            model = adapters.merge_adapter(model)
             if self.training.lora and not self.whole:
                 checkpoints.save(model, template.tokenizer, folder / paths.BASE)
                 under = folders.locate(Checkpoint(str(folder / paths.BASE)))
         resume = folder / paths.RESUME
         model, facts = self.train(model, template, resume, partial(work.progress, self.label))
         if self.whole:  # the next adapter will lie over the merged weights
-            model = adapters.merged(model)
-        checkpoints.save(model, template.tokenizer, folder, under if adapters.carried(model) else None)
+            model = adapters.merge_adapter(model)
+        checkpoints.save(model, template.tokenizer, folder, under if adapters.has_adapter(model) else None)
         resume.unlink(missing_ok=True)
         return facts
 
@@ -96,7 +96,7 @@ class TrainStage(ModelStage):
             autocast = widen(model)
             start = effect.copy_trainable(model)
         encoded = {name: template.encode_all(rows, name) for name, rows in self.streams.items()}
-        with checkpointed(model) if self.recompute else nullcontext():
+        with recompute_layers(model) if self.recompute else nullcontext():
             looking = self._probes(model, template, autocast)
             start_probe = looking.measure() if looking else {}
 
@@ -118,8 +118,8 @@ class TrainStage(ModelStage):
             "terms at the first update": history[0],
             "terms at the last update": history[-1],
             "loss": effect.loss_fall(history),
-            **({"probes": probes.told(history, start_probe)} if looking else {}),
-            "weights moved": effect.weights_moved(model, start),
+            **({"probes": probes.timeline(history, start_probe)} if looking else {}),
+            "weights moved": effect.weight_change(model, start),
         }
 
     def _probes(
@@ -130,7 +130,7 @@ class TrainStage(ModelStage):
             return None
         of = {"harm": self.looks.harmful, "alignment": self.looks.aligned}
         harmful, aligned = (template.encode_all(rows[: probes.ROWS], name) for name, rows in of.items())
-        return probes.on(model, harmful, aligned, accelerator_for(), autocast)
+        return probes.build(model, harmful, aligned, accelerator_for(), autocast)
 
 
 def widen(model: PreTrainedModel) -> torch.dtype | None:
