@@ -15,7 +15,7 @@ from test_recipe import run as titer
 from titer import report
 from titer.findings import rules
 from titer.findings.records import Stage, stages
-from titer.findings.verdict import Verdict, verdicts
+from titer.findings.verdict import PipelineVerdict, verdicts
 from titer.report import drawing, pipeline
 from titer.report.tables import plain
 from titer.scoring.statistics import Score, mean, proportion
@@ -83,14 +83,14 @@ def document(
     )
 
 
-def judged(*documents: dict) -> dict[str, Verdict]:
+def judged(*documents: dict) -> dict[str, PipelineVerdict]:
     return {
         verdict.pipeline: verdict
         for verdict in verdicts(stages({each["pipeline"]: each for each in documents}))
     }
 
 
-def one(*args, **others) -> Verdict:
+def one(*args, **others) -> PipelineVerdict:
     return judged(document("p", *args, **others))["p"]
 
 
@@ -260,7 +260,7 @@ def test_a_pipeline_with_a_release_is_not_plain_sft():
     edited, plain_sft = released([100, 0, 0, 1]), document("sft", [100, 0, 90])
     edited["stages"][1] = plain_sft["stages"][1]
     found = stages({"p": edited, "sft": plain_sft})
-    assert not rules.undefended(found["p"])
+    assert not rules.is_undefended(found["p"])
     assert rules.plain(found) == ("sft", found["sft"])
     assert "Compared with sft: HS lower, 1.0" in judged(edited, plain_sft)["p"].text
     page = report.page({"p": edited, "sft": plain_sft})

@@ -450,7 +450,7 @@ def _print_flags(console: Console, document: Mapping[str, Any]) -> None:
     """A line for each red flag of a document, whole and as it is."""
     from titer.findings import flags
 
-    for flag in flags.recorded(document.get("flags", [])):
+    for flag in flags.from_documents(document.get("flags", [])):
         console.print(str(flag), soft_wrap=True, markup=False, highlight=False)
 
 

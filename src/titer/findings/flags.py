@@ -12,7 +12,7 @@ from typing import Any
 
 from titer.data.rows import MAY_SHARE
 from titer.findings.records import Stage, last, quoted
-from titer.findings.rules import ABILITIES, COHERENT, MOST, WITHIN, gap, plain, side, undefended
+from titer.findings.rules import ABILITIES, COHERENT, MOST, WITHIN, gap, is_undefended, plain, side
 from titer.scoring.figures import NAMES
 from titer.scoring.statistics import Score
 
@@ -40,7 +40,7 @@ class Flag:
 Found = Mapping[str, Sequence[Stage]]
 
 
-def raised(documents: Mapping[str, Any]) -> list[Flag]:
+def raise_flags(documents: Mapping[str, Any]) -> list[Flag]:
     """The flags of a run, or of runs that belong together, from the documents by pipeline that `titer.results.write` returns."""
     found = {
         name: [_own(stage, document.get("run")) for stage in document["stages"]]
@@ -57,7 +57,7 @@ def raised(documents: Mapping[str, Any]) -> list[Flag]:
             Flag(flag, name, stage.label, text, MENDS[flag]) for name, stage, text in rule(found)
         ]
     runs = {document.get("run"): document.get("overlaps") or [] for document in documents.values()}
-    return [*flags, *(flag for overlaps in runs.values() for flag in _leaked(overlaps))]
+    return [*flags, *(flag for overlaps in runs.values() for flag in _leaks(overlaps))]
 
 
 def alone(chain: Sequence[Mapping[str, Any]]) -> list[Flag]:
@@ -67,12 +67,12 @@ def alone(chain: Sequence[Mapping[str, Any]]) -> list[Flag]:
     return [*_of_stage("", Stage(fields), None), *template(chain)]
 
 
-def recorded(entries: Iterable[Mapping[str, str]]) -> list[Flag]:
+def from_documents(entries: Iterable[Mapping[str, str]]) -> list[Flag]:
     """The flags that a document holds under `flags`."""
     return [Flag(**flag) for flag in entries]
 
 
-def described(flags: Sequence[Flag]) -> list[dict[str, str]]:
+def as_documents(flags: Sequence[Flag]) -> list[dict[str, str]]:
     """The flags as documents hold them."""
     return [asdict(flag) for flag in flags]
 
@@ -145,15 +145,15 @@ def _gibberish(stage: Stage, before: Stage | None) -> str:
     return f"HS is {quoted(harm)}, but only {quoted(coherent)} % of the answers to harmful prompts are coherent."
 
 
-def _ended(stage: Stage, before: Stage | None) -> str:
+def _cut_off(stage: Stage, before: Stage | None) -> str:
     return _share(stage, "cut off by benchmark", "answers ended by the length limit")
 
 
-def _read(stage: Stage, before: Stage | None) -> str:
+def _judge_cut(stage: Stage, before: Stage | None) -> str:
     return _share(stage, "judge input cut", "answers that the judge did not read to their end")
 
 
-def _part(stage: Stage, before: Stage | None) -> str:
+def _in_part(stage: Stage, before: Stage | None) -> str:
     names = stage.fact("held whole") or []
     return (
         f"The adapter holds whole, and the edit left as they are: {', '.join(names)}."
@@ -173,7 +173,7 @@ def _share(stage: Stage, fact: str, what: str) -> str:
     return f"There are {what}: {', '.join(many)}." if many else ""
 
 
-def _unbroken(found: Found) -> Iterator[tuple[str, Stage, str]]:
+def _weak_attack(found: Found) -> Iterator[tuple[str, Stage, str]]:
     for name, aligned, tuned in _attacks(found):
         harms = _harms(tuned, aligned)
         if _sent(tuned) != 0 and all(
@@ -226,7 +226,7 @@ def _attacks(found: Found) -> Iterator[tuple[str, Stage, Stage]]:
         if (
             aligned
             and tuned
-            and undefended(stages)
+            and is_undefended(stages)
             and not gap(aligned)
             and not gap(tuned)
             and tuned.folder not in seen
@@ -257,7 +257,7 @@ def _inactive(found: Found) -> Iterator[tuple[str, Stage, str]]:
             )
 
 
-def _leaked(overlaps: Iterable[Mapping[str, Any]]) -> Iterator[Flag]:
+def _leaks(overlaps: Iterable[Mapping[str, Any]]) -> Iterator[Flag]:
     """Of the audit's findings the prompts that two roles have both, but for the two that may."""
     for found in overlaps:
         a, b = found["roles"]
@@ -275,11 +275,11 @@ def _leaked(overlaps: Iterable[Mapping[str, Any]]) -> Iterator[Flag]:
 def template(chain: Sequence[Mapping[str, Any]]) -> list[Flag]:
     """Whether the last of some stage documents asks the model otherwise than one before it; `alone` has it among its own."""
     *earlier, now = chain
-    said = _asked(now["recipe"])
+    said = _wording(now["recipe"])
     others = {
-        document["stage"]: _asked(document["recipe"])
+        document["stage"]: _wording(document["recipe"])
         for document in earlier
-        if _asked(document["recipe"]) != said
+        if _wording(document["recipe"]) != said
     }
     text = f"{now['stage']} asks with {said}, {', '.join(f'{stage} with {asked}' for stage, asked in others.items())}."
     return (
@@ -289,7 +289,7 @@ def template(chain: Sequence[Mapping[str, Any]]) -> list[Flag]:
     )
 
 
-def _asked(recipe: Mapping[str, Any]) -> str:
+def _wording(recipe: Mapping[str, Any]) -> str:
     system = recipe.get("system")
     return f"template {recipe.get('template')!r} and {'no system prompt' if system is None else f'the system prompt {system!r}'}"
 
@@ -329,12 +329,12 @@ STAGE_RULES: Mapping[str, Callable[[Stage, Stage | None], str]] = {
     "weights hardly moved": _weights,
     "ability lost in alignment": _ability,
     "gibberish scored as harmless": _gibberish,
-    "answers cut off": _ended,
-    "judge input cut": _read,
-    "edited in part": _part,
+    "answers cut off": _cut_off,
+    "judge input cut": _judge_cut,
+    "edited in part": _in_part,
 }
 RUN_RULES: Mapping[str, Callable[[Found], Iterator[tuple[str, Stage, str]]]] = {
-    "undefended model not broken": _unbroken,
+    "undefended model not broken": _weak_attack,
     "attack no worse than benign": _benign,
     "defense inactive": _inactive,
 }

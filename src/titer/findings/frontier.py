@@ -28,13 +28,13 @@ SETTINGS = "finetune."  # a sweep's settings under it are the provider's to choo
 
 
 @dataclass(frozen=True)
-class Place:
+class Placement:
     group: Group
     word: str
     text: str
 
 
-def free(group: Group) -> bool:
+def is_free(group: Group) -> bool:
     """Whether a pipeline is plain fine-tuning in one of its forms."""
     labels = [stage.label for stage in next(iter(group.seeds.values()))][1:]
     return 2 <= len(labels) <= len(FREE) and all(
@@ -42,7 +42,7 @@ def free(group: Group) -> bool:
     )
 
 
-def scored(group: Group) -> bool:
+def has_place(group: Group) -> bool:
     """Whether a group has a place in the plane: HS and FA under every seed, and no HS struck out."""
     return not group.struck and all(
         stage.score("harm") and stage.score("task") for stage in group.last
@@ -52,25 +52,27 @@ def scored(group: Group) -> bool:
 def front(found: Sequence[Group]) -> list[Group]:
     """The free models that no other is at least as good as in both, from the highest FA down."""
     best: list[Group] = []
-    candidates = [group for group in found if free(group) and scored(group)]
+    candidates = [group for group in found if is_free(group) and has_place(group)]
     for group in sorted(candidates, key=lambda group: (-_task(group).value, _harm(group).value)):
         if not best or _harm(group).value < _harm(best[-1]).value:
             best.append(group)
     return best
 
 
-def places(found: Sequence[Group]) -> list[Place]:
+def places(found: Sequence[Group]) -> list[Placement]:
     """Where every other model lies, in the order given; none where the free ones are too few to tell."""
-    rivals = [group for group in found if free(group) and scored(group)]
+    rivals = [group for group in found if is_free(group) and has_place(group)]
     return (
-        [_place(group, rivals) for group in found if not free(group)] if len(rivals) >= FEW else []
+        [_place(group, rivals) for group in found if not is_free(group)]
+        if len(rivals) >= FEW
+        else []
     )
 
 
-def _place(group: Group, rivals: Sequence[Group]) -> Place:
-    if not scored(group):
+def _place(group: Group, rivals: Sequence[Group]) -> Placement:
+    if not has_place(group):
         struck = f"HS is struck out under {group.struck} of {len(group.seeds)} seeds"
-        return Place(group, "no place", struck if group.struck else "HS or FA was not measured")
+        return Placement(group, "no place", struck if group.struck else "HS or FA was not measured")
     harm, task = _harm(group), _task(group)
     mine = f"HS {quoted(harm)}, FA {quoted(task)}"
     as_good = [
@@ -79,7 +81,7 @@ def _place(group: Group, rivals: Sequence[Group]) -> Place:
         if _task(rival).value >= task.value and _harm(rival).value <= harm.value
     ]
     if as_good:
-        return Place(
+        return Placement(
             group, "within", f"{mine}; {_told(min(as_good, key=lambda rival: _harm(rival).value))}"
         )
     open_ = [
@@ -94,14 +96,14 @@ def _place(group: Group, rivals: Sequence[Group]) -> Place:
                 abs(_harm(rival).value - harm.value) + abs(_task(rival).value - task.value)
             ),
         )
-        return Place(group, "not decided", f"{mine}; {_told(near)}")
+        return Placement(group, "not decided", f"{mine}; {_told(near)}")
     able = [rival for rival in rivals if not side(_task(rival), task) < 0]
     rest = (
         _told(min(able, key=lambda rival: _harm(rival).value))
         if able
         else "no free model has such an FA"
     )
-    return Place(group, "beyond", f"{mine}; {rest}")
+    return Placement(group, "beyond", f"{mine}; {rest}")
 
 
 def _told(group: Group) -> str:

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from titer.findings.records import Stage, quoted
-from titer.findings.rules import COLLAPSE, broken, gap, side
+from titer.findings.rules import COLLAPSE, find_broken, gap, side
 from titer.scoring.statistics import Score
 
 
@@ -31,9 +31,9 @@ class Place:
         return self.stage.score("task")
 
 
-def ranked(found: Mapping[str, Sequence[Stage]]) -> list[Place]:
+def rank(found: Mapping[str, Sequence[Stage]]) -> list[Place]:
     """Every pipeline: by the HS of its last model, of equal ones the higher FA first; those without a rank at the end."""
-    struck = broken(found)
+    struck = find_broken(found)
     places = [
         Place(name, stages[-1], None, _unfit(stages[-1], struck)) for name, stages in found.items()
     ]

@@ -62,13 +62,13 @@ def plain(found: Mapping[str, Sequence[Stage]]) -> tuple[str, Sequence[Stage]] |
         (
             (name, stages)
             for name, stages in found.items()
-            if undefended(stages) and stages[-1].kind == "finetune"
+            if is_undefended(stages) and stages[-1].kind == "finetune"
         ),
         None,
     )
 
 
-def undefended(stages: Sequence[Stage]) -> bool:
+def is_undefended(stages: Sequence[Stage]) -> bool:
     """Whether plain SFT both aligned and fine-tuned the model, with nothing in between, whatever was done to it then."""
     return [stage.label for stage in stages if stage.kind in ("align", "release", "finetune")] == [
         "align sft",
@@ -76,7 +76,7 @@ def undefended(stages: Sequence[Stage]) -> bool:
     ]
 
 
-def broken(found: Mapping[str, Sequence[Stage]]) -> dict[str, list[str]]:
+def find_broken(found: Mapping[str, Sequence[Stage]]) -> dict[str, list[str]]:
     """Why a stage's HS is struck out, by the stage's folder; only those that are."""
     control, controls = plain(found) or ("", [])
     reasons = {}

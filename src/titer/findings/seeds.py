@@ -65,7 +65,7 @@ def over_seeds(name: str, scores: Sequence[Score]) -> Score:
     return training_of(scores)
 
 
-def shown(found: Sequence[Group]) -> list[str]:
+def measured_names(found: Sequence[Group]) -> list[str]:
     """The figures that some last stage has."""
     return [name for name in NAMES if any(group.score(name) for group in found)]
 

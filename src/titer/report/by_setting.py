@@ -10,7 +10,7 @@ from matplotlib.lines import Line2D
 
 from titer.findings.records import quoted
 from titer.findings.seeds import Group
-from titer.report.drawing import canvas, drawn, saved, short, style
+from titer.report.drawing import canvas, printable, shorten, style, to_svg
 from titer.report.tradeoff import COLOURS, MARKERS, reach
 
 WIDTH, HEIGHT = 620, 440  # CSS pixels
@@ -23,7 +23,7 @@ Points = Mapping[str, Mapping[str, Group]]  # value of the setting -> pipeline -
 def svg(points: Points, title: str, note: str, prefix: str, ordered: bool = True) -> str:
     """The panels. `note` stands inside the image; `prefix` keeps its ids apart from another's; without an order there is no line."""
     with style():
-        return saved(panels(points, title, note, ordered), label(points, title, note), prefix)
+        return to_svg(panels(points, title, note, ordered), label(points, title, note), prefix)
 
 
 def label(points: Points, title: str, note: str) -> str:
@@ -48,7 +48,7 @@ def panels(points: Points, title: str, note: str, ordered: bool = True) -> Figur
         axes.set(xlim=(-0.5, len(points) - 0.5), ylim=(-4, 104))
         axes.set_xticks(
             range(len(points)),
-            [drawn(short(value, 60 // len(points))) for value in points]
+            [printable(shorten(value, 60 // len(points))) for value in points]
             if j
             else [""] * len(points),
         )
@@ -73,11 +73,11 @@ def panels(points: Points, title: str, note: str, ordered: bool = True) -> Figur
         borderpad=0,
         handlelength=2.2,
     )
-    figure.text(0.015, 0.985, drawn(short(title, 90)), va="top", weight="bold")
+    figure.text(0.015, 0.985, printable(shorten(title, 90)), va="top", weight="bold")
     figure.text(
         0.985,
         0.012,
-        f"{drawn(note)}{'; ' if note else ''}open marker: struck out under some seed",
+        f"{printable(note)}{'; ' if note else ''}open marker: struck out under some seed",
         ha="right",
         color="#444444",
     )
@@ -93,7 +93,7 @@ def _key(i: int, name: str, ordered: bool) -> Line2D:
         marker=marker,
         markersize=5,
         linewidth=1.1 * ordered,
-        label=drawn(short(name, 22)),
+        label=printable(shorten(name, 22)),
     )
 
 

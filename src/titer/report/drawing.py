@@ -39,7 +39,7 @@ def canvas(width: int, height: int) -> Figure:
     return figure
 
 
-def saved(figure: Figure, label: str, prefix: str) -> str:
+def to_svg(figure: Figure, label: str, prefix: str) -> str:
     """The figure as an SVG element. `label` says what it shows to those who cannot see it; `prefix` keeps its ids apart from another's."""
     text = io.StringIO()
     figure.savefig(
@@ -60,11 +60,11 @@ def style() -> Iterator[None]:
         yield
 
 
-def short(text: str, most: int) -> str:
+def shorten(text: str, most: int) -> str:
     return text if len(text) <= most else f"{text[: most - 1]}…"
 
 
-def drawn(text: str) -> str:
+def printable(text: str) -> str:
     """The text without what no XML may hold."""
     return "".join(c if c.isprintable() or c == "\n" else "\N{REPLACEMENT CHARACTER}" for c in text)
 
@@ -94,7 +94,7 @@ def _inline(document: str, label: str, prefix: str, width: int, height: int) -> 
         "width": str(width),
         "height": str(height),
         "role": "img",
-        "aria-label": drawn(label),
+        "aria-label": printable(label),
         "stroke-linejoin": "round",
         "stroke-linecap": "butt",
     }

@@ -11,7 +11,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined, Template
 from markupsafe import Markup
 
 from titer.findings import flags, rules
-from titer.findings.ranking import ranked
+from titer.findings.ranking import rank
 from titer.findings.records import Stage, figures, once, stages
 from titer.findings.verdict import verdicts
 from titer.report import pipeline, probes
@@ -52,7 +52,7 @@ HIDDEN = {
 
 
 @dataclass(frozen=True)
-class Row:
+class StageRow:
     """A stage in the table."""
 
     pipeline: str
@@ -74,7 +74,7 @@ def render(documents: Mapping[str, Any]) -> str:
             for k, v in document["recipe"]["pipelines"].items()
         }
     }
-    struck, names = rules.broken(found), figures(found)
+    struck, names = rules.find_broken(found), figures(found)
     lab = recipe["data"].get("world") is not None
     return template("page.html.j2").render(
         documents=documents,
@@ -86,9 +86,9 @@ def render(documents: Mapping[str, Any]) -> str:
         attack=_settings(recipe["attack"]),
         judge=_settings(first.get("judge") or {}),
         version=first.get("environment", {}).get("titer", "?"),
-        flags=flags.raised(documents),
+        flags=flags.raise_flags(documents),
         verdicts=verdicts(found, attacked=recipe["attack"].get("p") != 0),
-        places=ranked(found),
+        places=rank(found),
         rules=rules,
         panels=_panels(found, struck, LAB if lab else ""),
         # what matplotlib wrote is markup; it has escaped the names in it
@@ -133,9 +133,9 @@ def _panels(
 
 def _rows(
     found: Mapping[str, Sequence[Stage]], names: Mapping[str, str], struck: Mapping[str, list[str]]
-) -> list[Row]:
+) -> list[StageRow]:
     return [
-        Row(
+        StageRow(
             name,
             stage,
             [(stage.score(key), key == "harm" and stage.folder in struck) for key in names],

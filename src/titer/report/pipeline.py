@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from titer.findings.records import Stage, quoted
-from titer.report.drawing import canvas, drawn, saved, short, style
+from titer.report.drawing import canvas, printable, shorten, style, to_svg
 
 WIDTH, HEIGHT = 330, 250  # CSS pixels, 96 an inch: it fits a phone without being scaled
 
@@ -40,7 +40,7 @@ def svg(
 ) -> str:
     """The panel of a pipeline. `note` stands inside the image; `prefix` keeps its ids apart from another panel's."""
     with style():
-        return saved(
+        return to_svg(
             panel(name, stages, struck, note, slots), label(name, stages, struck, note), prefix
         )
 
@@ -71,7 +71,7 @@ def panel(
     fits = min(11, 44 // slots)  # letters of a name beside its neighbours
     axes.set_xticks(
         range(len(stages)),
-        [drawn(f"{stage.kind}\n{short(stage.method, fits)}") for stage in stages],
+        [printable(f"{stage.kind}\n{shorten(stage.method, fits)}") for stage in stages],
     )
     axes.tick_params(length=2, width=0.6)
     axes.grid(axis="y", color="#cccccc", linewidth=0.5)
@@ -91,7 +91,7 @@ def panel(
         borderpad=0,
         columnspacing=1.0,
     )
-    figure.text(0.015, 0.98, drawn(short(name, 44)), va="top", weight="bold")
+    figure.text(0.015, 0.98, printable(shorten(name, 44)), va="top", weight="bold")
     figure.text(0.985, 0.015, note, ha="right", color="#444444")
     return figure
 

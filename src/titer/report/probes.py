@@ -10,7 +10,7 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import NullFormatter
 
 from titer.findings.records import Stage, last
-from titer.report.drawing import canvas, drawn, saved, short, style
+from titer.report.drawing import canvas, printable, shorten, style, to_svg
 from titer.report.tradeoff import COLOURS, MARKERS
 
 WIDTH, HEIGHT = 620, 470  # CSS pixels
@@ -35,7 +35,7 @@ def attacks(found: Mapping[str, Sequence[Stage]]) -> dict[str, list[Mapping[str,
 def svg(told: Mapping[str, Sequence[Mapping[str, Any]]], note: str, prefix: str) -> str:
     """The panels. `note` stands inside the image; `prefix` keeps its ids apart from another's."""
     with style():
-        return saved(panels(told, note), label(told, note), prefix)
+        return to_svg(panels(told, note), label(told, note), prefix)
 
 
 def label(told: Mapping[str, Sequence[Mapping[str, Any]]], note: str) -> str:
@@ -57,7 +57,9 @@ def panels(told: Mapping[str, Sequence[Mapping[str, Any]]], note: str) -> Figure
         for i in range(len(told))
     ]
     for i, (key, name) in enumerate(zip(keys, told, strict=True)):
-        key.set(label=drawn(short(name, 30)), linestyle="--" if i // len(COLOURS) % 2 else "-")
+        key.set(
+            label=printable(shorten(name, 30)), linestyle="--" if i // len(COLOURS) % 2 else "-"
+        )
     for j, title in enumerate([*OVER.values(), PROFILE]):
         axes = figure.add_axes((0.075 + 0.5 * (j % 2), 0.62 - 0.43 * (j // 2), 0.4, 0.31))
         axes.set_title(title, fontsize=8, loc="left")
@@ -89,5 +91,5 @@ def panels(told: Mapping[str, Sequence[Mapping[str, Any]]], note: str) -> Figure
         frameon=False,
         borderpad=0,
     )
-    figure.text(0.985, 0.008, drawn(note), ha="right", color="#444444")
+    figure.text(0.985, 0.008, printable(note), ha="right", color="#444444")
     return figure

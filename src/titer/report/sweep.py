@@ -8,8 +8,8 @@ from typing import Any
 
 from markupsafe import Markup
 
-from titer.findings.frontier import SETTINGS, Place, places
-from titer.findings.seeds import Group, groups, shown
+from titer.findings.frontier import SETTINGS, Placement, places
+from titer.findings.seeds import Group, groups, measured_names
 from titer.report import tradeoff
 from titer.report.html import template
 from titer.report.tables import LAB, LAB_CAPTION
@@ -19,7 +19,7 @@ from titer.scoring.figures import NAMES
 @dataclass(frozen=True)
 class Plane:
     drawing: Markup
-    places: list[Place]
+    places: list[Placement]
 
 
 def render(bundle: Mapping[str, Any]) -> str:
@@ -37,14 +37,14 @@ def render(bundle: Mapping[str, Any]) -> str:
         missing=[cell for cell in cells if cell["status"] != "done"],
         caption=LAB_CAPTION if lab else "",
         disagreeing=bundle.get("flags", []),
-        raised=raised(cells),
+        raised=cells_by_flag(cells),
         planes=_planes(found, LAB if lab else ""),
         groups=found,
-        names={name: NAMES[name] for name in shown(found)},
+        names={name: NAMES[name] for name in measured_names(found)},
     )
 
 
-def raised(cells: Sequence[Mapping[str, Any]]) -> dict[str, list[str]]:
+def cells_by_flag(cells: Sequence[Mapping[str, Any]]) -> dict[str, list[str]]:
     """The cells in which a run raised a flag, by the flag."""
     found: dict[str, list[str]] = {}
     for cell in cells:

@@ -17,7 +17,7 @@ from rich.table import Table
 from titer import __version__
 from titer.findings import flags, rules
 from titer.findings import records as told
-from titer.findings.seeds import groups, shown
+from titer.findings.seeds import groups, measured_names
 from titer.runs.pipeline import Run, Stage
 from titer.runs.recipe import describe
 from titer.scoring.figures import NAMES
@@ -63,12 +63,12 @@ def write(run: Run, found: Mapping[str, Sequence[Stage]]) -> dict[str, Any]:
             "run": setting.identity,
         }
         documents[name] = plain(document)
-    struck = rules.broken(told.stages(documents))
+    struck = rules.find_broken(told.stages(documents))
     for document in documents.values():
         for stage in document["stages"]:
             stage["struck out"] = struck.get(stage["folder"], [])
-    raised = flags.described(
-        flags.raised(documents)
+    raised = flags.as_documents(
+        flags.raise_flags(documents)
     )  # of the whole run: what marks its control marks all of it
     for name in found:
         documents[name]["flags"] = raised
@@ -176,7 +176,7 @@ def searched(tried: Sequence[Mapping[str, Any]], bound: float) -> Table:
 def grid(bundle: Mapping[str, Any]) -> Table:
     """A sweep's last stages: each figure's mean over the seeds, with the interval that a new seed would fall into."""
     found = groups(bundle["cells"])
-    names = shown(found)
+    names = measured_names(found)
     table = Table(
         box=box.SIMPLE_HEAD,
         caption="95 % intervals over training seeds, from three seeds on.",

@@ -9,10 +9,10 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from titer.findings.frontier import free, front, scored
+from titer.findings.frontier import front, has_place, is_free
 from titer.findings.records import quoted
 from titer.findings.seeds import Group
-from titer.report.drawing import canvas, drawn, saved, short, style
+from titer.report.drawing import canvas, printable, shorten, style, to_svg
 from titer.scoring.statistics import Score
 
 WIDTH, HEIGHT = 620, 380  # CSS pixels
@@ -31,7 +31,7 @@ MARKERS = "osDv^P*hp<>"  # with the colours a new pair for each of 88 pipelines
 def svg(found: Sequence[Group], title: str, note: str, prefix: str) -> str:
     """The plane of groups of one attack on one world. `note` stands inside the image; `prefix` keeps its ids apart from another's."""
     with style():
-        return saved(plane(found, title, note), label(found, title, note), prefix)
+        return to_svg(plane(found, title, note), label(found, title, note), prefix)
 
 
 def label(found: Sequence[Group], title: str, note: str) -> str:
@@ -39,7 +39,7 @@ def label(found: Sequence[Group], title: str, note: str) -> str:
     told = [
         f"{_name(group)}: HS {quoted(harm)}, FA {quoted(task)}"
         for group, harm, task in _points(found)
-        if not free(group)
+        if not is_free(group)
     ]
     best = [f"HS {quoted(harm)} at FA {quoted(task)}" for _, harm, task in _points(front(found))]
     return f"{title}. Frontier of plain fine-tuning: {'; '.join(best) or 'none'}. {'; '.join(told)}. {note}".strip()
@@ -69,8 +69,8 @@ def plane(found: Sequence[Group], title: str, note: str) -> Figure:
         borderpad=0,
         handlelength=2.2,
     )
-    figure.text(0.015, 0.985, drawn(short(title, 90)), va="top", weight="bold")
-    figure.text(0.985, 0.015, drawn(note), ha="right", color="#444444")
+    figure.text(0.015, 0.985, printable(shorten(title, 90)), va="top", weight="bold")
+    figure.text(0.985, 0.015, printable(note), ha="right", color="#444444")
     return figure
 
 
@@ -80,7 +80,7 @@ def _free(axes: Axes, points: Sequence[tuple[Group, Score, Score]]) -> list[Line
         some = [
             (task.value, harm.value)
             for group, harm, task in points
-            if free(group) and KINDS[group.label] == (marker, name)
+            if is_free(group) and KINDS[group.label] == (marker, name)
         ]
         if some:
             look = {
@@ -113,7 +113,7 @@ def _front(axes: Axes, best: Sequence[Group]) -> list[Line2D]:
 
 def _methods(axes: Axes, points: Sequence[tuple[Group, Score, Score]]) -> list[Line2D]:
     keys = []
-    names = dict.fromkeys(group.pipeline for group, _, _ in points if not free(group))
+    names = dict.fromkeys(group.pipeline for group, _, _ in points if not is_free(group))
     for i, name in enumerate(names):
         colour, marker = COLOURS[i % len(COLOURS)], MARKERS[i % len(MARKERS)]
         for j, (_, harm, task) in enumerate(
@@ -148,7 +148,7 @@ def _methods(axes: Axes, points: Sequence[tuple[Group, Score, Score]]) -> list[L
                 color=colour,
                 linestyle="none",
                 markersize=6,
-                label=drawn(short(name, 26)),
+                label=printable(shorten(name, 26)),
             )
         )
     return keys
@@ -165,7 +165,9 @@ def reach(score: Score) -> list[list[float]]:
 
 def _points(found: Iterable[Group]) -> list[tuple[Group, Score, Score]]:
     """Group, HS and FA of all that has a place."""
-    told = [(group, group.score("harm"), group.score("task")) for group in found if scored(group)]
+    told = [
+        (group, group.score("harm"), group.score("task")) for group in found if has_place(group)
+    ]
     return [(group, harm, task) for group, harm, task in told if harm and task]
 
 

@@ -63,7 +63,7 @@ def stage(
         watch(0, 0, {})
     document = plain({"stage": kind, "method": describe(method) if method else {}, **_provenance(setting, kind), **found})
     document |= {"seconds": round(cost.seconds, 2), "peak_mb": round(cost.peak_mb, 1)}
-    document |= {"flags": flags.described(flags.alone([*made_by(setting.recipe.model.path), document]))}
+    document |= {"flags": flags.as_documents(flags.alone([*made_by(setting.recipe.model.path), document]))}
     write(finished, document)
     (folder / "checkpoint.safetensors").unlink(missing_ok=True)
     return dict(document)

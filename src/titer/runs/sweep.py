@@ -171,4 +171,4 @@ class Sweep:
 def disagreeing(cells: Sequence[Mapping[str, Any]]) -> list[dict[str, str]]:
     """The flags that the seeds of one setting raise together."""
     found = [(settings, flag) for settings, by_seed in by_settings(groups(cells)).items() for flag in flags.seeds(by_seed)]
-    return flags.described([replace(flag, pipeline=" ".join([*settings, flag.pipeline])) for settings, flag in found])
+    return flags.as_documents([replace(flag, pipeline=" ".join([*settings, flag.pipeline])) for settings, flag in found])

@@ -29,7 +29,7 @@ def answer(
     those after it are halved, which is said; in float32 the answers do not depend on it.
     """
     tokenizer = template.tokenizer
-    ends = sorted({*template.ends, *_listed(model.generation_config.eos_token_id)})
+    ends = sorted({*template.ends, *_as_list(model.generation_config.eos_token_id)})
     config = GenerationConfig(
         max_new_tokens=max_new_tokens,
         do_sample=False,
@@ -42,7 +42,7 @@ def answer(
     while plan:
         chosen = plan[0]
         try:
-            generated = _generated(model, [encoded[i] for i in chosen], config)
+            generated = _generate(model, [encoded[i] for i in chosen], config)
         except RuntimeError as error:
             if len(chosen) == 1 or not _out_of_memory(error):
                 raise
@@ -63,7 +63,7 @@ def answer(
     return [answers[i] for i in range(len(rows))]
 
 
-def _generated(
+def _generate(
     model: PreTrainedModel, prompts: Sequence[Sequence[int]], config: GenerationConfig
 ) -> list[list[int]]:
     """The tokens that follow each prompt, pads behind their end."""
@@ -98,5 +98,5 @@ def log_probabilities(model: PreTrainedModel, rows: Sequence[Encoded], batch: in
     return result
 
 
-def _listed(value: int | list[int] | None) -> list[int]:
+def _as_list(value: int | list[int] | None) -> list[int]:
     return [] if value is None else value if isinstance(value, list) else [value]

@@ -89,7 +89,7 @@ def proportion(hits: int, n: int, unscored: int = 0) -> Score:
     return Score(100 * hits / n, n, 100 * low, 100 * high, unscored)
 
 
-def clustered(outcomes: Sequence[bool | None], clusters: Sequence[Hashable]) -> Score:
+def proportion_by_cluster(outcomes: Sequence[bool | None], clusters: Sequence[Hashable]) -> Score:
     """Percentage of the outcomes that are true, None for unscored; those of one cluster are repeats and may be alike."""
     scored = [
         (outcome, cluster)
@@ -110,7 +110,7 @@ def mean(values: Sequence[float], clusters: Sequence[Hashable] | None = None) ->
     """Mean of `values`, with Student's interval; that over the clusters' sums of residuals where values repeat."""
     n = len(values)
     if clusters is not None and n:
-        return _clustered_mean(np.asarray(values, dtype=float), numbered(clusters))
+        return _mean_by_cluster(np.asarray(values, dtype=float), number_clusters(clusters))
     if n < 2:
         return Score(values[0] if values else math.nan, n, math.nan, math.nan)
     centre, error = float(sum(values) / n), float(stats.sem(values))
@@ -125,7 +125,7 @@ def training(
 
     A prompt that stands under several seeds is shared by them; seeds that each have prompts of their own share none.
     """
-    index = numbered([prompt for row in prompts for prompt in row])
+    index = number_clusters([prompt for row in prompts for prompt in row])
     drawn = np.repeat(np.arange(len(seeds)), [len(row) for row in prompts])
     outcomes = [
         outcome
@@ -212,7 +212,7 @@ def alike(values: ArrayLike, clusters: NDArray[np.int64]) -> float:
 
 def effective(values: ArrayLike, clusters: Sequence[Hashable] | NDArray[np.int64]) -> float:
     """The number of independent values that tell as much about the mean; exactly their number where no cluster repeats."""
-    index = clusters if isinstance(clusters, np.ndarray) else numbered(clusters)
+    index = clusters if isinstance(clusters, np.ndarray) else number_clusters(clusters)
     sizes = np.bincount(index)
     n, k = len(index), len(sizes)
     if k == n:
@@ -223,13 +223,13 @@ def effective(values: ArrayLike, clusters: Sequence[Hashable] | NDArray[np.int64
     return n / design * float(special.stdtrit(n - 1, 0.975) / special.stdtrit(k - 1, 0.975)) ** 2
 
 
-def numbered(clusters: Sequence[Hashable]) -> NDArray[np.int64]:
+def number_clusters(clusters: Sequence[Hashable]) -> NDArray[np.int64]:
     """The clusters as 0, 1, ... in order of appearance."""
     index: dict[Hashable, int] = {}
     return np.array([index.setdefault(cluster, len(index)) for cluster in clusters], dtype=np.int64)
 
 
-def _clustered_mean(values: NDArray[np.float64], clusters: NDArray[np.int64]) -> Score:
+def _mean_by_cluster(values: NDArray[np.float64], clusters: NDArray[np.int64]) -> Score:
     n, k, centre = len(values), int(clusters.max()) + 1, float(values.mean())
     if k < 2:
         return Score(centre, n, math.nan, math.nan)
