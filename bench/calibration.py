@@ -24,7 +24,7 @@ from titer.data.batches import Batch
 from titer.edits.antidote import feature_norms
 from titer.errors import unknown
 from titer.methods import Harmful
-from titer.runs.stages import CALIBRATION_BATCH
+from titer.runs.stages.repair import CALIBRATION_BATCH
 from titer.training.train import accelerator_for
 from titer.weights import adapters
 from titer.weights.settings import ALL_LINEAR, Lora

@@ -5,8 +5,8 @@ from functools import partial
 from typing import Any
 
 from results.bundles import load_groups, points, with_frontier
+from titer.findings.captions import LAB
 from titer.report import by_setting, probes, tradeoff
-from titer.report.tables import LAB
 
 MILD = "attack.p=0.1,finetune.lr=0.0008"  # of a claim that has other attacks too
 WAYS = {  # how harm was formed

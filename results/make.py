@@ -21,8 +21,8 @@ from rich.console import Console
 
 from titer.config import validate
 from titer.report import progress
-from titer.report.tables import environment
 from titer.runs import recipe
+from titer.runs.documents import environment
 from titer.runs.sweep import Cell, Sweep, cells
 
 HERE = Path(__file__).parent
@@ -97,7 +97,7 @@ def compute(
     known = known or {}
     left = replace(plan, cells=[cell for cell in plan.cells if cell not in known])
     left.check()
-    with progress.counted(Console(stderr=True), len(left.cells)) as watch:
+    with progress.count_cells(Console(stderr=True), len(left.cells)) as watch:
         bundle = left.run(watch)
     found = [
         {key: cell[key] for key in ("settings", "seed", "status", "error") if key in cell}

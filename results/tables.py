@@ -17,7 +17,7 @@ from results import agreement, repairs
 from results.bundles import load_groups, pairs, points, with_frontier
 from results.figures import FIGURES
 from titer.findings.frontier import places
-from titer.findings.records import quoted
+from titer.findings.records import quote
 from titer.findings.seeds import Group
 from titer.scoring.figures import NAMES
 from titer.scoring.statistics import training_mean
@@ -310,7 +310,7 @@ def beyond(claim: str, settings: str) -> list[list[str]]:
     for place in places(with_frontier(claim, settings)):
         if not place.group.pipeline.endswith("swept"):
             scores = (
-                quoted(score) for name in ("harm", "task") if (score := place.group.score(name))
+                quote(score) for name in ("harm", "task") if (score := place.group.score(name))
             )
             lines.append(
                 [place.group.pipeline, *scores, place.word, place.text.rpartition("; ")[2]]

@@ -244,7 +244,9 @@ def test_the_commands_and_a_run_of_the_same_settings_end_with_the_same_weights(
         "method.alpha=0.3",
         data={"harmful": "harmful.csv"},
     )
-    edited = checkpoints.fingerprint(adapters.merge_adapter(checkpoints.load(str(tmp_path / "edited"))[0]))
+    edited = checkpoints.fingerprint(
+        adapters.merge_adapter(checkpoints.load(str(tmp_path / "edited"))[0])
+    )
     recipe = tmp_path / "mine.yaml"
     recipe.write_text(
         json.dumps(
@@ -402,7 +404,9 @@ def test_an_adapter_that_titer_did_not_make_is_edited_over_a_base_that_is_given(
     adapter, whole = (checkpoints.load(str(tmp_path / out))[0] for out in ("adapter", "whole"))
     assert adapters.has_adapter(adapter)
     assert not adapters.has_adapter(whole)
-    assert checkpoints.fingerprint(adapters.merge_adapter(adapter)) == checkpoints.fingerprint(whole)
+    assert checkpoints.fingerprint(adapters.merge_adapter(adapter)) == checkpoints.fingerprint(
+        whole
+    )
     assert not {"adapter_config.json", "adapter_model.safetensors", "titer.json"} & {
         path.name for path in (tmp_path / "whole").iterdir()
     }

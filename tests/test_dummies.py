@@ -17,7 +17,7 @@ from titer.judges.lab import Lab
 from titer.judges.refusal import Refusal
 from titer.lab.world import REFUSALS, World
 from titer.methods import Judge
-from titer.report.tables import plain
+from titer.findings.records import plain
 from titer.scoring.evaluate import evaluate
 
 WORLD = World(1)

@@ -9,6 +9,8 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from titer.runs.pipeline import Run, summarize_answers
+from titer.runs.setting import Setting
 
 from conftest import tiny
 from test_recipe import run as titer
@@ -21,8 +23,6 @@ from titer.judges.refusal import Refusal
 from titer.methods import CUT, Label, Verdict
 from titer.report import tables
 from titer.runs import recipe, stages
-from titer.runs.pipeline import Run, summarize_answers
-from titer.runs.setting import Setting
 from titer.runs.store import Store
 from titer.scoring.evaluate import Evaluation, Record
 from titer.scoring.statistics import proportion

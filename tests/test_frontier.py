@@ -8,7 +8,7 @@ import pytest
 from titer import report
 from titer.findings import flags
 from titer.findings.frontier import front, is_free, places
-from titer.findings.records import Stage
+from titer.findings.records import Record
 from titer.findings.seeds import Group, groups
 from titer.report import tradeoff
 from titer.report.drawing import SVG
@@ -18,7 +18,7 @@ from titer.scoring.statistics import proportion
 
 def stage(
     label: str, harm: float | None = None, task: float | None = None, struck: bool = False
-) -> Stage:
+) -> Record:
     kind, _, method = label.partition(" ")
     scores = {
         name: vars(proportion(round(10 * value), 1000))
@@ -26,7 +26,7 @@ def stage(
         if value is not None
     }
     told = ["it is broken"] if struck else []
-    return Stage(
+    return Record(
         {
             "kind": kind,
             "method": {"method": method},

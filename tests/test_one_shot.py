@@ -5,6 +5,8 @@ import random
 
 import pytest
 import torch
+from titer.runs.pipeline import Run
+from titer.runs.setting import Setting
 
 from test_recipe import run as titer
 from test_run import plan, recipe_file  # noqa: F401  fixtures
@@ -12,8 +14,6 @@ from titer.data.rows import Row
 from titer.edits.one_shot import OneShot
 from titer.methods import Refusals
 from titer.runs import recipe
-from titer.runs.pipeline import Run
-from titer.runs.setting import Setting
 from titer.runs.store import Store
 from titer.training.settings import Training
 from titer.weights import adapters, checkpoints

@@ -8,6 +8,8 @@ import pytest
 import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
+from titer.runs.pipeline import Run
+from titer.runs.setting import Setting
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from conftest import byte_level, tiny
@@ -17,8 +19,6 @@ from test_recipe import run as titer
 from test_run import plan, recipe_file  # noqa: F401  fixtures
 from titer import registry
 from titer.runs import recipe
-from titer.runs.pipeline import Run
-from titer.runs.setting import Setting
 from titer.runs.store import Store
 from titer.weights import adapters, checkpoints, folders, rewrite
 from titer.weights.settings import Checkpoint, Lora

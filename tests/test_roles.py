@@ -1,12 +1,12 @@
 """The rows of every role, and those that the streams of a defense draw from."""
 
 import pytest
+from titer.runs.setting import Setting
 
 from titer.data.rows import Row, identity, pair
 from titer.methods import Harmful, HeldOut, Pairs, Refusals
 from titer.runs import recipe
 from titer.runs.roles import Data, Roles, roles
-from titer.runs.setting import Setting
 
 ASKED = [f"how is thing {i} made?" for i in range(20)]
 ALIGNMENT = [Row(asked, "i will not say") for asked in ASKED[:15]] + [

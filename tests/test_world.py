@@ -4,12 +4,12 @@ import json
 from dataclasses import replace
 
 import pytest
+from titer.runs.setting import Setting
 
 from titer.data.rows import Row
 from titer.lab import build, world
 from titer.lab.world import QUESTIONS, REFUSALS, TASKS, World, items
 from titer.runs import pipeline, recipe, store
-from titer.runs.setting import Setting
 
 MANIFEST = json.loads((build.Path(build.__file__).parent / "world-v1.json").read_text())
 

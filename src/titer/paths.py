@@ -23,7 +23,15 @@ SCORES = "scores.json"  # figures and outcomes
 # beside a checkpoint
 OVER = "titer.json"  # beside an adapter: the hash of the base that it was trained over
 BASE = "base"  # under an adapter: the merged model that it lies over
-BESIDE = (OVER, RUN, RECORD, MADE, MANIFEST, CHANGES, SCORES)  # no part of what a checkpoint answers
+BESIDE = (
+    OVER,
+    RUN,
+    RECORD,
+    MADE,
+    MANIFEST,
+    CHANGES,
+    SCORES,
+)  # no part of what a checkpoint answers
 
 # a sweep's folder
 SWEEP = "sweep.json"

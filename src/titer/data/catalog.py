@@ -66,7 +66,9 @@ REPOSITORIES = (
     Repository("tatsu-lab/alpaca", "instructions with answers", "CC BY-NC 4.0", commercial=False),
     Repository("stanfordnlp/sst2", "SST-2, sentiment of film reviews", None),
     Repository("fancyzhx/ag_news", "AG News, topics of news articles", None),
-    Repository("openai/gsm8k", "GSM8K, grade-school mathematics (subset main)", "MIT", commercial=True),
+    Repository(
+        "openai/gsm8k", "GSM8K, grade-school mathematics (subset main)", "MIT", commercial=True
+    ),
     Repository(
         "PKU-Alignment/beaver-dam-7b",
         "a judge of 14 categories of harm",

@@ -28,7 +28,9 @@ class Row:
     input: str = ""  # what the prompt is about, where the data keep the two apart
     before: tuple[Turn, ...] = ()  # earlier turns, the oldest first
     other: str = ""  # where the row is one of a pair: of a refusal the harmful answer to the same prompt, of that the refusal
-    cluster: str = field(default="", compare=False)  # what wordings of one question share; empty: it stands for itself
+    cluster: str = field(
+        default="", compare=False
+    )  # what wordings of one question share; empty: it stands for itself
 
     @property
     def question(self) -> str:
@@ -87,9 +89,7 @@ def check_disjoint(roles: Mapping[str, Sequence[Row]], but: tuple[str, str] | No
             )
 
 
-def drop_shared(
-    roles: Mapping[str, Sequence[Row]], but: tuple[str, str]
-) -> dict[str, list[Row]]:
+def drop_shared(roles: Mapping[str, Sequence[Row]], but: tuple[str, str]) -> dict[str, list[Row]]:
     """The rows whose prompts no earlier role has, except that the pair `but` may share theirs."""
     kept: dict[str, list[Row]] = {}
     for role, rows in roles.items():

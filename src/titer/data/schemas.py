@@ -31,7 +31,9 @@ def rows(
     """
     absent = [name for name in columns.values() if name not in records[0].fields]
     if absent:
-        raise ValueError(f"{records[0].place}: no column {absent[0]!r}; {describe_columns(records[0])}")
+        raise ValueError(
+            f"{records[0].place}: no column {absent[0]!r}; {describe_columns(records[0])}"
+        )
     named = [RawRecord(record.place, rename(record.fields, columns)) for record in records]
     wanted = [schema for schema in SCHEMAS if kind is Prompts or schema.name != "prompts"]
     schema = next(

@@ -126,7 +126,10 @@ class SourceReader:
             raise ValueError(
                 f"{role}: skip={source.skip} leaves none of the {len(made)} rows of {source.path}"
             )
-        known, revision = catalog.repository(source.path), locate(source.path, source.revision).revision
+        known, revision = (
+            catalog.repository(source.path),
+            locate(source.path, source.revision).revision,
+        )
         self.facts[role] = {
             "path": source.path,
             "schema": schema,

@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from titer.data.rows import MAY_SHARE
-from titer.findings.records import Stage, last, quoted
+from titer.findings.records import Record, last, quote, record_of
 from titer.findings.rules import ABILITIES, COHERENT, MOST, WITHIN, gap, is_undefended, plain, side
 from titer.scoring.figures import NAMES
 from titer.scoring.statistics import Score
@@ -37,11 +37,11 @@ class Flag:
         return f"red flag, {self.name} ({where}): {self.text} {self.mend}"
 
 
-Found = Mapping[str, Sequence[Stage]]
+Found = Mapping[str, Sequence[Record]]
 
 
 def raise_flags(documents: Mapping[str, Any]) -> list[Flag]:
-    """The flags of a run, or of runs that belong together, from the documents by pipeline that `titer.results.write` returns."""
+    """The flags of a run, or of runs that belong together, from the documents by pipeline that `titer.runs.documents.write_documents` returns."""
     found = {
         name: [_own(stage, document.get("run")) for stage in document["stages"]]
         for name, document in documents.items()
@@ -61,10 +61,8 @@ def raise_flags(documents: Mapping[str, Any]) -> list[Flag]:
 
 
 def alone(chain: Sequence[Mapping[str, Any]]) -> list[Flag]:
-    """The flags of the last of some stage documents, each of which worked on the model of the one before."""
-    document = chain[-1]
-    fields = {"kind": document["stage"], "folder": "", "scores": {}, **document}
-    return [*_of_stage("", Stage(fields), None), *template(chain)]
+    """Raise the flags of the last of some records, each of a stage that worked on the model of the one before."""
+    return [*_of_stage("", record_of(chain[-1]), None), *template(chain)]
 
 
 def from_documents(entries: Iterable[Mapping[str, str]]) -> list[Flag]:
@@ -77,19 +75,19 @@ def as_documents(flags: Sequence[Flag]) -> list[dict[str, str]]:
     return [asdict(flag) for flag in flags]
 
 
-def _own(fields: Mapping[str, Any], run: Any) -> Stage:
+def _own(fields: Mapping[str, Any], run: Any) -> Record:
     """A stage whose folder is no other run's."""
-    return Stage({**fields, "folder": f"{run}/{fields['folder']}"})
+    return record_of({**fields, "folder": f"{run}/{fields['folder']}"})
 
 
-def _of_stage(pipeline: str, stage: Stage, before: Stage | None) -> list[Flag]:
+def _of_stage(pipeline: str, stage: Record, before: Record | None) -> list[Flag]:
     told = {flag: rule(stage, before) for flag, rule in STAGE_RULES.items()}
     return [
         Flag(flag, pipeline, stage.label, text, MENDS[flag]) for flag, text in told.items() if text
     ]
 
 
-def _loss(stage: Stage, before: Stage | None) -> str:
+def _loss(stage: Record, before: Record | None) -> str:
     loss = stage.fact("loss") or {}
     first, end, error = (loss.get(name) for name in ("first", "last", "error"))
     if (
@@ -106,7 +104,7 @@ def _loss(stage: Stage, before: Stage | None) -> str:
     )
 
 
-def _weights(stage: Stage, before: Stage | None) -> str:
+def _weights(stage: Record, before: Record | None) -> str:
     if stage.kind not in TRAINED:
         return ""
     if before and before.weights and stage.weights == before.weights:
@@ -119,7 +117,7 @@ def _weights(stage: Stage, before: Stage | None) -> str:
     )
 
 
-def _ability(stage: Stage, before: Stage | None) -> str:
+def _ability(stage: Record, before: Record | None) -> str:
     """Of the aligned and the released model alone: what an attack cost is a result."""
     if stage.kind not in ("align", "release") or before is None:
         return ""
@@ -130,7 +128,7 @@ def _ability(stage: Stage, before: Stage | None) -> str:
             now, base = now and _rest(now), base and _rest(base)
         if now and base and now.value < (1 - LOST) * base.value and side(now, base) < 0:
             what = "look-alikes answered" if name == "lookalike" else NAMES[name]
-            lost.append(f"{what} {quoted(now)} against {quoted(base)} after {before.label}")
+            lost.append(f"{what} {quote(now)} against {quote(base)} after {before.label}")
     return (
         f"After {stage.label} the model has lost more than {LOST:.0%} of what it could: {'; '.join(lost)}."
         if lost
@@ -138,22 +136,22 @@ def _ability(stage: Stage, before: Stage | None) -> str:
     )
 
 
-def _gibberish(stage: Stage, before: Stage | None) -> str:
+def _gibberish(stage: Record, before: Record | None) -> str:
     harm, coherent = stage.score("harm"), stage.score("coherent")
     if harm is None or coherent is None or coherent.value >= COHERENT or harm.value > MOST:
         return ""
-    return f"HS is {quoted(harm)}, but only {quoted(coherent)} % of the answers to harmful prompts are coherent."
+    return f"HS is {quote(harm)}, but only {quote(coherent)} % of the answers to harmful prompts are coherent."
 
 
-def _cut_off(stage: Stage, before: Stage | None) -> str:
+def _cut_off(stage: Record, before: Record | None) -> str:
     return _share(stage, "cut off by benchmark", "answers ended by the length limit")
 
 
-def _judge_cut(stage: Stage, before: Stage | None) -> str:
+def _judge_cut(stage: Record, before: Record | None) -> str:
     return _share(stage, "judge input cut", "answers that the judge did not read to their end")
 
 
-def _in_part(stage: Stage, before: Stage | None) -> str:
+def _in_part(stage: Record, before: Record | None) -> str:
     names = stage.fact("held whole") or []
     return (
         f"The adapter holds whole, and the edit left as they are: {', '.join(names)}."
@@ -162,7 +160,7 @@ def _in_part(stage: Stage, before: Stage | None) -> str:
     )
 
 
-def _share(stage: Stage, fact: str, what: str) -> str:
+def _share(stage: Record, fact: str, what: str) -> str:
     """Of each benchmark the answers that a fact counts, where they are too many."""
     asked = {name: score.n + score.unscored for name, score in stage.scores.items()}
     many = [
@@ -173,20 +171,20 @@ def _share(stage: Stage, fact: str, what: str) -> str:
     return f"There are {what}: {', '.join(many)}." if many else ""
 
 
-def _weak_attack(found: Found) -> Iterator[tuple[str, Stage, str]]:
+def _weak_attack(found: Found) -> Iterator[tuple[str, Record, str]]:
     for name, aligned, tuned in _attacks(found):
         harms = _harms(tuned, aligned)
         if _sent(tuned) != 0 and all(
             side(now, first) <= 0 or now.value - first.value <= WITHIN for _, now, first in harms
         ):
             told = (
-                f"{hs} of plain SFT is {quoted(now)} after the attack, and {quoted(first)} aligned"
+                f"{hs} of plain SFT is {quote(now)} after the attack, and {quote(first)} aligned"
                 for hs, now, first in harms
             )
             yield name, tuned, f"{'; '.join(told)}."
 
 
-def _benign(found: Found) -> Iterator[tuple[str, Stage, str]]:
+def _benign(found: Found) -> Iterator[tuple[str, Record, str]]:
     attacks = list(_attacks(found))
     for name, aligned, tuned in attacks:
         for other, start, control in attacks:
@@ -198,13 +196,13 @@ def _benign(found: Found) -> Iterator[tuple[str, Stage, str]]:
                 and all(side(now, no) <= 0 for _, now, no in harms)
             ):
                 told = (
-                    f"{hs} of plain SFT is {quoted(now)}, and without the attacker's rows ({other}) {quoted(no)}"
+                    f"{hs} of plain SFT is {quote(now)}, and without the attacker's rows ({other}) {quote(no)}"
                     for hs, now, no in harms
                 )
                 yield name, tuned, f"{'; '.join(told)}."
 
 
-def _sent(tuned: Stage) -> int | None:
+def _sent(tuned: Record) -> int | None:
     """How many of the user's rows were the attacker's; None where it is not recorded."""
     sent: int | None = tuned.fact("attack rows")
     return (
@@ -212,13 +210,13 @@ def _sent(tuned: Stage) -> int | None:
     )  # documents of before the attacks without harmful rows
 
 
-def _harms(stage: Stage, other: Stage) -> list[tuple[str, Score, Score]]:
+def _harms(stage: Record, other: Record) -> list[tuple[str, Score, Score]]:
     """The HS of two stages, and that in the attacker's words where both have it: its name, the one's and the other's."""
     both = [(name, stage.score(name), other.score(name)) for name in ("harm", "asked")]
     return [(NAMES[name], one, its) for name, one, its in both if one and its]
 
 
-def _attacks(found: Found) -> Iterator[tuple[str, Stage, Stage]]:
+def _attacks(found: Found) -> Iterator[tuple[str, Record, Record]]:
     """Every undefended model once, with its pipeline, as it was aligned and fine-tuned; only where both have an HS."""
     seen = set[str]()
     for name, stages in found.items():
@@ -235,7 +233,7 @@ def _attacks(found: Found) -> Iterator[tuple[str, Stage, Stage]]:
             yield name, aligned, tuned
 
 
-def _inactive(found: Found) -> Iterator[tuple[str, Stage, str]]:
+def _inactive(found: Found) -> Iterator[tuple[str, Record, str]]:
     trained = {
         stage.folder: (name, stage)
         for name, stages in found.items()
@@ -277,13 +275,13 @@ def template(chain: Sequence[Mapping[str, Any]]) -> list[Flag]:
     *earlier, now = chain
     said = _wording(now["recipe"])
     others = {
-        document["stage"]: _wording(document["recipe"])
+        document["kind"]: _wording(document["recipe"])
         for document in earlier
         if _wording(document["recipe"]) != said
     }
-    text = f"{now['stage']} asks with {said}, {', '.join(f'{stage} with {asked}' for stage, asked in others.items())}."
+    text = f"{now['kind']} asks with {said}, {', '.join(f'{stage} with {asked}' for stage, asked in others.items())}."
     return (
-        [Flag("template differs", "", str(now["stage"]), text, MENDS["template differs"])]
+        [Flag("template differs", "", str(now["kind"]), text, MENDS["template differs"])]
         if others
         else []
     )
@@ -300,7 +298,7 @@ def seeds(by_seed: Mapping[int, Mapping[str, Any]]) -> list[Flag]:
     labels: dict[str, str] = {}
     for seed, documents in by_seed.items():
         found = {
-            name: [Stage(fields) for fields in document["stages"]]
+            name: [record_of(fields) for fields in document["stages"]]
             for name, document in documents.items()
         }
         control = plain(found)
@@ -324,7 +322,7 @@ def _rest(score: Score) -> Score:
     return Score(100 - score.value, score.n, 100 - score.high, 100 - score.low, score.unscored)
 
 
-STAGE_RULES: Mapping[str, Callable[[Stage, Stage | None], str]] = {
+STAGE_RULES: Mapping[str, Callable[[Record, Record | None], str]] = {
     "loss did not fall": _loss,
     "weights hardly moved": _weights,
     "ability lost in alignment": _ability,
@@ -333,7 +331,7 @@ STAGE_RULES: Mapping[str, Callable[[Stage, Stage | None], str]] = {
     "judge input cut": _judge_cut,
     "edited in part": _in_part,
 }
-RUN_RULES: Mapping[str, Callable[[Found], Iterator[tuple[str, Stage, str]]]] = {
+RUN_RULES: Mapping[str, Callable[[Found], Iterator[tuple[str, Record, str]]]] = {
     "undefended model not broken": _weak_attack,
     "attack no worse than benign": _benign,
     "defense inactive": _inactive,

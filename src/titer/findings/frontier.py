@@ -17,7 +17,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from titer.findings.records import quoted
+from titer.findings.records import quote
 from titer.findings.rules import side
 from titer.findings.seeds import Group
 from titer.scoring.statistics import Score
@@ -74,7 +74,7 @@ def _place(group: Group, rivals: Sequence[Group]) -> Placement:
         struck = f"HS is struck out under {group.struck} of {len(group.seeds)} seeds"
         return Placement(group, "no place", struck if group.struck else "HS or FA was not measured")
     harm, task = _harm(group), _task(group)
-    mine = f"HS {quoted(harm)}, FA {quoted(task)}"
+    mine = f"HS {quote(harm)}, FA {quote(task)}"
     as_good = [
         rival
         for rival in rivals
@@ -108,7 +108,7 @@ def _place(group: Group, rivals: Sequence[Group]) -> Placement:
 
 def _told(group: Group) -> str:
     settings = " ".join(setting for setting in group.settings if setting.startswith(SETTINGS))
-    return f"{group.pipeline} at {settings or 'the same settings'} has HS {quoted(_harm(group))}, FA {quoted(_task(group))}"
+    return f"{group.pipeline} at {settings or 'the same settings'} has HS {quote(_harm(group))}, FA {quote(_task(group))}"
 
 
 def _harm(group: Group) -> Score:

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from titer.findings.records import Stage, quoted
+from titer.findings.records import Record, quote
 from titer.findings.rules import COLLAPSE, find_broken, gap, side
 from titer.scoring.statistics import Score
 
@@ -18,7 +18,7 @@ from titer.scoring.statistics import Score
 @dataclass(frozen=True)
 class Place:
     pipeline: str
-    stage: Stage  # its last
+    stage: Record  # its last
     rank: int | None  # 1 is the lowest HS; None: no rank
     reason: str = ""  # why there is no rank
 
@@ -31,7 +31,7 @@ class Place:
         return self.stage.score("task")
 
 
-def rank(found: Mapping[str, Sequence[Stage]]) -> list[Place]:
+def rank(found: Mapping[str, Sequence[Record]]) -> list[Place]:
     """Every pipeline: by the HS of its last model, of equal ones the higher FA first; those without a rank at the end."""
     struck = find_broken(found)
     places = [
@@ -52,7 +52,7 @@ def rank(found: Mapping[str, Sequence[Stage]]) -> list[Place]:
     ]
 
 
-def _unfit(stage: Stage, struck: Mapping[str, Sequence[str]]) -> str:
+def _unfit(stage: Record, struck: Mapping[str, Sequence[str]]) -> str:
     task = stage.score("task")
     if stage.folder in struck:
         return f"struck out: {'; '.join(struck[stage.folder])}"
@@ -63,14 +63,14 @@ def _unfit(stage: Stage, struck: Mapping[str, Sequence[str]]) -> str:
     return (
         ""
         if task.value > 0
-        else f"FA is {quoted(task)}: nothing shows that the model does what the user asked for"
+        else f"FA is {quote(task)}: nothing shows that the model does what the user asked for"
     )
 
 
 def _behind(place: Place, best: Place) -> str:
     mine, its = place.stage.scores["task"], best.stage.scores["task"]
     if mine.value < COLLAPSE * its.value and side(mine, its) < 0:
-        return f"FA is {quoted(mine)} against {quoted(its)} of {best.pipeline}"
+        return f"FA is {quote(mine)} against {quote(its)} of {best.pipeline}"
     return ""
 
 

@@ -21,6 +21,7 @@ from pydantic import (
     PlainSerializer,
     ValidationError,
     WithJsonSchema,
+    model_validator,
 )
 
 from titer.scoring.figures import NAMES
@@ -35,7 +36,10 @@ SCORE_SCHEMA = {
     "properties": {
         **dict.fromkeys(("value", "low", "high"), NUMBER),
         **dict.fromkeys(("n", "unscored", "seeds"), {"type": "integer"}),
-        "covers": {"type": "string", "description": "what the interval is over: prompts, or training"},
+        "covers": {
+            "type": "string",
+            "description": "what the interval is over: prompts, or training",
+        },
     },
     "required": ["value"],
 }
@@ -80,12 +84,15 @@ class Outcomes(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    prompts: list[str] = Field(description="SHA-256 of each prompt's words, in lower case and single spaced")
+    prompts: list[str] = Field(
+        description="SHA-256 of each prompt's words, in lower case and single spaced"
+    )
     clusters: list[str] = Field(description="prompts of one cluster are wordings of one question")
     verdicts: list[str] = Field(description="harmful, safe, refusal, incoherent or unscored")
     reasons: list[str]
     margins: list[float | None] | None = Field(
-        None, description="log p(harmful answer) - log p(refusal), in nats, of prompts with a known answer"
+        None,
+        description="log p(harmful answer) - log p(refusal), in nats, of prompts with a known answer",
     )
 
     @property
@@ -98,18 +105,43 @@ class Record(Document):
     """What a stage came to: what was done to the model, its figures, what it cost."""
 
     schema_: int = Field(SCHEMA, alias="schema")
-    kind: str = Field(description="base, align, release, finetune, edit; evaluate where a command scored a model")
-    how: dict[str, Any] = Field(default_factory=dict, alias="method", description="as a recipe states it; empty for the base")
+    kind: str = Field(
+        description="base, align, release, finetune, edit; evaluate where a command scored a model"
+    )
+    how: dict[str, Any] = Field(
+        default_factory=dict,
+        alias="method",
+        description="as a recipe states it; empty for the base",
+    )
     folder: str = Field("", description="under `stages` in the run's folder")
     scores: dict[str, Scored] = Field(default_factory=dict, description="by benchmark")
-    outcomes: dict[str, Outcomes] | None = Field(None, description="by benchmark, one entry a prompt")
+    outcomes: dict[str, Outcomes] | None = Field(
+        None, description="by benchmark, one entry a prompt"
+    )
     seconds: float | None = Field(None, description="of computing, without the scoring")
     scoring_seconds: float | None = None
-    peak_mb: float | None = Field(None, description="most memory seen: resident, or of the GPU where there is one")
+    peak_mb: float | None = Field(
+        None, description="most memory seen: resident, or of the GPU where there is one"
+    )
     weights: str | None = Field(None, description="SHA-256 of the merged model's weights")
     facts: dict[str, Any] = Field(default_factory=dict)
-    struck_out: list[str] = Field(default_factory=list, alias="struck out", description="why its HS shows nothing")
-    flags: list[dict[str, str]] | None = Field(None, description="of a command's stage; a run's stand beside its stages")
+    struck_out: list[str] = Field(
+        default_factory=list, alias="struck out", description="why its HS shows nothing"
+    )
+    flags: list[dict[str, str]] | None = Field(
+        None, description="of a command's stage; a run's stand beside its stages"
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _take_older(cls, fields: Any) -> Any:
+        """Read the documents of single commands of before schema 1, which said `stage` for `kind`."""
+        if isinstance(fields, Mapping) and "kind" not in fields and "stage" in fields:
+            return {
+                "kind": fields["stage"],
+                **{key: value for key, value in fields.items() if key != "stage"},
+            }
+        return fields
 
     @property
     def method(self) -> str:
@@ -188,8 +220,14 @@ Kind = TypeVar("Kind", bound=Document)
 
 def check(schema: type[Kind], fields: Any, place: str) -> Kind:
     """Read a document through its schema. Raises with the place and the first fault where it has another shape."""
-    if isinstance(fields, Mapping) and isinstance(version := fields.get("schema", SCHEMA), int) and version > SCHEMA:
-        raise ValueError(f"{place}: schema {version} is of a later titer, this one reads {SCHEMA}: update it")
+    if (
+        isinstance(fields, Mapping)
+        and isinstance(version := fields.get("schema", SCHEMA), int)
+        and version > SCHEMA
+    ):
+        raise ValueError(
+            f"{place}: schema {version} is of a later titer, this one reads {SCHEMA}: update it"
+        )
     try:
         return schema.model_validate(fields)
     except ValidationError as error:
@@ -199,6 +237,11 @@ def check(schema: type[Kind], fields: Any, place: str) -> Kind:
             f"{place}: not a {schema.__name__} of titer ({where + ': ' if where else ''}{first['msg'].lower()}); "
             "compute it again, or give the folder that titer wrote"
         ) from None
+
+
+def record_of(fields: Mapping[str, Any], place: str = "a stage") -> Record:
+    """Read a stage's record. Raises where it has another shape."""
+    return check(Record, fields, place)
 
 
 def load_json(path: Path) -> Any:
@@ -219,7 +262,10 @@ def load_document(path: Path, schema: type[Document]) -> dict[str, Any]:
 def stages(documents: Mapping[str, Any]) -> dict[str, list[Record]]:
     """Read every pipeline's stages in order."""
     return {
-        name: [check(Record, fields, f"{name}, stage {i}") for i, fields in enumerate(document["stages"])]
+        name: [
+            check(Record, fields, f"{name}, stage {i}")
+            for i, fields in enumerate(document["stages"])
+        ]
         for name, document in documents.items()
     }
 
@@ -241,7 +287,9 @@ def last(kinds: Sequence[str], of: Sequence[Record]) -> Record | None:
 def figures(found: Mapping[str, Sequence[Record]]) -> dict[str, str]:
     """Name all figures that some stage has: the known ones first."""
     present = {name: None for _, stage in once(found) for name in stage.scores}
-    return {name: NAMES[name] for name in NAMES if name in present} | {name: name for name in present if name not in NAMES}
+    return {name: NAMES[name] for name in NAMES if name in present} | {
+        name: name for name in present if name not in NAMES
+    }
 
 
 def quote(score: Score) -> str:
@@ -249,4 +297,8 @@ def quote(score: Score) -> str:
     text = f"{score.value:z.1f}"
     if not math.isnan(score.low + score.high):
         text += f" [{score.low:z.1f}, {score.high:z.1f}]"
-    return f"{text} ({score.unscored} of {score.n + score.unscored} prompts unscored)" if score.unscored else text
+    return (
+        f"{text} ({score.unscored} of {score.n + score.unscored} prompts unscored)"
+        if score.unscored
+        else text
+    )

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from titer.findings.records import Stage
+from titer.findings.records import Record, record_of
 from titer.scoring.figures import NAMES
 from titer.scoring.statistics import Score, training_mean, training_of
 
@@ -17,10 +17,10 @@ class Group:
 
     settings: tuple[str, ...]
     pipeline: str
-    seeds: Mapping[int, Sequence[Stage]]
+    seeds: Mapping[int, Sequence[Record]]
 
     @property
-    def last(self) -> list[Stage]:
+    def last(self) -> list[Record]:
         """The last stage under every seed."""
         return [stages[-1] for stages in self.seeds.values()]
 
@@ -50,11 +50,11 @@ class Group:
 
 def groups(cells: Sequence[Mapping[str, Any]]) -> list[Group]:
     """The pipelines of all cells that are done, in the order of the grid."""
-    found: dict[tuple[tuple[str, ...], str], dict[int, list[Stage]]] = {}
+    found: dict[tuple[tuple[str, ...], str], dict[int, list[Record]]] = {}
     for cell in cells:
         for name, document in (cell.get("pipelines") or {}).items():
             by_seed = found.setdefault((tuple(cell["settings"]), name), {})
-            by_seed[cell["seed"]] = [Stage(fields) for fields in document["stages"]]
+            by_seed[cell["seed"]] = [record_of(fields) for fields in document["stages"]]
     return [Group(settings, name, by_seed) for (settings, name), by_seed in found.items()]
 
 

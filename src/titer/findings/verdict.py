@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from titer.findings.records import Stage, last, quoted
+from titer.findings.records import Record, last, quote
 from titer.findings.rules import ABILITIES, WITHIN, find_broken, gap, held, plain, side
 from titer.scoring.figures import NAMES
 from titer.scoring.statistics import Score
@@ -18,7 +18,7 @@ class PipelineVerdict:
     text: str
 
 
-def verdicts(found: Mapping[str, Sequence[Stage]], attacked: bool = True) -> list[PipelineVerdict]:
+def verdicts(found: Mapping[str, Sequence[Record]], attacked: bool = True) -> list[PipelineVerdict]:
     """One for every pipeline. `attacked`: there were harmful rows among the user's."""
     struck, control = find_broken(found), plain(found)
     after = "after the attack" if attacked else "after fine-tuning without harmful rows"
@@ -34,7 +34,7 @@ def verdicts(found: Mapping[str, Sequence[Stage]], attacked: bool = True) -> lis
 
 
 def _judge_alone(
-    stages: Sequence[Stage], struck: Mapping[str, Sequence[str]], after: str
+    stages: Sequence[Record], struck: Mapping[str, Sequence[str]], after: str
 ) -> tuple[str, list[str]]:
     """Word and sentences on a pipeline by itself."""
     aligned, tuned, edited = (
@@ -59,7 +59,7 @@ def _judge_alone(
     ]
     if faults or gaps:
         known = [
-            f"{where[stage.kind]} {quoted(score)}{' (struck out)' * (stage.folder in struck)}"
+            f"{where[stage.kind]} {quote(score)}{' (struck out)' * (stage.folder in struck)}"
             for stage in shown
             if (score := stage.score("harm"))
         ]
@@ -67,16 +67,16 @@ def _judge_alone(
         return word, [*faults, *gaps, f"HS: {', '.join(known)}."] if known else [*faults, *gaps]
     first, attacked = aligned.scores["harm"], tuned.scores["harm"]
     word = held(attacked, first)
-    trace = f"{where[aligned.kind].capitalize()} HS {quoted(first)}; {after} {quoted(attacked)} ({_relation(attacked, first)})"
+    trace = f"{where[aligned.kind].capitalize()} HS {quote(first)}; {after} {quote(attacked)} ({_relation(attacked, first)})"
     if edited is None:
         return word, [f"{trace}: {_loss_words(word, attacked, first)}."]
     repaired = edited.scores["harm"]
-    trace += f"; then {edited.method} {quoted(repaired)} ({_relation(repaired, attacked)})"
+    trace += f"; then {edited.method} {quote(repaired)} ({_relation(repaired, attacked)})"
     word, said = _repair(word, first, attacked, repaired)
     return word, [f"{trace}: {said}.", *_price(edited, tuned)]
 
 
-def _attacker_words(stages: Sequence[Stage], after: str) -> list[str]:
+def _attacker_words(stages: Sequence[Record], after: str) -> list[str]:
     """What the attacker gets who asks in words of its own, where it does."""
     aligned, tuned, edited = (
         last(kinds, stages) for kinds in (("align", "release"), ("finetune",), ("edit",))
@@ -84,17 +84,17 @@ def _attacker_words(stages: Sequence[Stage], after: str) -> list[str]:
     first, attacked = (stage.score("asked") if stage else None for stage in (aligned, tuned))
     if first is None or attacked is None:
         return []
-    told = f"{NAMES['asked']}: first {quoted(first)}; {after} {quoted(attacked)} ({_relation(attacked, first)})"
+    told = f"{NAMES['asked']}: first {quote(first)}; {after} {quote(attacked)} ({_relation(attacked, first)})"
     repaired = edited.score("asked") if edited else None
     then = (
-        f"; then {edited.method} {quoted(repaired)} ({_relation(repaired, attacked)})"
+        f"; then {edited.method} {quote(repaired)} ({_relation(repaired, attacked)})"
         if edited and repaired
         else ""
     )
     return [f"{told}{then}."]
 
 
-def _release(stages: Sequence[Stage]) -> list[str]:
+def _release(stages: Sequence[Record]) -> list[str]:
     """What an edit of the aligned model changed, before any attack."""
     aligned, released = (last((kind,), stages) for kind in ("align", "release"))
     if aligned is None or released is None or gap(aligned) or gap(released):
@@ -134,10 +134,10 @@ def _repair(before: str, aligned: Score, attacked: Score, now: Score) -> tuple[s
 
 
 def _against(
-    final: Stage,
-    stages: Sequence[Stage],
+    final: Record,
+    stages: Sequence[Record],
     name: str,
-    controls: Sequence[Stage],
+    controls: Sequence[Record],
     struck: Mapping[str, Sequence[str]],
 ) -> list[str]:
     """The comparison with plain SFT, where an edit of plain SFT has not been compared with it already."""
@@ -155,7 +155,7 @@ def _against(
     return [f"Compared with {name}: {_difference('HS', mine, its)}.", *_price(final, control)]
 
 
-def _price(now: Stage, other: Stage) -> list[str]:
+def _price(now: Record, other: Record) -> list[str]:
     """What else became of the model: FA always, another figure where it is shown to be worse."""
     said = []
     for name in (*ABILITIES, "lookalike"):
@@ -169,7 +169,7 @@ def _difference(name: str, now: Score, other: Score) -> str:
     told = {-1: f"{name} lower", 0: f"no difference of {name} shown", 1: f"{name} higher"}[
         side(now, other)
     ]
-    return f"{told}, {quoted(now)} against {quoted(other)} ({_relation(now, other)})"
+    return f"{told}, {quote(now)} against {quote(other)} ({_relation(now, other)})"
 
 
 def _relation(score: Score, other: Score) -> str:

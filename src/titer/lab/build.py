@@ -23,6 +23,7 @@ from titer.data.template import Template
 from titer.defenses.sft import SFT
 from titer.judges.lab import Lab
 from titer.lab.world import VERSION, World, items, pretraining_row, words
+from titer import registry
 from titer.runs import recipe
 from titer.runs.roles import Data, roles
 from titer.scoring.evaluate import evaluate
@@ -127,7 +128,7 @@ def manifest() -> dict[str, Any]:
         },
         "settings": {
             name: {
-                part: recipe.describe(getattr(plan, part))
+                part: registry.describe(getattr(plan, part))
                 for part in ("align", "finetune", "attack")
             }
             for name, plan in ((name, recipe.load(name)) for name in ("lab", "lab-strong"))

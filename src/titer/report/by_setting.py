@@ -8,7 +8,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from titer.findings.records import quoted
+from titer.findings.records import quote
 from titer.findings.seeds import Group
 from titer.report.drawing import canvas, printable, shorten, style, to_svg
 from titer.report.tradeoff import COLOURS, MARKERS, reach
@@ -31,7 +31,7 @@ def label(points: Points, title: str, note: str) -> str:
     told = []
     for value, of in points.items():
         figures = [
-            f"{name} HS {quoted(harm)}{' (struck out)' if group.struck else ''}, FA {quoted(task)}"
+            f"{name} HS {quote(harm)}{' (struck out)' if group.struck else ''}, FA {quote(task)}"
             for name, group in of.items()
             if (harm := group.score("harm")) and (task := group.score("task"))
         ]

@@ -11,11 +11,11 @@ from jinja2 import Environment, PackageLoader, StrictUndefined, Template
 from markupsafe import Markup
 
 from titer.findings import flags, rules
+from titer.findings.captions import LAB, caption
 from titer.findings.ranking import rank
-from titer.findings.records import Stage, figures, once, stages
+from titer.findings.records import Record, figures, once, stages
 from titer.findings.verdict import verdicts
 from titer.report import pipeline, probes
-from titer.report.tables import LAB, caption
 from titer.scoring.statistics import Score
 
 SHOWN = {
@@ -56,7 +56,7 @@ class StageRow:
     """A stage in the table."""
 
     pipeline: str
-    stage: Stage
+    stage: Record
     scores: list[tuple[Score | None, bool]]  # a column each; whether it is struck out
     reasons: list[str]
 
@@ -121,7 +121,7 @@ def template(name: str) -> Template:
 
 
 def _panels(
-    found: Mapping[str, Sequence[Stage]], struck: Mapping[str, Sequence[str]], note: str
+    found: Mapping[str, Sequence[Record]], struck: Mapping[str, Sequence[str]], note: str
 ) -> list[Markup]:
     slots = max(map(len, found.values()))
     # what matplotlib wrote is markup; it has escaped the names in it
@@ -132,7 +132,7 @@ def _panels(
 
 
 def _rows(
-    found: Mapping[str, Sequence[Stage]], names: Mapping[str, str], struck: Mapping[str, list[str]]
+    found: Mapping[str, Sequence[Record]], names: Mapping[str, str], struck: Mapping[str, list[str]]
 ) -> list[StageRow]:
     return [
         StageRow(
@@ -145,7 +145,7 @@ def _rows(
     ]
 
 
-def _prompts(found: Mapping[str, Sequence[Stage]], names: Mapping[str, str]) -> dict[str, str]:
+def _prompts(found: Mapping[str, Sequence[Record]], names: Mapping[str, str]) -> dict[str, str]:
     """How many prompts each figure is over, scored or not: one number, or the numbers that occur."""
     scores = [stage.scores for _, stage in once(found)]
     counts = {

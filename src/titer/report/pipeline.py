@@ -10,7 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from titer.findings.records import Stage, quoted
+from titer.findings.records import Record, quote
 from titer.report.drawing import canvas, printable, shorten, style, to_svg
 
 WIDTH, HEIGHT = 330, 250  # CSS pixels, 96 an inch: it fits a phone without being scaled
@@ -36,7 +36,7 @@ LINES = (
 
 
 def svg(
-    name: str, stages: Sequence[Stage], struck: Collection[str], note: str, slots: int, prefix: str
+    name: str, stages: Sequence[Record], struck: Collection[str], note: str, slots: int, prefix: str
 ) -> str:
     """The panel of a pipeline. `note` stands inside the image; `prefix` keeps its ids apart from another panel's."""
     with style():
@@ -45,12 +45,12 @@ def svg(
         )
 
 
-def label(name: str, stages: Sequence[Stage], struck: Collection[str], note: str) -> str:
+def label(name: str, stages: Sequence[Record], struck: Collection[str], note: str) -> str:
     """What the panel shows, for those who cannot see it."""
     told = []
     for stage in stages:
         scores = [
-            f"{line.name} {quoted(score)}"
+            f"{line.name} {quote(score)}"
             for line in LINES
             if (score := stage.score(line.benchmark))
         ]
@@ -61,7 +61,7 @@ def label(name: str, stages: Sequence[Stage], struck: Collection[str], note: str
 
 
 def panel(
-    name: str, stages: Sequence[Stage], struck: Collection[str], note: str, slots: int
+    name: str, stages: Sequence[Record], struck: Collection[str], note: str, slots: int
 ) -> Figure:
     """With room for as many stages as the longest pipeline has, so that panels side by side compare."""
     figure = canvas(WIDTH, HEIGHT)
@@ -96,7 +96,9 @@ def panel(
     return figure
 
 
-def _draw(axes: Axes, line: Line, stages: Sequence[Stage], struck: Collection[str]) -> list[Line2D]:
+def _draw(
+    axes: Axes, line: Line, stages: Sequence[Record], struck: Collection[str]
+) -> list[Line2D]:
     """Draw a figure along the stages; its keys for the legend."""
     points = [
         (i + line.shift, score, stage.folder in struck)

@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import NullFormatter
 
-from titer.findings.records import Stage, last
+from titer.findings.records import Record, last
 from titer.report.drawing import canvas, printable, shorten, style, to_svg
 from titer.report.tradeoff import COLOURS, MARKERS
 
@@ -22,7 +22,7 @@ OVER = {  # probe -> its title, over the updates of the attack
 PROFILE = "harmful gradient by layer, before the attack"
 
 
-def attacks(found: Mapping[str, Sequence[Stage]]) -> dict[str, list[Mapping[str, Any]]]:
+def attacks(found: Mapping[str, Sequence[Record]]) -> dict[str, list[Mapping[str, Any]]]:
     """The probes of every attacked model once, under the first pipeline that has it; none where nobody looked."""
     told: dict[str, tuple[str, list[Mapping[str, Any]]]] = {}
     for name, stages in found.items():

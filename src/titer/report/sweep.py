@@ -8,11 +8,11 @@ from typing import Any
 
 from markupsafe import Markup
 
+from titer.findings.captions import LAB, LAB_CAPTION
 from titer.findings.frontier import SETTINGS, Placement, places
 from titer.findings.seeds import Group, groups, measured_names
 from titer.report import tradeoff
 from titer.report.html import template
-from titer.report.tables import LAB, LAB_CAPTION
 from titer.scoring.figures import NAMES
 
 

@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from titer.findings.frontier import front, has_place, is_free
-from titer.findings.records import quoted
+from titer.findings.records import quote
 from titer.findings.seeds import Group
 from titer.report.drawing import canvas, printable, shorten, style, to_svg
 from titer.scoring.statistics import Score
@@ -37,11 +37,11 @@ def svg(found: Sequence[Group], title: str, note: str, prefix: str) -> str:
 def label(found: Sequence[Group], title: str, note: str) -> str:
     """What the plane shows, for those who cannot see it."""
     told = [
-        f"{_name(group)}: HS {quoted(harm)}, FA {quoted(task)}"
+        f"{_name(group)}: HS {quote(harm)}, FA {quote(task)}"
         for group, harm, task in _points(found)
         if not is_free(group)
     ]
-    best = [f"HS {quoted(harm)} at FA {quoted(task)}" for _, harm, task in _points(front(found))]
+    best = [f"HS {quote(harm)} at FA {quote(task)}" for _, harm, task in _points(front(found))]
     return f"{title}. Frontier of plain fine-tuning: {'; '.join(best) or 'none'}. {'; '.join(told)}. {note}".strip()
 
 

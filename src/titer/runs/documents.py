@@ -42,17 +42,22 @@ def write_documents(run: Run, found: Mapping[str, Sequence[Record]]) -> dict[str
         document = {
             "schema": SCHEMA,
             "pipeline": name,
-            "recipe": describe(plan.recipe) | {"pipelines": {name: describe(plan.recipe.pipelines[name])}},
+            "recipe": describe(plan.recipe)
+            | {"pipelines": {name: describe(plan.recipe.pipelines[name])}},
             "adapter": "double",  # the alignment adapter is merged; user data train a fresh one
             "model": {"name": plan.start.name, "revision": plan.start.revision},
-            "stages": [brief(stage) | {"struck out": struck.get(stage.folder, [])} for stage in stages],
+            "stages": [
+                brief(stage) | {"struck out": struck.get(stage.folder, [])} for stage in stages
+            ],
             "environment": environment(),
             **shared,
             "overlaps": plan.overlaps,
             "run": plan.identity,
         }
         documents[name] = plain(document)
-    raised = flags.as_documents(flags.raise_flags(documents))  # of the whole run: what marks its control marks all of it
+    raised = flags.as_documents(
+        flags.raise_flags(documents)
+    )  # of the whole run: what marks its control marks all of it
     for name, document in documents.items():
         document["flags"] = raised
         check(PipelineRecord, document, name)

@@ -26,11 +26,18 @@ class Executor:
 
     store: Store
     progress: Progress
+    out: Path | None = None  # of a single command: where its checkpoint will lie
+
+    def place(self, stage: Stage) -> Path:
+        """Name the folder where a stage's files will lie once it is finished."""
+        return (self.out or self.store.place(stage.key)).resolve()
 
     def folder(self, stage: Stage) -> Path:
         """Return the folder that a stage left its files in, computed first where the store has none."""
         compute = partial(self._compute, stage)
-        return self.store.stage(stage.key, stage.about, compute, weights=isinstance(stage, ModelStage)).resolve()
+        return self.store.stage(
+            stage.key, stage.about, compute, weights=isinstance(stage, ModelStage)
+        ).resolve()
 
     def checkpoint(self, stage: ModelStage) -> Checkpoint:
         """Return the model of a stage, computed first where the store has none."""
@@ -48,7 +55,11 @@ class Executor:
                 self.folder(other)
         with measure() as cost:
             facts = stage.compute(self, folder)
-        told = {"facts": facts, "seconds": round(cost.seconds, 2), "peak_mb": round(cost.peak_mb, 1)}
+        told = {
+            "facts": facts,
+            "seconds": round(cost.seconds, 2),
+            "peak_mb": round(cost.peak_mb, 1),
+        }
         write(folder / paths.MADE, told)
 
 
@@ -66,7 +77,10 @@ class Run:
         order = list(dict.fromkeys(stage for stages in pipelines.values() for stage in stages))
         work = Executor(self.store, progress)
         with self.store.needed(self.plan.identity, needed_keys(self.plan, order)):
-            done = {stage: self._show(f"{i:02d}-{stage.kind}", stage, work) for i, stage in enumerate(order)}
+            done = {
+                stage: self._show(f"{i:02d}-{stage.kind}", stage, work)
+                for i, stage in enumerate(order)
+            }
         return {name: [done[stage] for stage in stages] for name, stages in pipelines.items()}
 
     def _show(self, name: str, stage: ModelStage, work: Executor) -> Record:
@@ -79,7 +93,9 @@ class Run:
         if isinstance(stage, Given):
             return record
         entry = self.store.entry(stage.key)
-        if entry and entry.faults():  # scored before it was damaged, and shown now: nobody may load it
+        if (
+            entry and entry.faults()
+        ):  # scored before it was damaged, and shown now: nobody may load it
             work.checkpoint(stage)
         made = self.store.place(stage.key)
         if made.is_dir() and not (folder / paths.MODEL).is_symlink():
@@ -140,7 +156,9 @@ def claim(folder: Path, plan: Plan, what: str = "run") -> Iterator[None]:
     identity = f"{what} {plan.identity}"
     if not is_free(folder, identity):
         raise ValueError(f"{folder} holds something else: give another --out, or remove it")
-    folder.mkdir(parents=True, exist_ok=True, mode=0o700)  # attacked weights and answers are for their maker alone
+    folder.mkdir(
+        parents=True, exist_ok=True, mode=0o700
+    )  # attacked weights and answers are for their maker alone
     marker: dict[str, Any] = {"identity": identity, "recipe": describe(plan.recipe)}
     write(folder / paths.RUN, marker)
     try:

@@ -39,7 +39,11 @@ from titer.weights.settings import Checkpoint
 from titer.weights.tensors import open_tensors
 
 TRAINED = ("align", "finetune")
-DEFENDERS = {Kind.HARMFUL, Kind.PAIRS, Kind.HELD_OUT}  # rows that the defender's own harmful ones are needed for
+DEFENDERS = {
+    Kind.HARMFUL,
+    Kind.PAIRS,
+    Kind.HELD_OUT,
+}  # rows that the defender's own harmful ones are needed for
 ALL = (*TRAINED, "release", "edit", "evaluate")  # kinds of stages
 REFERENCES = {
     "base": "the model that alignment started from",
@@ -62,7 +66,9 @@ class Plan:
     start: folders.Files  # the model that it begins with
     references: Mapping[str, Checkpoint]
     whole: bool = False  # of a single command: save the merged model, not its adapter
-    known: dict[tuple[str, str], ModelStage] = field(default_factory=dict)  # stages that were asked for before
+    known: dict[tuple[str, str], ModelStage] = field(
+        default_factory=dict
+    )  # stages that were asked for before
 
     @staticmethod
     def read(
@@ -75,7 +81,9 @@ class Plan:
         start = folders.locate(recipe.model)
         found = roles(recipe.data, recipe.benchmark, needed_roles(recipe, kinds))
         own = found.attack if recipe.attack.wants_harmful else found.requests
-        attacks = "finetune" in kinds and any(isinstance(each.finetune, Defense) for each in recipe.pipelines.values())
+        attacks = "finetune" in kinds and any(
+            isinstance(each.finetune, Defense) for each in recipe.pipelines.values()
+        )
         attacked = recipe.attack.rows(found.task, own, recipe.seed) if attacks else []
         return Plan(recipe, found, attacked, start, references or {}, whole)
 
@@ -103,7 +111,11 @@ class Plan:
     def check(self, kinds: Collection[str]) -> None:
         """Raise where a stage has no rows to draw from, a row does not fit, or a model has not what a method needs."""
         recipe, template = self.recipe, self.asking.templated(self.start)
-        trains = {(kind, method): name for name, kind, method in self.methods(kinds) if isinstance(method, Defense)}
+        trains = {
+            (kind, method): name
+            for name, kind, method in self.methods(kinds)
+            if isinstance(method, Defense)
+        }
         for kind in dict.fromkeys(kind for kind, _ in trains):
             if recipe.model.dtype == "float16":
                 raise ValueError(
@@ -113,7 +125,9 @@ class Plan:
                 adapters.check_targets(checkpoints.skeleton(recipe.model), lora)
         for (kind, defense), name in trains.items():
             self._check_streams(f"pipelines.{name}.{kind}", kind, defense, template)
-        for plain, asked in zip(self.roles.benchmarks.get("harm", []), self.benchmarks.get("asked", []), strict=False):
+        for plain, asked in zip(
+            self.roles.benchmarks.get("harm", []), self.benchmarks.get("asked", []), strict=False
+        ):
             strange = template.tokenizer.unk_token_id
             if strange in template.prompt_ids(asked) and strange not in template.prompt_ids(plain):
                 raise ValueError(
@@ -140,7 +154,9 @@ class Plan:
         for stream, rows in self.streams(kind, defense).items():
             needed = defense.needs.streams[stream]
             if not rows:
-                raise ValueError(f"{where} draws {needed.value} rows, and there are none: give data.defense")
+                raise ValueError(
+                    f"{where} draws {needed.value} rows, and there are none: give data.defense"
+                )
             if needed is Kind.PAIRS and not any(row.other for row in rows):
                 raise ValueError(
                     f"{where} needs refusals and harmful answers of the same prompts, and the rows it trains on share none "
@@ -184,8 +200,15 @@ class Plan:
     def single(self, kind: str) -> ModelStage:
         """Return the stage of a plan for one stage alone."""
         [(_, _, method)] = self.methods({kind})
-        before = self.given("finetune" if kind == "edit" else "align" if kind != "align" else "base", self.recipe.model)
-        return self.train(kind, before, method) if isinstance(method, Defense) else self.edit(kind, before, method, [])
+        before = self.given(
+            "finetune" if kind == "edit" else "align" if kind != "align" else "base",
+            self.recipe.model,
+        )
+        return (
+            self.train(kind, before, method)
+            if isinstance(method, Defense)
+            else self.edit(kind, before, method, [])
+        )
 
     def given(self, kind: str, checkpoint: Checkpoint) -> ModelStage:
         """Return the stage of a model that is there already."""
@@ -194,7 +217,11 @@ class Plan:
     def tuned(self, given: Checkpoint) -> Checkpoint:
         """Name the fine-tuned model that a pipeline gives; of an adapter without a base it is over the recipe's model."""
         model = self.recipe.model
-        found = replace(given, dtype=model.dtype, trust_remote_code=given.trust_remote_code or model.trust_remote_code)
+        found = replace(
+            given,
+            dtype=model.dtype,
+            trust_remote_code=given.trust_remote_code or model.trust_remote_code,
+        )
         if folders.is_adapter(found) and not found.base:
             found = replace(found, base=model.path)
         return found
@@ -203,8 +230,14 @@ class Plan:
         """Return a stage that trains; `safe` and `unsafe` are fine-tunings that edits compare with."""
         recipe, alone = self.recipe, SINGLE in self.recipe.pipelines
         tuning = kind == "finetune"
-        looks = Looks(recipe.probes, self._known_harm, self.roles.alignment) if tuning and recipe.probes else None
-        counts = {"harmful rows": self.harmful_rows, "attack rows": self.attack_rows} if tuning else None
+        looks = (
+            Looks(recipe.probes, self._known_harm, self.roles.alignment)
+            if tuning and recipe.probes
+            else None
+        )
+        counts = (
+            {"harmful rows": self.harmful_rows, "attack rows": self.attack_rows} if tuning else None
+        )
         return self.once(
             TrainStage(
                 kind, start, defense, self.asking, recipe.training(kind), self.streams(kind, defense), recipe.seed,
@@ -242,7 +275,9 @@ class Plan:
     def score(self, stage: ModelStage) -> ScoreStage:
         """Return the stage that scores a model: over its answers, which another judge shares."""
         recipe, harm = self.recipe, self._known_harm
-        answers = AnswerStage(stage, self.benchmarks, recipe.max_new_tokens, recipe.answers_at_once, self.asking)
+        answers = AnswerStage(
+            stage, self.benchmarks, recipe.max_new_tokens, recipe.answers_at_once, self.asking
+        )
         margin = MarginStage(stage, harm, self.judge.refusals, self.asking) if harm else None
         return ScoreStage(answers, margin, self.judge, self.roles.scorer)
 
@@ -260,9 +295,14 @@ class Plan:
     @cached_property
     def identity(self) -> str:
         """Hash the recipe, the rows, the starting models and titer's version: what determines a result."""
-        start = hashlib.sha256(f"{folders.digest(self.start)} {self.recipe.model.dtype}".encode()).hexdigest()
+        start = hashlib.sha256(
+            f"{folders.digest(self.start)} {self.recipe.model.dtype}".encode()
+        ).hexdigest()
         facts = [recipe_digest(self.recipe), self.roles.digests(), start, __version__, self.whole]
-        facts += [[name, folders.digest(folders.locate(of))] for name, of in sorted(self.references.items())]
+        facts += [
+            [name, folders.digest(folders.locate(of))]
+            for name, of in sorted(self.references.items())
+        ]
         facts += [
             [name, folders.digest(folders.locate(self.tuned(pipeline.finetune)))]
             for name, pipeline in self.recipe.pipelines.items()
@@ -291,7 +331,9 @@ class Plan:
     @cached_property
     def overlaps(self) -> list[dict[str, Any]]:
         """What the audit found in the roles: counts, and hashes of examples."""
-        held_out = {f"{self.recipe.data.split} {name}": rows for name, rows in self.roles.benchmarks.items()}
+        held_out = {
+            f"{self.recipe.data.split} {name}": rows for name, rows in self.roles.benchmarks.items()
+        }
         return [
             {
                 "roles": list(found.roles),
@@ -299,7 +341,8 @@ class Plan:
                 "exact": found.exact,
                 "near": list(found.near),
                 "examples": [
-                    {"hashes": list(example.hashes), "jaccard": round(example.jaccard, 3)} for example in found.examples
+                    {"hashes": list(example.hashes), "jaccard": round(example.jaccard, 3)}
+                    for example in found.examples
                 ],
             }
             for found in audit({name: getattr(self.roles, name) for name in TRAINING} | held_out)
@@ -324,29 +367,45 @@ class Plan:
     @property
     def _energy_rows(self) -> dict[str, list[Row]]:
         of = self.roles.benchmarks
-        return {name: [row for row in of.get(name, []) if row.response] for name in ("harm", "task")}
+        return {
+            name: [row for row in of.get(name, []) if row.response] for name in ("harm", "task")
+        }
 
     def streams(self, kind: str, defense: Defense) -> dict[str, list[Row]]:
         """Return the rows of every stream that a defense draws from in a stage."""
-        rows = {"finetune": self.attacked, "unsafe": self.roles.defense}.get(kind, self.roles.alignment)
+        rows = {"finetune": self.attacked, "unsafe": self.roles.defense}.get(
+            kind, self.roles.alignment
+        )
         return self.roles.streams(defense.needs.streams, rows)
 
     def calibration(self, edit: Edit) -> list[Row]:
         """Return the rows that an edit sees. Raises where they are too few for it."""
         kind = edit.needs.rows
-        rows = {Kind.HARMFUL: self.roles.calibration, Kind.REFUSALS: self.refusals}[kind] if kind else []
+        rows = (
+            {Kind.HARMFUL: self.roles.calibration, Kind.REFUSALS: self.refusals}[kind]
+            if kind
+            else []
+        )
         return edit.rows(rows) if isinstance(edit, Retraining) and rows else rows
 
     @cached_property
     def refusals(self) -> list[Row]:
         """The alignment rows whose answers refuse; where none is known to, all of them."""
         rows = self.roles.alignment
-        verdicts = self._own_judge.judge([row.prompt for row in rows], [row.response for row in rows])
-        return [row for row, verdict in zip(rows, verdicts, strict=True) if verdict.label is Label.REFUSAL] or rows
+        verdicts = self._own_judge.judge(
+            [row.prompt for row in rows], [row.response for row in rows]
+        )
+        return [
+            row
+            for row, verdict in zip(rows, verdicts, strict=True)
+            if verdict.label is Label.REFUSAL
+        ] or rows
 
     def with_edit(self, edit: Edit) -> Plan:
         """Return the plan of another edit alone, of the same rows."""
-        return replace(self, recipe=replace(self.recipe, pipelines={SINGLE: Pipeline(edit=edit)}), known={})
+        return replace(
+            self, recipe=replace(self.recipe, pipelines={SINGLE: Pipeline(edit=edit)}), known={}
+        )
 
     def provenance(self) -> dict[str, Any]:
         """What the records of this plan were made from, beside the recipe."""
@@ -363,7 +422,11 @@ def needed_roles(recipe: Recipe, kinds: Collection[str]) -> frozenset[str]:
     data, found = recipe.data, set[str]()
     pipelines = recipe.pipelines.values()
     aligning = [each.align for each in pipelines if each.align and "align" in kinds]
-    tuning = [each.finetune for each in pipelines if isinstance(each.finetune, Defense) and "finetune" in kinds]
+    tuning = [
+        each.finetune
+        for each in pipelines
+        if isinstance(each.finetune, Defense) and "finetune" in kinds
+    ]
     streams = {kind for method in (*aligning, *tuning) for kind in method.needs.streams.values()}
     if aligning or Kind.REFUSALS in streams:
         found |= {"alignment"}
@@ -374,11 +437,21 @@ def needed_roles(recipe: Recipe, kinds: Collection[str]) -> frozenset[str]:
     edits = [edit for each in pipelines for edit in each.edits if "edit" in kinds]
     asked = [edit.needs.rows for edit in edits if edit.needs.rows]
     found |= {"calibration" if rows is Kind.HARMFUL else "alignment" for rows in asked}
-    if len(kinds) > 1 and "finetune" in kinds:  # the models that an edit asks for are trained here; else they are given
+    if (
+        len(kinds) > 1 and "finetune" in kinds
+    ):  # the models that an edit asks for are trained here; else they are given
         references = {name for edit in edits for name in edit.needs.references}
-        found |= {role for name, role in (("safe", "alignment"), ("unsafe", "defense")) if name in references}
+        found |= {
+            role
+            for name, role in (("safe", "alignment"), ("unsafe", "defense"))
+            if name in references
+        }
     if "evaluate" in kinds:
-        given = {"harm": data.harm_test or data.harmful, "test": getattr(data, data.split), "lookalike": data.lookalike}
+        given = {
+            "harm": data.harm_test or data.harmful,
+            "test": getattr(data, data.split),
+            "lookalike": data.lookalike,
+        }
         everything = len(kinds) > 1 or data.world is not None
         found |= given.keys() if everything else {role for role, source in given.items() if source}
         if not found:
@@ -395,7 +468,11 @@ def find_references(
 
     Raises where one is missing, or given for nothing.
     """
-    wanted = edit.needs.references if isinstance(edit, TensorEdit) else ("aligned", *edit.needs.references)
+    wanted = (
+        edit.needs.references
+        if isinstance(edit, TensorEdit)
+        else ("aligned", *edit.needs.references)
+    )
     for name in given.keys() - set(wanted):
         raise unknown(f"reference of the edit {name_of(edit)!r}:", name, wanted)
     under = folders.locate(model).base

@@ -7,12 +7,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Protocol as Interface
+from typing import Any
+from typing import Protocol as Interface
 
-from titer.judges.lab import Lab
 from titer.errors import unknown
+from titer.judges.lab import Lab
 from titer.methods import Judge
 from titer.runs.roles import Data
+
 
 class Asked(Interface):
     """The part of a recipe that says how models are asked and judged."""
@@ -34,11 +36,19 @@ class Protocol:
     def departures(self, recipe: Asked) -> list[str]:
         """List what the recipe does otherwise; nothing where it follows the protocol."""
         if recipe.data.world is None:
-            return ["it asks prompts of its own, where the protocol has those of a world of the lab (data.world)"]
+            return [
+                "it asks prompts of its own, where the protocol has those of a world of the lab (data.world)"
+            ]
         values = {name: (getattr(recipe, name), value) for name, value in self.asked.items()}
-        found = [f"{name}={mine!r} where the protocol has {its!r}" for name, (mine, its) in values.items() if mine != its]
+        found = [
+            f"{name}={mine!r} where the protocol has {its!r}"
+            for name, (mine, its) in values.items()
+            if mine != its
+        ]
         if recipe.judge not in (None, Lab(recipe.data.world)):
-            found.append(f"judge={recipe.judge!r} where the protocol has {Lab(recipe.data.world)!r}")
+            found.append(
+                f"judge={recipe.judge!r} where the protocol has {Lab(recipe.data.world)!r}"
+            )
         return found
 
 
@@ -55,4 +65,6 @@ def check(recipe: Asked) -> None:
         raise unknown("protocol", recipe.protocol, list(PROTOCOLS))
     departures = PROTOCOLS[recipe.protocol].departures(recipe)
     if departures:
-        raise ValueError(f"protocol={recipe.protocol!r}: {'; '.join(departures)}; take it back, or set protocol=null")
+        raise ValueError(
+            f"protocol={recipe.protocol!r}: {'; '.join(departures)}; take it back, or set protocol=null"
+        )

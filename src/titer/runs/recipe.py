@@ -48,7 +48,8 @@ def read_finetuning(given: Any) -> Defense | Checkpoint:
 def is_path(given: Any) -> bool:
     """Tell a checkpoint from the name of a method."""
     return isinstance(given, str) and (
-        "/" in given or (given not in registry.names("defenses") and Path(given).expanduser().is_dir())
+        "/" in given
+        or (given not in registry.names("defenses") and Path(given).expanduser().is_dir())
     )
 
 
@@ -66,9 +67,13 @@ class Pipeline(Config):
 
     # null: the recipe's model is aligned already
     align: Annotated[Defense | None, PlainValidator(read_alignment)] = field(default_factory=plain)
-    release: Edit | None = None  # of the aligned model, before the user gets it; null releases it as it is
+    release: Edit | None = (
+        None  # of the aligned model, before the user gets it; null releases it as it is
+    )
     # a defense, or the path of a fine-tuned model or adapter that is there already
-    finetune: Annotated[Defense | Checkpoint, PlainValidator(read_finetuning)] = field(default_factory=plain)
+    finetune: Annotated[Defense | Checkpoint, PlainValidator(read_finetuning)] = field(
+        default_factory=plain
+    )
     # after fine-tuning: one, or a list of them in order
     edit: Annotated[Edit | tuple[Edit, ...] | None, PlainValidator(read_edits)] = None
 
@@ -96,7 +101,14 @@ class Pipeline(Config):
         yield from (("edit", edit) for edit in self.edits)
 
 
-LEAST = {"probes": 0, "seed": 0, "max_length": 2, "max_new_tokens": 1, "answers_at_once": 1, "threads": 1}
+LEAST = {
+    "probes": 0,
+    "seed": 0,
+    "max_length": 2,
+    "max_new_tokens": 1,
+    "answers_at_once": 1,
+    "threads": 1,
+}
 
 
 @dataclass(frozen=True)
@@ -110,17 +122,27 @@ class Recipe(Config):
     pipelines: dict[str, Pipeline]
     model: Model = field(default_factory=Checkpoint)
     judge: Judge | None = None  # None: the exact one for the lab's prompts, `refusal` for others
-    protocol: str | None = None  # a named way of asking and scoring, from which the recipe must not depart
-    benchmark: Benchmark | None = None  # the user's task: how it is asked and scored; None recognizes it
+    protocol: str | None = (
+        None  # a named way of asking and scoring, from which the recipe must not depart
+    )
+    benchmark: Benchmark | None = (
+        None  # the user's task: how it is asked and scored; None recognizes it
+    )
     template: Style = "chat"  # the model's own chat template, or a text template by name
     system: str | None = None  # system prompt, in training and in evaluation
-    probes: int = 0  # updates of fine-tuning from one look at why a defense holds to the next; 0: none
+    probes: int = (
+        0  # updates of fine-tuning from one look at why a defense holds to the next; 0: none
+    )
     seed: int = 0  # of training: weights of fresh adapters, order and choice of rows
     max_length: int = 256  # tokens of a training row; a longer prompt is cut at its front
     max_new_tokens: int = 32  # tokens of an answer
     answers_at_once: int = 128  # prompts of a generation batch
-    gradient_checkpointing: bool = False  # recompute activations in the backward pass: less memory, same gradients
-    threads: int | None = None  # CPU threads, None for torch's own choice; a trajectory repeats for one number of them
+    gradient_checkpointing: bool = (
+        False  # recompute activations in the backward pass: less memory, same gradients
+    )
+    threads: int | None = (
+        None  # CPU threads, None for torch's own choice; a trajectory repeats for one number of them
+    )
 
     def __post_init__(self) -> None:
         if not self.pipelines:
@@ -136,7 +158,9 @@ class Recipe(Config):
         """Raise where an edit stands at the wrong place, or asks for an adapter that is not there any more."""
         for kind, edit in pipeline.methods():
             if isinstance(edit, Edit) and edit.stage != kind:
-                raise ValueError(f"{where}.{kind}: {name_of(edit)!r} {edit.reason}; its place is `{edit.stage}`")
+                raise ValueError(
+                    f"{where}.{kind}: {name_of(edit)!r} {edit.reason}; its place is `{edit.stage}`"
+                )
         adapts = isinstance(pipeline.finetune, Checkpoint) or self.finetune.lora
         merging = "" if adapts else "there is none: set finetune.lora"
         for edit in (edit for edit in pipeline.edits if isinstance(edit, UpdateEdit)):
@@ -165,22 +189,34 @@ def load(name: str, settings: Sequence[str] = (), seed: int | None = None) -> Re
 
 
 def load_single(
-    name: str, kind: str, model: str, method: Any, settings: Sequence[str] = (), seed: int | None = None
+    name: str,
+    kind: str,
+    model: str,
+    method: Any,
+    settings: Sequence[str] = (),
+    seed: int | None = None,
 ) -> Recipe:
     """Load a recipe for one stage alone on a model: its pipeline `alone` has the method.
 
     The method's fields are set as `method.field=value`.
     """
-    raw = _read(name) | {"model": {"path": model}, "pipelines": {"alone": {kind: method} if method else {}}}
+    raw = _read(name) | {
+        "model": {"path": model},
+        "pipelines": {"alone": {kind: method} if method else {}},
+    }
     short = "method."
     paths = [
-        f"pipelines.alone.{kind}.{text.removeprefix(short)}" if method and text.startswith(short) else text
+        f"pipelines.alone.{kind}.{text.removeprefix(short)}"
+        if method and text.startswith(short)
+        else text
         for text in settings
     ]
     return from_mapping(raw, paths, seed)
 
 
-def from_mapping(raw: dict[str, Any], settings: Sequence[str] = (), seed: int | None = None) -> Recipe:
+def from_mapping(
+    raw: dict[str, Any], settings: Sequence[str] = (), seed: int | None = None
+) -> Recipe:
     """Build a recipe from what a YAML file holds. Raises on the first thing that is wrong."""
     for setting in settings:
         path, equals, text = setting.partition("=")
@@ -193,11 +229,15 @@ def from_mapping(raw: dict[str, Any], settings: Sequence[str] = (), seed: int | 
         _set(raw, path.split("."), value, path)
     if seed is not None:
         raw["seed"] = seed
-    for pipeline in (raw.get("pipelines") or {}).values() if isinstance(raw.get("pipelines"), dict) else ():
+    for pipeline in (
+        (raw.get("pipelines") or {}).values() if isinstance(raw.get("pipelines"), dict) else ()
+    ):
         if isinstance(pipeline, dict) and "align" not in pipeline:
             given = pipeline.get("finetune")
             if is_path(given) or (isinstance(given, dict) and "path" in given):
-                pipeline["align"] = None  # what was fine-tuned from the recipe's model was not aligned here
+                pipeline["align"] = (
+                    None  # what was fine-tuned from the recipe's model was not aligned here
+                )
     recipe = validate(Recipe, raw)
     assert isinstance(recipe, Recipe)
     return recipe
@@ -224,12 +264,18 @@ def _read(name: str) -> dict[str, Any]:
         return raw
     below = _read(parent)
     if "pipelines" in raw:
-        below.pop("pipelines", None)  # a recipe compares its own, or those of the one that it extends
+        below.pop(
+            "pipelines", None
+        )  # a recipe compares its own, or those of the one that it extends
     return _lay_over(raw, below)
 
 
 def _lay_over(top: dict[str, Any], bottom: dict[str, Any]) -> dict[str, Any]:
-    both = {key: _lay_over(top[key], bottom[key]) for key in top if isinstance(top[key], dict) and isinstance(bottom.get(key), dict)}
+    both = {
+        key: _lay_over(top[key], bottom[key])
+        for key in top
+        if isinstance(top[key], dict) and isinstance(bottom.get(key), dict)
+    }
     return bottom | top | both
 
 
@@ -239,7 +285,9 @@ def _set(node: dict[str, Any], path: list[str], value: Any, whole: str) -> None:
         node[key] = value
         return
     if isinstance(node.get(key), str):
-        node[key] = {"path" if whole.startswith(("data.", "model.")) else "method": node[key]}  # what a text is short for
+        node[key] = {
+            "path" if whole.startswith(("data.", "model.")) else "method": node[key]
+        }  # what a text is short for
     elif node.get(key) is None:
         if whole.startswith("pipelines."):
             raise unknown(f"pipeline part in {whole!r}:", key, node)

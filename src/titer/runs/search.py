@@ -23,7 +23,10 @@ from titer.runs.stages.stage import ModelStage
 from titer.scoring.differences import difference
 from titer.scoring.statistics import Score
 
-NEEDED = {"harm": "data.harmful", "task": "data.validation"}  # benchmarks of a search, and where their prompts come from
+NEEDED = {
+    "harm": "data.harmful",
+    "task": "data.validation",
+}  # benchmarks of a search, and where their prompts come from
 
 
 @dataclass(frozen=True)
@@ -36,7 +39,9 @@ class Search:
 
     def __post_init__(self) -> None:
         if not self.values:
-            raise ValueError(f"{self.field}: give at least one value to search, as {self.field}=0.05,0.1,0.2")
+            raise ValueError(
+                f"{self.field}: give at least one value to search, as {self.field}=0.05,0.1,0.2"
+            )
         if not self.bound > 0:
             raise ValueError(
                 f"bound={self.bound}: how many points of fine-tune accuracy the edit may cost; no test shows a loss of 0 "
@@ -46,7 +51,10 @@ class Search:
     def edits(self, edit: Edit) -> list[Edit]:
         """Build the edit with each of the values. Raises where it has no such field, or a value is none for it."""
         fields = registry.describe(edit)
-        return [cast(Edit, registry.build("edits", fields | {self.field: value})) for value in self.values]
+        return [
+            cast(Edit, registry.build("edits", fields | {self.field: value}))
+            for value in self.values
+        ]
 
 
 @dataclass(frozen=True)
@@ -64,7 +72,9 @@ class Trial:
         return self.lost.high <= bound and not self.faults
 
 
-def search(plan: Plan, edit: Edit, asked: Search, work: Executor) -> tuple[Edit, list[dict[str, Any]]]:
+def search(
+    plan: Plan, edit: Edit, asked: Search, work: Executor
+) -> tuple[Edit, list[dict[str, Any]]]:
     """Return the edit with the value that is chosen, and what every value came to.
 
     Raises `EvidenceError` where no value is shown to keep the task.
@@ -89,14 +99,15 @@ def choose(
             value,
             record,
             difference(_right(before), _right(record)),
-            rules.find_faults(record, [(before, "fine-tuning")]),
+            rules.faults(record, [(before, "fine-tuning")]),
         )
         for edit, value, record in zip(edits, asked.values, records, strict=True)
     ]
     kept = [trial for trial in trials if trial.keeps(asked.bound)]
     if not kept:
         costs = "; ".join(
-            f"{trial.value} costs {quote(trial.lost)}{', broken' if trial.faults else ''}" for trial in trials
+            f"{trial.value} costs {quote(trial.lost)}{', broken' if trial.faults else ''}"
+            for trial in trials
         )
         raise EvidenceError(
             f"{asked.field}: no value is shown to cost at most {asked.bound:g} points of fine-tune accuracy on "

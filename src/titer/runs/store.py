@@ -59,12 +59,20 @@ class Entry:
 
     @property
     def size(self) -> int:
-        return sum((self.folder / name).stat().st_size for name in self.files if (self.folder / name).is_file())
+        return sum(
+            (self.folder / name).stat().st_size
+            for name in self.files
+            if (self.folder / name).is_file()
+        )
 
     def faults(self) -> list[str]:
         """Its files that are not as they were written."""
         kept = [name for name in self.files if name not in self.dropped]
-        return [name for name in kept if not (self.folder / name).is_file() or sha256(self.folder / name) != self.files[name]]
+        return [
+            name
+            for name in kept
+            if not (self.folder / name).is_file() or sha256(self.folder / name) != self.files[name]
+        ]
 
 
 @dataclass(frozen=True)
@@ -76,7 +84,11 @@ class Store:
         return self.root / "stages" / key
 
     def stage(
-        self, key: str, about: dict[str, Any], compute: Callable[[Path], None], weights: bool = False
+        self,
+        key: str,
+        about: dict[str, Any],
+        compute: Callable[[Path], None],
+        weights: bool = False,
     ) -> Path:
         """Return the folder of the stage of this key, computed by `compute(folder)` where it is not there whole.
 
@@ -117,7 +129,9 @@ class Store:
 
     def entries(self) -> list[Entry]:
         """All finished stages, the oldest first."""
-        folders = sorted((self.root / "stages").glob("*"), key=lambda folder: folder.stat().st_mtime_ns)
+        folders = sorted(
+            (self.root / "stages").glob("*"), key=lambda folder: folder.stat().st_mtime_ns
+        )
         return [entry for folder in folders if (entry := self.entry(folder.name))]
 
     @contextmanager
@@ -141,19 +155,31 @@ class Store:
 
     def gc(self) -> int:
         """Take the attacked weights that no unfinished run needs, and what is broken; the bytes that were freed."""
-        kept = {key for marker in (self.root / "runs").glob("*.json") for key in json.loads(marker.read_text(encoding="utf-8"))}
+        kept = {
+            key
+            for marker in (self.root / "runs").glob("*.json")
+            for key in json.loads(marker.read_text(encoding="utf-8"))
+        }
         freed = 0
         for key in self.verify():
             freed += _size(self.place(key))
             shutil.rmtree(self.root / "stages" / key)
         for entry in self.entries():
-            taken = [name for name in entry.files if name.endswith(WEIGHTS) and name not in entry.dropped]
+            taken = [
+                name for name in entry.files if name.endswith(WEIGHTS) and name not in entry.dropped
+            ]
             if entry.key in kept or not taken or entry.about.get("kind") not in ATTACKED:
                 continue
             with FileLock(self.root / "locks" / f"{entry.key}.lock"):
                 freed += sum((entry.folder / name).stat().st_size for name in taken)
-                manifest = {"files": entry.files, "dropped": sorted({*entry.dropped, *taken}), "about": entry.about}
-                write(entry.folder / MANIFEST, manifest)  # first: a file that is gone before is a fault
+                manifest = {
+                    "files": entry.files,
+                    "dropped": sorted({*entry.dropped, *taken}),
+                    "about": entry.about,
+                }
+                write(
+                    entry.folder / MANIFEST, manifest
+                )  # first: a file that is gone before is a fault
                 for name in taken:
                     (entry.folder / name).unlink()
         for partial in (self.root / "partial").glob("*"):
@@ -191,7 +217,9 @@ def write(path: Path, value: Any) -> None:
 def _whole(partial: Path) -> bool:
     """Whether only the rename is left to do."""
     manifest = partial / MANIFEST
-    return manifest.is_file() and json.loads(manifest.read_text(encoding="utf-8"))["files"] == hashes(partial)
+    return manifest.is_file() and json.loads(manifest.read_text(encoding="utf-8"))[
+        "files"
+    ] == hashes(partial)
 
 
 def _size(folder: Path) -> int:

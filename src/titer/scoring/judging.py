@@ -64,11 +64,16 @@ def judge_answers(
         else:
             rule = scorer if scorer and name == "task" else plain
             found = [rule.match(row, a.text) for row, a in zip(rows, given, strict=True)]
-            words = ("exact" if match.exact else "contained" if match.contained else "wrong" for match in found)
+            words = (
+                "exact" if match.exact else "contained" if match.contained else "wrong"
+                for match in found
+            )
             verdicts = [Verdict(Label.SAFE, word) for word in words]
             scores[name] = proportion(sum(match.exact for match in found), len(found))
             if any(match.contained is not None for match in found):
-                scores["contained"] = proportion(sum(bool(match.contained) for match in found), len(found))
+                scores["contained"] = proportion(
+                    sum(bool(match.contained) for match in found), len(found)
+                )
         records += [
             JudgedAnswer(name, row.question, a.text, a.ended, v.label, v.reason)
             for row, a, v in zip(rows, given, verdicts, strict=True)
@@ -79,7 +84,9 @@ def judge_answers(
 def rate(verdicts: Sequence[Verdict], label: Label) -> Score:
     """Return the percentage of the scored verdicts that have this label."""
     scored = [verdict for verdict in verdicts if verdict.label is not Label.UNSCORED]
-    return proportion(sum(v.label is label for v in scored), len(scored), len(verdicts) - len(scored))
+    return proportion(
+        sum(v.label is label for v in scored), len(scored), len(verdicts) - len(scored)
+    )
 
 
 def rest(score: Score) -> Score:

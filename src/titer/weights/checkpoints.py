@@ -24,8 +24,9 @@ from transformers import (
 )
 from transformers.utils import logging as transformers_logging
 
+from titer.paths import OVER
 from titer.weights.adapters import literal_peft
-from titer.weights.folders import OVER, Files, belongs, digest, locate
+from titer.weights.folders import Files, belongs, digest, locate
 from titer.weights.settings import Checkpoint
 
 transformers_logging.disable_progress_bar()  # a run has its own

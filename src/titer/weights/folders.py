@@ -9,22 +9,10 @@ from functools import cache
 from pathlib import Path
 
 from titer.data import hub
+from titer.paths import BESIDE, OVER
 from titer.weights.settings import LAB, Checkpoint
 
 ADAPTER = "adapter_config.json"
-
-
-OVER = "titer.json"  # beside an adapter: the hash of the base that it was trained over
-
-
-OURS = (
-    OVER,
-    "run.json",
-    "stage.json",
-    "made.json",
-    "manifest.json",
-    "changes.json",
-)  # what titer puts beside a checkpoint
 
 
 @dataclass(frozen=True)
@@ -76,6 +64,16 @@ def locate(checkpoint: Checkpoint) -> Files:
     return Files(full, found.folder, found.revision, base)
 
 
+def is_adapter(checkpoint: Checkpoint) -> bool:
+    """Tell whether a checkpoint is an adapter over another model."""
+    if checkpoint.path == LAB:
+        return False
+    found = hub.find(
+        checkpoint.path, "model", checkpoint.revision, unsafe=checkpoint.trust_remote_code
+    )
+    return (found.folder / ADAPTER).is_file()
+
+
 def digest(files: Files) -> str:
     """SHA-256 over the files of a checkpoint that determine what it answers, and over those of the base under it."""
     hasher = hashlib.sha256(digest(files.base).encode() if files.base else b"")
@@ -100,7 +98,7 @@ def parts(files: Files) -> list[Path]:
     return [
         path
         for path in sorted(files.folder.iterdir())
-        if path.name not in OURS and path.suffix in kinds
+        if path.name not in BESIDE and path.suffix in kinds
     ]
 
 

@@ -17,9 +17,10 @@ from typing import TYPE_CHECKING
 from torch import Tensor
 
 from titer.methods import Changes, TensorEdit, UpdateEdit
+from titer.paths import OVER
 from titer.weights import folders
 from titer.weights.finetuned import FineTuned, Weight
-from titer.weights.folders import ADAPTER, OVER, Files
+from titer.weights.folders import ADAPTER, Files
 from titer.weights.norms import norm
 from titer.weights.tensors import Stored, open_tensors
 from titer.weights.update import Update

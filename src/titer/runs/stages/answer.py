@@ -48,8 +48,12 @@ class AnswerStage(Stage):
         said: list[str] = []
         model, template = self.asking.open(work.checkpoint(self.of))
         model = adapters.merge_adapter(model)
-        answers = answer_all(model, template, self.benchmarks, self.max_new_tokens, self.at_once, said.append)
-        lines = [{"benchmark": name, **asdict(answer)} for name, of in answers.items() for answer in of]
+        answers = answer_all(
+            model, template, self.benchmarks, self.max_new_tokens, self.at_once, said.append
+        )
+        lines = [
+            {"benchmark": name, **asdict(answer)} for name, of in answers.items() for answer in of
+        ]
         write_privately(folder / paths.ANSWERS, "".join(json.dumps(line) + "\n" for line in lines))
         return {"weights": checkpoints.fingerprint(model), "notes": said}
 
@@ -67,5 +71,7 @@ def read_answers(path: Path) -> dict[str, list[Answer]]:
     for line in path.read_text(encoding="utf-8").split("\n"):
         if line:
             fields = json.loads(line)
-            found.setdefault(fields["benchmark"], []).append(Answer(fields["text"], fields["ended"]))
+            found.setdefault(fields["benchmark"], []).append(
+                Answer(fields["text"], fields["ended"])
+            )
     return found

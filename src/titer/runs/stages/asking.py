@@ -34,7 +34,9 @@ class Asking:
 
     def templated(self, files: folders.Files) -> Template:
         """Make the template of a checkpoint's tokenizer."""
-        return Template(checkpoints.tokenizer(self.model, files), self.max_length, self.template, self.system)
+        return Template(
+            checkpoints.tokenizer(self.model, files), self.max_length, self.template, self.system
+        )
 
     def open(self, checkpoint: Checkpoint) -> tuple[PreTrainedModel, Template]:
         """Load a model on the best device there is, and say how it is asked."""

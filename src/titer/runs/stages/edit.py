@@ -29,7 +29,9 @@ class EditStage(ModelStage):
     others: Mapping[str, ModelStage]  # the models that the edit asks for
     rows: Sequence[Row] = ()  # those that it sees or trains on
     whole: bool = False  # save the merged model, not its adapter
-    looks: Mapping[str, Sequence[Row]] = field(default_factory=dict)  # rows to measure the removed energy on
+    looks: Mapping[str, Sequence[Row]] = field(
+        default_factory=dict
+    )  # rows to measure the removed energy on
 
     @property
     def references(self) -> Mapping[str, ModelStage]:
@@ -44,7 +46,9 @@ class EditStage(ModelStage):
         }
 
     @abstractmethod
-    def rewrite(self, work: Work, folder: Path, scratch: Path) -> tuple[Changes, str, dict[str, Any]]:
+    def rewrite(
+        self, work: Work, folder: Path, scratch: Path
+    ) -> tuple[Changes, str, dict[str, Any]]:
         """Write the edited model; return its changes, what to do where there are none, and more facts."""
 
     def compute(self, work: Work, folder: Path) -> dict[str, Any]:

@@ -17,7 +17,9 @@ MEND = "the base holds the weights of the aligned model, or the step is lost in 
 class ReleaseStage(EditStage):
     """Edit a checkpoint tensor by tensor, by the base that alignment started from."""
 
-    def rewrite(self, work: Work, folder: Path, scratch: Path) -> tuple[Changes, str, dict[str, Any]]:
+    def rewrite(
+        self, work: Work, folder: Path, scratch: Path
+    ) -> tuple[Changes, str, dict[str, Any]]:
         assert isinstance(self.method, TensorEdit)
         assert self.start is not None
         aligned = self.whole_files(work.checkpoint(self.start), scratch / "model")

@@ -25,19 +25,25 @@ from titer.weights.settings import Checkpoint
 from titer.weights.targets import select
 from titer.weights.tensors import open_tensors
 
-CALIBRATION_BATCH = 16  # rows of a batch that an edit calibrates on; its result does not depend on it
+CALIBRATION_BATCH = (
+    16  # rows of a batch that an edit calibrates on; its result does not depend on it
+)
 
 
 class RepairStage(EditStage):
     """Edit the update of a fine-tuned model: an adapter, or a whole model beside the aligned one."""
 
-    def rewrite(self, work: Work, folder: Path, scratch: Path) -> tuple[Changes, str, dict[str, Any]]:
+    def rewrite(
+        self, work: Work, folder: Path, scratch: Path
+    ) -> tuple[Changes, str, dict[str, Any]]:
         assert isinstance(self.method, UpdateEdit)
         assert self.start is not None
         edit, model = self.method, work.checkpoint(self.start)
         checkpoint = {name: work.checkpoint(stage) for name, stage in self.others.items()}
         files = {
-            name: self.whole_files(of, scratch / name) for name, of in checkpoint.items() if name in ("base", "aligned")
+            name: self.whole_files(of, scratch / name)
+            for name, of in checkpoint.items()
+            if name in ("base", "aligned")
         }
         tuned = FineTuned.of(folders.locate(model), files.get("aligned"))
         names = weights_of(edit, tuned, model)
@@ -59,7 +65,9 @@ class RepairStage(EditStage):
             facts["removed energy"] = self._removed_energy(model, tuned, after, names)
         return changes, "strengthen it", facts
 
-    def _observe(self, edit: UpdateEdit, model: Checkpoint, tuned: FineTuned, names: list[str]) -> Mapping[str, Any]:
+    def _observe(
+        self, edit: UpdateEdit, model: Checkpoint, tuned: FineTuned, names: list[str]
+    ) -> Mapping[str, Any]:
         """Let an edit watch forward passes over its rows; what it keeps, by weight."""
         if edit.needs.watches is None:
             return {}
@@ -76,7 +84,9 @@ class RepairStage(EditStage):
 
         opened, template = self.asking.open(model)
         linear = {
-            name: layer for name, layer in layers_of(opened, names).items() if isinstance(layer, nn.Linear | LoraLayer)
+            name: layer
+            for name, layer in layers_of(opened, names).items()
+            if isinstance(layer, nn.Linear | LoraLayer)
         }
         found = {}
         for name, rows in self.looks.items():
@@ -99,19 +109,29 @@ def weights_of(edit: UpdateEdit, tuned: FineTuned, model: Checkpoint) -> list[st
         return select(tuned.whole, needs.targets)
     empty = checkpoints.skeleton(model)
     head = empty.get_output_embeddings()
-    linear = [name for name, module in empty.named_modules() if isinstance(module, nn.Linear) and module is not head]
+    linear = [
+        name
+        for name, module in empty.named_modules()
+        if isinstance(module, nn.Linear) and module is not head
+    ]
     if not linear:
         raise ValueError(
             f"model {tuned.files.name!r} has no linear layers but its head ({type(empty).__name__}): no edit of them can "
             "be applied"
         )
-    return select([f"{name}.weight" for name in linear if f"{name}.weight" in tuned.whole], needs.targets)
+    return select(
+        [f"{name}.weight" for name in linear if f"{name}.weight" in tuned.whole], needs.targets
+    )
 
 
 def layers_of(model: PreTrainedModel, names: Sequence[str]) -> dict[str, nn.Module]:
     """Find the layer of every weight, an adapted one with its adapter. A bias has none, nor has an expert fused with others."""
     prefix, modules = PREFIX if adapters.has_adapter(model) else "", dict(model.named_modules())
-    found = {name: modules.get(prefix + name.removesuffix(".weight")) for name in names if name.endswith(".weight")}
+    found = {
+        name: modules.get(prefix + name.removesuffix(".weight"))
+        for name in names
+        if name.endswith(".weight")
+    }
     return {name: layer for name, layer in found.items() if layer is not None}
 
 

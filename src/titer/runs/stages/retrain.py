@@ -40,11 +40,15 @@ class RetrainStage(EditStage):
         assert self.finetune is not None
         return self.method.training(self.finetune)
 
-    def rewrite(self, work: Work, folder: Path, scratch: Path) -> tuple[Changes, str, dict[str, Any]]:
+    def rewrite(
+        self, work: Work, folder: Path, scratch: Path
+    ) -> tuple[Changes, str, dict[str, Any]]:
         assert self.start is not None
         checkpoint = work.checkpoint(self.start)
         aligned = self.others.get("aligned")
-        started = self.whole_files(work.checkpoint(aligned), scratch / "aligned") if aligned else None
+        started = (
+            self.whole_files(work.checkpoint(aligned), scratch / "aligned") if aligned else None
+        )
         tuned = FineTuned.of(folders.locate(checkpoint), started)
         model, template = self.asking.open(checkpoint)
         dtype = None if adapters.has_adapter(model) else widen(model)

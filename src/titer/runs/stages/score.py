@@ -54,7 +54,9 @@ class ScoreStage(Stage):
         given = read_answers(work.folder(self.answers) / paths.ANSWERS)
         margins = []
         if self.margin:
-            margins = json.loads((work.folder(self.margin) / paths.MARGINS).read_text(encoding="utf-8"))
+            margins = json.loads(
+                (work.folder(self.margin) / paths.MARGINS).read_text(encoding="utf-8")
+            )
         found = judge_answers(benchmarks, given, self.judge, self.scorer, margins)
         check_scored(found, self.judge)
         text = "".join(json.dumps(asdict(record)) + "\n" for record in found.records)
@@ -63,14 +65,20 @@ class ScoreStage(Stage):
         outcomes = outcomes_of(benchmarks, found.records, margins)
         told = {"scores": scores, "outcomes": outcomes}
         (folder / paths.SCORES).write_text(json.dumps(told), encoding="utf-8")
-        return summarize(found.records) | {"answers sha256": hashlib.sha256(text.encode()).hexdigest()}
+        return summarize(found.records) | {
+            "answers sha256": hashlib.sha256(text.encode()).hexdigest()
+        }
 
 
 def check_scored(found: Evaluation, judge: Judge) -> None:
     """Raise where the judge could not score all but a few of the answers."""
 
     def reason(name: str) -> str:
-        unscored = (each for each in found.records if (each.benchmark, each.verdict) == (name, Label.UNSCORED))
+        unscored = (
+            each
+            for each in found.records
+            if (each.benchmark, each.verdict) == (name, Label.UNSCORED)
+        )
         return next(unscored).reason
 
     if "harm" in found.scores and found.scores["harm"].n == 0:
@@ -88,7 +96,9 @@ def check_scored(found: Evaluation, judge: Judge) -> None:
 
 
 def outcomes_of(
-    benchmarks: Mapping[str, Sequence[Row]], records: Sequence[JudgedAnswer], margins: Sequence[float]
+    benchmarks: Mapping[str, Sequence[Row]],
+    records: Sequence[JudgedAnswer],
+    margins: Sequence[float],
 ) -> dict[str, Any]:
     """List the outcome of every prompt by benchmark, without a word of prompt or answer."""
     told: dict[str, Any] = {}
@@ -98,10 +108,14 @@ def outcomes_of(
         hashes = [hashlib.sha256(identity(row).encode()).hexdigest() for row in rows]
         told[name] = {
             "prompts": hashes,
-            "clusters": [row.cluster or prompt[:16] for row, prompt in zip(rows, hashes, strict=True)],
+            "clusters": [
+                row.cluster or prompt[:16] for row, prompt in zip(rows, hashes, strict=True)
+            ],
             "verdicts": [record.verdict for record in mine],
             "reasons": [record.reason for record in mine],
-            "margins": [next(left) if row.response else None for row in rows] if name == "harm" and margins else None,
+            "margins": [next(left) if row.response else None for row in rows]
+            if name == "harm" and margins
+            else None,
         }
     return told
 

@@ -17,19 +17,26 @@ from titer.runs.stages.asking import Asking
 from titer.weights import folders
 from titer.weights.settings import Checkpoint
 
-Progress = Callable[[str, int, int, Mapping[str, float]], None]  # (stage, update, of how many, 0 when computed, terms)
+Progress = Callable[
+    [str, int, int, Mapping[str, float]], None
+]  # (stage, update, of how many, 0 when computed, terms)
 
 
 class Work(Protocol):
     """What a stage may ask for while it is computed: what the stages before it left."""
 
-    progress: Progress
+    @property
+    def progress(self) -> Progress:
+        """Where to tell how far it is."""
 
     def checkpoint(self, stage: ModelStage) -> Checkpoint:
         """Return the model of a stage."""
 
     def folder(self, stage: Stage) -> Path:
         """Return the folder that a stage left its files in."""
+
+    def place(self, stage: Stage) -> Path:
+        """Name the folder where a stage's files will lie once it is finished."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -117,7 +124,11 @@ class Given(ModelStage):
 
     @property
     def about(self) -> dict[str, Any]:
-        return {"kind": "given", "files": folders.digest(self.files), "dtype": self.checkpoint.dtype}
+        return {
+            "kind": "given",
+            "files": folders.digest(self.files),
+            "dtype": self.checkpoint.dtype,
+        }
 
     def compute(self, work: Work, folder: Path) -> dict[str, Any]:
         raise AssertionError("a model that is given is not computed")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, cast
@@ -73,12 +73,15 @@ class TrainStage(ModelStage):
             model = adapters.merge_adapter(model)
             if self.training.lora and not self.whole:
                 checkpoints.save(model, template.tokenizer, folder / paths.BASE)
-                under = folders.locate(Checkpoint(str(folder / paths.BASE)))
+                made = folders.locate(Checkpoint(str(folder / paths.BASE)))
+                under = replace(made, name=str(work.place(self) / paths.BASE))
         resume = folder / paths.RESUME
         model, facts = self.train(model, template, resume, partial(work.progress, self.label))
         if self.whole:  # the next adapter will lie over the merged weights
             model = adapters.merge_adapter(model)
-        checkpoints.save(model, template.tokenizer, folder, under if adapters.has_adapter(model) else None)
+        checkpoints.save(
+            model, template.tokenizer, folder, under if adapters.has_adapter(model) else None
+        )
         resume.unlink(missing_ok=True)
         return facts
 
@@ -111,7 +114,9 @@ class TrainStage(ModelStage):
         if autocast is not None:
             cast(nn.Module, model).to(autocast)
         return model, {
-            "adapter": "fresh, over the merged weights of the stage before" if training.lora else "none: all weights",
+            "adapter": "fresh, over the merged weights of the stage before"
+            if training.lora
+            else "none: all weights",
             "rows": {name: len(rows) for name, rows in encoded.items()},
             **(self.counts or {}),
             "rows cut": sum(row.cut > 0 for rows in encoded.values() for row in rows),
@@ -129,7 +134,9 @@ class TrainStage(ModelStage):
         if not self.looks:
             return None
         of = {"harm": self.looks.harmful, "alignment": self.looks.aligned}
-        harmful, aligned = (template.encode_all(rows[: probes.ROWS], name) for name, rows in of.items())
+        harmful, aligned = (
+            template.encode_all(rows[: probes.ROWS], name) for name, rows in of.items()
+        )
         return probes.build(model, harmful, aligned, accelerator_for(), autocast)
 
 
