@@ -1,4 +1,7 @@
-"""What is known of the field's data sets and models on the hub: licence, gate, commercial use. Nothing of them is shipped."""
+"""The field's data sets and models on the hub: licence, gate, commercial use.
+
+None of them is shipped.
+"""
 
 from __future__ import annotations
 
@@ -66,7 +69,9 @@ REPOSITORIES = (
     Repository("tatsu-lab/alpaca", "instructions with answers", "CC BY-NC 4.0", commercial=False),
     Repository("stanfordnlp/sst2", "SST-2, sentiment of film reviews", None),
     Repository("fancyzhx/ag_news", "AG News, topics of news articles", None),
-    Repository("openai/gsm8k", "GSM8K, grade-school mathematics (subset main)", "MIT", commercial=True),
+    Repository(
+        "openai/gsm8k", "GSM8K, grade-school mathematics (subset main)", "MIT", commercial=True
+    ),
     Repository(
         "PKU-Alignment/beaver-dam-7b",
         "a judge of 14 categories of harm",
@@ -78,5 +83,5 @@ REPOSITORIES = (
 
 
 def repository(name: str) -> Repository | None:
-    """What is known of a repository, by its name on the hub."""
+    """Return the facts about a repository of the hub, or None where the catalog has none."""
     return next((each for each in REPOSITORIES if each.name == name), None)
