@@ -1,4 +1,7 @@
-"""What is known of the field's data sets and models on the hub: licence, gate, commercial use. Nothing of them is shipped."""
+"""The field's data sets and models on the hub: licence, gate, commercial use.
+
+None of them is shipped.
+"""
 
 from __future__ import annotations
 
@@ -80,5 +83,5 @@ REPOSITORIES = (
 
 
 def repository(name: str) -> Repository | None:
-    """What is known of a repository, by its name on the hub."""
+    """Return the facts about a repository of the hub, or None where the catalog has none."""
     return next((each for each in REPOSITORIES if each.name == name), None)

@@ -1,4 +1,7 @@
-"""Records of local files: JSON, JSON lines, CSV, TSV, parquet and `datasets` folders. What is malformed is named by file and line."""
+"""Read the records of local files: JSON, JSON lines, CSV, TSV, parquet and `datasets` folders.
+
+An error names the file and the line.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +15,7 @@ from typing import Any
 
 @dataclass(frozen=True)
 class RawRecord:
-    """A row as the file has it."""
+    """A record with the fields that the file gives it."""
 
     place: str  # where it stands, for messages
     fields: dict[str, Any]
@@ -21,10 +24,11 @@ class RawRecord:
 def read(
     path: Path, split: str | None = None, subset: str | None = None, known: Collection[str] = ()
 ) -> list[RawRecord]:
-    """All records of a file or folder.
+    """Return all records of a file or folder.
 
-    `split` and `subset` choose within a `datasets` folder. A CSV or TSV file whose first line holds none of the `known` names
-    has no header line: its columns are called `column 1`, `column 2`, ... Raises where nothing can be read.
+    `split` and `subset` choose within a `datasets` folder. A CSV or TSV file whose first line holds
+    none of the `known` names has no header line: its columns are called `column 1`, `column 2`, ...
+    Raises where nothing can be read.
     """
     if path.is_dir():
         records = list(_folder(path, split, subset))
@@ -32,12 +36,14 @@ def read(
         raise ValueError(f"no such file: {path}")
     elif path.suffix not in READERS:
         raise ValueError(
-            f"{path}: cannot read {path.suffix or 'a file without a suffix'}; there is {', '.join(READERS)} and `datasets` folders"
+            f"{path}: cannot read {path.suffix or 'a file without a suffix'}; there is "
+            f"{', '.join(READERS)} and `datasets` folders"
         )
     else:
         if split or subset:
             raise ValueError(
-                f"{path}: a single file has no split {split or subset!r}: leave it out, or name the folder"
+                f"{path}: a single file has no split {split or subset!r}: leave it out, or name "
+                "the folder"
             )
         try:
             records = list(READERS[path.suffix](path, known))
@@ -49,9 +55,8 @@ def read(
 
 
 def _json_lines(path: Path, known: Collection[str]) -> Iterator[RawRecord]:
-    lines = path.read_text(encoding="utf-8-sig").split(
-        "\n"
-    )  # not splitlines: a JSON text may hold U+2028
+    # not splitlines: a JSON text may hold U+2028
+    lines = path.read_text(encoding="utf-8-sig").split("\n")
     for number, line in enumerate(lines, 1):
         if line.strip():
             place = f"{path}:{number}"
@@ -63,7 +68,7 @@ def _json_lines(path: Path, known: Collection[str]) -> Iterator[RawRecord]:
 
 
 def _json(path: Path, known: Collection[str]) -> Iterator[RawRecord]:
-    """A list of objects; a file of this suffix may also hold JSON lines."""
+    """Read a list of objects. A file of this suffix may also hold JSON lines."""
     text = path.read_text(encoding="utf-8-sig")
     if not text.lstrip().startswith("["):
         yield from _json_lines(path, known)
@@ -87,9 +92,8 @@ def _csv(path: Path, known: Collection[str]) -> Iterator[RawRecord]:
 
 
 def _tsv(path: Path, known: Collection[str]) -> Iterator[RawRecord]:
-    return _table(
-        path, known, "\t", csv.QUOTE_NONE
-    )  # as GLUE and its kin are written: a quotation mark is text
+    # as GLUE and its kin are written: a quotation mark is text
+    return _table(path, known, "\t", csv.QUOTE_NONE)
 
 
 def _table(path: Path, known: Collection[str], delimiter: str, quoting: Any) -> Iterator[RawRecord]:
@@ -129,7 +133,7 @@ def _parquet(path: Path, known: Collection[str]) -> Iterator[RawRecord]:
 
 
 def _folder(path: Path, split: str | None, subset: str | None) -> Iterator[RawRecord]:
-    """A folder that `Dataset.save_to_disk` wrote, or one of data files laid out as on the hub."""
+    """Read a folder that `Dataset.save_to_disk` wrote, or data files laid out as on the hub."""
     import datasets
 
     datasets.disable_progress_bars()

@@ -1,4 +1,4 @@
-"""Whether a training stage did anything: how far its weights moved, and how far its loss fell."""
+"""The effect of a training stage: how far its weights moved, and how far its loss fell."""
 
 from __future__ import annotations
 
@@ -15,9 +15,10 @@ ENDS = 20  # updates averaged at either end: the loss of one batch is mostly the
 
 
 def loss_fall(history: Sequence[Mapping[str, float]]) -> dict[str, float]:
-    """Means of f, the loss on the stage's own rows, over the first and the last updates, and the standard error of their difference.
+    """Return the means of f over the first and the last updates, with their difference's error.
 
-    Nothing where the method logs no f at two updates.
+    The error is the standard error. f is the loss on the stage's own rows. The result is empty
+    where the method logs f at fewer than two updates.
     """
     f = [terms["f"] for terms in history if "f" in terms]
     k = min(ENDS, len(f) // 2)
@@ -31,7 +32,10 @@ def loss_fall(history: Sequence[Mapping[str, float]]) -> dict[str, float]:
 
 
 def copy_trainable(model: nn.Module) -> dict[str, Tensor]:
-    """The trainable weights as they are, on the CPU: beside an optimizer a second copy has no place on a GPU."""
+    """Return a copy of the trainable weights on the CPU.
+
+    A GPU may have no room for one beside the optimizer.
+    """
     return {
         name: parameter.detach().to("cpu", copy=True)
         for name, parameter in model.named_parameters()
@@ -40,7 +44,10 @@ def copy_trainable(model: nn.Module) -> dict[str, Tensor]:
 
 
 def weight_change(model: nn.Module, start: Mapping[str, Tensor] | None) -> float:
-    """||w - w_start|| / ||w_start|| over the weights that were trained; without a start over those that the model's adapter changes."""
+    """Return ||w - w_start|| / ||w_start|| over the trained weights.
+
+    Without a start, it is taken over the weights that the model's adapter changes.
+    """
     if start is None:
         return adapters.update_norm(model) / adapters.base_norm(model)
     now = dict(model.named_parameters())

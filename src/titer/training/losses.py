@@ -1,4 +1,4 @@
-"""The loss of a language model on answers: cross-entropy of the answer tokens, in float32 at least."""
+"""The loss of a language model: cross-entropy of the answer tokens, in float32 at least."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ def cross_entropy(
 ) -> Tensor:
     """Return the sum over the answer tokens of -log p(token | what stands before it), in nats.
 
-    The first answer token is included. With "none" the result has every token's own, (B * T,), and 0
-    where there is no answer token.
+    The first answer token is included. With "none" the result has every token's own, (B * T,), with
+    0 where there is no answer token.
     """
     return entropy_against(logits_of(model, part), part, reduction)
 
@@ -34,14 +34,14 @@ def logits_of(model: PreTrainedModel, part: Part) -> Tensor:
 
 
 def wide(logits: Tensor) -> Tensor:
-    """Return logits in float32 at least: half precision cannot hold a log-softmax; float64 stays."""
+    """Return logits in float32 at least, since half precision cannot hold a log-softmax."""
     return logits.to(torch.promote_types(logits.dtype, torch.float32))
 
 
 def entropy_against(
     logits: Tensor, part: Part, reduction: Literal["sum", "none"] = "sum"
 ) -> Tensor:
-    """Return the `cross_entropy` of logits (B, T, V) that a pass gave already."""
+    """Return the `cross_entropy` of logits (B, T, V) that a pass has already given."""
     # the labels move to the token that each is predicted from, not the logits, which are large:
     # a slice of them would be copied
     labels = nn.functional.pad(part.labels[:, 1:], (0, 1), value=IGNORED)  # (B, T)

@@ -1,4 +1,4 @@
-"""Low-rank adapters by PEFT: put on, measured, merged."""
+"""Low-rank adapters by PEFT: added to a model, measured, and merged into its weights."""
 
 from __future__ import annotations
 
@@ -25,29 +25,39 @@ def check_targets(model: nn.Module, lora: Lora) -> None:
     for target in lora.targets:
         if target != ALL_LINEAR and not any(matches(name, target) for name in known):
             raise ValueError(
-                f"LoRA target {target!r} matches no linear layer: {nearest(target, lasts)}The model has {', '.join(lasts)}"
+                f"LoRA target {target!r} matches no linear layer: {nearest(target, lasts)}The "
+                f"model has {', '.join(lasts)}"
             )
 
 
 def add_lora(model: PreTrainedModel, lora: Lora) -> PreTrainedModel:
-    """The model under a fresh adapter, which alone is trainable. Raises where a target matches no linear layer."""
+    """Return the model under a fresh adapter, which alone is trainable.
+
+    Raises where a target matches no linear layer.
+    """
     from peft import LoraConfig, get_peft_model
 
     check_targets(model, lora)
     targets: Any = ALL_LINEAR if lora.targets == (ALL_LINEAR,) else list(lora.targets)
-    config = LoraConfig(r=lora.r, lora_alpha=lora.alpha, target_modules=targets, lora_dropout=0.0)  # type: ignore[arg-type]
+    config = LoraConfig(
+        r=lora.r,
+        lora_alpha=lora.alpha,  # type: ignore[arg-type]
+        target_modules=targets,
+        lora_dropout=0.0,
+    )
     with literal_peft():
         return get_peft_model(model, config)  # type: ignore[return-value]
 
 
 @contextmanager
 def literal_peft() -> Iterator[None]:
-    """PEFT that adapts the layers it is told to.
+    """Inside, PEFT adapts the layers it is told to.
 
-    For MoE families it reads the names of an MLP's linear layers, also those behind `all-linear`, as transformers 4 meant
-    them: the router and the experts, which are parameters now. The linear layers of these names, those of dense layers and
-    shared experts, it leaves out without a word; an adapter that has these is read back by `checkpoints.load`, not by PEFT alone.
-    It also warns of an attribute's old name, which no user could mend.
+    For MoE families it reads the names of an MLP's linear layers, also those behind `all-linear`,
+    as transformers 4 meant them: the router and the experts, which are parameters now. The linear
+    layers of these names, those of dense layers and shared experts, it leaves out without a word;
+    an adapter that has these is read back by `checkpoints.load`, not by PEFT alone. It also warns
+    of an attribute's old name, which no user could mend.
     """
     from peft.utils import transformers_weight_conversion as conversion
 
@@ -64,7 +74,11 @@ def literal_peft() -> Iterator[None]:
 
 
 def adapters(model: nn.Module) -> dict[str, Update]:
-    """The unmerged adapter of every adapted linear layer, by the layer's name. Raises where there is none."""
+    """Return the unmerged adapter of every adapted linear layer, by the layer's name.
+
+    The factors are the model's own parameters. Raises where there is no adapter, or one is not W +
+    (alpha / r) B A.
+    """
     from peft.tuners.lora import LoraLayer
     from peft.tuners.lora.layer import ParamWrapper
 
@@ -74,7 +88,8 @@ def adapters(model: nn.Module) -> dict[str, Update]:
     for name, module in layers.items():
         if isinstance(module, ParamWrapper) or any(module.use_dora.values()):
             raise ValueError(
-                f"the adapter on {name!r} is not W + (alpha / r) B A of a linear layer (experts or DoRA): train one that is"
+                f"the adapter on {name!r} is not W + (alpha / r) B A of a linear layer (experts or "
+                "DoRA): train one that is"
             )
     found = {
         name: Update(
@@ -86,13 +101,14 @@ def adapters(model: nn.Module) -> dict[str, Update]:
     }
     if not found:
         raise ValueError(
-            "the model carries no unmerged LoRA adapter: give the folder of a fine-tuning with `finetune.lora` set"
+            "the model carries no unmerged LoRA adapter: give the folder of a fine-tuning with "
+            "`finetune.lora` set"
         )
     return found
 
 
 def update_norm(model: nn.Module) -> float:
-    """Return the Frobenius norm of the whole fine-tuning update, all adapted layers together, in float64."""
+    """Return the Frobenius norm of the update of all adapted layers together, in float64."""
     updates = (
         Update(of.b.detach().double(), cast(Tensor, of.a).detach().double(), of.scaling)
         for of in adapters(model).values()
@@ -101,7 +117,7 @@ def update_norm(model: nn.Module) -> float:
 
 
 def base_norm(model: nn.Module) -> float:
-    """Return the Frobenius norm of the weights under the adapter, all adapted layers together, in float64."""
+    """Return the Frobenius norm of the weights under all adapted layers together, in float64."""
     weights = (
         cast(Any, model.get_submodule(name)).get_base_layer().weight for name in adapters(model)
     )
@@ -109,13 +125,13 @@ def base_norm(model: nn.Module) -> float:
 
 
 def has_adapter(model: nn.Module) -> bool:
-    """Whether the model carries an unmerged adapter."""
+    """Say whether the model has an unmerged adapter."""
     from peft import PeftModel
 
     return isinstance(model, PeftModel)
 
 
 def merge_adapter(model: PreTrainedModel) -> PreTrainedModel:
-    """The model with its adapter, if it has one, added into its weights."""
+    """Return the model with its adapter, if it has one, added into its weights."""
     adapted: Any = model
     return cast(PreTrainedModel, adapted.merge_and_unload()) if has_adapter(model) else model

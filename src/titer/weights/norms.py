@@ -7,11 +7,14 @@ from torch import Tensor
 
 
 def norm(tensor: Tensor) -> Tensor:
-    """Return the L2 norm over all entries, a matrix's Frobenius norm: a float64 scalar, on the tensor's device."""
+    """Return the L2 norm over all entries, which of a matrix is its Frobenius norm.
+
+    It is a float64 scalar on the tensor's device.
+    """
     result: Tensor = torch.linalg.vector_norm(tensor, dtype=torch.float64)
     return result
 
 
 def square(tensor: Tensor) -> Tensor:
-    """Return the sum of squares over all entries: a float64 scalar, on the tensor's device."""
+    """Return the sum of squares over all entries: a float64 scalar on the tensor's device."""
     return norm(tensor) ** 2

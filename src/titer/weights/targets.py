@@ -10,19 +10,23 @@ ALL = "all"
 
 
 def matches(layer: str, target: str) -> bool:
-    """Say whether a target is a layer's name or ends it: `q_proj` and `attn.q_proj` match `h.0.attn.q_proj`."""
+    """Say whether a target is a layer's name or ends it.
+
+    `q_proj` and `attn.q_proj` match `h.0.attn.q_proj`; `proj` does not.
+    """
     return f".{layer}".endswith(f".{target}")
 
 
 def last_parts(layers: Iterable[str]) -> set[str]:
-    """Return the last part of every layer's name: the shortest targets that there are."""
+    """Return the last part of every layer's name: the shortest target for it."""
     return {layer.rsplit(".", 1)[-1] for layer in layers}
 
 
 def select(names: Iterable[str], targets: Collection[str]) -> list[str]:
     """Return the weights whose layers the targets name, in the order of `names`.
 
-    A weight's layer is its name without `.weight`. Raises where there is no target, or one matches no layer.
+    A weight's layer is its name without `.weight`. Raises where there is no target, or one
+    matches no layer.
     """
     layers = {name.removesuffix(".weight"): name for name in names}
     if not targets:
