@@ -1,6 +1,8 @@
-"""One self-contained HTML page per run or sweep, made from its JSON documents alone, so it can be made again from the folder.
+"""One self-contained HTML page per run or sweep. It is made from the JSON documents in the folder,
+at any time.
 
-It loads nothing from anywhere, and holds no prompt and no answer: the figures, what they cost and what they were made from.
+The page loads nothing from anywhere, and holds no prompt and no answer. It shows the figures, their
+cost and their origin.
 """
 
 from __future__ import annotations
@@ -14,7 +16,10 @@ PAGE = "report.html"
 
 
 def page(documents: Mapping[str, Any]) -> str:
-    """The page of the documents, by pipeline, that `titer.results.write` returns. Raises where they are of more than one run."""
+    """Return the page of the documents by pipeline that `titer.report.tables.write` returns.
+
+    Raises ValueError where they are of more than one run.
+    """
     from titer.report.html import render
 
     return render(documents)
@@ -27,7 +32,7 @@ def write(documents: Mapping[str, Any], folder: Path) -> Path:
 
 
 def write_sweep(bundle: Mapping[str, Any], folder: Path) -> Path:
-    """The page of a sweep, from the bundle that it wrote."""
+    """Write the page of a sweep from its bundle."""
     from titer.report.sweep import render
 
     path = folder / PAGE
@@ -36,13 +41,19 @@ def write_sweep(bundle: Mapping[str, Any], folder: Path) -> Path:
 
 
 def again(folder: Path) -> Path:
-    """Make the page of a run's or a sweep's folder again. Raises where it holds neither."""
+    """Make the page of a run's or a sweep's folder again.
+
+    Raises ValueError where it holds neither.
+    """
     bundle = folder / "sweep.json"
     return write_sweep(_json(bundle), folder) if bundle.is_file() else write(read(folder), folder)
 
 
 def read(folder: Path) -> dict[str, Any]:
-    """The documents in a run's folder, in the recipe's order. Raises where there are none."""
+    """Read the documents in a run's folder, in the recipe's order.
+
+    Raises ValueError where there are none.
+    """
     found = {path.stem: _json(path) for path in folder.glob("*.json") if path.name != "run.json"}
     found = {
         name: document
@@ -51,7 +62,8 @@ def read(folder: Path) -> dict[str, Any]:
     }
     if not found:
         raise ValueError(
-            f"{folder} holds no results (<pipeline>.json): give the folder of a finished `titer run` or `titer sweep`"
+            f"{folder} holds no results (<pipeline>.json): "
+            "give the folder of a finished `titer run` or `titer sweep`"
         )
     marker = folder / "run.json"
     order = list(_json(marker)["recipe"]["pipelines"]) if marker.is_file() else []
