@@ -1,15 +1,16 @@
-"""What plain fine-tuning gives for free, in HS and FA, and whether a method lies beyond it.
+"""The frontier of plain fine-tuning in HS and FA, and which methods lie beyond it.
 
-Free is what needs no defense: plain alignment, plain fine-tuning at any learning rate and for any number of updates, an average of
-the weights along the way (`ema`), a part of the update (`wise_ft`, `scale`). Each of them buys lower HS with lower FA, so a method
-shows something only where none of them does as well:
+A model is free if it needs no defense: plain alignment, then plain fine-tuning at any learning rate
+and for any number of updates, an average of the weights along the way (`ema`), or a part of the
+update (`wise_ft`, `scale`). Each of these buys a lower HS with a lower FA. So a method shows
+something only where no free model does as well:
 
 * *beyond*: every free model has a lower FA, intervals apart, or a higher HS, intervals apart;
 * *within*: some free model has at least its FA and at most its HS, in the means;
 * *not decided*: neither. More seeds, or more prompts, would tell.
 
-A model that is struck out under any seed is on neither side. The free models are many and the best of them were picked by their scores,
-which favours them: beyond is the stricter for it.
+A model whose HS is struck out under any seed has no place. There are many free models, and the best
+were picked by their scores, which favours them. This makes *beyond* the stricter.
 """
 
 from __future__ import annotations
@@ -24,18 +25,21 @@ from titer.scoring.statistics import Score
 
 FREE = ({"align sft"}, {"finetune sft", "finetune ema"}, {"edit wise_ft", "edit scale"})
 FEW = 3  # free models make a curve
-SETTINGS = "finetune."  # a sweep's settings under it are the provider's to choose; others make another attack or another world
+# The provider chooses a sweep's settings under this path. Others make another attack or world.
+SETTINGS = "finetune."
 
 
 @dataclass(frozen=True)
 class Placement:
+    """The place of a group by the frontier, in a word and in a sentence."""
+
     group: Group
     word: str
     text: str
 
 
 def is_free(group: Group) -> bool:
-    """Whether a pipeline is plain fine-tuning in one of its forms."""
+    """Return True if a pipeline is plain fine-tuning in one of its forms."""
     labels = [stage.label for stage in next(iter(group.seeds.values()))][1:]
     return 2 <= len(labels) <= len(FREE) and all(
         label in allowed for label, allowed in zip(labels, FREE, strict=False)
@@ -43,14 +47,14 @@ def is_free(group: Group) -> bool:
 
 
 def has_place(group: Group) -> bool:
-    """Whether a group has a place in the plane: HS and FA under every seed, and no HS struck out."""
+    """Return True if a group has HS and FA under every seed, and no HS is struck out."""
     return not group.struck and all(
         stage.score("harm") and stage.score("task") for stage in group.last
     )
 
 
 def front(found: Sequence[Group]) -> list[Group]:
-    """The free models that no other is at least as good as in both, from the highest FA down."""
+    """Return the free models that no other one matches in both figures, the highest FA first."""
     best: list[Group] = []
     candidates = [group for group in found if is_free(group) and has_place(group)]
     for group in sorted(candidates, key=lambda group: (-_task(group).value, _harm(group).value)):
@@ -60,7 +64,7 @@ def front(found: Sequence[Group]) -> list[Group]:
 
 
 def places(found: Sequence[Group]) -> list[Placement]:
-    """Where every other model lies, in the order given; none where the free ones are too few to tell."""
+    """Place every model that is not free; no model where fewer than FEW are free."""
     rivals = [group for group in found if is_free(group) and has_place(group)]
     return (
         [_place(group, rivals) for group in found if not is_free(group)]
@@ -108,7 +112,8 @@ def _place(group: Group, rivals: Sequence[Group]) -> Placement:
 
 def _told(group: Group) -> str:
     settings = " ".join(setting for setting in group.settings if setting.startswith(SETTINGS))
-    return f"{group.pipeline} at {settings or 'the same settings'} has HS {quote(_harm(group))}, FA {quote(_task(group))}"
+    figures = f"HS {quote(_harm(group))}, FA {quote(_task(group))}"
+    return f"{group.pipeline} at {settings or 'the same settings'} has {figures}"
 
 
 def _harm(group: Group) -> Score:

@@ -1,8 +1,9 @@
-"""Pipelines by what they come to, without those whose harmful score shows nothing.
+"""Rank pipelines by HS, without those whose HS shows nothing.
 
-HS alone is won by a model that answers nothing. So a pipeline has a rank only where its last model is not struck out by `rules`, its
-HS can be judged, and its FA is there and stands up to that of the others: less than COLLAPSE of the best, intervals apart, is a model
-that did not learn what the user asked for.
+A model that answers nothing has the lowest HS. So a pipeline has a rank only if `rules` do not
+strike out its last model, its HS can be judged, and its FA was measured and is near enough to the
+best one. A model whose FA is below COLLAPSE of the best, intervals apart, did not learn what the
+user asked for.
 """
 
 from __future__ import annotations
@@ -17,6 +18,8 @@ from titer.scoring.statistics import Score
 
 @dataclass(frozen=True)
 class Place:
+    """The rank of a pipeline, or the reason why it has none."""
+
     pipeline: str
     stage: Record  # its last
     rank: int | None  # 1 is the lowest HS; None: no rank
@@ -32,7 +35,10 @@ class Place:
 
 
 def rank(found: Mapping[str, Sequence[Record]]) -> list[Place]:
-    """Every pipeline: by the HS of its last model, of equal ones the higher FA first; those without a rank at the end."""
+    """Order all pipelines by the HS of their last model; of equal ones the higher FA comes first.
+
+    Pipelines without a rank stand at the end.
+    """
     struck = find_broken(found)
     places = [
         Place(name, stages[-1], None, _unfit(stages[-1], struck)) for name, stages in found.items()

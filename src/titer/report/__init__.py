@@ -1,6 +1,8 @@
-"""One self-contained HTML page per run or sweep, made from its JSON documents alone, so it can be made again from the folder.
+"""One self-contained HTML page per run or sweep. It is made from the JSON documents in the folder,
+at any time.
 
-It loads nothing from anywhere, and holds no prompt and no answer: the figures, what they cost and what they were made from.
+The page loads nothing from anywhere, and holds no prompt and no answer. It shows the figures, their
+cost and their origin.
 """
 
 from __future__ import annotations
@@ -21,7 +23,10 @@ from titer.findings.records import (
 
 
 def page(documents: Mapping[str, Any]) -> str:
-    """The page of the documents, by pipeline, that `titer.runs.documents.write_documents` returns. Raises where they are of more than one run."""
+    """Return the page of the documents by pipeline that `titer.runs.documents.write_documents` returns.
+
+    Raises ValueError where they are of more than one run.
+    """
     from titer.report.html import render
 
     return render(documents)
@@ -34,7 +39,7 @@ def write(documents: Mapping[str, Any], folder: Path) -> Path:
 
 
 def write_sweep(bundle: Mapping[str, Any], folder: Path) -> Path:
-    """The page of a sweep, from the bundle that it wrote."""
+    """Write the page of a sweep from its bundle."""
     from titer.report.sweep import render
 
     path = folder / paths.PAGE
@@ -61,13 +66,11 @@ def read(folder: Path) -> dict[str, Any]:
                 found[path.stem] = fields
     if not found:
         raise ValueError(
-            f"{folder} holds no results (<pipeline>.json): give the folder of a finished `titer run` or `titer sweep`"
+            f"{folder} holds no results (<pipeline>.json): "
+            "give the folder of a finished `titer run` or `titer sweep`"
         )
-    marker = folder / paths.RUN
-    order = (
-        list(load_document(marker, Claim)["recipe"].get("pipelines", {}))
-        if marker.is_file()
-        else []
-    )
+    marker, order = folder / paths.RUN, []
+    if marker.is_file():
+        order = list(load_document(marker, Claim)["recipe"].get("pipelines", {}))
     places = {name: (order.index(name) if name in order else len(order), name) for name in found}
     return {name: found[name] for name in sorted(found, key=lambda name: places[name])}

@@ -1,4 +1,7 @@
-"""HS and FA along a setting that varies: every pipeline a line, one panel over the other, intervals drawn."""
+"""HS and FA along a setting that varies.
+
+Each pipeline is a line, and each figure a panel with intervals.
+"""
 
 from __future__ import annotations
 
@@ -15,19 +18,24 @@ from titer.report.tradeoff import COLOURS, MARKERS, reach
 
 WIDTH, HEIGHT = 620, 440  # CSS pixels
 PANELS = {"harm": "HS, percent (lower is better)", "task": "FA, percent"}
-SPREAD = 0.5  # of the room between two values that the pipelines stand apart in, so that no bar hides another
+SPREAD = (
+    0.5  # of the room between two values: pipelines stand apart in it, so that bars do not hide
+)
 
 Points = Mapping[str, Mapping[str, Group]]  # value of the setting -> pipeline -> what it came to
 
 
 def svg(points: Points, title: str, note: str, prefix: str, ordered: bool = True) -> str:
-    """The panels. `note` stands inside the image; `prefix` keeps its ids apart from another's; without an order there is no line."""
+    """Draw the panels as an SVG element. Without an order of the values there is no line.
+
+    `note` stands inside the image; `prefix` keeps its ids apart from those of another.
+    """
     with style():
         return to_svg(panels(points, title, note, ordered), label(points, title, note), prefix)
 
 
 def label(points: Points, title: str, note: str) -> str:
-    """What the panels show, for those who cannot see them."""
+    """Describe the panels, for those who cannot see them."""
     told = []
     for value, of in points.items():
         figures = [
@@ -100,7 +108,7 @@ def _key(i: int, name: str, ordered: bool) -> Line2D:
 def _line(
     axes: Axes, key: Line2D, groups: Sequence[Group | None], benchmark: str, shift: float, gid: str
 ) -> None:
-    """A pipeline's figure along the values."""
+    """Draw a pipeline's figure along the values."""
     found = [
         (x + shift, group, score)
         for x, group in enumerate(groups)

@@ -1,4 +1,4 @@
-"""The page's parts, in the order in which it shows them. The template is `page.html.j2`."""
+"""The page of a run: its parts in the order of the page. The template is `page.html.j2`."""
 
 from __future__ import annotations
 
@@ -18,23 +18,11 @@ from titer.findings.verdict import verdicts
 from titer.report import pipeline, probes
 from titer.scoring.statistics import Score
 
-SHOWN = {
-    "pipeline",
-    "recipe",
-    "stages",
-    "run",
-    "flags",
-}  # of a document; whatever else it tells is provenance
-STAGE = {
-    "kind",
-    "label",
-    "folder",
-    "scores",
-    "struck out",
-    "seconds",
-    "scoring_seconds",
-    "peak_mb",
-}  # of a stage; the rest are its facts
+# of a document; all else that it holds is provenance
+SHOWN = {"pipeline", "recipe", "stages", "run", "flags"}
+# of a stage; the rest are its facts
+STAGE = {"kind", "label", "folder", "scores", "struck out"}
+STAGE |= {"seconds", "scoring_seconds", "peak_mb"}
 ANSWERS = "answers.jsonl"
 HIDDEN = {
     "answer",
@@ -57,7 +45,7 @@ class StageRow:
 
     pipeline: str
     stage: Record
-    scores: list[tuple[Score | None, bool]]  # a column each; whether it is struck out
+    scores: list[tuple[Score | None, bool]]  # a column each; True if it is struck out
     reasons: list[str]
 
 
@@ -146,7 +134,7 @@ def _rows(
 
 
 def _prompts(found: Mapping[str, Sequence[Record]], names: Mapping[str, str]) -> dict[str, str]:
-    """How many prompts each figure is over, scored or not: one number, or the numbers that occur."""
+    """Count the prompts of each figure, scored or not: one number, or the numbers that occur."""
     scores = [stage.scores for _, stage in once(found)]
     counts = {
         key: sorted({each[key].n + each[key].unscored for each in scores if key in each})
@@ -156,7 +144,7 @@ def _prompts(found: Mapping[str, Sequence[Record]], names: Mapping[str, str]) ->
 
 
 def _provenance(documents: Mapping[str, Any]) -> dict[str, Any]:
-    """What the documents tell beside their stages: once where all agree, by pipeline where they do not."""
+    """Collect the other facts of the documents; by pipeline where these do not agree."""
     keys = {key: None for document in documents.values() for key in document if key not in SHOWN}
     told = {}
     for key in keys:
@@ -180,7 +168,7 @@ def _number(value: Any, places: int) -> str:
 
 
 def _plain(value: Any) -> str:
-    """A scalar as a reader says it."""
+    """Write a scalar as a reader says it."""
     if value is None:
         return "none"
     if isinstance(value, bool):

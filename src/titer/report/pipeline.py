@@ -1,4 +1,4 @@
-"""HS and FA along a pipeline, as an SVG that stands in the page or alone, and is the same every time."""
+"""HS and FA along a pipeline, as an SVG that stands in the page or alone and is always the same."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ WIDTH, HEIGHT = 330, 250  # CSS pixels, 96 an inch: it fits a phone without bein
 
 @dataclass(frozen=True)
 class Line:
-    """A figure as it is drawn: told apart by colour (Okabe and Ito's), marker, dash and place."""
+    """The look of a figure: each has its own colour (Okabe and Ito's), marker, dash and place."""
 
     benchmark: str
     name: str
@@ -38,7 +38,10 @@ LINES = (
 def svg(
     name: str, stages: Sequence[Record], struck: Collection[str], note: str, slots: int, prefix: str
 ) -> str:
-    """The panel of a pipeline. `note` stands inside the image; `prefix` keeps its ids apart from another panel's."""
+    """Draw the panel of a pipeline as an SVG element.
+
+    `note` stands inside the image; `prefix` keeps its ids apart from those of another panel.
+    """
     with style():
         return to_svg(
             panel(name, stages, struck, note, slots), label(name, stages, struck, note), prefix
@@ -46,7 +49,7 @@ def svg(
 
 
 def label(name: str, stages: Sequence[Record], struck: Collection[str], note: str) -> str:
-    """What the panel shows, for those who cannot see it."""
+    """Describe the panel, for those who cannot see it."""
     told = []
     for stage in stages:
         scores = [
@@ -54,16 +57,18 @@ def label(name: str, stages: Sequence[Record], struck: Collection[str], note: st
             for line in LINES
             if (score := stage.score(line.benchmark))
         ]
-        told.append(
-            f"{stage.label}: {', '.join(scores) or 'not scored'}{' (HS struck out)' * (stage.folder in struck)}"
-        )
+        out = " (HS struck out)" * (stage.folder in struck)
+        told.append(f"{stage.label}: {', '.join(scores) or 'not scored'}{out}")
     return f"{name}, percent with 95 % intervals. {'; '.join(told)}. {note}".strip()
 
 
 def panel(
     name: str, stages: Sequence[Record], struck: Collection[str], note: str, slots: int
 ) -> Figure:
-    """With room for as many stages as the longest pipeline has, so that panels side by side compare."""
+    """Draw the panel, with room for `slots` stages.
+
+    These are the stages of the longest pipeline, so that panels side by side compare.
+    """
     figure = canvas(WIDTH, HEIGHT)
     axes = figure.add_axes((0.135, 0.235, 0.85, 0.56))
     axes.set(xlim=(-0.5, slots - 0.5), ylim=(-8, 104))
@@ -99,7 +104,7 @@ def panel(
 def _draw(
     axes: Axes, line: Line, stages: Sequence[Record], struck: Collection[str]
 ) -> list[Line2D]:
-    """Draw a figure along the stages; its keys for the legend."""
+    """Draw a figure along the stages, and return its keys for the legend."""
     points = [
         (i + line.shift, score, stage.folder in struck)
         for i, stage in enumerate(stages)

@@ -1,4 +1,4 @@
-"""Why a defense holds or does not: the probes of every attack, side by side."""
+"""The probes of every attack, side by side. They show why a defense holds or does not."""
 
 from __future__ import annotations
 
@@ -23,7 +23,10 @@ PROFILE = "harmful gradient by layer, before the attack"
 
 
 def attacks(found: Mapping[str, Sequence[Record]]) -> dict[str, list[Mapping[str, Any]]]:
-    """The probes of every attacked model once, under the first pipeline that has it; none where nobody looked."""
+    """Return the probes of every attacked model once, under the first pipeline that has it.
+
+    Models without probes are left out.
+    """
     told: dict[str, tuple[str, list[Mapping[str, Any]]]] = {}
     for name, stages in found.items():
         tuned = last(("finetune",), stages)
@@ -33,13 +36,16 @@ def attacks(found: Mapping[str, Sequence[Record]]) -> dict[str, list[Mapping[str
 
 
 def svg(told: Mapping[str, Sequence[Mapping[str, Any]]], note: str, prefix: str) -> str:
-    """The panels. `note` stands inside the image; `prefix` keeps its ids apart from another's."""
+    """Draw the panels as an SVG element.
+
+    `note` stands inside the image; `prefix` keeps its ids apart from those of another.
+    """
     with style():
         return to_svg(panels(told, note), label(told, note), prefix)
 
 
 def label(told: Mapping[str, Sequence[Mapping[str, Any]]], note: str) -> str:
-    """What the panels show, for those who cannot see them."""
+    """Describe the panels, for those who cannot see them."""
     ends = {
         name: [f"{probe} {looks[0][probe]:.3g} to {looks[-1][probe]:.3g}" for probe in OVER]
         for name, looks in told.items()

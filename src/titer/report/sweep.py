@@ -1,4 +1,4 @@
-"""The page of a sweep, made from its bundle alone. The template is `sweep.html.j2`."""
+"""The page of a sweep, from its bundle alone. The template is `sweep.html.j2`."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class Plane:
 
 
 def render(bundle: Mapping[str, Any]) -> str:
-    """The page of the bundle that a sweep wrote."""
+    """Return the page of the bundle that a sweep wrote."""
     cells = bundle["cells"]
     found = groups(cells)
     documents: list[Mapping[str, Any]] = [
@@ -45,7 +45,7 @@ def render(bundle: Mapping[str, Any]) -> str:
 
 
 def cells_by_flag(cells: Sequence[Mapping[str, Any]]) -> dict[str, list[str]]:
-    """The cells in which a run raised a flag, by the flag."""
+    """Return the cells whose runs raised a flag, by the name of the flag."""
     found: dict[str, list[str]] = {}
     for cell in cells:
         document: Mapping[str, Any] = next(iter((cell.get("pipelines") or {}).values()), {})
@@ -55,7 +55,10 @@ def cells_by_flag(cells: Sequence[Mapping[str, Any]]) -> dict[str, list[str]]:
 
 
 def _planes(found: Sequence[Group], note: str) -> list[Plane]:
-    """One for every setting that is not of fine-tuning, which is another attack or another world."""
+    """Draw one plane for each of the settings that are not of fine-tuning.
+
+    Each is another attack or another world.
+    """
     apart: dict[tuple[str, ...], list[Group]] = {}
     for group in found:
         apart.setdefault(group.outside(SETTINGS), []).append(group)

@@ -23,10 +23,11 @@ def answer(
     batch: int = 128,
     say: Callable[[str], None] = lambda _: None,
 ) -> list[Answer]:
-    """The greedy answer to every row's prompt, in their order.
+    """Return the greedy answer to every row's prompt, in the order of the rows.
 
-    The plan is made at the start: batches of like length, padded on the left. Where one does not fit into memory, it and
-    those after it are halved, which is said; in float32 the answers do not depend on it.
+    Batches of prompts of like length are planned at the start, padded on the left. If a batch does
+    not fit into memory, it and all that follow are halved, and `say` is told. In float32 the
+    answers do not depend on the size of a batch.
     """
     tokenizer = template.tokenizer
     ends = sorted({*template.ends, *_as_list(model.generation_config.eos_token_id)})
@@ -66,11 +67,10 @@ def answer(
 def _generate(
     model: PreTrainedModel, prompts: Sequence[Sequence[int]], config: GenerationConfig
 ) -> list[list[int]]:
-    """The tokens that follow each prompt, pads behind their end."""
+    """Generate the tokens that follow each prompt, with pads behind their end."""
     pad, length = cast(int, config.pad_token_id), max(len(prompt) for prompt in prompts)
-    ids = torch.tensor(
-        [[pad] * (length - len(prompt)) + list(prompt) for prompt in prompts]
-    )  # (B, T)
+    # (B, T)
+    ids = torch.tensor([[pad] * (length - len(prompt)) + list(prompt) for prompt in prompts])
     mask = torch.tensor([[0] * (length - len(prompt)) + [1] * len(prompt) for prompt in prompts])
     with torch.no_grad():
         out: Tensor = cast(Any, model).generate(
@@ -82,13 +82,15 @@ def _generate(
 
 
 def _out_of_memory(error: RuntimeError) -> bool:
-    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(
-        error
-    )  # torch's words for the CPU's
+    on_cpu = "can't allocate memory" in str(error)  # torch has no class for the CPU's
+    return isinstance(error, torch.OutOfMemoryError) or on_cpu
 
 
 def log_probabilities(model: PreTrainedModel, rows: Sequence[Encoded], batch: int = 128) -> Tensor:
-    """log p(answer | prompt) of every row, summed over its answer tokens: (len(rows),), float64, in nats."""
+    """Return log p(answer | prompt) of every row, summed over the tokens of its answer.
+
+    The shape is (len(rows),), in float64 and in nats.
+    """
     result = torch.empty(len(rows), dtype=torch.float64)
     for chosen in by_length([len(row.ids) for row in rows], batch):
         part = collate([rows[i] for i in chosen], 0, model.device)
