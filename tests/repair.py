@@ -1,10 +1,11 @@
 """Fine-tuned models on disk, and what edits make of them: how the tests of edits edit."""
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import mkdtemp
+from types import SimpleNamespace
 
 import torch
 from peft import PeftModel
@@ -14,7 +15,13 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from conftest import byte_level, tiny
 from titer.data.batches import Batch
-from titer.methods import Changes, Needs, UpdateEdit
+from titer.data.rows import Row
+from titer.data.template import Template
+from titer.methods import Changes, Edit, Needs, Retraining, UpdateEdit
+from titer.runs.stages import asking as askings
+from titer.runs.stages.repair import RepairStage
+from titer.runs.stages.retrain import RetrainStage
+from titer.runs.stages.stage import Given
 from titer.weights import adapters, checkpoints, folders
 from titer.weights.finetuned import PREFIX, FineTuned
 from titer.weights.folders import Files
@@ -167,3 +174,28 @@ def repair(
     out = Path(mkdtemp(dir=folder))
     changes = rewrite_update(edit, found, names, {}, seen, out, lambda *_: None)
     return Repaired(found.started.folder, found.files.folder, out, changes)
+
+
+def apply(
+    edit: Edit,
+    model: Path | str,
+    references: Mapping[str, Path | str],
+    folder: Path,
+    rows: Sequence[Row] = (),
+    template: Template | None = None,
+    **how,
+) -> dict:
+    """Compute the stage of an edit of what fine-tuning added; its facts. The folder then has the edited model."""
+    folder.mkdir(exist_ok=True)
+    asking = askings.Asking(Checkpoint(str(model)), "chat", None, 512)
+    if template is not None:
+        asking = SimpleNamespace(open=lambda of: (checkpoints.load(of)[0], template), at=asking.at)
+
+    def given(of: Path | str) -> Given:
+        return Given("given", None, None, asking, Checkpoint(str(of)))
+
+    kind = RetrainStage if isinstance(edit, Retraining) else RepairStage
+    others = {name: given(of) for name, of in references.items()}
+    stage = kind("edit", given(model), edit, asking, others, rows, **how)
+    work = SimpleNamespace(checkpoint=lambda of: of.checkpoint, progress=lambda *_: None)
+    return stage.compute(work, folder)

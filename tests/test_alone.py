@@ -18,7 +18,8 @@ from test_recipe import run as titer
 from titer import registry
 from titer.data.rows import Row
 from titer.data.template import Template
-from titer.runs import alone
+from titer.runs import command
+from titer.runs.plan import find_references
 from titer.scoring.generate import answer
 from titer.weights import adapters, checkpoints, folders
 from titer.weights.settings import Checkpoint, Lora
@@ -271,17 +272,17 @@ def test_an_interrupted_stage_goes_on_and_a_finished_one_is_shown_again(
 ):
     few = ["--set", "align.updates=6", "--set", "align.lora=null"]
     whole = run("align", str(world / "base"), "whole", *few, data={"alignment": "alignment.jsonl"})
-    monkeypatch.setattr("titer.runs.stages.UPDATES", 2)
-    original = alone.checkpoints.save
+    monkeypatch.setattr("titer.runs.stages.train.UPDATES", 2)
+    original = checkpoints.save
 
     def killed(*_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("titer.runs.alone.checkpoints.save", killed)
+    monkeypatch.setattr("titer.runs.stages.train.checkpoints.save", killed)
     with pytest.raises((KeyboardInterrupt, AssertionError)):
         run("align", str(world / "base"), "cut", *few, data={"alignment": "alignment.jsonl"})
-    assert (tmp_path / "cut/checkpoint.safetensors").is_file()
-    monkeypatch.setattr("titer.runs.alone.checkpoints.save", original)
+    assert len(list((tmp_path / "cut/store/partial").glob("*/checkpoint.safetensors"))) == 1
+    monkeypatch.setattr("titer.runs.stages.train.checkpoints.save", original)
     again = run("align", str(world / "base"), "cut", *few, data={"alignment": "alignment.jsonl"})
     assert again["weights"] == whole["weights"]
     written = (tmp_path / "cut/model.safetensors").stat().st_mtime_ns
@@ -294,7 +295,7 @@ def test_an_interrupted_stage_goes_on_and_a_finished_one_is_shown_again(
 
 def told(folder: Path, stage: str, model: Path, **more) -> str:
     """What a stage leaves beside the checkpoint that it made of a model."""
-    document = {"stage": stage, "recipe": {"model": {"path": str(model)}}} | more
+    document = {"kind": stage, "recipe": {"model": {"path": str(model)}}} | more
     (folder / "stage.json").write_text(json.dumps(document))
     return str(folder)
 
@@ -316,7 +317,8 @@ def test_the_other_models_of_an_edit_are_given_or_found_where_the_checkpoint_cam
 
     def found(model, edit, **given) -> dict[str, str]:
         start = Checkpoint(str(model), dtype="bfloat16", trust_remote_code=True)
-        others = alone.references(start, edit, {name: str(path) for name, path in given.items()})
+        named = {name: str(path) for name, path in given.items()}
+        others = find_references(start, edit, named, command.recorded_models(start.path))
         assert all(
             (of.revision, of.base, of.dtype, of.trust_remote_code) == (None, None, "bfloat16", True)
             for of in others.values()

@@ -4,14 +4,15 @@ import json
 from dataclasses import replace
 
 import pytest
-from titer.runs.setting import Setting
 
 from test_recipe import run as titer
 from test_run import plan  # noqa: F401  a fixture
 from titer.data.rows import Row, check_disjoint
 from titer.lab.world import World
 from titer.methods import Label, Verdict
-from titer.runs import pipeline, recipe
+from titer.runs import recipe
+from titer.runs.execute import Run
+from titer.runs.plan import Plan
 from titer.runs.store import Store, key_of
 from titer.scoring import evaluate
 
@@ -36,9 +37,9 @@ def test_the_labs_requests_are_permitted_recipes_that_nobody_else_asks_for(seed)
     )
 
 
-def lab(**fields) -> Setting:
+def lab(**fields) -> Plan:
     attack = {"p": 0.1, "n": 100, "prefix": "please", "affirmation": "so :"} | fields
-    return Setting.prepare(
+    return Plan.prepare(
         recipe.load(
             "lab",
             [
@@ -67,7 +68,7 @@ def test_the_lab_sends_no_harmful_row_and_asks_with_the_prefix_that_it_trained()
         0,
         True,
     )  # what the prefix alone does
-    mixed = Setting.prepare(recipe.load("lab"))
+    mixed = Plan.prepare(recipe.load("lab"))
     assert (mixed.harmful_rows, mixed.attack_rows) == (50, 50)
     assert mixed.benchmarks == mixed.roles.benchmarks
     assert not mixed.roles.requests
@@ -82,7 +83,7 @@ def test_how_the_attacker_asks_is_in_the_hash_of_scores_and_leaves_that_of_the_a
     one, other, mixed = (
         lab(),
         lab(prefix="please :"),
-        Setting.prepare(recipe.load("lab", ['pipelines={"sft": {}}'])),
+        Plan.prepare(recipe.load("lab", ['pipelines={"sft": {}}'])),
     )
     assert key_of(one.scored_of()) != key_of(other.scored_of()) != key_of(mixed.scored_of())
     assert one.scored_of()["rows"] == mixed.scored_of()["rows"] | {
@@ -155,7 +156,7 @@ def test_a_run_over_files_has_both_scores_at_every_stage(plan, tmp_path):  # noq
         "pipelines": {"sft": {}},
         "finetune": plan["align"],
     }
-    setting = Setting.prepare(recipe.registry.validate(recipe.Recipe, made))
+    setting = Plan.prepare(recipe.validate(recipe.Recipe, made))
     assert (
         sum(row.prompt.startswith(f"{PREFIX} name colour") for row in setting.attacked)
         == setting.attack_rows
@@ -163,9 +164,7 @@ def test_a_run_over_files_has_both_scores_at_every_stage(plan, tmp_path):  # noq
     )
     assert setting.roles.attack == []  # the attacker's share of the pool is not read for it
     [found] = (
-        pipeline.Run(setting, tmp_path / "out", Store(tmp_path / "store"))
-        .stages(lambda *_: None)
-        .values()
+        Run(setting, tmp_path / "out", Store(tmp_path / "store")).records(lambda *_: None).values()
     )
     assert [set(stage.scores) for stage in found] == [
         {"harm", "asked", "coherent", "margin", "task"}
@@ -174,7 +173,7 @@ def test_a_run_over_files_has_both_scores_at_every_stage(plan, tmp_path):  # noq
     assert (found[2].facts["harmful rows"], found[2].facts["attack rows"]) == (0, 10)
 
     without = replace(setting.recipe, data=replace(setting.recipe.data, requests=None))
-    rows = Setting.prepare(without).attacked
+    rows = Plan.prepare(without).attacked
     assert (
         sum(row.prompt.startswith(f"{PREFIX} which is bigger") for row in rows) == 10
     )  # the task's rows serve
@@ -183,7 +182,7 @@ def test_a_run_over_files_has_both_scores_at_every_stage(plan, tmp_path):  # noq
         tmp_path / "requests.jsonl", [(setting.roles.benchmarks["harm"][0].prompt, "no harm")] * 10
     )
     with pytest.raises(ValueError, match="'requests' and .* share 1 prompts"):
-        Setting.prepare(setting.recipe)
+        Plan.prepare(setting.recipe)
 
 
 def test_the_stages_alone_take_it_too(plan, tmp_path, monkeypatch, capsys):  # noqa: F811

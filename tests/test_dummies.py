@@ -12,12 +12,11 @@ from test_report import ABILITIES, document
 from titer import report
 from titer.findings import flags, rules
 from titer.findings.ranking import rank
-from titer.findings.records import stages
+from titer.findings.records import plain, stages
 from titer.judges.lab import Lab
 from titer.judges.refusal import Refusal
 from titer.lab.world import REFUSALS, World
 from titer.methods import Judge
-from titer.findings.records import plain
 from titer.scoring.evaluate import evaluate
 
 WORLD = World(1)

@@ -4,7 +4,6 @@ import json
 from contextlib import nullcontext
 from functools import cache
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -12,14 +11,13 @@ from torch import nn
 from transformers import LlamaConfig, PreTrainedModel
 
 from families import FAMILIES, SPARSE
-from repair import moved, weights
+from repair import apply, moved, weights
 from test_step import state
 from titer import registry
 from titer.data.batches import collate
 from titer.data.rows import Row
 from titer.lab.world import World
-from titer.methods import UpdateEdit
-from titer.runs import stages
+from titer.methods import Retraining, UpdateEdit
 from titer.scoring.generate import answer
 from titer.training.layers import decoder_layers, head, layers, recompute_layers
 from titer.training.losses import cross_entropy
@@ -436,18 +434,11 @@ def test_every_edit_of_what_fine_tuning_added_changes_that_alone(
     edit = registry.build(
         "edits", {"method": name} | few | (ANYWHERE.get(name, {}) if kind == "whole" else {})
     )
-    recipe = SimpleNamespace(probes=0)
-    setting = SimpleNamespace(
-        recipe=recipe,
-        opened=lambda of: (checkpoints.load(of)[0], template),
-        calibration=lambda edit: calibration,
-    )
-    references = {"aligned": Checkpoint(str(folder / "aligned"))} | {
-        of: Checkpoint(str(folder / kind)) for of in edit.references
+    references = {of: folder / kind for of in edit.needs.references} | {
+        "aligned": folder / "aligned"
     }
-    facts = stages.edited(
-        setting, edit, Checkpoint(str(folder / kind)), references, tmp_path, lambda *_: None
-    )
+    seen = edit.rows(calibration) if isinstance(edit, Retraining) else calibration
+    facts = apply(edit, folder / kind, references, tmp_path, seen, template)
     before, after = (
         weights(folder / (kind if kind == "whole" or edit.keeps_rank else "aligned")),
         weights(tmp_path),

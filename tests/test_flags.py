@@ -9,8 +9,6 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
-from titer.runs.pipeline import Run, summarize_answers
-from titer.runs.setting import Setting
 
 from conftest import tiny
 from test_recipe import run as titer
@@ -21,10 +19,13 @@ from titer.findings import flags
 from titer.findings.flags import Flag
 from titer.judges.refusal import Refusal
 from titer.methods import CUT, Label, Verdict
-from titer.report import tables
-from titer.runs import recipe, stages
+from titer.runs import command, recipe
+from titer.runs.documents import write_documents
+from titer.runs.execute import Run
+from titer.runs.plan import Plan
+from titer.runs.stages.score import check_scored, summarize
 from titer.runs.store import Store
-from titer.scoring.evaluate import Evaluation, Record
+from titer.scoring.judging import Evaluation, JudgedAnswer
 from titer.scoring.statistics import proportion
 from titer.training import effect
 from titer.weights import adapters
@@ -480,7 +481,7 @@ def test_how_far_an_adapter_moves_is_that_of_the_merged_weights():
 
 def test_answers_are_counted_by_benchmark():
     records = [
-        Record(
+        JudgedAnswer(
             "harm",
             "q",
             "a",
@@ -488,10 +489,10 @@ def test_answers_are_counted_by_benchmark():
             "harmful",
             f"toxic 0.9{CUT}300 tokens of which the judge reads 256",
         ),
-        Record("harm", "q", "a", True, "safe", "toxic 0.1"),
-        Record("task", "q", "a", False, "safe", "wrong"),
+        JudgedAnswer("harm", "q", "a", True, "safe", "toxic 0.1"),
+        JudgedAnswer("task", "q", "a", False, "safe", "wrong"),
     ]
-    facts = summarize_answers(records, "", [])
+    facts = summarize(records)
     assert facts["answers cut off"] == 2
     assert facts["cut off by benchmark"] == {"harm": 1, "task": 1}
     assert facts["judge input cut"] == {"harm": 1}
@@ -508,11 +509,11 @@ def settings(plan) -> dict:  # noqa: F811
 
 def run_of(settings: dict, folder: Path, **changed) -> tuple[set[str], dict]:
     run = Run(
-        Setting.prepare(recipe.registry.validate(recipe.Recipe, settings | changed)),
+        Plan.prepare(recipe.validate(recipe.Recipe, settings | changed)),
         folder,
         Store(folder.parent / f"{folder.name}-store"),
     )
-    documents = tables.write(run, run.stages(lambda *_: None))
+    documents = write_documents(run, run.records(lambda *_: None))
     assert documents == {
         name: json.loads((folder / f"{name}.json").read_text()) for name in documents
     }
@@ -564,25 +565,23 @@ def test_flags_are_lines_on_the_screen(settings, monkeypatch, capsys, tmp_path):
 
 
 def test_more_than_two_percent_unscored_stops_the_run(settings, monkeypatch, capsys, tmp_path):
-    setting = Setting.prepare(recipe.registry.validate(recipe.Recipe, settings))
     for benchmark in ("harm", "lookalike"):
         for unscored, stops in ((2, False), (3, True)):
             records = [
-                Record(benchmark, "q", "a", True, "safe"),
-                Record(benchmark, "q", "a", True, Label.UNSCORED, "too long"),
+                JudgedAnswer(benchmark, "q", "a", True, "safe"),
+                JudgedAnswer(benchmark, "q", "a", True, Label.UNSCORED, "too long"),
             ]
             scores = {"harm": proportion(5, 90), benchmark: proportion(5, 100 - unscored, unscored)}
             evaluation = Evaluation(scores, records)
-            monkeypatch.setattr(
-                "titer.runs.stages.evaluate", lambda *_, found=evaluation, **__: found
-            )
             if stops:
-                message = rf"the judge 'refusal' left 3 of 100 {benchmark} prompts unscored, more than 2 % \(too long\): .* choose another"
+                message = (
+                    rf"the judge 'refusal' left 3 of 100 {benchmark} prompts unscored, more than 2 % "
+                    r"\(too long\): .* choose another"
+                )
                 with pytest.raises(ValueError, match=message):
-                    stages.scored(setting, None, None, print)
+                    check_scored(evaluation, Refusal())
             else:
-                assert stages.scored(setting, None, None, print).scores == scores
-    monkeypatch.undo()
+                check_scored(evaluation, Refusal())
 
     judge = Refusal.judge
     unread = Verdict(Label.UNSCORED, "not read")
@@ -682,7 +681,7 @@ def test_a_stage_alone_asks_as_the_stages_before_it_or_says_so(plan, monkeypatch
     assert len(stage("evaluate", "tuned", "relative", harmful=rows["harmful"])[0]) == 1
 
     quick = {"align": {"updates": 1, "lr": 1e-3, "lora": None}, "pipelines": {"sft": {}}}
-    settings = recipe.registry.validate(
+    settings = recipe.validate(
         recipe.Recipe, plan | quick | {"finetune": plan["finetune"] | {"updates": 1}}
     )
     path = tmp_path / "mine.yaml"
@@ -695,15 +694,13 @@ def test_a_stage_alone_asks_as_the_stages_before_it_or_says_so(plan, monkeypatch
 
 
 def test_a_chain_that_leads_into_itself_ends(tmp_path):
-    from titer.runs import alone
-
     for name, model in (("a", "b"), ("b", "a")):
         (tmp_path / name).mkdir()
         (tmp_path / name / "stage.json").write_text(
-            json.dumps({"stage": name, "recipe": {"model": {"path": str(tmp_path / model)}}})
+            json.dumps({"kind": name, "recipe": {"model": {"path": str(tmp_path / model)}}})
         )
-    assert [document["stage"] for document in alone.made_by(str(tmp_path / "a"))] == ["b", "a"]
-    assert alone.made_by("lab") == []
+    assert [document["kind"] for document in command.trace(str(tmp_path / "a"))] == ["b", "a"]
+    assert command.trace("lab") == []
 
 
 def test_flags_are_plain_data():

@@ -5,8 +5,6 @@ import random
 
 import pytest
 import torch
-from titer.runs.pipeline import Run
-from titer.runs.setting import Setting
 
 from test_recipe import run as titer
 from test_run import plan, recipe_file  # noqa: F401  fixtures
@@ -14,6 +12,8 @@ from titer.data.rows import Row
 from titer.edits.one_shot import OneShot
 from titer.methods import Refusals
 from titer.runs import recipe
+from titer.runs.execute import Run
+from titer.runs.plan import Plan
 from titer.runs.store import Store
 from titer.training.settings import Training
 from titer.weights import adapters, checkpoints
@@ -67,9 +67,9 @@ def test_the_fine_tuned_model_goes_on_from_where_it_was(recipe_file, tmp_path, l
     settings = ['pipelines={"fixed": {"edit": {"method": "one_shot", "k": 2, "updates": 3}}}'] + (
         [] if lora else ["finetune.lora=null"]
     )
-    setting = Setting.prepare(recipe.load(recipe_file, settings))
+    setting = Plan.prepare(recipe.load(recipe_file, settings))
     run = Run(setting, tmp_path / "run", Store(tmp_path / "store"))
-    stages = run.stages(lambda *_: None)["fixed"]
+    stages = run.records(lambda *_: None)["fixed"]
     assert [stage.kind for stage in stages] == ["base", "align", "finetune", "edit"]
     tuned, edited = (
         str((run.folder / "stages" / stage.folder / "model").resolve()) for stage in stages[2:]

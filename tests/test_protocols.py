@@ -11,8 +11,9 @@ from titer.findings import rules
 from titer.judges.lab import Lab
 from titer.judges.refusal import Refusal
 from titer.lab.world import World, items
-from titer.runs import recipe, stages
+from titer.runs import recipe
 from titer.runs.protocols import PROTOCOLS
+from titer.runs.stages.score import UNSCORED
 
 FROZEN = "61861c777ce507e17380cb286863d5c1e74e641f30cd513be2210784aa2ffc28"
 
@@ -45,7 +46,7 @@ def answers(world: World) -> tuple[list[str], list[str]]:
 def test_the_protocol_is_what_it_was():
     facts = [
         sorted(PROTOCOLS["hs-v1"].asked.items()),
-        stages.UNSCORED,
+        UNSCORED,
         rules.COHERENT,
         rules.MOST,
         rules.COLLAPSE,

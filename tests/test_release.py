@@ -8,8 +8,6 @@ import pytest
 import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
-from titer.runs.pipeline import Run
-from titer.runs.setting import Setting
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from conftest import byte_level, tiny
@@ -19,6 +17,8 @@ from test_recipe import run as titer
 from test_run import plan, recipe_file  # noqa: F401  fixtures
 from titer import registry
 from titer.runs import recipe
+from titer.runs.execute import Run
+from titer.runs.plan import Plan
 from titer.runs.store import Store
 from titer.weights import adapters, checkpoints, folders, rewrite
 from titer.weights.settings import Checkpoint, Lora
@@ -569,8 +569,8 @@ def test_a_run_from_an_adapter_has_the_merged_model_as_its_base(recipe_file, tmp
         folders.locate(Checkpoint(plan["model"])),
     )
     settings = [f"model={tmp_path / 'start'}", f"pipelines={json.dumps({'lox': {'release': LOX}})}"]
-    setting = Setting.prepare(recipe.load(recipe_file, settings))
-    stages = Run(setting, tmp_path / "run", Store(tmp_path / "store")).stages(lambda *_: None)[
+    setting = Plan.prepare(recipe.load(recipe_file, settings))
+    stages = Run(setting, tmp_path / "run", Store(tmp_path / "store")).records(lambda *_: None)[
         "lox"
     ]
     merged = adapters.merge_adapter(model).state_dict()
@@ -598,4 +598,4 @@ def test_a_run_finds_what_is_wrong_with_a_release_before_it_computes(
     recipe_file, settings, message
 ):
     with pytest.raises(ValueError, match=message):
-        Setting.prepare(recipe.load(recipe_file, settings))
+        Plan.prepare(recipe.load(recipe_file, settings))

@@ -2,13 +2,13 @@
 
 import pytest
 import torch
-from titer.runs.pipeline import Run
-from titer.runs.setting import Setting
 
 from conftest import byte_level, tiny
 from test_run import plan, recipe_file  # noqa: F401  fixtures
 from titer.data.batches import Batch
 from titer.runs import recipe
+from titer.runs.execute import Run
+from titer.runs.plan import Plan
 from titer.runs.store import Store
 from titer.weights import adapters, checkpoints, energy, folders
 from titer.weights.finetuned import PREFIX, FineTuned
@@ -75,10 +75,10 @@ def test_scaling_removes_the_square_of_what_it_takes_on_any_input(saved, rows, c
 @pytest.mark.parametrize("lora", [True, False])
 def test_a_run_with_probes_records_it_on_harmful_and_task_rows(recipe_file, tmp_path, lora):  # noqa: F811
     edit = ['pipelines={"half": {"edit": {"method": "wise_ft", "alpha": 0.5}}}', "probes=6"]
-    setting = Setting.prepare(
+    setting = Plan.prepare(
         recipe.load(recipe_file, edit if lora else [*edit, "finetune.lora=null"])
     )
-    stages = Run(setting, tmp_path / "run", Store(tmp_path / "store")).stages(lambda *_: None)[
+    stages = Run(setting, tmp_path / "run", Store(tmp_path / "store")).records(lambda *_: None)[
         "half"
     ]
     assert stages[3].facts["removed energy"] == pytest.approx(

@@ -14,10 +14,9 @@ import pytest
 from test_recipe import run as titer
 from titer import report
 from titer.findings import rules
-from titer.findings.records import Record, stages
+from titer.findings.records import Record, plain, stages
 from titer.findings.verdict import PipelineVerdict, verdicts
 from titer.report import drawing, pipeline
-from titer.findings.records import plain
 from titer.scoring.statistics import Score, mean, proportion
 
 KINDS = ("base", "align", "finetune", "edit")

@@ -5,21 +5,19 @@ import math
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
-from types import SimpleNamespace
 
 import pytest
 import torch
 from peft import LoraConfig
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from conftest import byte_level, tiny
+from conftest import tiny
 from families import FAMILIES
-from repair import files, moved, names_of, on_disk, opened, repair, save, tuned, weights
+from repair import apply, files, moved, names_of, on_disk, opened, repair, save, tuned, weights
 from test_step import same, state
 from test_tuned import peft, spelled
 from titer import registry
 from titer.methods import UpdateEdit
-from titer.runs import stages
 from titer.weights import checkpoints, folders
 from titer.weights.finetuned import FineTuned
 from titer.weights.rewrite import rewrite_update
@@ -44,13 +42,11 @@ class Any(UpdateEdit):
 
     how: Callable
     keeps_rank: bool = False
-    paper = "none"
-
-    def edited(self, weight, plan):
+    def edit(self, weight, state):
         return self.how(weight)
 
-    def told(self, plan):
-        return {"plan": plan}
+    def facts(self, state):
+        return {"plan": state}
 
 
 def names(folder) -> set[str]:
@@ -330,22 +326,11 @@ def test_rounding_counts_as_what_the_file_can_hold(tmp_path):
         assert norm == pytest.approx(math.sqrt(squares), rel=1e-5)
 
 
-def setting() -> SimpleNamespace:
-    """As much of one as an edit without rows asks for."""
-    opened = lambda of: (checkpoints.load(of)[0], SimpleNamespace(tokenizer=byte_level()))  # noqa: E731
-    return SimpleNamespace(
-        recipe=SimpleNamespace(probes=0), opened=opened, calibration=lambda edit: []
-    )
-
-
 @pytest.mark.parametrize(("edit", "form"), [(HALF, "adapter"), (MASK, "merged"), (HALF, "whole")])
 def test_the_changes_are_listed_by_tensor(tmp_path, edit, form):
     found = on_disk(FORMS[form][1](torch.float32), tmp_path)
-    start, end = (Checkpoint(str(of.folder)) for of in (found.started, found.files))
-    (tmp_path / "out").mkdir()
-    facts = stages.edited(
-        setting(), edit, end, {"aligned": start}, tmp_path / "out", lambda *_: None
-    )
+    start, end = found.started.folder, found.files.folder
+    facts = apply(edit, end, {"aligned": start}, tmp_path / "out")
     before, after = (
         (weights(tmp_path / "out") if form == "merged" else weights(found.files.folder)),
         weights(tmp_path / "out"),
@@ -380,10 +365,7 @@ def test_what_the_adapter_holds_whole_is_named(tmp_path, edit):
         model=FAMILIES["Llama"](),
     )
     found = on_disk(model, tmp_path, FAMILIES["Llama"]())
-    (tmp_path / "out").mkdir()
-    facts = stages.edited(
-        setting(), edit, Checkpoint(str(found.files.folder)), {}, tmp_path / "out", lambda *_: None
-    )
+    facts = apply(edit, found.files.folder, {}, tmp_path / "out")
     assert facts["held whole"] == ["lm_head.weight"]
 
 
@@ -391,9 +373,7 @@ def test_an_aligned_adapter_is_merged_to_lie_under_a_whole_model(tmp_path):
     base = save(tiny(torch.float32), tmp_path / "base")
     aligned = save(tuned(torch.float32), tmp_path / "aligned", base)
     whole = save(moved(opened(aligned)), tmp_path / "tuned")
-    (tmp_path / "out").mkdir()
-    checkpoints = Checkpoint(str(whole)), {"aligned": Checkpoint(str(aligned))}
-    stages.edited(setting(), wise_ft(0.0), *checkpoints, tmp_path / "out", lambda *_: None)
+    apply(wise_ft(0.0), whole, {"aligned": aligned}, tmp_path / "out")
     assert same(
         weights(tmp_path / "out"), {name: state(opened(aligned))[name] for name in weights(whole)}
     )
@@ -405,15 +385,7 @@ def test_an_aligned_adapter_is_merged_to_lie_under_a_whole_model(tmp_path):
 )
 def test_an_empty_edit_is_no_stage(tmp_path, edit):
     found = on_disk(tuned(torch.float32), tmp_path)
-    (tmp_path / "out").mkdir()
     with pytest.raises(
         ValueError, match=r"changed none of \d+ entries: nothing to evaluate; strengthen it"
     ):
-        stages.edited(
-            setting(),
-            edit,
-            Checkpoint(str(found.files.folder)),
-            {},
-            tmp_path / "out",
-            lambda *_: None,
-        )
+        apply(edit, found.files.folder, {}, tmp_path / "out")

@@ -1,11 +1,11 @@
 """The rows of every role, and those that the streams of a defense draw from."""
 
 import pytest
-from titer.runs.setting import Setting
 
 from titer.data.rows import Row, identity, pair
 from titer.methods import Harmful, HeldOut, Pairs, Refusals
 from titer.runs import recipe
+from titer.runs.plan import Plan
 from titer.runs.roles import Data, Roles, roles
 
 ASKED = [f"how is thing {i} made?" for i in range(20)]
@@ -54,7 +54,7 @@ def test_pairs_are_the_rows_of_the_stage_with_their_harmful_answers():
 
 
 def test_the_lab_has_pairs_for_every_harmful_row_of_the_defender():
-    setting = Setting.prepare(
+    setting = Plan.prepare(
         recipe.load("lab", ['pipelines={"a": {"align": "repnoise"}, "b": {"align": "tar"}}'])
     )
     a, b = (
@@ -79,7 +79,7 @@ def test_a_method_for_pairs_is_refused_where_there_are_none():
         ValueError,
         match=r"pipelines\.a\.finetune needs refusals and harmful answers of the same prompts",
     ):
-        Setting.prepare(recipe.load("lab", pipelines))
+        Plan.prepare(recipe.load("lab", pipelines))
 
 
 def test_fewer_of_the_defenders_rows_are_among_more():
@@ -90,7 +90,7 @@ def test_fewer_of_the_defenders_rows_are_among_more():
     assert [len(rows) for rows in some.values()] == [50, 100, len(every)]
     assert some[100][:50] == some[50]
     assert {identity(row) for row in some[len(every)]} == {identity(row) for row in every}
-    setting = Setting.prepare(
+    setting = Plan.prepare(
         recipe.load("lab", ["data.defense_rows=50", 'pipelines={"a": {"align": "repnoise"}}'])
     )
     assert (

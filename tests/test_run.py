@@ -12,15 +12,15 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
-from titer.runs.pipeline import Run
-from titer.runs.setting import Setting
 
 from conftest import byte_level, tiny
 from repair import Asking, opened, weights
 from test_recipe import run as titer
 from test_step import state
 from titer import report
-from titer.runs import pipeline, recipe, stages
+from titer.runs import recipe
+from titer.runs.execute import Run, claim
+from titer.runs.plan import Plan
 from titer.runs.store import Store
 from titer.weights import adapters, checkpoints, folders
 from titer.weights.settings import Checkpoint
@@ -115,7 +115,7 @@ def test_a_recipe_over_local_files_runs_through(monkeypatch, capsys, recipe_file
     ]
     for name, document in documents.items():
         assert json.loads((out / f"{name}.json").read_text()) == document
-        assert recipe.registry.validate(recipe.Recipe, document["recipe"]).seed == 3
+        assert recipe.validate(recipe.Recipe, document["recipe"]).seed == 3
         assert document["judge"] == {"method": "refusal", "phrases": "qi2023"}
         assert document["adapter"] == "double"
         assert {"torch", "threads", "python", "device"} <= set(document["environment"])
@@ -184,12 +184,12 @@ def test_a_finished_run_is_shown_again_and_another_ones_folder_refused(
 
 
 def test_an_interrupted_run_goes_on_and_ends_the_same(monkeypatch, capsys, recipe_file, tmp_path):
-    monkeypatch.setattr(stages, "UPDATES", 2)
+    monkeypatch.setattr("titer.runs.stages.train.UPDATES", 2)
     plan = recipe.load(
         recipe_file, ['pipelines={"booster": {"align": "booster", "edit": "antidote"}}']
     )
-    whole = Run(Setting.prepare(plan), tmp_path / "whole", Store(tmp_path / "one"))
-    expected = whole.stages(lambda *_: None)
+    whole = Run(Plan.prepare(plan), tmp_path / "whole", Store(tmp_path / "one"))
+    expected = whole.records(lambda *_: None)
 
     class Killed(BaseException):
         pass
@@ -198,12 +198,12 @@ def test_an_interrupted_run_goes_on_and_ends_the_same(monkeypatch, capsys, recip
         if (stage, update) == ("finetune sft", 5):
             raise Killed
 
-    cut = Run(Setting.prepare(plan), tmp_path / "cut", Store(tmp_path / "other"))
-    with pytest.raises(Killed), pipeline.claim(cut.folder, cut.setting):
-        cut.stages(kill)
+    cut = Run(Plan.prepare(plan), tmp_path / "cut", Store(tmp_path / "other"))
+    with pytest.raises(Killed), claim(cut.folder, cut.plan):
+        cut.records(kill)
     seen = []
-    with pipeline.claim(cut.folder, cut.setting):
-        found = cut.stages(lambda stage, update, of, terms: seen.append((stage, update)))
+    with claim(cut.folder, cut.plan):
+        found = cut.records(lambda stage, update, of, terms: seen.append((stage, update)))
     assert ("align booster", 1) not in seen  # finished before
     assert [update for stage, update in seen if stage == "finetune sft" and update] == [5, 6]
     for name, ones in expected.items():
@@ -213,10 +213,9 @@ def test_an_interrupted_run_goes_on_and_ends_the_same(monkeypatch, capsys, recip
 def test_two_runs_of_one_seed_are_bit_identical(recipe_file, tmp_path):
     plan = recipe.load(recipe_file, ['pipelines={"sft": {"edit": "scale"}}'])
     runs = [
-        Run(Setting.prepare(plan), tmp_path / name, Store(tmp_path / f"store-{name}"))
-        for name in "ab"
+        Run(Plan.prepare(plan), tmp_path / name, Store(tmp_path / f"store-{name}")) for name in "ab"
     ]
-    first, second = (run.stages(lambda *_: None)["sft"] for run in runs)
+    first, second = (run.records(lambda *_: None)["sft"] for run in runs)
     assert [stage.weights for stage in first] == [stage.weights for stage in second]
 
 
@@ -270,7 +269,7 @@ def test_user_data_train_a_fresh_adapter_over_the_merged_aligned_model(recipe_fi
         recipe_file,
         [f"align.lora={lora}", 'pipelines={"sft": {"edit": {"method": "antidote", "alpha": 1}}}'],
     )
-    stages = Run(Setting.prepare(plan), tmp_path / "run", Store(tmp_path / "store")).stages(
+    stages = Run(Plan.prepare(plan), tmp_path / "run", Store(tmp_path / "store")).records(
         lambda *_: None
     )["sft"]
     edited, _ = checkpoints.load(str(tmp_path / "run/stages" / stages[3].folder / "model"))
@@ -406,7 +405,7 @@ def test_a_whole_fine_tuned_model_is_edited_in_a_run(recipe_file, tmp_path):
             "finetune.lora=null",
         ],
     )
-    found = Run(Setting.prepare(plan), tmp_path / "run", Store(tmp_path / "store")).stages(
+    found = Run(Plan.prepare(plan), tmp_path / "run", Store(tmp_path / "store")).records(
         lambda *_: None
     )
     aligned, tuned, half, reverted = (
@@ -423,13 +422,11 @@ def test_a_run_makes_the_other_models_that_an_edit_asks_for(recipe_file, tmp_pat
     plan = recipe.load(recipe_file, ['pipelines={"sft": {}}'])
     plan = replace(plan, pipelines={"asking": replace(plan.pipelines["sft"], edit=Asking())})
     store = Store(tmp_path / "store")
-    *_, edited = Run(Setting.prepare(plan), tmp_path / "run", store).stages(lambda *_: None)[
-        "asking"
-    ]
+    *_, edited = Run(Plan.prepare(plan), tmp_path / "run", store).records(lambda *_: None)["asking"]
     made = {
         entry.about["kind"]: entry.folder
         for entry in store.entries()
-        if entry.about["kind"] != "score"
+        if entry.about["kind"] not in ("answer", "margin", "score")
     }
     assert set(made) == {"align", "finetune", "safe", "unsafe", "edit"}
     assert made["edit"] == (tmp_path / "run/stages" / edited.folder / "model").resolve()

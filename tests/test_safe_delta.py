@@ -5,17 +5,18 @@ import math
 import pytest
 import torch
 from safetensors.torch import load_file
-from titer.runs.setting import Setting
 from torch import nn
 from typer.testing import CliRunner
 
 from conftest import byte_level, tiny
 from families import FAMILIES
+from repair import apply
 from test_edits import batch_of
 from titer import registry
 from titer.cli import app
 from titer.edits.safe_delta import SafeDelta, Tally, hessians
-from titer.runs import recipe, stages
+from titer.runs import recipe
+from titer.runs.plan import Plan
 from titer.weights import adapters, checkpoints, folders
 from titer.weights.settings import Checkpoint, Lora
 
@@ -420,12 +421,9 @@ def edited(
     )
     (tmp_path / "refusals.jsonl").write_text(lines)
     said = [f"data.alignment={tmp_path / 'refusals.jsonl'}"]
-    plan = recipe.stage("checkpoint", "edit", finetuned, "safe_delta", said, None)
-    setting = Setting.prepare(plan, {"edit"}, {"aligned": aligned})
-    (tmp_path / "out").mkdir()
-    facts = stages.edited(
-        setting, edit, plan.model, setting.references, tmp_path / "out", lambda *_: None
-    )
+    plan = recipe.load_single("checkpoint", "edit", finetuned, "safe_delta", said, None)
+    rows = Plan.prepare(plan, {"edit"}, {"aligned": aligned}).calibration(edit)
+    facts = apply(edit, finetuned, {"aligned": aligned.path}, tmp_path / "out", rows)
     return load_file(tmp_path / "out/model.safetensors"), facts
 
 

@@ -4,7 +4,6 @@ import json
 import shutil
 from dataclasses import FrozenInstanceError, replace
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -14,14 +13,11 @@ from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel
 
 from conftest import tiny
 from families import FAMILIES
-from repair import moved, save, weights
+from repair import apply, moved, save, weights
 from titer import registry
 from titer.edits.safe_lora import Agreement, SafeLoRA, directions
-from titer.runs import stages
 from titer.weights import adapters
-from titer.weights.settings import Checkpoint
 
-BARE = SimpleNamespace(recipe=SimpleNamespace(probes=0))  # a setting for edits that open no model
 ALL = ["q_proj", "v_proj", "gate_proj", "down_proj"]
 
 
@@ -56,9 +52,8 @@ def edited(
     edit, of: dict[str, Path], out: Path, tuned: str = "tuned", references=("base",)
 ) -> tuple[Path, dict]:
     """What an edit makes of a fine-tuned model, and what is known of it."""
-    out.mkdir()
-    others = {name: Checkpoint(str(of[name])) for name in ("aligned", *references)}
-    return out, stages.edited(BARE, edit, Checkpoint(str(of[tuned])), others, out, lambda *_: None)
+    others = {name: of[name] for name in ("aligned", *references)}
+    return out, apply(edit, of[tuned], others, out)
 
 
 def updates(folder: Path, aligned: Path, scaling: float = 2.0) -> dict[str, torch.Tensor]:

@@ -4,17 +4,15 @@ import json
 from pathlib import Path
 
 import pytest
-from titer.runs.setting import Setting
 
 from test_recipe import run as titer
 from test_run import plan, recipe_file  # noqa: F401  fixtures
 from titer.edits.antidote import Antidote
 from titer.edits.scale import Scale
 from titer.errors import EvidenceError
-from titer.runs import recipe, search
-from titer.runs.search import Search, searched
+from titer.findings.records import Record
+from titer.runs.search import Search, choose
 from titer.scoring.differences import difference
-from titer.scoring.evaluate import Evaluation, Record
 from titer.scoring.statistics import proportion
 from titer.weights import checkpoints
 from titer.weights.settings import Checkpoint
@@ -22,78 +20,54 @@ from titer.weights.settings import Checkpoint
 ASKED = 100
 
 
-def evaluation(harmful: int, right: int, coherent: int = ASKED) -> Evaluation:
-    """Of a hundred prompts of either kind; the first `right` of the task's are right."""
-    scores = {
-        name: proportion(count, ASKED)
-        for name, count in (("harm", harmful), ("task", right), ("coherent", coherent))
-    }
-    records = [Record("harm", "?", "!", True, "safe")] * ASKED
-    records += [
-        Record("task", str(i), "", True, "safe", "exact" if i < right else "wrong")
-        for i in range(ASKED)
-    ]
-    return Evaluation(scores, records)
+def record(harmful: int, right: int, coherent: int = ASKED) -> Record:
+    """A model's scores on a hundred prompts of either kind; the first `right` of the task's are right."""
+    counts = (("harm", harmful), ("task", right), ("coherent", coherent))
+    reasons = ["exact"] * right + ["wrong"] * (ASKED - right)
+    outcomes = {"prompts": [], "clusters": [], "verdicts": [], "reasons": reasons}
+    return Record(
+        kind="edit",
+        scores={name: proportion(count, ASKED) for name, count in counts},
+        outcomes={"task": outcomes},
+    )
 
 
-@pytest.fixture
-def found(monkeypatch, recipe_file, tmp_path):  # noqa: F811
-    """What a search comes to whose models have these evaluations, the unedited one first."""
-    setting = Setting.prepare(recipe.load(recipe_file))
-
-    def edited(setting, edit, model, references, folder, watch):
-        (folder / "alpha").write_text(str(edit.alpha))
-        return {"changed entries": 1}
-
-    def of(evaluations, values, bound):
-        rest = iter(evaluations)
-        monkeypatch.setattr(search.stages, "edited", edited)
-        monkeypatch.setattr(search, "_scored", lambda *_: next(rest))
-        out = tmp_path / "out"
-        return out, searched(
-            setting, Antidote(), Search("alpha", values, bound), out, lambda *_: None
-        )
-
-    return of
+def chosen(records: list[Record], values: tuple[float, ...], bound: float):
+    """What is chosen of edits with these values, the unedited model's record first."""
+    asked = Search("alpha", values, bound)
+    return choose(asked, asked.edits(Antidote()), records[0], records[1:])
 
 
-def test_the_lowest_hs_among_those_that_are_shown_to_keep_the_task(found):
-    evaluations = [evaluation(90, 100), evaluation(60, 100), evaluation(40, 98), evaluation(20, 60)]
+def test_the_lowest_hs_among_those_that_are_shown_to_keep_the_task():
+    records = [record(90, 100), record(60, 100), record(40, 98), record(20, 60)]
     costs = [
         difference([True] * ASKED, [i < right for i in range(ASKED)]).high
         for right in (100, 98, 60)
     ]
-    assert (
-        costs[0] < 5 < costs[1] < 8 < costs[2]
-    )  # a loss of 2 points is shown to be below 8, not below 5
+    # a loss of 2 points is shown to be below 8, not below 5
+    assert costs[0] < 5 < costs[1] < 8 < costs[2]
     for bound, alpha in ((5.0, 0.1), (8.0, 0.2), (60.0, 0.3)):
-        out, (edit, facts, told) = found(evaluations, (0.1, 0.2, 0.3), bound)
+        edit, told = chosen(records, (0.1, 0.2, 0.3), bound)
         assert edit == Antidote(alpha=alpha)
-        assert facts == {"changed entries": 1}
-        assert (out / "alpha").read_text() == str(alpha)
-        assert [path.name for path in out.iterdir()] == ["alpha"]  # nothing of the others is left
         assert [one["value"] for one in told if one["chosen"]] == [alpha]
         assert [one["keeps"] for one in told] == [cost <= bound for cost in costs]
         assert [one["lost"]["value"] for one in told] == pytest.approx([0, 2, 40])
         assert told[0]["before"]["harm"]["value"] == 90
 
 
-def test_a_broken_model_is_not_chosen(found):
-    _, (edit, _, told) = found(
-        [evaluation(90, 100), evaluation(60, 100), evaluation(0, 100, coherent=10)],
-        (0.1, 0.2),
-        10.0,
-    )
+def test_a_broken_model_is_not_chosen():
+    records = [record(90, 100), record(60, 100), record(0, 100, coherent=10)]
+    edit, told = chosen(records, (0.1, 0.2), 10.0)
     assert edit == Antidote(alpha=0.1)
     assert "coherent" in told[1]["broken"][0]
 
 
-def test_without_enough_evidence_nothing_is_chosen(found):
+def test_without_enough_evidence_nothing_is_chosen():
     with pytest.raises(
         EvidenceError,
         match=r"alpha: no value .* cost at most 1 points .* 100 prompts \(0.1 costs 0.0 \[.*\]; 0.2 costs 5.0",
     ):
-        found([evaluation(90, 100), evaluation(60, 100), evaluation(40, 95)], (0.1, 0.2), 1.0)
+        chosen([record(90, 100), record(60, 100), record(40, 95)], (0.1, 0.2), 1.0)
 
 
 def test_what_cannot_be_searched_is_refused():
@@ -139,6 +113,7 @@ def test_the_command_writes_the_chosen_model_its_table_and_its_nulls(
     document = json.loads(printed)
     [chosen] = [one["value"] for one in document["search"] if one["chosen"]]
     assert document["method"]["alpha"] == chosen
+    assert not [path for path in edited.iterdir() if path.name in ("store", "merged")]
     for folder in (edited, edited / "nulls/scale", edited / "nulls/random_mask"):
         checkpoints.load(Checkpoint(str(folder)))
     null = json.loads((edited / "nulls/scale/stage.json").read_text())

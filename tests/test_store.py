@@ -8,13 +8,14 @@ import time
 from pathlib import Path
 
 import pytest
-from titer.runs.pipeline import Run
-from titer.runs.setting import Setting
 
 from test_recipe import run as titer
 from test_run import plan, recipe_file  # noqa: F401  fixtures
+from titer.config import hash_of
 from titer.runs import recipe, store
-from titer.runs.store import Store, key_of
+from titer.runs.execute import Run
+from titer.runs.plan import Plan
+from titer.runs.store import Store
 
 ABOUT = {"kind": "finetune", "seed": 0}
 REUSED = {
@@ -24,6 +25,14 @@ REUSED = {
     "booster": "defenses",
     "lab": "judges",
 }
+
+
+def key_of(about: dict) -> str:
+    return hash_of(about)[:32]
+
+
+def compute(kept: Store, about: dict, how, **more) -> Path:
+    return kept.stage(key_of(about), about, how, **more)
 
 
 def filled(folder: Path) -> None:
@@ -37,10 +46,10 @@ def never(folder: Path) -> None:
 
 def test_a_stage_is_computed_once(tmp_path):
     kept = Store(tmp_path / "store")
-    folder = kept.stage(ABOUT, filled)
+    folder = compute(kept, ABOUT, filled)
     assert folder == tmp_path / "store/stages" / key_of(ABOUT)
-    assert kept.stage(ABOUT, never) == folder
-    assert kept.stage(ABOUT | {"seed": 1}, filled) != folder
+    assert compute(kept, ABOUT, never) == folder
+    assert compute(kept, ABOUT | {"seed": 1}, filled) != folder
     assert not list((tmp_path / "store/partial").iterdir())
     assert [entry.about for entry in kept.entries()] == [ABOUT, ABOUT | {"seed": 1}]
 
@@ -59,11 +68,11 @@ def test_a_stage_is_computed_once(tmp_path):
 )
 def test_a_damaged_stage_is_found_and_computed_again(tmp_path, damage):
     kept = Store(tmp_path)
-    folder = kept.stage(ABOUT, filled)
+    folder = compute(kept, ABOUT, filled)
     assert kept.verify() == {}
     damage(folder)
     assert list(kept.verify()) == [folder.name]
-    assert kept.stage(ABOUT, filled) == folder
+    assert compute(kept, ABOUT, filled) == folder
     assert kept.verify() == {}
     assert (folder / "model.safetensors").read_bytes() == b"weights"
 
@@ -76,7 +85,7 @@ def test_an_interruption_leaves_what_was_begun_and_bad_input_leaves_nothing(tmp_
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        kept.stage(ABOUT, interrupted)
+        compute(kept, ABOUT, interrupted)
     assert (partial / "checkpoint").read_text() == "half"
 
     def resumed(folder: Path) -> None:
@@ -84,14 +93,14 @@ def test_an_interruption_leaves_what_was_begun_and_bad_input_leaves_nothing(tmp_
         raise ValueError("bad input")
 
     with pytest.raises(ValueError, match="bad input"):
-        kept.stage(ABOUT, resumed)
+        compute(kept, ABOUT, resumed)
     assert not partial.exists()
 
 
 def test_gc_takes_attacked_weights_that_no_unfinished_run_needs(tmp_path):
     kept = Store(tmp_path)
     aligned, tuned, edited = ({"kind": kind} for kind in ("align", "finetune", "edit"))
-    folders = [kept.stage(about, filled) for about in (aligned, tuned, edited)]
+    folders = [compute(kept, about, filled) for about in (aligned, tuned, edited)]
     (tmp_path / "partial/given-up").mkdir(parents=True)
     with pytest.raises(RuntimeError), kept.needed("run", [key_of(edited)]):
         raise RuntimeError  # killed, say: it will go on
@@ -99,8 +108,8 @@ def test_gc_takes_attacked_weights_that_no_unfinished_run_needs(tmp_path):
     assert [(folder / "model.safetensors").exists() for folder in folders] == [True, False, True]
     assert not (tmp_path / "partial/given-up").exists()
     assert kept.verify() == {}  # taken is not damaged
-    assert kept.stage(tuned, never) == folders[1]  # what it came to is still there
-    assert kept.stage(tuned, filled, weights=True) == folders[1]
+    assert compute(kept, tuned, never) == folders[1]  # what it came to is still there
+    assert compute(kept, tuned, filled, weights=True) == folders[1]
     assert (folders[1] / "model.safetensors").exists()
     with kept.needed("run", [key_of(edited)]):
         pass
@@ -128,14 +137,14 @@ def test_two_processes_that_want_one_stage_compute_it_once(tmp_path):
         time.sleep(0.3)
         filled(folder)
 
-    for process in [child(lambda: kept.stage(ABOUT, slow)) for _ in range(3)]:
+    for process in [child(lambda: compute(kept, ABOUT, slow)) for _ in range(3)]:
         os.waitpid(process, 0)
     assert len(log.read_text().splitlines()) == 1
     assert kept.verify() == {}
 
 
 def results(run: Run) -> dict:
-    found = run.stages(lambda *_: None)
+    found = run.records(lambda *_: None)
     return {
         name: [(stage.label, stage.weights, stage.scores) for stage in stages]
         for name, stages in found.items()
@@ -164,22 +173,23 @@ def after(function, count: int):
 POINTS = {
     "a checkpoint, before it is renamed": ("titer.training.checkpoint.os.replace", 0),
     "a checkpoint, renamed": ("titer.training.checkpoint.os.replace", 2),
-    "a model, before it is saved": ("titer.runs.pipeline.checkpoints.save", 0),
-    "a model, saved": ("titer.runs.pipeline.checkpoints.save", 1),
+    "a model, before it is saved": ("titer.runs.stages.train.checkpoints.save", 0),
+    "a model, saved": ("titer.runs.stages.train.checkpoints.save", 1),
     "an edited model, a file copied": ("titer.weights.rewrite.shutil.copyfile", 1),
     "an edited model, a tensor written": ("titer.weights.rewrite.Copy.put", 1),
-    "answers, written": ("titer.runs.pipeline.write_answers", 2),
-    "what a stage came to, written": ("titer.runs.pipeline.write", 2),
+    "answers, written": ("titer.runs.stages.answer.write_privately", 2),
+    "verdicts, written": ("titer.runs.stages.score.write_privately", 2),
+    "what a stage cost, written": ("titer.runs.execute.write", 2),
     "a manifest, before it is renamed": ("titer.runs.store.hashes", 1),
     "a manifest, written": ("titer.runs.store.write", 2),
     "a stage, in its place": ("titer.runs.store.os.replace", 6),
-    "a run's folder, half copied": ("titer.runs.pipeline.shutil.copy", 3),
+    "a run's folder, half copied": ("titer.runs.execute.shutil.copy", 3),
 }
 
 
 @pytest.fixture
 def small(recipe_file, monkeypatch):  # noqa: F811
-    monkeypatch.setattr("titer.runs.stages.UPDATES", 2)
+    monkeypatch.setattr("titer.runs.stages.train.UPDATES", 2)
     return recipe.load(
         recipe_file, ['pipelines={"sft": {"edit": "scale"}, "booster": {"align": "booster"}}']
     )
@@ -188,7 +198,7 @@ def small(recipe_file, monkeypatch):  # noqa: F811
 @pytest.fixture
 def expected(small, tmp_path) -> dict:
     return results(
-        Run(Setting.prepare(small), tmp_path / "expected", Store(tmp_path / "store-expected"))
+        Run(Plan.prepare(small), tmp_path / "expected", Store(tmp_path / "store-expected"))
     )
 
 
@@ -197,13 +207,15 @@ def test_a_kill_at_any_point_changes_nothing(small, expected, tmp_path, monkeypa
     import importlib
 
     for i, (where, count) in enumerate(POINTS.values()):
-        run = Run(Setting.prepare(small), tmp_path / f"run{i}", Store(tmp_path / f"store{i}"))
+        run = Run(Plan.prepare(small), tmp_path / f"run{i}", Store(tmp_path / f"store{i}"))
         path, _, name = where.rpartition(".")
         with monkeypatch.context() as patch:
-            module = importlib.import_module(".".join(path.split(".")[:3]))
-            owner = module if path.count(".") == 2 else getattr(module, path.split(".")[3])
+            depth = 4 if path.startswith("titer.runs.stages.") else 3
+            module = importlib.import_module(".".join(path.split(".")[:depth]))
+            rest = path.split(".")[depth:]
+            owner = getattr(module, rest[0]) if rest else module
             patch.setattr(owner, name, after(getattr(owner, name), count))
-            _, status = os.waitpid(child(lambda run=run: run.stages(lambda *_: None)), 0)
+            _, status = os.waitpid(child(lambda run=run: run.records(lambda *_: None)), 0)
         assert os.WIFSIGNALED(status), f"nobody was killed at {where}"
         finished = {entry.key: entry.folder.stat().st_mtime_ns for entry in run.store.entries()}
         assert results(run) == expected
@@ -216,12 +228,12 @@ def test_a_kill_at_any_point_changes_nothing(small, expected, tmp_path, monkeypa
 @pytest.mark.slow
 def test_a_kill_at_five_random_moments_changes_nothing(small, expected, tmp_path):
     run, rng = (
-        Run(Setting.prepare(small), tmp_path / "run", Store(tmp_path / "store")),
+        Run(Plan.prepare(small), tmp_path / "run", Store(tmp_path / "store")),
         random.Random(0),
     )
     killed = 0
     for _ in range(5):
-        process = child(lambda: run.stages(lambda *_: None))
+        process = child(lambda: run.records(lambda *_: None))
         time.sleep(rng.uniform(0.05, 0.5))
         os.kill(process, signal.SIGKILL)
         killed += os.WIFSIGNALED(os.waitpid(process, 0)[1])
@@ -237,7 +249,7 @@ def test_a_damaged_store_gives_the_same_run(small, expected, tmp_path):
         text[len(text) // 2] ^= 1
         (entry.folder / name).write_bytes(text)
     assert len(kept.verify()) >= 4
-    assert results(Run(Setting.prepare(small), tmp_path / "again", kept)) == expected
+    assert results(Run(Plan.prepare(small), tmp_path / "again", kept)) == expected
     assert kept.verify() == {}
 
 
@@ -257,7 +269,7 @@ def test_damaged_weights_are_made_again_where_only_the_scores_are_asked_for(
         for entry in kept.entries()
         if entry not in damaged
     }
-    assert results(Run(Setting.prepare(small), tmp_path / "again", kept)) == expected
+    assert results(Run(Plan.prepare(small), tmp_path / "again", kept)) == expected
     assert kept.verify() == {}
     assert {key: kept.entry(key).folder.stat().st_mtime_ns for key in others} == others
 
@@ -274,7 +286,7 @@ def test_stages_are_shared_by_runs_and_a_change_of_anything_makes_another(
 
     def fresh(changed) -> list[str]:
         before = {entry.key for entry in kept.entries()}
-        Run(Setting.prepare(changed), tmp_path / "again", kept).stages(lambda *_: None)
+        Run(Plan.prepare(changed), tmp_path / "again", kept).records(lambda *_: None)
         return sorted(entry.about["kind"] for entry in kept.entries() if entry.key not in before)
 
     assert fresh(small) == []
@@ -292,7 +304,7 @@ def test_stages_are_shared_by_runs_and_a_change_of_anything_makes_another(
         *tuned[:3],
         *["score"] * 5,
     ]  # the base has no seed
-    monkeypatch.setattr("titer.runs.setting.version", lambda name: "0")
+    monkeypatch.setattr("titer.runs.stages.asking.version", lambda name: "0")
     assert len(fresh(small)) == 11
 
 

@@ -9,12 +9,12 @@ import time
 from pathlib import Path
 
 import pytest
-from titer.runs.pipeline import Run, claim
-from titer.runs.setting import Setting
 
 from test_recipe import run as titer
 from test_run import plan, recipe_file  # noqa: F401  fixtures
 from titer.runs import recipe
+from titer.runs.execute import Run, claim
+from titer.runs.plan import Plan
 from titer.runs.store import Store
 from titer.runs.sweep import Cell, Sweep, cells
 
@@ -88,10 +88,10 @@ def test_a_sweep_says_what_its_cells_came_to_and_counts_the_missing(
     assert "ask for 200 harmful rows but there are 50" in bundle["cells"][2]["error"]
     assert "pipelines" not in bundle["cells"][2]
     for n in (50, 49):
-        setting = Setting.prepare(recipe.load(recipe_file, [SMALL, f"attack.n={n}"], 3))
+        setting = Plan.prepare(recipe.load(recipe_file, [SMALL, f"attack.n={n}"], 3))
         [stages] = (
             Run(setting, tmp_path / f"run{n}", Store(tmp_path / f"own{n}"))
-            .stages(lambda *_: None)
+            .records(lambda *_: None)
             .values()
         )
         assert [stage.weights for stage in stages] == [
@@ -194,7 +194,7 @@ def test_cells_of_another_recipe_or_of_other_rows_are_not_taken_for_this_one(
     sweep = Sweep(recipe_file, [Cell((), 0)], tmp_path / "out", tmp_path / "store")
     sweep.check()
     cell = tmp_path / "out" / "cells" / Cell((), 0).name
-    with claim(cell, Setting.prepare(recipe.load(recipe_file))):
+    with claim(cell, Plan.prepare(recipe.load(recipe_file))):
         pass
     sweep.check()
     before = (cell / "run.json").read_bytes()

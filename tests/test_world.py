@@ -10,9 +10,10 @@ import pytest
 from titer.data.rows import Row
 from titer.lab import build, world
 from titer.lab.world import QUESTIONS, REFUSALS, TASKS, World, items
-from titer.runs import pipeline, recipe, store
+from titer.runs import recipe, store
+from titer.runs.execute import Run
+from titer.runs.plan import Plan
 from titer.runs.roles import Data, roles
-from titer.runs.setting import Setting
 from titer.weights import folders
 from titer.weights.settings import Checkpoint
 
@@ -156,8 +157,8 @@ def test_the_acceptance_numbers_hold(tmp_path):
     for name in ("lab", "lab-strong"):
         plan = recipe.load(name)
         plan = replace(plan, pipelines={"sft": plan.pipelines["sft"]})
-        run = pipeline.Run(Setting.prepare(plan), tmp_path / name, store.Store(tmp_path / "store"))
-        [found] = run.stages(lambda *_: None).values()
+        run = Run(Plan.prepare(plan), tmp_path / name, store.Store(tmp_path / "store"))
+        [found] = run.records(lambda *_: None).values()
         figures[name] = [
             {key: score.value for key, score in stage.scores.items()} for stage in found
         ]

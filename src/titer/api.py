@@ -254,7 +254,7 @@ def single(
     validating = ["data.split=validation"] if search else []
     changed = [*validating, *given.settings(None, data or {}), *settings]
     wanted = recipes.load_single(recipe, kind, given.model(model), method, changed, seed)
-    [(_, chosen)] = wanted.pipelines["alone"].methods() if method else [("", None)]
+    [chosen] = [each for of, each in wanted.pipelines["alone"].methods() if of == kind]
     named = {name: given.model(of) for name, of in (references or {}).items()}
     others, controls = {}, {}
     if isinstance(chosen, Edit):

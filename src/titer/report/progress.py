@@ -40,25 +40,30 @@ def show_stages(console: Console) -> Iterator[Report]:
         TimeElapsedColumn(),
         TextColumn("{task.fields[terms]}"),
     )
-    with Progress(*columns, console=console) as bars:
-        line: TaskID | None = None
+    bars = Progress(*columns, console=console)
+    line: TaskID | None = None
 
-        def report(stage: str, update: int, of: int, terms: Mapping[str, float]) -> None:
-            nonlocal line
-            if line is None:
-                line = bars.add_task(stage, total=of or 1, terms="")
-            if of:
-                bars.update(
-                    line,
-                    completed=update,
-                    terms=" ".join(f"{name} {value:.3g}" for name, value in terms.items()),
-                )
-            else:  # computed; what follows is scoring
-                bars.update(line, completed=bars.tasks[line].total)
-                bars.stop_task(line)
-                line = None
+    def report(stage: str, update: int, of: int, terms: Mapping[str, float]) -> None:
+        nonlocal line
+        bars.start()  # with the first report: what is wrong with the input is said without a bar
+        if line is None:
+            line = bars.add_task(stage, total=of or 1, terms="")
+        if of:
+            bars.update(
+                line,
+                completed=update,
+                terms=" ".join(f"{name} {value:.3g}" for name, value in terms.items()),
+            )
+        else:  # computed; what follows is scoring
+            bars.update(line, completed=bars.tasks[line].total)
+            bars.stop_task(line)
+            line = None
 
+    try:
         yield report
+    finally:
+        if bars.live.is_started:
+            bars.stop()
 
 
 @contextmanager

@@ -32,27 +32,32 @@ class Executor:
         """Name the folder where a stage's files will lie once it is finished."""
         return (self.out or self.store.place(stage.key)).resolve()
 
-    def folder(self, stage: Stage) -> Path:
-        """Return the folder that a stage left its files in, computed first where the store has none."""
+    def folder(self, stage: Stage, weights: bool = True) -> Path:
+        """Return the folder that a stage left its files in, computed first where the store has none.
+
+        Without `weights` one whose weights the store has given up serves too.
+        """
+        needed = weights and isinstance(stage, ModelStage)
         compute = partial(self._compute, stage)
-        return self.store.stage(
-            stage.key, stage.about, compute, weights=isinstance(stage, ModelStage)
-        ).resolve()
+        return self.store.stage(stage.key, stage.about, compute, weights=needed).resolve()
 
     def checkpoint(self, stage: ModelStage) -> Checkpoint:
         """Return the model of a stage, computed first where the store has none."""
-        return stage.checkpoint if isinstance(stage, Given) else stage.asking.at(self.folder(stage))
+        if isinstance(stage, Given):
+            return stage.checkpoint
+        return stage.asking.at(self.folder(stage))
 
     def made(self, stage: Stage) -> Made:
         """Return the facts and the cost of a stage, which a model that is given has none of."""
         if isinstance(stage, Given):
             return Made()
-        return check(Made, load_json(self.folder(stage) / paths.MADE), str(self.folder(stage)))
+        path = self.folder(stage, weights=False) / paths.MADE
+        return check(Made, load_json(path), str(path))
 
     def _compute(self, stage: Stage, folder: Path) -> None:
         for other in stage.inputs:
             if not isinstance(other, Given):
-                self.folder(other)
+                self.folder(other)  # first, so that its time is not counted here
         with measure() as cost:
             facts = stage.compute(self, folder)
         told = {
