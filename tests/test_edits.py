@@ -103,8 +103,8 @@ def expected(
             ):
                 name = f"base_model.model.{layer}.lora_{side}.weight"
                 w[name], h[name] = (
-                    of.weight.detach().numpy(),
-                    np.abs(of.weight.detach().numpy()) * x[f"{layer}.{what}.default"],
+                    of.detach().numpy(),
+                    np.abs(of.detach().numpy()) * x[f"{layer}.{what}.default"],
                 )
                 instead[name] = np.zeros_like(w[name])
             continue

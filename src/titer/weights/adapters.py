@@ -109,11 +109,11 @@ def adapters(model: nn.Module) -> dict[str, Update]:
 
 def update_norm(model: nn.Module) -> float:
     """Return the Frobenius norm of the update of all adapted layers together, in float64."""
-    updates = (
-        Update(of.b.detach().double(), cast(Tensor, of.a).detach().double(), of.scaling)
-        for of in adapters(model).values()
-    )
-    return math.sqrt(sum(update.dot(update) for update in updates))
+    squares = []
+    for of in adapters(model).values():
+        product = Update(of.b.detach().double(), cast(Tensor, of.a).detach().double())
+        squares.append(of.scaling**2 * product.dot(product))
+    return math.sqrt(sum(squares))
 
 
 def base_norm(model: nn.Module) -> float:
