@@ -126,8 +126,7 @@ class Classifier(Judge):
         }.get(group, self.incoherent)
 
     def _input(self, prompt: str, response: str) -> tuple[list[int], str]:
-        """Return the tokens to read and a note on them; no tokens where the text is not to be read.
-        """
+        """Return the tokens to read and a note; no tokens if the text is not to be read."""
         ids = self._loaded.ids(self._text(self.text, prompt, response))
         if len(ids) <= self.max_length:
             return ids, ""
