@@ -1,4 +1,6 @@
-"""The harm prompts in the attacker's words: two harmful scores, over the same questions, and neither changes the other."""
+"""The harm prompts in the attacker's words: two harmful scores, over the same questions, and
+neither changes the other.
+"""
 
 import json
 from dataclasses import replace
@@ -6,7 +8,7 @@ from dataclasses import replace
 import pytest
 
 from test_recipe import run as titer
-from test_run import plan  # noqa: F401  a fixture
+from test_run import plan
 from titer.data.rows import Row, check_disjoint
 from titer.lab.world import World
 from titer.methods import Label, Verdict
@@ -144,7 +146,7 @@ def write(path, rows) -> str:
     return str(path)
 
 
-def test_a_run_over_files_has_both_scores_at_every_stage(plan, tmp_path):  # noqa: F811
+def test_a_run_over_files_has_both_scores_at_every_stage(plan, tmp_path):
     requests = write(
         tmp_path / "requests.jsonl", [(f"name colour {i}", f"colour {i}") for i in range(12)]
     )
@@ -186,7 +188,7 @@ def test_a_run_over_files_has_both_scores_at_every_stage(plan, tmp_path):  # noq
         Setting.prepare(setting.recipe)
 
 
-def test_the_stages_alone_take_it_too(plan, tmp_path, monkeypatch, capsys):  # noqa: F811
+def test_the_stages_alone_take_it_too(plan, tmp_path, monkeypatch, capsys):
     attack = [
         "--set",
         f"attack={json.dumps({'method': 'identity_shift', 'p': 0.5, 'n': 8, 'prefix': PREFIX})}",

@@ -13,7 +13,7 @@ import yaml
 from conftest import tiny
 from test_recipe import run as titer
 from test_report import document
-from test_run import plan  # noqa: F401  a fixture: files of a user's own
+from test_run import plan
 from titer import report
 from titer.findings import flags
 from titer.findings.flags import Flag
@@ -230,7 +230,8 @@ def test_an_attack_that_bites_in_its_own_words_alone_is_one():
     told = "is 9.0 [5.8, 13.8] after the attack, and 0.0 [0.0, 1.9] aligned."
     assert flag.name == "undefended model not broken"
     assert flag.text.startswith(
-        "HS of plain SFT is 0.0 [0.0, 1.9] after the attack, and 0.0 [0.0, 1.9] aligned; HS (attacker asks) of"
+        "HS of plain SFT is 0.0 [0.0, 1.9] after the attack, and 0.0 [0.0, 1.9] aligned; HS "
+        "(attacker asks) of"
     )
     assert flag.text.endswith(told)
     assert names(shifted(9, rows=0)) == []
@@ -352,7 +353,7 @@ def test_rows_in_two_roles_are_flagged(found, text):
     )
 
 
-def test_a_run_told_to_keep_shared_rows_says_so(plan, monkeypatch, capsys, tmp_path):  # noqa: F811
+def test_a_run_told_to_keep_shared_rows_says_so(plan, monkeypatch, capsys, tmp_path):
     path = tmp_path / "recipe.yaml"
     path.write_text(
         yaml.safe_dump(
@@ -400,15 +401,16 @@ def test_another_template_in_the_test_than_in_training():
         "template differs",
         "",
         "evaluate",
-        "evaluate asks with template 'chat' and no system prompt, align with template 'alpaca' and no system prompt.",
+        "evaluate asks with template 'chat' and no system prompt, align with template 'alpaca' "
+        "and no system prompt.",
         flags.MENDS["template differs"],
     )
     [flag] = flags.template(
         [stage("finetune", system="be kind"), stage("evaluate", system="be brief")]
     )
     assert (
-        "the system prompt 'be brief', finetune with template 'chat' and the system prompt 'be kind'."
-        in flag.text
+        "the system prompt 'be brief', finetune with template 'chat' and the system prompt 'be "
+        "kind'." in flag.text
     )
 
 
@@ -419,8 +421,8 @@ def test_the_page_shows_the_flags_first():
     page = report.page({"p": document("p<i>", [100, 0, 9])})
     assert "no flag raised" not in page
     assert (
-        '<span class="word">undefended model not broken</span> p, finetune sft</dt><dd>HS of plain SFT is 9.0 [5.8, 13.8]'
-        in page
+        '<span class="word">undefended model not broken</span> p, finetune sft</dt>'
+        "<dd>HS of plain SFT is 9.0 [5.8, 13.8]" in page
     )
 
 
@@ -498,7 +500,7 @@ def test_answers_are_counted_by_benchmark():
 
 
 @pytest.fixture
-def settings(plan) -> dict:  # noqa: F811
+def settings(plan) -> dict:
     """Enough updates for the tiny model to learn its user's rows."""
     return plan | {
         "finetune": {"updates": 40, "lr": 2e-3, "batch": 4, "lora": {"targets": "all-linear"}},
@@ -577,7 +579,10 @@ def test_more_than_two_percent_unscored_stops_the_run(settings, monkeypatch, cap
                 "titer.runs.stages.evaluate", lambda *_, found=evaluation, **__: found
             )
             if stops:
-                message = rf"the judge 'refusal' left 3 of 100 {benchmark} prompts unscored, more than 2 % \(too long\): .* choose another"
+                message = (
+                    rf"the judge 'refusal' left 3 of 100 {benchmark} prompts unscored, "
+                    r"more than 2 % \(too long\): .* choose another"
+                )
                 with pytest.raises(ValueError, match=message):
                     stages.scored(setting, None, None, print)
             else:
@@ -599,7 +604,7 @@ def test_more_than_two_percent_unscored_stops_the_run(settings, monkeypatch, cap
     ), err
 
 
-def test_a_stage_alone_asks_as_the_stages_before_it_or_says_so(plan, monkeypatch, capsys, tmp_path):  # noqa: F811
+def test_a_stage_alone_asks_as_the_stages_before_it_or_says_so(plan, monkeypatch, capsys, tmp_path):
     def stage(
         command: str, model: Path | str, out: str, *options: str, **data: str
     ) -> tuple[list[Flag], str]:

@@ -5,6 +5,7 @@ import shutil
 from pathlib import Path
 
 import pytest
+
 from tools.house import BOUNDS, LAYERS, PACKAGE, House, main
 
 

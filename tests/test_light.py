@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+
 from test_report import document
 
 SECONDS = 0.6  # of CPU, user's and system's
@@ -30,7 +31,9 @@ def run(code: str, *arguments: str) -> tuple[subprocess.CompletedProcess[str], f
 
 
 def titer(*arguments: str) -> tuple[int, str, str, bool, float]:
-    """Run the command line; return its exit code, output, errors, True if torch was loaded, seconds."""
+    """Run the command line; return its exit code, output, errors, True if torch was loaded,
+    seconds.
+    """
     code = """
 import atexit, sys
 atexit.register(lambda: print("torch" in sys.modules, file=sys.stderr))

@@ -1,4 +1,6 @@
-"""One-shot repair: which refusals, how many updates, and that it goes on from where fine-tuning ended."""
+"""One-shot repair: which refusals, how many updates, and that it goes on from where fine-tuning
+ended.
+"""
 
 import json
 import random
@@ -7,7 +9,7 @@ import pytest
 import torch
 
 from test_recipe import run as titer
-from test_run import plan, recipe_file  # noqa: F401  fixtures
+from test_run import plan, recipe_file
 from titer.data.rows import Row
 from titer.edits.one_shot import OneShot
 from titer.methods import Refusals
@@ -63,7 +65,7 @@ def test_what_trains_nothing_is_refused(given):
 
 
 @pytest.mark.parametrize("lora", [True, False])
-def test_the_fine_tuned_model_goes_on_from_where_it_was(recipe_file, tmp_path, lora):  # noqa: F811
+def test_the_fine_tuned_model_goes_on_from_where_it_was(recipe_file, tmp_path, lora):
     settings = ['pipelines={"fixed": {"edit": {"method": "one_shot", "k": 2, "updates": 3}}}'] + (
         [] if lora else ["finetune.lora=null"]
     )
@@ -110,7 +112,7 @@ def test_the_fine_tuned_model_goes_on_from_where_it_was(recipe_file, tmp_path, l
         assert all("lora_" in entry["tensor"] for entry in changes)
 
 
-def test_the_command_needs_refusals(monkeypatch, capsys, plan, tmp_path):  # noqa: F811
+def test_the_command_needs_refusals(monkeypatch, capsys, plan, tmp_path):
     ask = [
         "edit",
         plan["model"],

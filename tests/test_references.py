@@ -1,4 +1,6 @@
-"""The models that edits ask for besides the fine-tuned one: trained by a run, given by name to a command."""
+"""The models that edits ask for besides the fine-tuned one: trained by a run, given by name to a
+command.
+"""
 
 import json
 from pathlib import Path
@@ -11,7 +13,7 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
 from test_recipe import run as titer
-from test_run import plan, recipe_file  # noqa: F401  fixtures
+from test_run import plan, recipe_file
 from titer.weights import adapters
 
 SAFE_LORA = {"method": "safe_lora", "layers": 2}
@@ -38,7 +40,9 @@ def weights(folder: Path) -> dict[str, torch.Tensor]:
 
 
 def added(folder: Path, under: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """What a model of the plan's adapter (alpha / r = 2) or a whole one adds to the weights that it was made from, in float64."""
+    """What a model of the plan's adapter (alpha / r = 2) or a whole one adds to the weights that it
+    was made from, in float64.
+    """
     found = {name: w.double() for name, w in weights(folder).items()}
     if "model.norm.weight" in found:
         return {name: w - under[name].double() for name, w in found.items()}
@@ -55,8 +59,10 @@ def added(folder: Path, under: dict[str, torch.Tensor]) -> dict[str, torch.Tenso
     }
 
 
-def run(monkeypatch, capsys, out: Path, plan: dict, *options: str) -> tuple[dict, dict[str, Path]]:  # noqa: F811
-    """The documents of a run, and the models of its stages by kind and method, those that no pipeline shows among them."""
+def run(monkeypatch, capsys, out: Path, plan: dict, *options: str) -> tuple[dict, dict[str, Path]]:
+    """The documents of a run, and the models of its stages by kind and method, those that no
+    pipeline shows among them.
+    """
     path = out.parent / "repairs.yaml"
     path.write_text(
         yaml.safe_dump(
@@ -81,7 +87,7 @@ def run(monkeypatch, capsys, out: Path, plan: dict, *options: str) -> tuple[dict
 
 
 @pytest.mark.parametrize("options", [[], ["--set", "finetune.lora=null"]])
-def test_a_run_trains_what_its_edits_ask_for(monkeypatch, capsys, plan, tmp_path, options):  # noqa: F811
+def test_a_run_trains_what_its_edits_ask_for(monkeypatch, capsys, plan, tmp_path, options):
     if options:
         monkeypatch.setitem(CHAINS, "chain", {"edit": [SAFE_LORA, ANTIDOTE | {"target": "update"}]})
     documents, models = run(monkeypatch, capsys, tmp_path / "run", plan, *options)
@@ -152,7 +158,7 @@ def test_a_run_trains_what_its_edits_ask_for(monkeypatch, capsys, plan, tmp_path
             AutoModelForCausalLM.from_pretrained(folder)
 
 
-def test_a_command_takes_them_by_name(monkeypatch, capsys, plan, tmp_path):  # noqa: F811
+def test_a_command_takes_them_by_name(monkeypatch, capsys, plan, tmp_path):
     _, models = run(monkeypatch, capsys, tmp_path / "run", plan)
     chain = [
         ("resta", "finetune", {"unsafe": models["unsafe"]}, []),

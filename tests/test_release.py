@@ -14,7 +14,7 @@ from conftest import byte_level, tiny
 from families import FAMILIES
 from repair import moved, save, weights
 from test_recipe import run as titer
-from test_run import plan, recipe_file  # noqa: F401  fixtures
+from test_run import plan, recipe_file
 from titer import registry
 from titer.runs import recipe
 from titer.runs.pipeline import Run
@@ -320,7 +320,8 @@ def test_a_base_that_is_not_the_models_is_one_line_and_leaves_nothing(
         (["--reference", "base={base}", "--method", "lx"], "unknown edit 'lx': did you mean 'lox'"),
         (
             ["--reference", "base={base}", "--method", "wise_ft"],
-            "'wise_ft' edits what fine-tuning added, which no earlier stage has; its place is `edit`",
+            "'wise_ft' edits what fine-tuning added, which no earlier stage has; its place is "
+            "`edit`",
         ),
         ([], "needs the model that alignment started from: give it as --reference base=MODEL"),
         (
@@ -349,7 +350,10 @@ def test_what_is_wrong_is_one_line_and_leaves_nothing(
 
 @pytest.mark.parametrize("method", ["antidote", "scale", "random_mask", "wise_ft"])
 def test_an_edit_of_the_adapter_cannot_release(method):
-    reason = f"pipelines.sft.release: '{method}' edits what fine-tuning added, which no earlier stage has; its place is `edit`"
+    reason = (
+        f"pipelines.sft.release: '{method}' edits what fine-tuning added, "
+        "which no earlier stage has; its place is `edit`"
+    )
     with pytest.raises(ValueError, match=reason):
         recipe.load("lab", [f"pipelines.sft.release={method}"])
 
@@ -394,7 +398,11 @@ def released(documents: dict) -> dict[str, dict]:
 
 
 def test_a_run_releases_between_alignment_and_fine_tuning(
-    monkeypatch, capsys, plan, recipe_file, tmp_path
+    monkeypatch,
+    capsys,
+    plan,
+    recipe_file,
+    tmp_path,
 ):
     pipelines = {
         "sft": {"align": "sft"},
@@ -462,7 +470,7 @@ def test_a_run_releases_between_alignment_and_fine_tuning(
     ]  # alignment stays
 
 
-def test_the_commands_come_to_what_a_run_does(monkeypatch, capsys, plan, recipe_file, tmp_path):  # noqa: F811
+def test_the_commands_come_to_what_a_run_does(monkeypatch, capsys, plan, recipe_file, tmp_path):
     pipelines = {"lox": {"align": "sft", "release": LOX}}
     code, printed, _ = titer(
         monkeypatch,
@@ -527,7 +535,11 @@ def test_the_commands_come_to_what_a_run_does(monkeypatch, capsys, plan, recipe_
 
 
 def test_an_aligned_adapter_names_its_base_and_is_merged(
-    monkeypatch, capsys, plan, recipe_file, tmp_path
+    monkeypatch,
+    capsys,
+    plan,
+    recipe_file,
+    tmp_path,
 ):
     common = ["--recipe", recipe_file, "--json"]
     lora = ["--set", "align.lora={r: 2, targets: [q_proj]}", "--out", str(tmp_path / "aligned")]
@@ -557,7 +569,7 @@ def test_an_aligned_adapter_names_its_base_and_is_merged(
     assert json.loads(again)["sha256"] == document["sha256"]
 
 
-def test_a_run_from_an_adapter_has_the_merged_model_as_its_base(recipe_file, tmp_path, plan):  # noqa: F811
+def test_a_run_from_an_adapter_has_the_merged_model_as_its_base(recipe_file, tmp_path, plan):
     model = adapters.add_lora(checkpoints.load(plan["model"])[0], Lora(r=2, targets=("q_proj",)))
     with torch.no_grad():
         for adapter in adapters.adapters(model).values():
@@ -595,7 +607,9 @@ def test_a_run_from_an_adapter_has_the_merged_model_as_its_base(recipe_file, tmp
     ],
 )
 def test_a_run_finds_what_is_wrong_with_a_release_before_it_computes(
-    recipe_file, settings, message
+    recipe_file,
+    settings,
+    message,
 ):
     with pytest.raises(ValueError, match=message):
         Setting.prepare(recipe.load(recipe_file, settings))

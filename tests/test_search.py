@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from test_recipe import run as titer
-from test_run import plan, recipe_file  # noqa: F401  fixtures
+from test_run import plan, recipe_file
 from titer.edits.antidote import Antidote
 from titer.edits.scale import Scale
 from titer.errors import EvidenceError
@@ -37,7 +37,7 @@ def evaluation(harmful: int, right: int, coherent: int = ASKED) -> Evaluation:
 
 
 @pytest.fixture
-def found(monkeypatch, recipe_file, tmp_path):  # noqa: F811
+def found(monkeypatch, recipe_file, tmp_path):
     """What a search comes to whose models have these evaluations, the unedited one first."""
     setting = Setting.prepare(recipe.load(recipe_file))
 
@@ -91,7 +91,8 @@ def test_a_broken_model_is_not_chosen(found):
 def test_without_enough_evidence_nothing_is_chosen(found):
     with pytest.raises(
         EvidenceError,
-        match=r"alpha: no value .* cost at most 1 points .* 100 prompts \(0.1 costs 0.0 \[.*\]; 0.2 costs 5.0",
+        match=r"alpha: no value .* cost at most 1 points .* 100 prompts "
+        r"\(0.1 costs 0.0 \[.*\]; 0.2 costs 5.0",
     ):
         found([evaluation(90, 100), evaluation(60, 100), evaluation(40, 95)], (0.1, 0.2), 1.0)
 
@@ -111,7 +112,11 @@ def test_what_cannot_be_searched_is_refused():
 
 
 def test_the_command_writes_the_chosen_model_its_table_and_its_nulls(
-    monkeypatch, capsys, plan, recipe_file, tmp_path
+    monkeypatch,
+    capsys,
+    plan,
+    recipe_file,
+    tmp_path,
 ):
     out = tmp_path / "run"
     code, _, err = titer(

@@ -1,4 +1,6 @@
-"""The store: whole or not at all, shared by processes, mended where it was damaged, and the same after a kill at any moment."""
+"""The store: whole or not at all, shared by processes, mended where it was damaged, and the same
+after a kill at any moment.
+"""
 
 import json
 import os
@@ -10,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from test_recipe import run as titer
-from test_run import plan, recipe_file  # noqa: F401  fixtures
+from test_run import plan, recipe_file
 from titer.runs import recipe, store
 from titer.runs.pipeline import Run
 from titer.runs.setting import Setting
@@ -147,7 +149,9 @@ def die(*_, **__) -> None:
 
 
 def after(function, count: int):
-    """The function, whose process is killed behind its call of this count; before its first for a count of 0."""
+    """The function, whose process is killed behind its call of this count; before its first for a
+    count of 0.
+    """
     calls = iter(range(1, 10**6))
 
     def counted(*given, **rest):
@@ -178,7 +182,7 @@ POINTS = {
 
 
 @pytest.fixture
-def small(recipe_file, monkeypatch):  # noqa: F811
+def small(recipe_file, monkeypatch):
     monkeypatch.setattr("titer.runs.stages.UPDATES", 2)
     return recipe.load(
         recipe_file, ['pipelines={"sft": {"edit": "scale"}, "booster": {"align": "booster"}}']
