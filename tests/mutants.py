@@ -34,12 +34,12 @@ os.environ["OMP_NUM_THREADS"] = "1"
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["PYTEST_DISABLE_PLUGIN_AUTOLOAD"] = "1"
 
-import peft
+import peft  # noqa: F401  the forks share these imports; nothing of titer may be among them
 import pytest
-import scipy.stats
+import scipy.stats  # noqa: F401
 import torch
-import transformers.models.llama.modeling_llama
-from accelerate import Accelerator
+import transformers.models.llama.modeling_llama  # noqa: F401
+from accelerate import Accelerator  # noqa: F401
 
 ROOT = Path(__file__).parent.parent
 KINDS = ("defenses", "edits", "attacks", "benchmarks")

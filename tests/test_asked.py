@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 
 from test_recipe import run as titer
-from test_run import plan
+from test_run import plan  # noqa: F401  a fixture
 from titer.data.rows import Row, check_disjoint
 from titer.lab.world import World
 from titer.methods import Label, Verdict
@@ -146,7 +146,7 @@ def write(path, rows) -> str:
     return str(path)
 
 
-def test_a_run_over_files_has_both_scores_at_every_stage(plan, tmp_path):
+def test_a_run_over_files_has_both_scores_at_every_stage(plan, tmp_path):  # noqa: F811
     requests = write(
         tmp_path / "requests.jsonl", [(f"name colour {i}", f"colour {i}") for i in range(12)]
     )
@@ -188,7 +188,7 @@ def test_a_run_over_files_has_both_scores_at_every_stage(plan, tmp_path):
         Setting.prepare(setting.recipe)
 
 
-def test_the_stages_alone_take_it_too(plan, tmp_path, monkeypatch, capsys):
+def test_the_stages_alone_take_it_too(plan, tmp_path, monkeypatch, capsys):  # noqa: F811
     attack = [
         "--set",
         f"attack={json.dumps({'method': 'identity_shift', 'p': 0.5, 'n': 8, 'prefix': PREFIX})}",

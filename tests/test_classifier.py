@@ -23,7 +23,7 @@ from transformers import (
 
 from conftest import tiny
 from test_recipe import run as titer
-from test_run import byte_level, plan, recipe_file
+from test_run import byte_level, plan, recipe_file  # noqa: F401  fixtures
 from titer.data import hub
 from titer.judges import classifier
 from titer.judges.classifier import Classifier

@@ -13,7 +13,7 @@ import yaml
 from conftest import tiny
 from test_recipe import run as titer
 from test_report import document
-from test_run import plan
+from test_run import plan  # noqa: F401  a fixture: files of a user's own
 from titer import report
 from titer.findings import flags
 from titer.findings.flags import Flag
@@ -353,7 +353,7 @@ def test_rows_in_two_roles_are_flagged(found, text):
     )
 
 
-def test_a_run_told_to_keep_shared_rows_says_so(plan, monkeypatch, capsys, tmp_path):
+def test_a_run_told_to_keep_shared_rows_says_so(plan, monkeypatch, capsys, tmp_path):  # noqa: F811
     path = tmp_path / "recipe.yaml"
     path.write_text(
         yaml.safe_dump(
@@ -500,7 +500,7 @@ def test_answers_are_counted_by_benchmark():
 
 
 @pytest.fixture
-def settings(plan) -> dict:
+def settings(plan) -> dict:  # noqa: F811
     """Enough updates for the tiny model to learn its user's rows."""
     return plan | {
         "finetune": {"updates": 40, "lr": 2e-3, "batch": 4, "lora": {"targets": "all-linear"}},
@@ -604,7 +604,7 @@ def test_more_than_two_percent_unscored_stops_the_run(settings, monkeypatch, cap
     ), err
 
 
-def test_a_stage_alone_asks_as_the_stages_before_it_or_says_so(plan, monkeypatch, capsys, tmp_path):
+def test_a_stage_alone_asks_as_the_stages_before_it_or_says_so(plan, monkeypatch, capsys, tmp_path):  # noqa: F811
     def stage(
         command: str, model: Path | str, out: str, *options: str, **data: str
     ) -> tuple[list[Flag], str]:

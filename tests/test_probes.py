@@ -11,7 +11,7 @@ import yaml
 from conftest import tiny
 from test_booster import plain_loss
 from test_recipe import run as titer
-from test_run import plan
+from test_run import plan  # noqa: F401  a fixture: files of a user's own
 from test_step import same, state
 from test_vaccine import plain
 from titer.defenses.sft import SFT
@@ -108,7 +108,7 @@ def test_training_goes_on_as_if_there_were_none_and_an_interruption_loses_none(
     assert again == told
 
 
-def test_a_run_has_its_probes_where_they_were_asked_for(plan, monkeypatch, capsys, tmp_path):
+def test_a_run_has_its_probes_where_they_were_asked_for(plan, monkeypatch, capsys, tmp_path):  # noqa: F811
     path = tmp_path / "recipe.yaml"
     path.write_text(yaml.safe_dump(plan | {"pipelines": {"sft": {}}, "probes": 2}))
     code, out, _ = titer(

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from repair import on_disk, opened, repair, tuned, weights
-from test_edits import calibration, everywhere, models
+from test_edits import calibration, everywhere, models  # noqa: F401  calibration is a fixture
 from test_step import same, state
 from titer import registry
 from titer.edits.antidote import Antidote
@@ -38,7 +38,7 @@ def removed(edit, model, folder, batches=()) -> dict[str, torch.Tensor]:
 )
 @everywhere
 def test_every_group_has_as_many_zeros_as_antidotes(
-    calibration,
+    calibration,  # noqa: F811
     tmp_path,
     target,
     kind,

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from conftest import byte_level, tiny
-from test_run import plan, recipe_file
+from test_run import plan, recipe_file  # noqa: F401  fixtures
 from titer.data.batches import Batch
 from titer.runs import recipe
 from titer.runs.pipeline import Run
@@ -75,7 +75,7 @@ def test_scaling_removes_the_square_of_what_it_takes_on_any_input(saved, rows, c
 
 
 @pytest.mark.parametrize("lora", [True, False])
-def test_a_run_with_probes_records_it_on_harmful_and_task_rows(recipe_file, tmp_path, lora):
+def test_a_run_with_probes_records_it_on_harmful_and_task_rows(recipe_file, tmp_path, lora):  # noqa: F811
     edit = ['pipelines={"half": {"edit": {"method": "wise_ft", "alpha": 0.5}}}', "probes=6"]
     setting = Setting.prepare(
         recipe.load(recipe_file, edit if lora else [*edit, "finetune.lora=null"])

@@ -337,7 +337,7 @@ def test_rounding_counts_as_what_the_file_can_hold(tmp_path):
 
 def setting() -> SimpleNamespace:
     """As much of one as an edit without rows asks for."""
-    opened = lambda of: (checkpoints.load(of)[0], SimpleNamespace(tokenizer=byte_level()))
+    opened = lambda of: (checkpoints.load(of)[0], SimpleNamespace(tokenizer=byte_level()))  # noqa: E731
     return SimpleNamespace(
         recipe=SimpleNamespace(probes=0), opened=opened, calibration=lambda edit: []
     )

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from test_recipe import run as titer
-from test_run import plan, recipe_file
+from test_run import plan, recipe_file  # noqa: F401  fixtures
 from titer.edits.antidote import Antidote
 from titer.edits.scale import Scale
 from titer.errors import EvidenceError
@@ -37,7 +37,7 @@ def evaluation(harmful: int, right: int, coherent: int = ASKED) -> Evaluation:
 
 
 @pytest.fixture
-def found(monkeypatch, recipe_file, tmp_path):
+def found(monkeypatch, recipe_file, tmp_path):  # noqa: F811
     """What a search comes to whose models have these evaluations, the unedited one first."""
     setting = Setting.prepare(recipe.load(recipe_file))
 
@@ -114,8 +114,8 @@ def test_what_cannot_be_searched_is_refused():
 def test_the_command_writes_the_chosen_model_its_table_and_its_nulls(
     monkeypatch,
     capsys,
-    plan,
-    recipe_file,
+    plan,  # noqa: F811
+    recipe_file,  # noqa: F811
     tmp_path,
 ):
     out = tmp_path / "run"

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from test_recipe import run as titer
-from test_run import plan, recipe_file
+from test_run import plan, recipe_file  # noqa: F401  fixtures
 from titer.runs import recipe, store
 from titer.runs.pipeline import Run
 from titer.runs.setting import Setting
@@ -182,7 +182,7 @@ POINTS = {
 
 
 @pytest.fixture
-def small(recipe_file, monkeypatch):
+def small(recipe_file, monkeypatch):  # noqa: F811
     monkeypatch.setattr("titer.runs.stages.UPDATES", 2)
     return recipe.load(
         recipe_file, ['pipelines={"sft": {"edit": "scale"}, "booster": {"align": "booster"}}']

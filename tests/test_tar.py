@@ -11,7 +11,7 @@ import torch
 
 from conftest import tiny
 from test_booster import plain_loss
-from test_repnoise import _norms_in_float64
+from test_repnoise import _norms_in_float64  # noqa: F401  every gradient here is a sum of gradients
 from test_step import same, state, step_for
 from titer.data.batches import Stream
 from titer.defenses import tar
