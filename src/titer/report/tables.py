@@ -17,7 +17,7 @@ from rich.table import Table
 from titer import __version__
 from titer.findings import flags, rules
 from titer.findings import records as told
-from titer.findings.seeds import groups, measured_names
+from titer.findings.seeds import figure_names, groups
 from titer.runs.pipeline import Run, Stage
 from titer.runs.recipe import describe
 from titer.scoring.figures import NAMES
@@ -176,7 +176,7 @@ def searched(tried: Sequence[Mapping[str, Any]], bound: float) -> Table:
 def grid(bundle: Mapping[str, Any]) -> Table:
     """A sweep's last stages: each figure's mean over the seeds, with the interval that a new seed would fall into."""
     found = groups(bundle["cells"])
-    names = measured_names(found)
+    names = figure_names(found)
     table = Table(
         box=box.SIMPLE_HEAD,
         caption="95 % intervals over training seeds, from three seeds on.",
