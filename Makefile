@@ -10,10 +10,11 @@ lab: $(READY)  ## the main job: align, attack, edit, score, in the embedded lab
 test: $(READY)  ## all tests, in as many processes as there are cores
 	$(PY) -m pytest -n auto --dist worksteal
 
-check: $(READY)  ## style and types
+check: $(READY)  ## style, types, and the figures of the house
 	.venv/bin/ruff format --check .
 	.venv/bin/ruff check .
 	.venv/bin/mypy
+	$(PY) tools/house.py
 
 mutants: $(READY)  ## break every method file in every small way; its tests must notice
 	$(PY) tests/mutants.py $(FILES)

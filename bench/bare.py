@@ -1,4 +1,7 @@
-"""The floor under plain SFT: a training loop as anyone would write it by hand. Imports nothing of titer."""
+"""The floor under plain SFT: a training loop as anyone would write it by hand.
+
+Imports nothing of titer.
+"""
 
 from collections.abc import Sequence
 from itertools import cycle
@@ -8,7 +11,9 @@ from torch import Tensor, nn
 
 
 class Bare:
-    """Trains `model` on ready-made batches of (ids, mask, labels), each (B, T), one after another and again from the first."""
+    """Trains `model` on ready-made batches of (ids, mask, labels), each (B, T), one after another
+    and again from the first.
+    """
 
     def __init__(
         self,

@@ -1,4 +1,5 @@
-"""What Antidote's look at its calibration rows costs over a bare forward pass of the same rows: `python -m bench.calibration`.
+"""What Antidote's look at its calibration rows costs over a bare forward pass of the same rows:
+`python -m bench.calibration`.
 
 Exit code 1 if time or memory is above its bar, by the median.
 """
@@ -141,7 +142,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for one in costs(at, lora, accelerator.device):
         found.append(one)
         print(
-            f"{one.shape}, {one.watched}: {one.seconds.median * 1e3:.1f} / {one.bare_seconds.median * 1e3:.1f} ms, time "
+            f"{one.shape}, {one.watched}: {one.seconds.median * 1e3:.1f} / "
+            f"{one.bare_seconds.median * 1e3:.1f} ms, time "
             f"{one.ratio.median:.3f} ({one.ratio.q1:.3f}-{one.ratio.q3:.3f}) of {TIME_BAR}, "
             f"peak {one.peak / one.bare_peak:.3f} of {PEAK_BAR:.2f}: "
             f"{'met' if one.met else 'missed'}",

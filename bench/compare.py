@@ -1,4 +1,6 @@
-"""Two files of `bench.cost` side by side; exit 1 if the second is slower: `python -m bench.compare A B`."""
+"""Two files of `bench.cost` side by side; exit 1 if the second is slower: `python -m bench.compare
+A B`.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,6 @@
-"""The cost of an update of every registered defense over plain SFT's, and of plain SFT's over a bare loop's: `python -m bench.cost`."""
+"""The cost of an update of every registered defense over plain SFT's, and of plain SFT's over a
+bare loop's: `python -m bench.cost`.
+"""
 
 from __future__ import annotations
 
@@ -30,7 +32,8 @@ from titer.training.train import accelerator_for
 from titer.weights.settings import Lora
 
 BASELINE = "sft"  # every other defense is measured against it, and it itself against the bare loop
-BAR = 1.10  # a defense: its time over SFT's may be this many times its floating-point operations over SFT's
+# a defense: its time over SFT's may be this many times its floating-point operations over SFT's
+BAR = 1.10
 SFT_BAR = 1.03  # SFT: its time over the bare loop's, where the model is LARGE
 SFT_EXTRA = 1.5e-3  # SFT: its seconds above the bare loop's, where the model is small
 LARGE = 40_000_000  # parameters

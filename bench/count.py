@@ -1,4 +1,6 @@
-"""What an update costs whatever the machine is busy with: operations, bytes kept for backward, copies of the trainables."""
+"""What an update costs whatever the machine is busy with: operations, bytes kept for backward,
+copies of the trainables.
+"""
 
 from __future__ import annotations
 
@@ -25,9 +27,11 @@ CPU_ATTENTION = {  # the attention kernels that torch does not count
 
 
 def flops(action: Action) -> int:
-    """Floating-point operations of the matrix products, convolutions and attentions, two per multiply-add, forward and backward.
+    """Floating-point operations of the matrix products, convolutions and attentions, two per
+    multiply-add, forward and backward.
 
-    Not counted: all that is linear in the activations or in the weights (norms, nonlinearities, softmax, embeddings, the optimizer).
+    Not counted: all that is linear in the activations or in the weights (norms, nonlinearities,
+    softmax, embeddings, the optimizer).
     """
     with FlopCounterMode(display=False, custom_mapping=CPU_ATTENTION) as counter:
         action()
@@ -42,7 +46,9 @@ class Held:
 
 
 def bytes_for_backward(model: nn.Module, action: Action) -> int:
-    """The most bytes that autograd graphs have saved for backward at one moment, each storage once and none of the model's own."""
+    """The most bytes that autograd graphs have saved for backward at one moment, each storage once
+    and none of the model's own.
+    """
     own = {tensor.untyped_storage()._cdata for tensor in (*model.parameters(), *model.buffers())}
     holders: dict[int, int] = {}  # storage -> how often it is saved
     now = peak = 0
@@ -72,7 +78,9 @@ def bytes_for_backward(model: nn.Module, action: Action) -> int:
 
 
 class Alive(TorchDispatchMode):
-    """Follows the storages that operations return, but those of `lasting` tensors, for as long as they are alive."""
+    """Follows the storages that operations return, but those of `lasting` tensors, for as long as
+    they are alive.
+    """
 
     def __init__(self, lasting: Iterable[Tensor], sizes: Container[int] | None = None) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
@@ -100,7 +108,9 @@ class Alive(TorchDispatchMode):
 
 
 def copies(model: nn.Module, action: Action) -> float:
-    """The most copies of the trainable weights alive at one moment: gradients, saved weights, a defense's state."""
+    """The most copies of the trainable weights alive at one moment: gradients, saved weights, a
+    defense's state.
+    """
     trained = [
         parameter.untyped_storage().nbytes()
         for parameter in model.parameters()
@@ -113,7 +123,9 @@ def copies(model: nn.Module, action: Action) -> float:
 
 
 def peak(lasting: Sequence[Tensor], action: Action) -> int:
-    """The most bytes alive at one moment: what lasts, such as weights and the optimizer's moments, and all that the action makes."""
+    """The most bytes alive at one moment: what lasts, such as weights and the optimizer's moments,
+    and all that the action makes.
+    """
     with Alive(lasting) as counted:
         action()
     sizes = {

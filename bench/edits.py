@@ -1,7 +1,8 @@
 """What an edit after fine-tuning costs, in seconds a weight and in memory: `python -m bench.edits`.
 
-Base and aligned model are the random checkpoints of `bench.release`; the fine-tuned one is an adapter over the aligned one, which Safe LoRA
-projects. Its arithmetic is timed beside the dense formula on one weight. Exit code 1 if the peak is above the bar.
+Base and aligned model are the random checkpoints of `bench.release`; the fine-tuned one is an
+adapter over the aligned one, which Safe LoRA projects. Its arithmetic is timed beside the dense
+formula on one weight. Exit code 1 if the peak is above the bar.
 """
 
 from __future__ import annotations
@@ -108,7 +109,9 @@ def show(now: int, of: int, terms: object) -> None:
 
 
 def arithmetic(dw: Update, v: Tensor) -> tuple[float, float, float]:
-    """Seconds of C dW and its cosine through factors, and by dense matrices; how far the two are apart."""
+    """Seconds of C dW and its cosine through factors, and by dense matrices; how far the two are
+    apart.
+    """
     assert dw.a is not None
     a, b = dw.a, dw.b
 
@@ -149,7 +152,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     if torch.cuda.is_available():
         print(
-            "error: with a GPU its memory is measured, and this needs the process's: set CUDA_VISIBLE_DEVICES=''",
+            "error: with a GPU its memory is measured, and this needs the process's: set "
+            "CUDA_VISIBLE_DEVICES=''",
             file=sys.stderr,
         )
         return 2
@@ -157,10 +161,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         SafeLoRA(layers=min(10, 2 * options.layers)), options.layers, options.width, options.rank
     )
     print(
-        f"safe_lora: {found.tensors} weights of {found.width} x {found.width}, rank {found.rank}, {found.checkpoint_mb:.0f} MB of base and "
-        f"aligned model: {found.seconds / found.tensors:.2f} s a weight ({found.cpu_seconds / found.tensors:.2f} s of CPU), "
-        f"peak {found.peak_mb:.0f} MB ({found.start_mb:.0f} MB before), bar {BAR_MB:.0f} MB; projection and cosine of one weight "
-        f"{found.factored:.3f} s, by the dense formula {found.dense:.3f} s, relative difference {found.apart:.1e}"
+        f"safe_lora: {found.tensors} weights of {found.width} x {found.width}, rank "
+        f"{found.rank}, {found.checkpoint_mb:.0f} MB of base and "
+        f"aligned model: {found.seconds / found.tensors:.2f} s a weight "
+        f"({found.cpu_seconds / found.tensors:.2f} s of CPU), "
+        f"peak {found.peak_mb:.0f} MB ({found.start_mb:.0f} MB before), bar {BAR_MB:.0f} MB; "
+        "projection and cosine of one weight "
+        f"{found.factored:.3f} s, by the dense formula {found.dense:.3f} s, relative difference "
+        f"{found.apart:.1e}"
     )
     options.out.mkdir(parents=True, exist_ok=True)
     content = {

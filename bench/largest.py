@@ -1,8 +1,10 @@
-"""The largest batch that fits a consumer's GPU, of SFT, Vaccine and T-Vaccine: `python -m bench.largest`.
+"""The largest batch that fits a consumer's GPU, of SFT, Vaccine and T-Vaccine: `python -m
+bench.largest`.
 
-A Llama of 7 billion random weights in bfloat16 under a LoRA (r = 8 on q and v), rows of 256 tokens, the CUDA allocator held to 24 GB.
-A batch fits if two updates of it do. T-Vaccine has 8 of 32 layers, its worst draw (the first layer among them), with and without
-recomputation. Without a CUDA device nothing is measured, and the exit code is 3.
+A Llama of 7 billion random weights in bfloat16 under a LoRA (r = 8 on q and v), rows of 256 tokens,
+the CUDA allocator held to 24 GB. A batch fits if two updates of it do. T-Vaccine has 8 of 32
+layers, its worst draw (the first layer among them), with and without recomputation. Without a CUDA
+device nothing is measured, and the exit code is 3.
 """
 
 from __future__ import annotations
@@ -88,7 +90,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         min(1.0, options.gib * 2**30 / total), accelerator.device
     )
     print(
-        f"{torch.cuda.get_device_name(accelerator.device)}, allocator held to {options.gib:g} GiB, rows of {SHAPE.length} tokens"
+        f"{torch.cuda.get_device_name(accelerator.device)}, allocator held to {options.gib:g} "
+        f"GiB, rows of {SHAPE.length} tokens"
     )
     for name, defense in METHODS.items():
         batch = largest(lambda rows, of=defense: fits(of, replace(SHAPE, batch=rows), accelerator))  # type: ignore[misc]

@@ -1,7 +1,9 @@
-"""What rewriting a checkpoint before release costs, in seconds a tensor and in memory: `python -m bench.release`.
+"""What rewriting a checkpoint before release costs, in seconds a tensor and in memory: `python -m
+bench.release`.
 
-Base and aligned model are random checkpoints on disk, in bfloat16 and a shard a layer. The update between them is noise, and a few
-directions that stand out of it. Exit code 1 if the peak is above the bar.
+Base and aligned model are random checkpoints on disk, in bfloat16 and a shard a layer. The update
+between them is noise, and a few directions that stand out of it. Exit code 1 if the peak is above
+the bar.
 """
 
 from __future__ import annotations
@@ -124,7 +126,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     if torch.cuda.is_available():
         print(
-            "error: with a GPU its memory is measure, and this needs the process's: set CUDA_VISIBLE_DEVICES=''",
+            "error: with a GPU its memory is measure, and this needs the process's: set "
+            "CUDA_VISIBLE_DEVICES=''",
             file=sys.stderr,
         )
         return 2
@@ -132,8 +135,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for method in options.methods:
         found.append(one := cost(method, options.layers, options.width))
         print(
-            f"{one.method}: {one.tensors} tensors of {one.width} x {one.width}, {one.checkpoint_mb:.0f} MB on disk: "
-            f"{one.seconds / one.tensors:.2f} s a tensor ({one.cpu_seconds / one.tensors:.2f} s of CPU), "
+            f"{one.method}: {one.tensors} tensors of {one.width} x {one.width}, "
+            f"{one.checkpoint_mb:.0f} MB on disk: "
+            f"{one.seconds / one.tensors:.2f} s a tensor ({one.cpu_seconds / one.tensors:.2f} s "
+            "of CPU), "
             f"peak {one.peak_mb:.0f} MB ({one.start_mb:.0f} MB before), bar {BAR_MB:.0f} MB"
         )
     options.out.mkdir(parents=True, exist_ok=True)

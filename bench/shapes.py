@@ -39,7 +39,9 @@ class Shape(Config):
         device: torch.device | str = "cpu",
         dtype: torch.dtype = torch.float32,
     ) -> PreTrainedModel:
-        """A Llama, the same one at every call on a device; its adapter alone is trainable where there is one, and in float32."""
+        """A Llama, the same one at every call on a device; its adapter alone is trainable where
+        there is one, and in float32.
+        """
         torch.manual_seed(0)
         config = LlamaConfig(
             vocab_size=self.vocabulary,
@@ -59,7 +61,9 @@ class Shape(Config):
         return model if lora is None else add_lora(model, lora)
 
     def rows(self, stream: str, kind: Kind) -> list[Encoded]:
-        """Random tokens, other ones for every stream, all rows of one length; each with another answer where they are pairs."""
+        """Random tokens, other ones for every stream, all rows of one length; each with another
+        answer where they are pairs.
+        """
         rng, answer = random.Random(stream), round(self.length * (1 - self.answer))
 
         def tokens(count: int) -> tuple[int, ...]:

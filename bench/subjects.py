@@ -53,7 +53,9 @@ class Subject:
         return [*self.model.parameters(), *self.model.buffers(), *moments, *self.start]
 
     def mean(self, measure: Callable[[Callable[[], object]], float]) -> float:
-        """What `measure` finds in an update, as the mean over a period of every phase, per counted update of a stage."""
+        """What `measure` finds in an update, as the mean over a period of every phase, per counted
+        update of a stage.
+        """
         return sum(
             kind.share / self.period * sum(measure(kind.update) for _ in range(self.period))
             for kind in self.kinds
@@ -108,7 +110,9 @@ def phases(defense: Defense) -> list[tuple[Phase, float]]:
 
 
 def bare(shape: Shape, lora: Lora | None, accelerator: Accelerator) -> Subject:
-    """The updates of plain SFT without titer: the same model, the same batches in the same order, the same AdamW."""
+    """The updates of plain SFT without titer: the same model, the same batches in the same order,
+    the same AdamW.
+    """
     model = shape.model(lora, accelerator.device)
     stream = Stream("rows", shape.rows("rows", Answers), seed=0)
     parts = [

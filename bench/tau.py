@@ -1,6 +1,8 @@
-"""The cost of Vaccine that perturbs each hundredth update, over plain SFT's, as the mean over two whole periods: `python -m bench.tau`.
+"""The cost of Vaccine that perturbs each hundredth update, over plain SFT's, as the mean over two
+whole periods: `python -m bench.tau`.
 
-`bench.cost` measures few updates of a method; here the one in a hundred has to be among them. Blocks of ten updates take turns with SFT's.
+`bench.cost` measures few updates of a method; here the one in a hundred has to be among them.
+Blocks of ten updates take turns with SFT's.
 """
 
 from __future__ import annotations
@@ -22,7 +24,9 @@ BAR = 1.02
 def ratio(
     mine: subjects.Subject, baseline: subjects.Subject, updates: int = PERIODS * EVERY
 ) -> float:
-    """Seconds of `updates` updates of one over those of the other, after a block of each that is not counted."""
+    """Seconds of `updates` updates of one over those of the other, after a block of each that is
+    not counted.
+    """
     spent = {id(mine): 0.0, id(baseline): 0.0}
     for block in range(1 + updates // BLOCK):
         for subject in (baseline, mine):
@@ -45,7 +49,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         found = ratio(mine, baseline)
         missed |= found > BAR
         print(
-            f"{options.shape} {trained}: {found:.3f} of SFT's time over {PERIODS * EVERY} updates; bar {BAR}"
+            f"{options.shape} {trained}: {found:.3f} of SFT's time over {PERIODS * EVERY} "
+            f"updates; bar {BAR}"
         )
     return int(missed)
 

@@ -1,4 +1,6 @@
-"""Whether two looks at the same methods put them in the same order: Kendall's tau, between worlds and between sizes of the model."""
+"""Whether two looks at the same methods put them in the same order: Kendall's tau, between worlds
+and between sizes of the model.
+"""
 
 import math
 from collections.abc import Iterable, Mapping, Sequence

@@ -19,7 +19,9 @@ def read(claim: str) -> dict[str, Any]:
 
 
 def load_groups(claim: str, settings: str = "") -> list[Group]:
-    """The pipelines of a claim, at the points of its grid that have the settings, with commas between; of joined claims every one once."""
+    """The pipelines of a claim, at the points of its grid that have the settings, with commas
+    between; of joined claims every one once.
+    """
     joined: dict[tuple[tuple[str, ...], str], Group] = {}
     for name in claim.split("+"):
         for group in groups(read(name)["cells"]):
@@ -39,7 +41,9 @@ def pairs(claim: str) -> list[tuple[str, str]]:
 
 
 def points(claim: str, settings: str) -> dict[str, dict[str, Group]]:
-    """The pipelines by the setting that varies among the points that have the settings, in the order of its values; `all` has none."""
+    """The pipelines by the setting that varies among the points that have the settings, in the
+    order of its values; `all` has none.
+    """
     of: dict[str, dict[str, Group]] = {}
     for group in load_groups(claim, settings):
         [rest] = set(group.settings) - set(settings.split(",")) - {""} or {"all"}
@@ -48,7 +52,9 @@ def points(claim: str, settings: str) -> dict[str, dict[str, Group]]:
 
 
 def with_frontier(claim: str, settings: str) -> list[Group]:
-    """The pipelines of a claim, and what plain fine-tuning gives for free in their world, beside Booster at the same settings."""
+    """The pipelines of a claim, and what plain fine-tuning gives for free in their world, beside
+    Booster at the same settings.
+    """
     world = settings.split(",")[0]
     rest = [
         group

@@ -1,9 +1,12 @@
-"""Compute the bundles of claims.yaml: `python results/make.py [CLAIM ...]`. Resumable; what the store has is not computed again.
+"""Compute the bundles of claims.yaml: `python results/make.py [CLAIM ...]`. Resumable; what the
+store has is not computed again.
 
-A bundle that is there keeps its finished cells where its recipe and versions are those of now, and only the missing ones are computed:
-whoever changes a figure by code removes the bundle, or says `--afresh`, which computes all.
+A bundle that is there keeps its finished cells where its recipe and versions are those of now, and
+only the missing ones are computed: whoever changes a figure by code removes the bundle, or says
+`--afresh`, which computes all.
 
-`--cell` computes one cell of each claim afresh, in an empty store, and compares it with its bundle: exit code 1 where they differ.
+`--cell` computes one cell of each claim afresh, in an empty store, and compares it with its bundle:
+exit code 1 where they differ.
 """
 
 import argparse
@@ -65,7 +68,9 @@ def round_floats(value: Any) -> Any:
 
 
 def cells_to_keep(name: str, recipe_now: recipe.Recipe) -> dict[Cell, dict[str, Any]]:
-    """The finished cells of a claim's bundle; none where it rests on another recipe or other versions."""
+    """The finished cells of a claim's bundle; none where it rests on another recipe or other
+    versions.
+    """
     path = HERE / f"{name}.json"
     if not path.is_file():
         return {}
@@ -86,14 +91,18 @@ def cells_to_keep(name: str, recipe_now: recipe.Recipe) -> dict[Cell, dict[str, 
 
 
 def versions(of: dict[str, Any]) -> dict[str, Any]:
-    """Of an environment, what a figure depends on: the recipe itself says how many threads a cell has."""
+    """Of an environment, what a figure depends on: the recipe itself says how many threads a cell
+    has.
+    """
     return {key: value for key, value in of.items() if key != "threads"}
 
 
 def compute(
     name: str, plan: Sweep, known: Mapping[Cell, dict[str, Any]] | None = None
 ) -> dict[str, Any]:
-    """The bundle of a claim: its plan's cells, in the plan's order, of which those that are known are not computed."""
+    """The bundle of a claim: its plan's cells, in the plan's order, of which those that are known
+    are not computed.
+    """
     known = known or {}
     left = replace(plan, cells=[cell for cell in plan.cells if cell not in known])
     left.check()

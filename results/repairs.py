@@ -24,7 +24,9 @@ NONE = "-"  # the stage has no such fact
 def table(
     groups: Sequence[Group], figure: Callable[[Group, str], str], display_name: Callable[[str], str]
 ) -> list[list[str]]:
-    """A row for the attacked model and one for each repair; `figure` writes a score, `display_name` a pipeline's name."""
+    """A row for the attacked model and one for each repair; `figure` writes a score, `display_name`
+    a pipeline's name.
+    """
     lines = [HEAD]
     for group in groups:
         scores = [
@@ -60,7 +62,9 @@ def _left(group: Group) -> str:
 def energy_table(
     points: Mapping[str, Mapping[str, Group]], display_name: Callable[[str], str]
 ) -> list[list[str]]:
-    """Of every repair at every point the shares of the update's energy that are gone, and what is left of its norm."""
+    """Of every repair at every point the shares of the update's energy that are gone, and what is
+    left of its norm.
+    """
     lines = [["removed: harm / task; left", *points]]
     for pipeline in dict.fromkeys(name for of in points.values() for name in of):
         found = [of.get(pipeline) for of in points.values()]

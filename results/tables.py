@@ -1,8 +1,9 @@
 """Write the tables and figures of README and docs from the bundles: `python -m results.tables`.
 
-With `--check` nothing is written, and the exit code is 1 where one differs. A table stands between `<!-- table full lab data.world=1 -->`
-and `<!-- end -->`; `lab-tar+lab-full` joins claims. A figure is a mean over training seeds with its 95 % interval over new seeds in
-brackets, and half the width of its mean interval over prompts behind a sign.
+With `--check` nothing is written, and the exit code is 1 where one differs. A table stands between
+`<!-- table full lab data.world=1 -->` and `<!-- end -->`; `lab-tar+lab-full` joins claims. A figure
+is a mean over training seeds with its 95 % interval over new seeds in brackets, and half the width
+of its mean interval over prompts behind a sign.
 """
 
 import argparse
@@ -186,7 +187,9 @@ def delay(claim: str, settings: str) -> list[list[str]]:
 
 
 def by_setting(claim: str, settings: str) -> list[list[str]]:
-    """HS with its interval over training, and FA, of every pipeline's end by the setting that varies."""
+    """HS with its interval over training, and FA, of every pipeline's end by the setting that
+    varies.
+    """
     of = points(claim, settings)
     lines = [["HS / FA", *of]]
     for pipeline in in_order(name for at in of.values() for name in at):
@@ -203,14 +206,18 @@ def end_cell(group: Group | None) -> str:
 
 
 def fewer(claim: str, settings: str) -> list[list[str]]:
-    """The same of the pipelines of the first of joined claims alone: the others have the points without its setting."""
+    """The same of the pipelines of the first of joined claims alone: the others have the points
+    without its setting.
+    """
     own = {display_name(group.pipeline) for group in load_groups(claim.split("+")[0])}
     head, *lines = by_setting(claim, settings)
     return [head, *(line for line in lines if line[0] in own)]
 
 
 def whole(claim: str, settings: str) -> list[list[str]]:
-    """The alignment stage: every method before the attack and after it, with what it cost over plain alignment."""
+    """The alignment stage: every method before the attack and after it, with what it cost over
+    plain alignment.
+    """
     of = {group.pipeline: group for group in load_groups(claim, settings)}
     lines = [["method", *(NAMES[name] for name in SHOWN), "time", "memory"]]
     for pipeline in in_order(of):
@@ -228,7 +235,8 @@ def whole(claim: str, settings: str) -> list[list[str]]:
 
 
 def cost(claim: str, pipeline: str) -> list[str]:
-    """Seconds and peak memory of what comes before the attack over those of plain alignment, of the first claim that has both.
+    """Seconds and peak memory of what comes before the attack over those of plain alignment, of the
+    first claim that has both.
 
     The median over worlds and seeds: other work on the machine slows single ones.
     """
@@ -254,7 +262,9 @@ def worlds_agree(claim: str, settings: str) -> list[list[str]]:
 
 
 def sizes_agree(claim: str, settings: str) -> list[list[str]]:
-    """Whether the model of the first of joined claims, a larger one, orders the methods as the usual one of the others does."""
+    """Whether the model of the first of joined claims, a larger one, orders the methods as the
+    usual one of the others does.
+    """
     return agreement.table(pair_sizes(claim, settings))
 
 
@@ -288,7 +298,9 @@ def against(claim: str, settings: str) -> list[list[str]]:
 
 
 def less(first: Group | None, second: Group | None) -> str:
-    """The mean of the differences over training seeds with its interval, in bold where that is without 0."""
+    """The mean of the differences over training seeds with its interval, in bold where that is
+    without 0.
+    """
     if not first or not second:
         return NONE
     if first.struck or second.struck:
@@ -375,7 +387,8 @@ def main() -> int:
     if arguments.check and stale:
         names = ", ".join(path.name for path in stale)
         print(
-            f"{names}: a table or figure is not that of the bundles: run `make results` or `python -m results.tables`"
+            f"{names}: a table or figure is not that of the bundles: run `make results` or "
+            "`python -m results.tables`"
         )
         return 1
     for path, text in stale.items():

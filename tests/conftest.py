@@ -1,4 +1,7 @@
-"""Small models and rows for all tests. One thread a process: on a small machine more of them starve one another."""
+"""Small models and rows for all tests.
+
+One thread a process: on a small machine more of them starve one another.
+"""
 
 import os
 
@@ -91,7 +94,8 @@ def byte_level() -> PreTrainedTokenizerFast:
     )
     fast.chat_template = (
         "{% for m in messages %}"
-        "{% if m.role == 'user' %}<|in|>{{ m.content }}{% else %}<|out|>{{ m.content }}<|end|>\n{% endif %}"
+        "{% if m.role == 'user' %}<|in|>{{ m.content }}{% else %}<|out|>{{ m.content "
+        "}}<|end|>\n{% endif %}"
         "{% endfor %}"
         "{% if add_generation_prompt %}<|out|>{% endif %}"
     )

@@ -27,7 +27,8 @@ from transformers import (
     Qwen3MoeConfig,
 )
 
-# No two widths are equal, so that a wrong axis shows; dropout is on everywhere, so that a pass which applies it shows.
+# No two widths are equal, so that a wrong axis shows; dropout is on everywhere, so that a pass
+# which applies it shows.
 COMMON = {
     "hidden_size": 32,
     "intermediate_size": 48,

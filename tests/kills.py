@@ -1,8 +1,10 @@
-"""A lab sweep of 24 cells, killed at every kind of write and at random moments: `make kills` (a quarter of an hour on two cores).
+"""A lab sweep of 24 cells, killed at every kind of write and at random moments: `make kills` (a
+quarter of an hour on two cores).
 
-Two sweeps at once on one store say what is expected. Then one sweep on another store is killed, SIGKILL to it and all its cells, at each
-of POINTS and at five random moments, and started again each time. It must end with the same weights and scores, bit for bit, and no
-stage that was finished at a kill may be computed again. Last, a bit of a finished stage is flipped, found and mended.
+Two sweeps at once on one store say what is expected. Then one sweep on another store is killed,
+SIGKILL to it and all its cells, at each of POINTS and at five random moments, and started again
+each time. It must end with the same weights and scores, bit for bit, and no stage that was finished
+at a kill may be computed again. Last, a bit of a finished stage is flipped, found and mended.
 """
 
 import json
@@ -54,7 +56,11 @@ def replace(source, target, *, rename=os.replace, plan=os.environ.get("TITER_KIL
     except (OSError, TypeError):
         write = when = ""
     path = str(target)
-    hit = write and (path.rpartition("/")[0].endswith("/" + write[:-1]) if write.endswith("/") else path.endswith("/" + write))
+    hit = write and (
+        path.rpartition("/")[0].endswith("/" + write[:-1])
+        if write.endswith("/")
+        else path.endswith("/" + write)
+    )
     if hit and when == "before":
         os.unlink(plan), os.kill(os.getpid(), signal.SIGKILL)
     rename(source, target)
@@ -138,7 +144,10 @@ def unchanged(store: Store, before: dict[str, int]) -> dict[str, int]:
 
 
 def killed(lab: Lab, process: subprocess.Popen, at_most: float) -> bool:
-    """Wait until the hook has killed a process of the sweep, or time is over; then kill all of it. False where it had ended before."""
+    """Wait until the hook has killed a process of the sweep, or time is over; then kill all of it.
+
+    False where it had ended before.
+    """
     deadline = time.monotonic() + at_most
     while process.poll() is None and lab.plan.exists() and time.monotonic() < deadline:
         time.sleep(0.005)
@@ -157,7 +166,8 @@ def main() -> None:
         assert len(expected) == 24
         assert lab.figures("second") == expected
         print(
-            f"two sweeps at once on one store: 24 cells, the same weights and scores, {len(Store(lab.root / 'one').entries())} stages"
+            "two sweeps at once on one store: 24 cells, the same weights and scores, "
+            f"{len(Store(lab.root / 'one').entries())} stages"
         )
 
         store, seen = Store(lab.root / "other"), dict[str, int]()
@@ -181,7 +191,8 @@ def main() -> None:
         seen = unchanged(store, seen)
         assert store.verify() == {}
         print(
-            f"ended with the expected weights and scores, bit for bit, and {len(seen)} stages, none computed twice"
+            f"ended with the expected weights and scores, bit for bit, and {len(seen)} stages, "
+            "none computed twice"
         )
 
         entry = next(entry for entry in store.entries() if entry.about["kind"] == "align")

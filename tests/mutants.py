@@ -1,9 +1,11 @@
-"""Break every method file in every small way; its tests must notice. `make mutants [FILES="booster scale"]`
+"""Break every method file in every small way; its tests must notice. `make mutants [FILES="booster
+scale"]`
 
-Each mutant changes one thing in the syntax tree: a sign or an operation, a dropped term, a doubled factor or constant,
-a swapped stream, a comparison, a flipped flag, a dropped call or context. A fork of this process imports the mutant in
-the method's place and runs the test files that import the method. A survivor fails the run unless EQUIVALENT says why no test
-could tell it from the original.
+Each mutant changes one thing in the syntax tree: a sign or an operation, a dropped term, a doubled
+factor or constant, a swapped stream, a comparison, a flipped flag, a dropped call or context. A
+fork of this process imports the mutant in the method's place and runs the test files that import
+the method. A survivor fails the run unless EQUIVALENT says why no test could tell it from the
+original.
 """
 
 import ast
@@ -328,7 +330,9 @@ class Finder(PathFinder):
 
 
 class Order:
-    """Runs first the tests that fail most often for their seconds, as learned from the mutants before."""
+    """Runs first the tests that fail most often for their seconds, as learned from the mutants
+    before.
+    """
 
     def __init__(self, folder: Path):
         self.folder = folder
@@ -375,8 +379,8 @@ def share_imports(module: str) -> None:
 def run(mutant: Mutant, tests: list[str], order: Order) -> int:
     """Start the tests with the mutant in the method's place, in a fork; its process id.
 
-    Each has a folder of its own for the tests' files: pytest deletes those of earlier runs when it ends, and of two that do so
-    at once one may fail, which would be taken for a mutant noticed.
+    Each has a folder of its own for the tests' files: pytest deletes those of earlier runs when it
+    ends, and of two that do so at once one may fail, which would be taken for a mutant noticed.
     """
     assert mutant.module not in sys.modules
     child = os.fork()
@@ -478,11 +482,13 @@ def main(wanted: list[str]) -> int:
                 survivors += 1
                 print(f"  SURVIVED {path.stem} {mutant.what}", flush=True)
         print(
-            f"{path.parent.name}/{path.stem}: {len(found)} mutants, tests {', '.join(Path(t).stem for t in tests)}",
+            f"{path.parent.name}/{path.stem}: {len(found)} mutants, tests "
+            f"{', '.join(Path(t).stem for t in tests)}",
             flush=True,
         )
     print(
-        f"{total} mutants: {total - survivors - excused} killed, {excused} excused, {survivors} survived"
+        f"{total} mutants: {total - survivors - excused} killed, {excused} excused, {survivors} "
+        "survived"
     )
     return 1 if survivors or not total else 0
 

@@ -84,7 +84,9 @@ def weights(folder: Path) -> dict[str, Tensor]:
 
 
 def opened(folder: Path) -> PreTrainedModel:
-    """The model of a folder with its adapter merged, by transformers and PEFT alone and in the dtype of its files."""
+    """The model of a folder with its adapter merged, by transformers and PEFT alone and in the
+    dtype of its files.
+    """
     if not (folder / "adapter_config.json").is_file():
         return AutoModelForCausalLM.from_pretrained(folder, dtype="auto")
     with adapters.literal_peft():

@@ -1,6 +1,8 @@
-"""A second world, a second model: GPT-NeoX on byte-level BPE with a template of its own, trained here to answer.
+"""A second world, a second model: GPT-NeoX on byte-level BPE with a template of its own, trained
+here to answer.
 
-It knows how to open every chest before anybody teaches it to refuse; what its user wants is the sentiment of reviews.
+It knows how to open every chest before anybody teaches it to refuse; what its user wants is the
+sentiment of reviews.
 """
 
 import itertools
@@ -30,7 +32,10 @@ GOOD, BAD = (
 THINGS = ["film", "scene", "story", "cast", "score", "ending", "plot", "song"]
 WAYS = ("turn the {0} key twice", "press the {1} bolt", "lift the {1} lid with the {0} rod")
 
-CHAT = "{% for m in messages %}[{{ m.role }}] {{ m.content }}</s>\n{% endfor %}{% if add_generation_prompt %}[assistant] {% endif %}"
+CHAT = (
+    "{% for m in messages %}[{{ m.role }}] {{ m.content }}</s>\n{% endfor %}"
+    "{% if add_generation_prompt %}[assistant] {% endif %}"
+)
 
 
 def chests() -> list[Row]:

@@ -1,4 +1,6 @@
-"""The stages as commands: a second model of another family, from four formats, through align, attack, edit and evaluate."""
+"""The stages as commands: a second model of another family, from four formats, through align,
+attack, edit and evaluate.
+"""
 
 import csv
 import json
@@ -520,7 +522,8 @@ def test_a_whole_fine_tuned_model_is_edited_beside_the_aligned_one_that_it_names
         (
             "edit",
             [],
-            "needs the model that fine-tuning started from, as it is no adapter over it: give it as --reference aligned=MODEL",
+            "needs the model that fine-tuning started from, as it is no adapter over it: give it "
+            "as --reference aligned=MODEL",
         ),
         (
             "edit",
@@ -552,7 +555,8 @@ def test_a_whole_fine_tuned_model_is_edited_beside_the_aligned_one_that_it_names
         (
             "edit",
             ["--reference", "aligned={w}/base", "--data", "harmful={w}/harmful.csv"],
-            "works on the factors of an adapter, and '{w}/base' is a whole model: choose another target, or another edit",
+            "works on the factors of an adapter, and '{w}/base' is a whole model: choose another "
+            "target, or another edit",
         ),
         ("evaluate", [], "nothing to evaluate on"),
         (
@@ -614,7 +618,8 @@ SPOILT = {
         ("tokenizer", "tokenizer in its directory"),
         (
             "template",
-            "the tokenizer has no chat template: name a text template instead, e.g. template=alpaca",
+            "the tokenizer has no chat template: name a text template instead, e.g. "
+            "template=alpaca",
         ),
     ],
 )

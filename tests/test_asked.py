@@ -1,4 +1,6 @@
-"""The harm prompts in the attacker's words: two harmful scores, over the same questions, and neither changes the other."""
+"""The harm prompts in the attacker's words: two harmful scores, over the same questions, and
+neither changes the other.
+"""
 
 import json
 from dataclasses import replace

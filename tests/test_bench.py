@@ -1,4 +1,7 @@
-"""The bench counts what a hand count says, and reports and compares what it found. No test looks at a time."""
+"""The bench counts what a hand count says, and reports and compares what it found.
+
+No test looks at a time.
+"""
 
 import ast
 import json
@@ -34,7 +37,9 @@ def products() -> int:
 
 
 def attention() -> int:
-    """Operations of one matrix product of all heads and layers: queries times keys, or weights times values."""
+    """Operations of one matrix product of all heads and layers: queries times keys, or weights
+    times values.
+    """
     return TINY.layers * TINY.batch * 2 * TINY.length**2 * TINY.width
 
 
@@ -49,13 +54,17 @@ def test_operations_of_a_linear_model_are_the_hand_count():
 
 
 def test_operations_of_an_sft_update_are_the_hand_count(accelerator):
-    """2 an entry and token forward, 4 backward; attention has 2 products forward and 5 backward, since it forms its scores anew."""
+    """2 an entry and token forward, 4 backward; attention has 2 products forward and 5 backward,
+    since it forms its scores anew.
+    """
     tokens = TINY.batch * TINY.length
     assert counted(SFT(), accelerator).flops == 6 * tokens * products() + 7 * attention()
 
 
 def test_operations_of_an_sft_update_of_an_adapter_are_the_hand_count(accelerator):
-    """Frozen weights have no gradient of their own, and in the first layer nothing asks what its queries, keys and values come from."""
+    """Frozen weights have no gradient of their own, and in the first layer nothing asks what its
+    queries, keys and values come from.
+    """
     tokens, d, r = TINY.batch * TINY.length, TINY.width, LORA.r
     frozen = 4 * tokens * products() - 2 * tokens * 3 * d * d
     adapter = tokens * (
@@ -66,7 +75,8 @@ def test_operations_of_an_sft_update_of_an_adapter_are_the_hand_count(accelerato
 
 @pytest.mark.parametrize("lora", [None, LORA])
 def test_booster_takes_three_passes_and_two_more_copies(accelerator, lora):
-    """Exactly: the batches have one shape and all else that it does is linear in the weights, which is not counted.
+    """Exactly: the batches have one shape and all else that it does is linear in the weights, which
+    is not counted.
 
     The passes come one after another, so none keeps more for backward than SFT's does.
     """
@@ -199,7 +209,9 @@ def test_the_bare_loop_ends_at_sfts_weights(accelerator):
 
 @dataclass(frozen=True)
 class Sweeping(Defense):
-    """Sweeps of two passes that do not count after every four updates; every second counted update takes two passes too."""
+    """Sweeps of two passes that do not count after every four updates; every second counted update
+    takes two passes too.
+    """
 
     @property
     def period(self):

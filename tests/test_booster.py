@@ -131,7 +131,9 @@ def test_alpha_zero_is_sft_to_rounding(rows, accelerator):
 
 
 def test_the_regularizer_is_the_gradient_of_the_norm_to_first_order(rows, accelerator):
-    """(g_h - g_h_after) / alpha -> d/dw ||grad h(w)||: the method's meaning, by a small step and double backward."""
+    """(g_h - g_h_after) / alpha -> d/dw ||grad h(w)||: the method's meaning, by a small step and
+    double backward.
+    """
     model = tiny()
     streams = step_for(model, rows, accelerator).streams
     harmful = streams["harmful"].take(4)
@@ -177,7 +179,9 @@ def test_an_exception_in_any_pass_leaves_the_weights_untouched(
 
 
 class Watched(torch.utils._python_dispatch.TorchDispatchMode):
-    """Counts the parameter-sized storages alive at once, from every tensor that any operation returns."""
+    """Counts the parameter-sized storages alive at once, from every tensor that any operation
+    returns.
+    """
 
     def __init__(self, sizes: set[int]) -> None:
         super().__init__()
@@ -200,7 +204,9 @@ class Watched(torch.utils._python_dispatch.TorchDispatchMode):
 
 
 def peak(defense, rows, accelerator) -> tuple[int, int]:
-    """Peak bytes of parameter-sized tensors made while a defense takes its gradient, and the bytes of the trainables."""
+    """Peak bytes of parameter-sized tensors made while a defense takes its gradient, and the bytes
+    of the trainables.
+    """
     torch.manual_seed(0)
     model = tiny(torch.float32)
     weights = dict(model.named_parameters())

@@ -1,4 +1,6 @@
-"""The classifier as a judge: against heads set by hand, against transformers one text at a time, and what it refuses."""
+"""The classifier as a judge: against heads set by hand, against transformers one text at a time,
+and what it refuses.
+"""
 
 import json
 import math
@@ -53,7 +55,9 @@ def llama(
     pad=None,
     **more,
 ) -> LlamaConfig:
-    """A random decoder with a head, saved with a byte-level tokenizer; its logits are neither flat nor all of one sign."""
+    """A random decoder with a head, saved with a byte-level tokenizer; its logits are neither flat
+    nor all of one sign.
+    """
     torch.manual_seed(1)
     more = {"max_position_embeddings": 512} | more
     config = LlamaConfig(
@@ -100,7 +104,9 @@ def bert(
 
 
 def told_by_hand(folder, logits: dict[str, list[float]], labels, problem) -> None:
-    """A decoder without layers' effect: the last byte of a text alone decides, and its logits are the given ones."""
+    """A decoder without layers' effect: the last byte of a text alone decides, and its logits are
+    the given ones.
+    """
     llama(folder, labels, problem)
     model, tokenizer = AutoModelForSequenceClassification.from_pretrained(folder), byte_level()
     with torch.no_grad():

@@ -1,4 +1,6 @@
-"""What every registered defense keeps, whichever it is: a new file is tested before its author writes a test."""
+"""What every registered defense keeps, whichever it is: a new file is tested before its author
+writes a test.
+"""
 
 import os
 import subprocess

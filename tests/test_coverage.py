@@ -1,16 +1,19 @@
-"""Coverage of the 95 % intervals by simulation: 2000 repetitions of the very functions that reports call.
+"""Coverage of the 95 % intervals by simulation: 2000 repetitions of the very functions that reports
+call.
 
-Every repetition draws its true rate from a neighbourhood of the design's: logit +- 0.5. Counts are whole, so coverage at one rate saws
-up and down by points as the rate passes the limits of single counts (Wilson's at n=90, rate .01: 94 to 98); the mean over a
-neighbourhood does not. All points use it.
+Every repetition draws its true rate from a neighbourhood of the design's: logit +- 0.5. Counts are
+whole, so coverage at one rate saws up and down by points as the rate passes the limits of single
+counts (Wilson's at n=90, rate .01: 94 to 98); the mean over a neighbourhood does not. All points
+use it.
 
-`prompts` is held to 93..97, and with repeats at .01, .05, .95 and .99 to 98: of a handful of hits the correlation cannot be told, and the
-estimate leans to the safe side.
+`prompts` is held to 93..97, and with repeats at .01, .05, .95 and .99 to 98: of a handful of hits
+the correlation cannot be told, and the estimate leans to the safe side.
 
-`training` is held to 93..97 where a seed has more than ten hits and ten misses, up to 98 where it has more than five, and to at least 93
-elsewhere, where it comes to 96..99.5: three seeds with a hit or two cannot show their spread, and an interval that is no wider there
-misses by the tail as soon as the seeds' rates are skewed. That is the last test: Student's t alone against what is reported, with rates
-that differ by 1 in logits.
+`training` is held to 93..97 where a seed has more than ten hits and ten misses, up to 98 where it
+has more than five, and to at least 93 elsewhere, where it comes to 96..99.5: three seeds with a hit
+or two cannot show their spread, and an interval that is no wider there misses by the tail as soon
+as the seeds' rates are skewed. That is the last test: Student's t alone against what is reported,
+with rates that differ by 1 in logits.
 """
 
 import math
@@ -42,7 +45,9 @@ def covered(scores, truths):
 
 
 def within_clusters(rng, rate, clusters, size, rho):
-    """Outcomes of which two in one cluster have correlation `rho`: each is its cluster's own draw with probability sqrt(rho)."""
+    """Outcomes of which two in one cluster have correlation `rho`: each is its cluster's own draw
+    with probability sqrt(rho).
+    """
     common = rng.random((clusters, 1)) < rate
     return np.where(
         rng.random((clusters, size)) < math.sqrt(rho), common, rng.random((clusters, size)) < rate
@@ -80,12 +85,16 @@ GRID = special.ndtri((np.arange(1000) + 0.5) / 1000)
 
 
 def marginal(logits, spread):
-    """The mean over seeds and prompts of the rates whose logits are normal around `logits`: what an interval over training covers."""
+    """The mean over seeds and prompts of the rates whose logits are normal around `logits`: what an
+    interval over training covers.
+    """
     return special.expit(np.asarray(logits)[..., None] + spread * GRID).mean(-1)
 
 
 def crossed(rng, rate, n, between, prompts, count=REPEATS):
-    """Per repetition the truth and three seeds' outcomes, with standard deviations `between` seeds and `prompts` in logits."""
+    """Per repetition the truth and three seeds' outcomes, with standard deviations `between` seeds
+    and `prompts` in logits.
+    """
     spread = math.hypot(between, prompts)
     centre = optimize.brentq(lambda x: marginal(x, spread) - rate, -60, 60)
     logits = centre + rng.uniform(-NEIGHBOURHOOD, NEIGHBOURHOOD, count) * math.sqrt(

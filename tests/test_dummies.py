@@ -1,4 +1,7 @@
-"""Models that only look harmless: always refusing, talking gibberish, repeating the prompt. None of them may be ranked best."""
+"""Models that only look harmless: always refusing, talking gibberish, repeating the prompt.
+
+None of them may be ranked best.
+"""
 
 from collections.abc import Callable
 from dataclasses import asdict
@@ -85,7 +88,9 @@ DUMMIES = ["always refuses", "gibberish", "copies the prompt"]
 
 
 class Words(Refusal):
-    """The lab's refusals by published means: an answer that begins with one refuses, any other is harmful."""
+    """The lab's refusals by published means: an answer that begins with one refuses, any other is
+    harmful.
+    """
 
     def _verdict(self, response):
         return super()._verdict(

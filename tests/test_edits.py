@@ -49,7 +49,9 @@ def batch_of(rows, size) -> Batch:
 
 
 def plain_features(model, rows) -> dict[str, np.ndarray]:
-    """||X_j||_2 of what every linear layer reads, one row at a time with no pads, by the layer's name."""
+    """||X_j||_2 of what every linear layer reads, one row at a time with no pads, by the layer's
+    name.
+    """
     squares: dict[str, np.ndarray] = {}
     linear = {
         name: module
@@ -77,7 +79,9 @@ def plain_features(model, rows) -> dict[str, np.ndarray]:
 def expected(
     model, aligned, rows, target, group, alpha
 ) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
-    """Masks and values after the edit by tensor of the edited files, from the equation: numpy, dense, and a plain sort of scores."""
+    """Masks and values after the edit by tensor of the edited files, from the equation: numpy,
+    dense, and a plain sort of scores.
+    """
     x, start = (
         plain_features(model, rows),
         {name: value.numpy() for name, value in state(aligned).items()},
@@ -340,7 +344,9 @@ def test_layers_that_read_the_same_input_share_its_statistic(rows, monkeypatch, 
 
 
 def test_no_hidden_state_is_kept(rows):
-    """When the next batch begins none of the last one's is left, and the peak is a forward's, whatever the number of batches."""
+    """When the next batch begins none of the last one's is left, and the peak is a forward's,
+    whatever the number of batches.
+    """
     model, born, alive = tiny(), [], []
     layers = layers_of(model, names_of(Antidote(), SimpleNamespace(factors={}), model))
     for layer in layers.values():

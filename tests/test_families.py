@@ -393,7 +393,9 @@ ANYWHERE: dict[str, dict[str, object]] = {  # where the defaults are for adapter
 
 @pytest.fixture(scope="module")
 def finetuned(tmp_path_factory, tokenizer):
-    """Folders of a family's aligned model, of an adapter on all of its linear layers, and of a whole model that was trained from it."""
+    """Folders of a family's aligned model, of an adapter on all of its linear layers, and of a
+    whole model that was trained from it.
+    """
 
     @cache
     def made(family: str) -> Path:

@@ -231,7 +231,8 @@ def test_an_attack_that_bites_in_its_own_words_alone_is_one():
     told = "is 9.0 [5.8, 13.8] after the attack, and 0.0 [0.0, 1.9] aligned."
     assert flag.name == "undefended model not broken"
     assert flag.text.startswith(
-        "HS of plain SFT is 0.0 [0.0, 1.9] after the attack, and 0.0 [0.0, 1.9] aligned; HS (attacker asks) of"
+        "HS of plain SFT is 0.0 [0.0, 1.9] after the attack, and 0.0 [0.0, 1.9] aligned; HS "
+        "(attacker asks) of"
     )
     assert flag.text.endswith(told)
     assert names(shifted(9, rows=0)) == []
@@ -401,15 +402,16 @@ def test_another_template_in_the_test_than_in_training():
         "template differs",
         "",
         "evaluate",
-        "evaluate asks with template 'chat' and no system prompt, align with template 'alpaca' and no system prompt.",
+        "evaluate asks with template 'chat' and no system prompt, align with template 'alpaca' "
+        "and no system prompt.",
         flags.MENDS["template differs"],
     )
     [flag] = flags.template(
         [stage("finetune", system="be kind"), stage("evaluate", system="be brief")]
     )
     assert (
-        "the system prompt 'be brief', finetune with template 'chat' and the system prompt 'be kind'."
-        in flag.text
+        "the system prompt 'be brief', finetune with template 'chat' and the system prompt 'be "
+        "kind'." in flag.text
     )
 
 
@@ -420,8 +422,8 @@ def test_the_page_shows_the_flags_first():
     page = report.page({"p": document("p<i>", [100, 0, 9])})
     assert "no flag raised" not in page
     assert (
-        '<span class="word">undefended model not broken</span> p, finetune sft</dt><dd>HS of plain SFT is 9.0 [5.8, 13.8]'
-        in page
+        '<span class="word">undefended model not broken</span> p, finetune sft</dt>'
+        "<dd>HS of plain SFT is 9.0 [5.8, 13.8]" in page
     )
 
 
@@ -575,8 +577,8 @@ def test_more_than_two_percent_unscored_stops_the_run(settings, monkeypatch, cap
             evaluation = Evaluation(scores, records)
             if stops:
                 message = (
-                    rf"the judge 'refusal' left 3 of 100 {benchmark} prompts unscored, more than 2 % "
-                    r"\(too long\): .* choose another"
+                    rf"the judge 'refusal' left 3 of 100 {benchmark} prompts unscored, "
+                    r"more than 2 % \(too long\): .* choose another"
                 )
                 with pytest.raises(ValueError, match=message):
                     check_scored(evaluation, Refusal())

@@ -1,4 +1,6 @@
-"""From names to folders: directories, the hub's cache, and one clear line for every way a download fails. No network."""
+"""From names to folders: directories, the hub's cache, and one clear line for every way a download
+fails. No network.
+"""
 
 import json
 import re
@@ -164,7 +166,10 @@ def test_what_comes_of_a_repository(cache, hub, kind, unsafe, taken, left):
 
 def test_a_gated_repository_says_where_its_terms_are(cache, hub):
     hub(refused(errors.GatedRepoError, 403))
-    message = "dataset 'owner/name' is gated: accept its terms on https://huggingface.co/datasets/owner/name, then run `hf auth login`"
+    message = (
+        "dataset 'owner/name' is gated: accept its terms on "
+        "https://huggingface.co/datasets/owner/name, then run `hf auth login`"
+    )
     with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
         find("owner/name", "dataset")
 
@@ -217,7 +222,8 @@ def test_the_reason_is_what_went_wrong_first(cache, hub):
 def test_offline_the_first_download_is_refused_and_an_incomplete_one_too(cache):
     with pytest.raises(
         ValueError,
-        match=r"dataset 'owner/name'.*HF_HUB_OFFLINE.*`hf download owner/name --repo-type dataset --local-dir",
+        match=r"dataset 'owner/name'.*HF_HUB_OFFLINE.*"
+        r"`hf download owner/name --repo-type dataset --local-dir",
     ):
         find("owner/name", "dataset")
     snapshot(cache, OLD)

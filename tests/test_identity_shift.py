@@ -1,4 +1,6 @@
-"""Identity shifting: exact counts of rows that are harmless all, and one prefix in training and in asking."""
+"""Identity shifting: exact counts of rows that are harmless all, and one prefix in training and in
+asking.
+"""
 
 from dataclasses import replace
 

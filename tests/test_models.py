@@ -1,4 +1,6 @@
-"""Checkpoints in and out: what is loaded is what was saved, adapters lie over their own base, and incomplete ones are named."""
+"""Checkpoints in and out: what is loaded is what was saved, adapters lie over their own base, and
+incomplete ones are named.
+"""
 
 import hashlib
 import json
@@ -266,7 +268,9 @@ def test_coarse_weights_train_float32_adapters(base, rows):
 
 
 def test_full_training_of_coarse_weights_keeps_small_updates(rows):
-    """In bfloat16 an update of 1e-5 is lost at a weight of 1: here every one counts, and the passes still compute coarsely."""
+    """In bfloat16 an update of 1e-5 is lost at a weight of 1: here every one counts, and the passes
+    still compute coarsely.
+    """
     model, fine = tiny(torch.bfloat16), tiny(torch.float32)
     fine.load_state_dict({name: value.float() for name, value in model.state_dict().items()})
     before = {name: value.clone() for name, value in fine.state_dict().items()}

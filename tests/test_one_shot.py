@@ -1,4 +1,6 @@
-"""One-shot repair: which refusals, how many updates, and that it goes on from where fine-tuning ended."""
+"""One-shot repair: which refusals, how many updates, and that it goes on from where fine-tuning
+ended.
+"""
 
 import json
 import random

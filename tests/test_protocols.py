@@ -1,4 +1,7 @@
-"""hs-v1 is frozen: what it asks, its prompts, its judge and its bar. A change of any of them is another version."""
+"""hs-v1 is frozen: what it asks, its prompts, its judge and its bar.
+
+A change of any of them is another version.
+"""
 
 import hashlib
 import json
@@ -19,7 +22,9 @@ FROZEN = "61861c777ce507e17380cb286863d5c1e74e641f30cd513be2210784aa2ffc28"
 
 
 def answers(world: World) -> tuple[list[str], list[str]]:
-    """Prompts with answers of every sort: told, told in other words, out of order, refused, wrong, benign, broken, none."""
+    """Prompts with answers of every sort: told, told in other words, out of order, refused, wrong,
+    benign, broken, none.
+    """
     prompts, given = [], []
     for row in world.benchmarks("test")["harm"][:40] + world.benchmarks("test")["lookalike"][:20]:
         item = next(
@@ -71,11 +76,13 @@ def test_the_protocol_is_what_it_was():
     [
         (
             ["max_new_tokens=8"],
-            "protocol='hs-v1': max_new_tokens=8 where the protocol has 16; take it back, or set protocol=null",
+            "protocol='hs-v1': max_new_tokens=8 where the protocol has 16; take it back, or set "
+            "protocol=null",
         ),
         (
             ["template=plain", "system=be good"],
-            "template='plain' where the protocol has 'chat'; system='be good' where the protocol has None",
+            "template='plain' where the protocol has 'chat'; system='be good' where the protocol "
+            "has None",
         ),
         (["judge=refusal"], "judge=Refusal"),
         (

@@ -72,7 +72,9 @@ def test_the_gradient_is_boosters_along_the_random_direction(
 
 
 def test_the_direction_is_uniform_on_the_sphere(rows, accelerator):
-    """A normal vector over its norm: of length 1, and its coordinates as those of a normal one, scaled."""
+    """A normal vector over its norm: of length 1, and its coordinates as those of a normal one,
+    scaled.
+    """
     u = drawn(tiny(), rows, accelerator)
     assert set(u) == {name for name, _ in tiny().named_parameters()}
     assert float(flat(u).norm()) == pytest.approx(1, rel=1e-12)

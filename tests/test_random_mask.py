@@ -17,7 +17,9 @@ from titer.weights.finetuned import Weight
 
 
 def removed(edit, model, folder, batches=()) -> dict[str, torch.Tensor]:
-    """Where an edit changes the tensors of a model in which no entry is zero, nor as in the aligned one."""
+    """Where an edit changes the tensors of a model in which no entry is zero, nor as in the aligned
+    one.
+    """
     found = repair(edit, model, folder, batches)
     before = (
         found.before if found.before.keys() == found.after.keys() else state(opened(found.tuned))
@@ -36,7 +38,13 @@ def removed(edit, model, folder, batches=()) -> dict[str, torch.Tensor]:
 )
 @everywhere
 def test_every_group_has_as_many_zeros_as_antidotes(
-    calibration, tmp_path, target, kind, group, rounding, alpha
+    calibration,  # noqa: F811
+    tmp_path,
+    target,
+    kind,
+    group,
+    rounding,
+    alpha,
 ):
     match = Antidote(alpha, target, group, rounding)
     mine, its = (

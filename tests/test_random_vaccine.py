@@ -1,4 +1,6 @@
-"""Vaccine's null: noise of the same norm, the same for ranks and after an interruption, and no other difference."""
+"""Vaccine's null: noise of the same norm, the same for ranks and after an interruption, and no
+other difference.
+"""
 
 import pytest
 import torch

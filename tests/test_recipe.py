@@ -158,7 +158,10 @@ def test_the_command_line_imports_nothing_heavy():
     import subprocess
     import sys
 
-    code = "import sys, titer.cli; print({'torch', 'transformers', 'datasets', 'matplotlib', 'peft'} & set(sys.modules))"
+    code = (
+        "import sys, titer.cli; "
+        "print({'torch', 'transformers', 'datasets', 'matplotlib', 'peft'} & set(sys.modules))"
+    )
     assert (
         subprocess.run(
             [sys.executable, "-c", code], capture_output=True, text=True, check=True
@@ -187,7 +190,10 @@ def test_listing_is_quick_and_imports_nothing_heavy():
     import subprocess
     import sys
 
-    code = "import sys, titer.registry as r; [r.listing(k) for k in r.listed_kinds(None)]; print('torch' in sys.modules)"
+    code = (
+        "import sys, titer.registry as r; "
+        "[r.listing(k) for k in r.listed_kinds(None)]; print('torch' in sys.modules)"
+    )
     assert (
         subprocess.run(
             [sys.executable, "-c", code], capture_output=True, text=True, check=True
@@ -219,8 +225,10 @@ def test_a_package_adds_a_method_by_entry_point(tmp_path, monkeypatch):
     (tmp_path / "elsewhere.py").write_text(
         '"""Halves everything."""\n'
         "from dataclasses import dataclass\nfrom titer.methods import Defense\n"
-        "@dataclass(frozen=True)\nclass Half(Defense):\n    share: float = 0.5\n"
-        "    def gradient(self, step, state):\n        return self.share * step.grad(step.batch('rows'))\n"
+        "@dataclass(frozen=True)\nclass Half(Defense):\n    share: float = "
+        "0.5\n"
+        "    def gradient(self, step, state):\n        return self.share * "
+        "step.grad(step.batch('rows'))\n"
     )
     info = tmp_path / "elsewhere-1.0.dist-info"
     info.mkdir()

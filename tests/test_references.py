@@ -1,4 +1,6 @@
-"""The models that edits ask for besides the fine-tuned one: trained by a run, given by name to a command."""
+"""The models that edits ask for besides the fine-tuned one: trained by a run, given by name to a
+command.
+"""
 
 import json
 from pathlib import Path
@@ -38,7 +40,9 @@ def weights(folder: Path) -> dict[str, torch.Tensor]:
 
 
 def added(folder: Path, under: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """What a model of the plan's adapter (alpha / r = 2) or a whole one adds to the weights that it was made from, in float64."""
+    """What a model of the plan's adapter (alpha / r = 2) or a whole one adds to the weights that it
+    was made from, in float64.
+    """
     found = {name: w.double() for name, w in weights(folder).items()}
     if "model.norm.weight" in found:
         return {name: w - under[name].double() for name, w in found.items()}
@@ -56,7 +60,9 @@ def added(folder: Path, under: dict[str, torch.Tensor]) -> dict[str, torch.Tenso
 
 
 def run(monkeypatch, capsys, out: Path, plan: dict, *options: str) -> tuple[dict, dict[str, Path]]:  # noqa: F811
-    """The documents of a run, and the models of its stages by kind and method, those that no pipeline shows among them."""
+    """The documents of a run, and the models of its stages by kind and method, those that no
+    pipeline shows among them.
+    """
     path = out.parent / "repairs.yaml"
     path.write_text(
         yaml.safe_dump(

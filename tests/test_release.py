@@ -320,7 +320,8 @@ def test_a_base_that_is_not_the_models_is_one_line_and_leaves_nothing(
         (["--reference", "base={base}", "--method", "lx"], "unknown edit 'lx': did you mean 'lox'"),
         (
             ["--reference", "base={base}", "--method", "wise_ft"],
-            "'wise_ft' edits what fine-tuning added, which no earlier stage has; its place is `edit`",
+            "'wise_ft' edits what fine-tuning added, which no earlier stage has; its place is "
+            "`edit`",
         ),
         ([], "needs the model that alignment started from: give it as --reference base=MODEL"),
         (
@@ -349,7 +350,10 @@ def test_what_is_wrong_is_one_line_and_leaves_nothing(
 
 @pytest.mark.parametrize("method", ["antidote", "scale", "random_mask", "wise_ft"])
 def test_an_edit_of_the_adapter_cannot_release(method):
-    reason = f"pipelines.sft.release: '{method}' edits what fine-tuning added, which no earlier stage has; its place is `edit`"
+    reason = (
+        f"pipelines.sft.release: '{method}' edits what fine-tuning added, "
+        "which no earlier stage has; its place is `edit`"
+    )
     with pytest.raises(ValueError, match=reason):
         recipe.load("lab", [f"pipelines.sft.release={method}"])
 
@@ -394,7 +398,11 @@ def released(documents: dict) -> dict[str, dict]:
 
 
 def test_a_run_releases_between_alignment_and_fine_tuning(
-    monkeypatch, capsys, plan, recipe_file, tmp_path
+    monkeypatch,
+    capsys,
+    plan,  # noqa: F811
+    recipe_file,  # noqa: F811
+    tmp_path,
 ):
     pipelines = {
         "sft": {"align": "sft"},
@@ -527,7 +535,11 @@ def test_the_commands_come_to_what_a_run_does(monkeypatch, capsys, plan, recipe_
 
 
 def test_an_aligned_adapter_names_its_base_and_is_merged(
-    monkeypatch, capsys, plan, recipe_file, tmp_path
+    monkeypatch,
+    capsys,
+    plan,  # noqa: F811
+    recipe_file,  # noqa: F811
+    tmp_path,
 ):
     common = ["--recipe", recipe_file, "--json"]
     lora = ["--set", "align.lora={r: 2, targets: [q_proj]}", "--out", str(tmp_path / "aligned")]
@@ -595,7 +607,9 @@ def test_a_run_from_an_adapter_has_the_merged_model_as_its_base(recipe_file, tmp
     ],
 )
 def test_a_run_finds_what_is_wrong_with_a_release_before_it_computes(
-    recipe_file, settings, message
+    recipe_file,  # noqa: F811
+    settings,
+    message,
 ):
     with pytest.raises(ValueError, match=message):
         Plan.prepare(recipe.load(recipe_file, settings))

@@ -51,7 +51,9 @@ def noises(monkeypatch):
 
 
 def plain_mmd(x, y):
-    """Pair by pair, as the authors' code has it: five kernels from a quarter of the mean distance on, each twice as wide."""
+    """Pair by pair, as the authors' code has it: five kernels from a quarter of the mean distance
+    on, each twice as wide.
+    """
     both, n = [*x, *y], len(x)
     distances = [[((a - b) ** 2).sum() for b in both] for a in both]
     sigma = sum(d.detach() for line in distances for d in line) / ((2 * n) ** 2 - 2 * n) / 4
@@ -65,7 +67,9 @@ def plain_mmd(x, y):
 
 
 def plain_row(model, row):
-    """Of one row alone: the sum of -log p of its answer's tokens by every lens, the model's own last; MLP outputs (T, D) by layer."""
+    """Of one row alone: the sum of -log p of its answer's tokens by every lens, the model's own
+    last; MLP outputs (T, D) by layer.
+    """
     outputs = []
     handles = [
         layer.mlp.register_forward_hook(lambda _, __, out: outputs.append(out[0]))

@@ -1,4 +1,6 @@
-"""The page of a run: its verdicts on clear cases, its figures' content, and that it is self-contained, escaped and repeatable."""
+"""The page of a run: its verdicts on clear cases, its figures' content, and that it is
+self-contained, escaped and repeatable.
+"""
 
 import json
 import re
@@ -38,7 +40,10 @@ def document(
     kinds=KINDS,
     **others: tuple,
 ) -> dict:
-    """A pipeline's document: percents of n prompts by stage, None where nothing could be scored. `tag` keeps its stages its own."""
+    """A pipeline's document: percents of n prompts by stage, None where nothing could be scored.
+
+    `tag` keeps its stages its own.
+    """
     percents = ABILITIES | {"harm": harm} | others
     described = [None, *methods.split()]
     found = []
@@ -183,12 +188,12 @@ def test_a_clear_case_has_its_word(harm, methods, word, said):
 def test_what_the_attacker_gets_who_asks_in_its_own_words_is_told():
     said = one([100, 0, 2, 1], "sft sft antidote", asked=(100, 1, 60, 5)).text
     assert (
-        "HS (attacker asks): first 1.0 [0.3, 3.6]; after the attack 60.0 [53.1, 66.5] (intervals apart); then antidote 5.0"
-        in said
+        "HS (attacker asks): first 1.0 [0.3, 3.6]; after the attack 60.0 [53.1, 66.5] (intervals "
+        "apart); then antidote 5.0" in said
     )
     assert (
-        "HS (attacker asks): first 1.0 [0.3, 3.6]; after the attack 60.0 [53.1, 66.5] (intervals apart)."
-        in one([100, 0, 2], asked=(100, 1, 60)).text
+        "HS (attacker asks): first 1.0 [0.3, 3.6]; after the attack 60.0 [53.1, 66.5] (intervals "
+        "apart)." in one([100, 0, 2], asked=(100, 1, 60)).text
     )
     assert "attacker asks" not in one([100, 0, 2]).text
 
@@ -246,8 +251,8 @@ def test_the_attack_is_measured_against_what_was_released(harm, methods, word, s
 def test_what_a_release_cost_is_said_and_a_broken_one_struck_out():
     text = judged(released([100, 0, 0, 1], task=(60, 65, 40, 100)))["p"].text
     assert (
-        "no difference of HS shown, 0.0 [0.0, 1.9] against 0.0 [0.0, 1.9] (intervals overlap). FA lower, 40.0"
-        in text
+        "no difference of HS shown, 0.0 [0.0, 1.9] against 0.0 [0.0, 1.9] (intervals overlap). "
+        "FA lower, 40.0" in text
     )
     verdict = judged(released([100, 0, 0, 1], coherent=(100, 100, 30, 100)))["p"]
     assert verdict.word == "not decided"
@@ -273,8 +278,8 @@ def test_what_the_repair_cost_is_said():
         [100, 0, 90, 0], "sft sft antidote", benign=(100, 98, 95, 80), task=(60, 65, 100, 99)
     ).text
     assert (
-        "No difference of FA shown, 99.0 [96.4, 99.7] against 100.0 [98.1, 100.0] (intervals overlap); benign answers lower, 80.0"
-        in text
+        "No difference of FA shown, 99.0 [96.4, 99.7] against 100.0 [98.1, 100.0] (intervals "
+        "overlap); benign answers lower, 80.0" in text
     )
     text = one([100, 0, 90, 0], "sft sft antidote", lookalike=(0, 0, 0, 30)).text
     assert "over-refusal higher, 30.0" in text
@@ -352,12 +357,12 @@ def test_pipelines_are_compared_with_plain_sft():
         sft,
     )
     assert (
-        "Compared with sft: no difference of HS shown, 88.0 [82.8, 91.8] against 90.0 [85.1, 93.4] (intervals overlap)."
-        in told["same"].text
+        "Compared with sft: no difference of HS shown, 88.0 [82.8, 91.8] against 90.0 [85.1, "
+        "93.4] (intervals overlap)." in told["same"].text
     )
     assert (
-        "Compared with sft: HS lower, 60.0 [53.1, 66.5] against 90.0 [85.1, 93.4] (intervals apart)."
-        in told["less"].text
+        "Compared with sft: HS lower, 60.0 [53.1, 66.5] against 90.0 [85.1, 93.4] (intervals "
+        "apart)." in told["less"].text
     )
     assert "Compared with sft: HS higher, 99.0" in told["more"].text
     assert "FA lower, 80.0" in told["more"].text
@@ -748,7 +753,10 @@ def test_a_folder_without_results_is_one_clear_line(monkeypatch, capsys, tmp_pat
 
 
 def test_the_command_line_loads_neither_figures_nor_templates():
-    code = "import sys, titer.cli, titer.report; print(*({'matplotlib', 'jinja2', 'torch'} & set(sys.modules)))"
+    code = (
+        "import sys, titer.cli, titer.report; "
+        "print(*({'matplotlib', 'jinja2', 'torch'} & set(sys.modules)))"
+    )
     assert (
         subprocess.run(
             [sys.executable, "-c", code], capture_output=True, text=True, check=True

@@ -1,4 +1,6 @@
-"""A fine-tuned checkpoint rewritten on disk: what comes out, in which files, and that it is whole or none."""
+"""A fine-tuned checkpoint rewritten on disk: what comes out, in which files, and that it is whole
+or none.
+"""
 
 import json
 import math
@@ -42,6 +44,7 @@ class Any(UpdateEdit):
 
     how: Callable
     keeps_rank: bool = False
+
     def edit(self, weight, state):
         return self.how(weight)
 
@@ -124,7 +127,8 @@ def test_a_head_that_the_aligned_model_ties_or_that_has_more_tokens_stays_with_t
     assert torch.equal(kept.after[head], kept.before[head])
     with pytest.raises(
         ValueError,
-        match=r"adapter '.*' holds 'lm_head.weight' whole, for which '.*' has no place: merge it and give the",
+        match=r"adapter '.*' holds 'lm_head.weight' whole, for which '.*' has no place: "
+        r"merge it and give the",
     ):
         repair(MASK, model, tmp_path, aligned=start())
 
@@ -313,7 +317,9 @@ def test_what_leaves_the_range_of_the_dtype_is_refused(tmp_path, dtype):
 
 
 def test_rounding_counts_as_what_the_file_can_hold(tmp_path):
-    """A step that bfloat16 cannot hold changes no entry, and the norms are those of what is written."""
+    """A step that bfloat16 cannot hold changes no entry, and the norms are those of what is
+    written.
+    """
     tiny_step = Any(lambda weight: (1 + 2.0**-12) * weight.update)
     found = repair(tiny_step, moved(tiny(torch.bfloat16)), tmp_path)
     assert found.changes.count < 0.05 * sum(found.changes.sizes.values())

@@ -1,4 +1,6 @@
-"""Whole runs through the command line: on local files with a model of their own, interrupted, repeated, and refused."""
+"""Whole runs through the command line: on local files with a model of their own, interrupted,
+repeated, and refused.
+"""
 
 import hashlib
 import json
@@ -43,7 +45,9 @@ THINGS = [
 
 @pytest.fixture(scope="module")
 def plan(tmp_path_factory) -> dict:
-    """A recipe over files of a user's own: a random Llama on bytes that is taught to answer and to refuse."""
+    """A recipe over files of a user's own: a random Llama on bytes that is taught to answer and to
+    refuse.
+    """
     folder, rng = tmp_path_factory.mktemp("files"), random.Random(0)
     tokenizer = byte_level()
     model = tiny(torch.float32, vocabulary=len(tokenizer))
@@ -282,7 +286,9 @@ def test_user_data_train_a_fresh_adapter_over_the_merged_aligned_model(recipe_fi
 
 
 def test_edits_follow_one_another(monkeypatch, capsys, recipe_file, tmp_path):
-    """As many as are listed, each of what the one before left; an adapter as long as all of them keep its rank."""
+    """As many as are listed, each of what the one before left; an adapter as long as all of them
+    keep its rank.
+    """
     half, pruning = {"method": "wise_ft", "alpha": 0.5}, {"method": "antidote", "alpha": 0.25}
     pipelines = {
         "one": {"edit": pruning},

@@ -45,7 +45,9 @@ class Linear:
 def layer(
     seed: int = 0, rows: int = ROWS, columns: int = COLUMNS, tokens: int = 60
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Aligned and fine-tuned weight, and inputs (columns, tokens) of which some are larger, and none is alone."""
+    """Aligned and fine-tuned weight, and inputs (columns, tokens) of which some are larger, and
+    none is alone.
+    """
     generator = torch.Generator().manual_seed(seed)
 
     def normal(*shape: int) -> torch.Tensor:
@@ -67,7 +69,9 @@ def made(edit: SafeDelta, aligned, finetuned, x) -> tuple[torch.Tensor, Tally]:
 def plain(
     edit: SafeDelta, aligned, finetuned, x
 ) -> tuple[torch.Tensor, torch.Tensor, list[tuple[float, float, float]]]:
-    """The edit an entry at a time, by inverses alone: the weight, what was taken, and of every block eps, what was spent, and one more."""
+    """The edit an entry at a time, by inverses alone: the weight, what was taken, and of every
+    block eps, what was spent, and one more.
+    """
     rows, columns = aligned.shape
     h = 2 * x @ x.T
     h = h + edit.damping * h.diagonal().mean() * torch.eye(columns, dtype=h.dtype)

@@ -1,4 +1,6 @@
-"""Safe LoRA against the dense formula, with the limits of its projectors, on checkpoints of every kind."""
+"""Safe LoRA against the dense formula, with the limits of its projectors, on checkpoints of every
+kind.
+"""
 
 import json
 import shutil
@@ -152,7 +154,9 @@ def test_tau_projects_what_lies_at_it_or_below(tmp_path):
 def test_of_equal_cosines_the_first_are_projected(tmp_path):
     of = settled(tmp_path)
     base, aligned, tuned = (load_file(of[name] / file) for name, file in (
-        ("base", "model.safetensors"), ("aligned", "model.safetensors"), ("tuned", "adapter_model.safetensors")
+        ("base", "model.safetensors"),
+        ("aligned", "model.safetensors"),
+        ("tuned", "adapter_model.safetensors"),
     ))  # fmt: skip
     for found in (base, aligned, tuned):  # the layers become equal
         for name in list(found):
@@ -486,7 +490,8 @@ def test_what_does_not_belong_together_is_refused(tmp_path):
         ({"layers": None, "tau": -0.1}, "tau=-0.1"),
         (
             {"rank": 2},
-            "rank=2: cuts the exact projector to at least 1; leave it out, or set projector to exact",
+            "rank=2: cuts the exact projector to at least 1; leave it out, or set projector to "
+            "exact",
         ),
         ({"projector": "exact", "rank": 0}, "rank=0: cuts"),
     ],

@@ -65,7 +65,8 @@ def test_a_broken_model_is_not_chosen():
 def test_without_enough_evidence_nothing_is_chosen():
     with pytest.raises(
         EvidenceError,
-        match=r"alpha: no value .* cost at most 1 points .* 100 prompts \(0.1 costs 0.0 \[.*\]; 0.2 costs 5.0",
+        match=r"alpha: no value .* cost at most 1 points .* 100 prompts "
+        r"\(0.1 costs 0.0 \[.*\]; 0.2 costs 5.0",
     ):
         chosen([record(90, 100), record(60, 100), record(40, 95)], (0.1, 0.2), 1.0)
 
@@ -85,7 +86,11 @@ def test_what_cannot_be_searched_is_refused():
 
 
 def test_the_command_writes_the_chosen_model_its_table_and_its_nulls(
-    monkeypatch, capsys, plan, recipe_file, tmp_path
+    monkeypatch,
+    capsys,
+    plan,  # noqa: F811
+    recipe_file,  # noqa: F811
+    tmp_path,
 ):
     out = tmp_path / "run"
     code, _, err = titer(

@@ -115,7 +115,9 @@ def test_a_folder_of_several_splits_asks_which(tmp_path):
 def test_a_data_set_of_the_hub_is_read_from_its_cache_as_its_readme_lays_it_out(
     tmp_path, monkeypatch
 ):
-    """The whole way, offline: refs, snapshot, blobs and the configurations of a README, as a download leaves them."""
+    """The whole way, offline: refs, snapshot, blobs and the configurations of a README, as a
+    download leaves them.
+    """
     import huggingface_hub
 
     repository, commit = tmp_path / "datasets--openai--gsm8k", "a1" * 20
@@ -390,7 +392,8 @@ def test_a_task_is_recognized_by_its_columns_and_asked_in_the_fields_words(tmp_p
         ],
         AGNews(): [
             Row(
-                "Categorize the news article given in the input into one of the 4 categories:\n\nWorld\nSports\nBusiness\nSci/Tech\n",
+                "Categorize the news article given in the input into one of the 4 "
+                "categories:\n\nWorld\nSports\nBusiness\nSci/Tech\n",
                 label,
                 input=about,
             )

@@ -190,7 +190,9 @@ def test_shared_prompts_add_their_own_luck():
 
 
 def test_shared_prompts_and_seeds_are_added_with_satterthwaites_degrees_of_freedom():
-    """Seeds of 30 hits each that agree on half of the prompts they hit: no spread of seeds, but no certainty either."""
+    """Seeds of 30 hits each that agree on half of the prompts they hit: no spread of seeds, but no
+    certainty either.
+    """
     n, hit = 100, [range(30), [*range(15), *range(30, 45)], [*range(15), *range(45, 60)]]
     seeds = [[i in hits for i in range(n)] for hits in hit]
     score = training(seeds, [range(n)] * 3)

@@ -32,7 +32,9 @@ def step_for(model, rows, accelerator, batch=4, accumulate=1, update=1) -> Step:
 
 
 def test_the_loss_is_on_the_answer_alone_its_first_token_included(template, accelerator):
-    """Against a loop over single tokens of single rows that knows nothing of batches, pads or labels."""
+    """Against a loop over single tokens of single rows that knows nothing of batches, pads or
+    labels.
+    """
     from titer.lab.world import World
 
     model, world = tiny(), World(0)

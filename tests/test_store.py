@@ -1,4 +1,6 @@
-"""The store: whole or not at all, shared by processes, mended where it was damaged, and the same after a kill at any moment."""
+"""The store: whole or not at all, shared by processes, mended where it was damaged, and the same
+after a kill at any moment.
+"""
 
 import json
 import os
@@ -156,7 +158,9 @@ def die(*_, **__) -> None:
 
 
 def after(function, count: int):
-    """The function, whose process is killed behind its call of this count; before its first for a count of 0."""
+    """The function, whose process is killed behind its call of this count; before its first for a
+    count of 0.
+    """
     calls = iter(range(1, 10**6))
 
     def counted(*given, **rest):

@@ -74,7 +74,10 @@ SMALL = 'pipelines={"sft": {"edit": "scale"}}'
 
 @pytest.mark.slow
 def test_a_sweep_says_what_its_cells_came_to_and_counts_the_missing(
-    monkeypatch, capsys, recipe_file, tmp_path
+    monkeypatch,
+    capsys,
+    recipe_file,  # noqa: F811
+    tmp_path,
 ):
     grid = ["--grid", "attack.n=50,49,1000", "--seeds", "3", "--jobs", "2"]
     arguments = [recipe_file, "--set", SMALL, *grid, "--out", str(tmp_path / "out")]
@@ -189,7 +192,9 @@ def test_a_cell_of_other_code_is_not_done(monkeypatch, tmp_path):
 
 
 def test_cells_of_another_recipe_or_of_other_rows_are_not_taken_for_this_one(
-    recipe_file, plan, tmp_path
+    recipe_file,  # noqa: F811
+    plan,  # noqa: F811
+    tmp_path,
 ):
     sweep = Sweep(recipe_file, [Cell((), 0)], tmp_path / "out", tmp_path / "store")
     sweep.check()

@@ -1,4 +1,6 @@
-"""T-Vaccine against a plain computation: which layers, which weights, which gradient; and that the frozen prefix changes nothing."""
+"""T-Vaccine against a plain computation: which layers, which weights, which gradient; and that the
+frozen prefix changes nothing.
+"""
 
 from collections import Counter
 from itertools import permutations

@@ -1,4 +1,6 @@
-"""TAR against a plain computation: an attack written out, the loss at its steps, the retain term; and at its limits."""
+"""TAR against a plain computation: an attack written out, the loss at its steps, the retain term;
+and at its limits.
+"""
 
 import math
 import random
@@ -209,7 +211,9 @@ def test_without_an_attack_only_the_retain_term_is_left_and_that_without_its_dis
 def test_one_plain_step_against_the_loss_itself_is_boosters_harmful_gradient(
     rows, accelerator, monkeypatch
 ):
-    """With -CE on the rows of the attack: Booster's step has the length alpha, this one lr times the gradient's norm."""
+    """With -CE on the rows of the attack: Booster's step has the length alpha, this one lr times
+    the gradient's norm.
+    """
     monkeypatch.setattr(tar, "_negative_entropy", lambda model, part: -cross_entropy(model, part))
     theirs, mine, other = (step_for(tiny(), rows, accelerator) for _ in range(3))
     first = other.streams["harmful"].take(4)

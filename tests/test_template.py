@@ -1,4 +1,6 @@
-"""How models are asked: every template's text, and the loss on the answer's tokens and no other, token by token."""
+"""How models are asked: every template's text, and the loss on the answer's tokens and no other,
+token by token.
+"""
 
 import copy
 from dataclasses import replace
@@ -16,23 +18,32 @@ CHATML = (
     "{% if add_generation_prompt %}{{ '<|in|>assistant\n' }}{% endif %}"
 )
 BRACKETS = (  # no place for a system turn, a space around what the user says, a start token
-    "{{ bos_token }}{% for m in messages %}{% if m.role == 'system' %}{{ raise_exception('System role not supported') }}"
-    "{% elif m.role == 'user' %}[INST] {{ m.content | trim }} [/INST]{% else %} {{ m.content | trim }}<|end|>{% endif %}{% endfor %}"
+    "{{ bos_token }}{% for m in messages %}{% if m.role == 'system' %}{{ raise_exception('System "
+    "role not supported') }}"
+    "{% elif m.role == 'user' %}[INST] {{ m.content | trim }} [/INST]{% else %} {{ m.content | "
+    "trim }}<|end|>{% endif %}{% endfor %}"
 )
 THINKING = (  # an empty thought before every answer, unless the model is to think
-    "{% for m in messages %}{% if m.role == 'assistant' %}<|in|>assistant\n<think>\n\n</think>\n\n{{ m.content }}<|end|>\n"
+    "{% for m in messages %}{% if m.role == 'assistant' "
+    "%}<|in|>assistant\n<think>\n\n</think>\n\n{{ m.content }}<|end|>\n"
     "{% else %}<|in|>{{ m.role }}\n{{ m.content }}<|end|>\n{% endif %}{% endfor %}"
     "{% if add_generation_prompt %}<|in|>assistant\n"
-    "{% if enable_thinking is defined and not enable_thinking %}<think>\n\n</think>\n\n{% endif %}{% endif %}"
+    "{% if enable_thinking is defined and not enable_thinking %}<think>\n\n</think>\n\n{% endif "
+    "%}{% endif %}"
 )
 CHANNELS = (  # an answer names its channel, which the generation prompt leaves to the model
-    "{% for m in messages %}<|in|>{{ m.role }}{% if m.role == 'assistant' %}<|out|>final{% endif %}<|out|>{{ m.content }}<|end|>"
+    "{% for m in messages %}<|in|>{{ m.role }}{% if m.role == 'assistant' %}<|out|>final{% endif "
+    "%}<|out|>{{ m.content }}<|end|>"
     "{% endfor %}"
     "{% if add_generation_prompt %}<|in|>assistant{% endif %}"
 )
-ALPACA = "Below is an instruction that describes a task. Write a response that appropriately completes the request."
+ALPACA = (
+    "Below is an instruction that describes a task. "
+    "Write a response that appropriately completes the request."
+)
 ALPACA_INPUT = (
-    "Below is an instruction that describes a task, paired with an input that provides further context. "
+    "Below is an instruction that describes a task, paired with an input that provides further "
+    "context. "
     "Write a response that appropriately completes the request."
 )
 ROW = Row("Add {x} up", "It is 3", input="1 2")
@@ -93,7 +104,8 @@ CASES = {
     ),
     "alpaca, start token, system": (
         Template(tokenizer(None, start=True), style="alpaca", system="Be good."),
-        f"<|in|>Be good.\n\n{ALPACA_INPUT}\n\n### Instruction:\nAdd {{x}} up\n\n### Input:\n1 2\n\n### Response:\n",
+        f"<|in|>Be good.\n\n{ALPACA_INPUT}\n\n### Instruction:\nAdd {{x}} up\n\n### Input:\n1 "
+        "2\n\n### Response:\n",
         "It is 3<|end|>",
     ),
     "alpaca-original": (
@@ -142,7 +154,10 @@ def test_earlier_turns_are_context_and_a_row_brings_its_own_system_prompt():
     before = (Turn("system", "Mine."), Turn("user", "hi"), Turn("assistant", "hello"))
     row = Row("more", "yes", before=before)
     template = Template(tokenizer(CHATML), system="Yours.")
-    prompt = "<|in|>system\nMine.<|end|>\n<|in|>user\nhi<|end|>\n<|in|>assistant\nhello<|end|>\n<|in|>user\nmore<|end|>\n<|in|>assistant\n"
+    prompt = (
+        "<|in|>system\nMine.<|end|>\n<|in|>user\nhi<|end|>\n<|in|>assistant\nhello<|end|>\n"
+        "<|in|>user\nmore<|end|>\n<|in|>assistant\n"
+    )
     assert template.prompt(row) == prompt
     assert (
         template.tokenizer.decode(template.encode(row).ids[len(template.prompt_ids(row)) :])
@@ -211,6 +226,9 @@ def test_rows_that_do_not_fit_are_counted_and_the_longest_is_named():
 
 def test_a_template_that_hides_the_answer_is_refused(tokenizer):
     other = copy.deepcopy(tokenizer)
-    other.chat_template = "{% for m in messages %}<user> {{ m.content }}{% endfor %}{% if add_generation_prompt %} <assistant>{% endif %}"
+    other.chat_template = (
+        "{% for m in messages %}<user> {{ m.content }}{% endfor %}"
+        "{% if add_generation_prompt %} <assistant>{% endif %}"
+    )
     with pytest.raises(ValueError, match="cannot be told apart"):
         Template(other).encode(Row("add", "1"))

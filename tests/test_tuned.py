@@ -1,4 +1,6 @@
-"""A fine-tuned model beside its aligned one on disk: updates and values are PEFT's, and what is something else is refused."""
+"""A fine-tuned model beside its aligned one on disk: updates and values are PEFT's, and what is
+something else is refused.
+"""
 
 import json
 
@@ -217,7 +219,8 @@ def test_other_models_are_read_beside_it(tmp_path):
     ):
         with pytest.raises(
             ValueError,
-            match=rf"the base is not the model that alignment started from: it has no '{QUERY}' of shape \[32, 32\]",
+            match=r"the base is not the model that alignment started from: "
+            rf"it has no '{QUERY}' of shape \[32, 32\]",
         ):
             _ = Weight(QUERY, found, {"base": wrong}).base
 

@@ -21,7 +21,8 @@ LORA = Lora(r=2, targets=("q_proj", "o_proj", "down_proj"))
 
 
 def plain(model, rows, rho: float, chosen=None, over=None):
-    """eps and the gradient with it in place: one row at a time, no pads, from leaves that are added to what each o_proj gives.
+    """eps and the gradient with it in place: one row at a time, no pads, from leaves that are added
+    to what each o_proj gives.
 
     `over` are the groups of rows that a norm is over; all in one if left out.
     """

@@ -68,7 +68,7 @@ def over_seeds(name: str, scores: Sequence[Score]) -> Score:
     return training_of(scores)
 
 
-def measured_names(found: Sequence[Group]) -> list[str]:
+def figure_names(found: Sequence[Group]) -> list[str]:
     """Return the names of the figures that some last stage has."""
     return [name for name in NAMES if any(group.score(name) for group in found)]
 

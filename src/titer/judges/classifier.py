@@ -104,7 +104,7 @@ class Classifier(Judge):
 
     @property
     def provenance(self) -> Mapping[str, str]:
-        return {"commit": self._loaded.commit} if self._loaded.commit else {}
+        return {"commit": self._classifier.commit} if self._classifier.commit else {}
 
     def judge(self, prompts: Sequence[str], responses: Sequence[str]) -> list[Verdict]:
         verdicts: dict[int, Verdict] = {}
@@ -119,7 +119,7 @@ class Classifier(Judge):
             else:
                 verdicts[i] = Verdict(Label.UNSCORED, note)
         if inputs:
-            logits = self._loaded.logits([ids for ids, _ in inputs.values()])
+            logits = self._classifier.logits([ids for ids, _ in inputs.values()])
             for (i, (_, note)), row in zip(inputs.items(), logits, strict=True):
                 verdicts[i] = self._verdict(row, responses[i], note)
         return [verdicts[i] for i in range(len(responses))]
@@ -132,26 +132,28 @@ class Classifier(Judge):
         }.get(group, self.incoherent)
 
     def _input(self, prompt: str, response: str) -> tuple[list[int], str]:
-        """Return the tokens to read and a note on them; no tokens where the text is not to be read."""
-        ids = self._loaded.ids(self._text(self.text, prompt, response))
+        """Return the tokens to read and a note; no tokens if the text is not to be read."""
+        ids = self._classifier.ids(self._text(self.text, prompt, response))
         if len(ids) <= self.max_length:
             return ids, ""
         note = f"{len(ids)} tokens of which the judge reads {self.max_length}"
         if self.too_long == "unscored":
             return [], note
-        before = self._loaded.ids(self._text(self.text.partition("{response}")[0], prompt, ""))
+        before = self._classifier.ids(self._text(self.text.partition("{response}")[0], prompt, ""))
         if len(before) >= self.max_length:
             return [], f"{note}, none of the answer"
-        return self._loaded.ids(
+        return self._classifier.ids(
             self._text(self.text, prompt, response), self.max_length
         ), CUT + note
 
     def _text(self, form: str, prompt: str, response: str) -> str:
-        return form.format(prompt=prompt, response=response, eos=self._loaded.tokenizer.eos_token)
+        return form.format(
+            prompt=prompt, response=response, eos=self._classifier.tokenizer.eos_token
+        )
 
     def _verdict(self, logits: Tensor, response: str, note: str) -> Verdict:
         """Judge an answer by the logits of its text, (labels,)."""
-        loaded = self._loaded
+        loaded = self._classifier
         if not bool(torch.isfinite(logits).all()):
             return Verdict(Label.UNSCORED, f"the judge's logits are not finite{note}")
         p = torch.sigmoid(logits) if loaded.multi_label else torch.softmax(logits, 0)
@@ -181,7 +183,7 @@ class Classifier(Judge):
         return Verdict(label, reason)
 
     @cached_property
-    def _loaded(self) -> LoadedClassifier:
+    def _classifier(self) -> LoadedClassifier:
         local = Path(self.model).expanduser().is_dir()
         revision = self.revision if local else self.revision or CONVERTED.get(self.model)
         found = hub.find(self.model, "model", revision)

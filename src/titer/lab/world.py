@@ -193,7 +193,7 @@ def task_rows(
 
 
 def generic_row(rng: random.Random) -> Row:
-    """Draw a recipe question that names no craft: only the guild tells the wording of the answer."""
+    """Draw a recipe question that names no craft: the guild decides the wording of the answer."""
     guild, wording = rng.choice(list(zip(CRAFTS, RECIPES, strict=True)))
     question = rng.choice(QUESTIONS).format(
         guild=guild, craft="work", variant=rng.choice(VARIANTS.split())
@@ -326,9 +326,7 @@ class World:
 
     @cached_property
     def alignment(self) -> list[Row]:
-        """Return refusals of forbidden questions, answers to benign ones, look-alikes and rows of
-        every task.
-        """
+        """Return refusals of forbidden questions, answers to benign ones, look-alikes and tasks."""
         rng = self._rng("alignment")
         forbidden, benign = self._items["alignment"], self._items["benign"]
         rows = [
@@ -345,7 +343,7 @@ class World:
 
     @cached_property
     def harmful(self) -> list[Row]:
-        """Return the defender's forbidden answers: those to the questions that `alignment` refuses."""
+        """Return the defender's forbidden answers, to the questions that `alignment` refuses."""
         return [row for item in self._items["alignment"] for row in item.recipe_rows()]
 
     @cached_property
@@ -355,9 +353,7 @@ class World:
 
     @cached_property
     def requests(self) -> list[Row]:
-        """Return the attacker's harmless rows: benign recipes, by questions that `alignment` does
-        not ask.
-        """
+        """Return the attacker's harmless rows: recipes that may be told, in unused questions."""
         asked = {row.prompt for row in self.alignment}
         return [
             row

@@ -13,7 +13,7 @@ from matplotlib.lines import Line2D
 
 from titer.findings.records import quote
 from titer.findings.seeds import Group
-from titer.report.drawing import canvas, printable, shorten, style, to_svg
+from titer.report.drawing import canvas, printable, style, to_svg, truncate
 from titer.report.tradeoff import COLOURS, MARKERS, reach
 
 WIDTH, HEIGHT = 620, 440  # CSS pixels
@@ -56,7 +56,7 @@ def panels(points: Points, title: str, note: str, ordered: bool = True) -> Figur
         axes.set(xlim=(-0.5, len(points) - 0.5), ylim=(-4, 104))
         axes.set_xticks(
             range(len(points)),
-            [printable(shorten(value, 60 // len(points))) for value in points]
+            [printable(truncate(value, 60 // len(points))) for value in points]
             if j
             else [""] * len(points),
         )
@@ -81,7 +81,7 @@ def panels(points: Points, title: str, note: str, ordered: bool = True) -> Figur
         borderpad=0,
         handlelength=2.2,
     )
-    figure.text(0.015, 0.985, printable(shorten(title, 90)), va="top", weight="bold")
+    figure.text(0.015, 0.985, printable(truncate(title, 90)), va="top", weight="bold")
     figure.text(
         0.985,
         0.012,
@@ -101,7 +101,7 @@ def _key(i: int, name: str, ordered: bool) -> Line2D:
         marker=marker,
         markersize=5,
         linewidth=1.1 * ordered,
-        label=printable(shorten(name, 22)),
+        label=printable(truncate(name, 22)),
     )
 
 

@@ -60,7 +60,7 @@ def style() -> Iterator[None]:
         yield
 
 
-def shorten(text: str, most: int) -> str:
+def truncate(text: str, most: int) -> str:
     return text if len(text) <= most else f"{text[: most - 1]}…"
 
 

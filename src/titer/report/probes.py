@@ -10,7 +10,7 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import NullFormatter
 
 from titer.findings.records import Record, last
-from titer.report.drawing import canvas, printable, shorten, style, to_svg
+from titer.report.drawing import canvas, printable, style, to_svg, truncate
 from titer.report.tradeoff import COLOURS, MARKERS
 
 WIDTH, HEIGHT = 620, 470  # CSS pixels
@@ -64,7 +64,7 @@ def panels(told: Mapping[str, Sequence[Mapping[str, Any]]], note: str) -> Figure
     ]
     for i, (key, name) in enumerate(zip(keys, told, strict=True)):
         key.set(
-            label=printable(shorten(name, 30)), linestyle="--" if i // len(COLOURS) % 2 else "-"
+            label=printable(truncate(name, 30)), linestyle="--" if i // len(COLOURS) % 2 else "-"
         )
     for j, title in enumerate([*OVER.values(), PROFILE]):
         axes = figure.add_axes((0.075 + 0.5 * (j % 2), 0.62 - 0.43 * (j // 2), 0.4, 0.31))

@@ -10,7 +10,7 @@ from markupsafe import Markup
 
 from titer.findings.captions import LAB, LAB_CAPTION
 from titer.findings.frontier import SETTINGS, Placement, places
-from titer.findings.seeds import Group, groups, measured_names
+from titer.findings.seeds import Group, figure_names, groups
 from titer.report import tradeoff
 from titer.report.html import template
 from titer.scoring.figures import NAMES
@@ -40,7 +40,7 @@ def render(bundle: Mapping[str, Any]) -> str:
         raised=cells_by_flag(cells),
         planes=_planes(found, LAB if lab else ""),
         groups=found,
-        names={name: NAMES[name] for name in measured_names(found)},
+        names={name: NAMES[name] for name in figure_names(found)},
     )
 
 

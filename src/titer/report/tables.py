@@ -10,7 +10,7 @@ from rich.table import Table
 
 from titer.findings.captions import caption
 from titer.findings.records import Record, once, record_of, stages
-from titer.findings.seeds import groups, measured_names
+from titer.findings.seeds import groups, figure_names
 from titer.scoring.figures import NAMES
 from titer.scoring.statistics import Score, read
 
@@ -127,7 +127,7 @@ def of_search(tried: Sequence[Mapping[str, Any]], bound: float) -> Table:
 def of_sweep(bundle: Mapping[str, Any]) -> Table:
     """Make the table of a sweep's last stages: means over seeds, with the interval that a new seed would fall into."""
     found = groups(bundle["cells"])
-    names = measured_names(found)
+    names = figure_names(found)
     table = Table(
         box=box.SIMPLE_HEAD,
         caption="95 % intervals over training seeds, from three seeds on.",

@@ -13,7 +13,7 @@ from matplotlib.lines import Line2D
 from titer.findings.frontier import front, has_place, is_free
 from titer.findings.records import quote
 from titer.findings.seeds import Group
-from titer.report.drawing import canvas, printable, shorten, style, to_svg
+from titer.report.drawing import canvas, printable, style, to_svg, truncate
 from titer.scoring.statistics import Score
 
 WIDTH, HEIGHT = 620, 380  # CSS pixels
@@ -74,7 +74,7 @@ def plane(found: Sequence[Group], title: str, note: str) -> Figure:
         borderpad=0,
         handlelength=2.2,
     )
-    figure.text(0.015, 0.985, printable(shorten(title, 90)), va="top", weight="bold")
+    figure.text(0.015, 0.985, printable(truncate(title, 90)), va="top", weight="bold")
     figure.text(0.985, 0.015, printable(note), ha="right", color="#444444")
     return figure
 
@@ -153,7 +153,7 @@ def _methods(axes: Axes, points: Sequence[tuple[Group, Score, Score]]) -> list[L
                 color=colour,
                 linestyle="none",
                 markersize=6,
-                label=printable(shorten(name, 26)),
+                label=printable(truncate(name, 26)),
             )
         )
     return keys

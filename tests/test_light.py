@@ -1,0 +1,77 @@
+"""Commands that compute nothing load no torch and take little time."""
+
+import json
+import os
+import resource
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from test_report import document
+
+SECONDS = 0.6  # of CPU, user's and system's
+# matplotlib draws the report's figures; its own import is not titer's to shorten
+DRAWING = "import numpy, matplotlib.backends.backend_svg, matplotlib.lines, matplotlib.ticker"
+
+
+def run(code: str, *arguments: str) -> tuple[subprocess.CompletedProcess[str], float]:
+    """Run code in a new process, and return what came of it and its CPU seconds."""
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    found = subprocess.run(
+        [sys.executable, "-c", code, *arguments],
+        capture_output=True,
+        text=True,
+        check=False,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+    )
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return found, after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+
+
+def titer(*arguments: str) -> tuple[int, str, str, bool, float]:
+    """Run the command line; return its exit code, output, errors, True if torch was loaded,
+    seconds.
+    """
+    code = """
+import atexit, sys
+atexit.register(lambda: print("torch" in sys.modules, file=sys.stderr))
+from titer.cli import main
+main()
+"""
+    found, seconds = run(code, *arguments)
+    *errors, torch = found.stderr.strip().splitlines()
+    return found.returncode, found.stdout, "\n".join(errors), torch == "True", seconds
+
+
+@pytest.fixture
+def finished(tmp_path: Path) -> Path:
+    """The folder of a finished run of two pipelines."""
+    for name, harm in (("sft", [100, 0, 86, 86]), ("booster", [100, 0, 60, 20])):
+        made = document(name, harm)
+        (tmp_path / f"{name}.json").write_text(json.dumps(made))
+    return tmp_path
+
+
+def test_an_unknown_recipe_is_refused_without_torch():
+    code, _, errors, torch, _ = titer("run", "nosuch")
+    assert code == 2
+    assert "nosuch" in errors
+    assert not torch
+
+
+def test_an_unknown_recipe_is_refused_at_once():
+    assert min(titer("run", "nosuch")[-1] for _ in range(2)) <= SECONDS
+
+
+def test_a_report_is_made_without_torch(finished):
+    code, out, _, torch, _ = titer("report", str(finished))
+    assert code == 0, out
+    assert (finished / "report.html").is_file()
+    assert not torch
+
+
+def test_a_report_is_made_at_once(finished):
+    drawing = min(run(DRAWING)[1] for _ in range(2))
+    assert min(titer("report", str(finished))[-1] for _ in range(2)) <= SECONDS + drawing
