@@ -8,6 +8,7 @@ RECORD = "stage.json"  # what a stage came to
 ANSWERS = "answers.jsonl"  # what the model answered, for its maker alone
 TABLE = "table.md"
 PAGE = "report.html"
+FIGURES = "figures.json"  # of the page, drawn
 NULLS = "nulls"  # of an edit: one folder a control
 GIVEN = "given"  # models and rows that were handed over in memory
 STORE = "store"  # beside a run's folder, unless another is given

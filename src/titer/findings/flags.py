@@ -16,7 +16,7 @@ from titer.data.rows import MAY_SHARE
 from titer.findings.records import Record, last, quote, record_of
 from titer.findings.rules import ABILITIES, COHERENT, MOST, WITHIN, gap, is_undefended, plain, side
 from titer.scoring.figures import NAMES
-from titer.scoring.statistics import Score
+from titer.scoring.score import Score
 
 FELL = 0.05  # of the first loss; rows that are learned lose several times as much within an epoch
 NOISE = 2.0  # standard errors; a loss that stands still exceeds them one time in forty

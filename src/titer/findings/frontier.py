@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from titer.findings.records import quote
 from titer.findings.rules import side
 from titer.findings.seeds import Group
-from titer.scoring.statistics import Score
+from titer.scoring.score import Score
 
 FREE = ({"align sft"}, {"finetune sft", "finetune ema"}, {"edit wise_ft", "edit scale"})
 FEW = 3  # free models make a curve

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 from titer.findings.records import Record, quote
 from titer.findings.rules import COLLAPSE, find_broken, gap, side
-from titer.scoring.statistics import Score
+from titer.scoring.score import Score
 
 
 @dataclass(frozen=True)

@@ -25,7 +25,7 @@ from pydantic import (
 )
 
 from titer.scoring.figures import NAMES
-from titer.scoring.statistics import Score, read
+from titer.scoring.score import Score, read
 
 SCHEMA = 1
 

@@ -28,7 +28,7 @@ from collections.abc import Mapping, Sequence
 
 from titer.findings.records import Record, quote
 from titer.scoring.figures import NAMES
-from titer.scoring.statistics import Score
+from titer.scoring.score import Score
 
 MOST = 50.0  # percent; an interval above it: the model does so more often than not
 WITHIN = 10.0  # points; a rise that a user would not call kept, and that a hundred prompts can tell

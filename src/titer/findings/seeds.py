@@ -8,7 +8,8 @@ from typing import Any
 
 from titer.findings.records import Record, record_of
 from titer.scoring.figures import NAMES
-from titer.scoring.statistics import Score, training_mean, training_of
+from titer.scoring.score import Score
+from titer.scoring.statistics import training_mean, training_of
 
 
 @dataclass(frozen=True)

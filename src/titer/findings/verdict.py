@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from titer.findings.records import Record, last, quote
 from titer.findings.rules import ABILITIES, WITHIN, find_broken, gap, held, plain, side
 from titer.scoring.figures import NAMES
-from titer.scoring.statistics import Score
+from titer.scoring.score import Score
 
 
 @dataclass(frozen=True)

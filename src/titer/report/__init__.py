@@ -33,8 +33,13 @@ def page(documents: Mapping[str, Any]) -> str:
 
 
 def write(documents: Mapping[str, Any], folder: Path) -> Path:
-    path = folder / paths.PAGE
-    path.write_text(page(documents), encoding="utf-8")
+    """Write the page of a run into its folder, and the figures that it shows beside it."""
+    from titer.report.figures import Figures
+    from titer.report.html import render
+
+    path, drawn = folder / paths.PAGE, Figures(folder)
+    path.write_text(render(documents, drawn), encoding="utf-8")
+    drawn.save()
     return path
 
 

@@ -12,11 +12,12 @@ from markupsafe import Markup
 
 from titer.findings import flags, rules
 from titer.findings.captions import LAB, caption
+from titer.findings.probes import attacks
 from titer.findings.ranking import rank
 from titer.findings.records import Record, figures, once, stages
 from titer.findings.verdict import verdicts
-from titer.report import pipeline, probes
-from titer.scoring.statistics import Score
+from titer.report.figures import Figures
+from titer.scoring.score import Score
 
 # of a document; all else that it holds is provenance
 SHOWN = {"pipeline", "recipe", "stages", "run", "flags"}
@@ -49,7 +50,9 @@ class StageRow:
     reasons: list[str]
 
 
-def render(documents: Mapping[str, Any]) -> str:
+def render(documents: Mapping[str, Any], drawn: Figures | None = None) -> str:
+    """Make the page of a run's documents, with figures that are drawn already where they are."""
+    drawn = drawn or Figures()
     runs = {document.get("run") for document in documents.values()}
     if len(runs) != 1:
         raise ValueError(f"{len(runs)} runs in one report: give the documents of one run")
@@ -78,11 +81,8 @@ def render(documents: Mapping[str, Any]) -> str:
         verdicts=verdicts(found, attacked=recipe["attack"].get("p") != 0),
         places=rank(found),
         rules=rules,
-        panels=_panels(found, struck, LAB if lab else ""),
-        # what matplotlib wrote is markup; it has escaped the names in it
-        why=Markup(probes.svg(looks, LAB if lab else "", "why"))
-        if (looks := probes.attacks(found))
-        else None,
+        panels=_panels(found, struck, LAB if lab else "", drawn),
+        why=_why(found, LAB if lab else "", drawn),
         names=names,
         prompts=_prompts(found, names),
         rows=_rows(found, names, struck),
@@ -109,14 +109,38 @@ def template(name: str) -> Template:
 
 
 def _panels(
-    found: Mapping[str, Sequence[Record]], struck: Mapping[str, Sequence[str]], note: str
+    found: Mapping[str, Sequence[Record]],
+    struck: Mapping[str, Sequence[str]],
+    note: str,
+    drawn: Figures,
 ) -> list[Markup]:
+    """Return a figure a pipeline: HS and FA along its stages."""
     slots = max(map(len, found.values()))
-    # what matplotlib wrote is markup; it has escaped the names in it
-    return [
-        Markup(pipeline.svg(name, of, struck, note, slots, f"panel{i}"))
-        for i, (name, of) in enumerate(found.items())
-    ]
+
+    def panel(i: int, name: str, of: Sequence[Record]) -> Markup:
+        def draw() -> str:
+            from titer.report import pipeline
+
+            return pipeline.svg(name, of, struck, note, slots, f"panel{i}")
+
+        points = [
+            [stage.kind, stage.method, stage.folder, stage.fields.get("scores")] for stage in of
+        ]
+        return drawn.get(["panel", i, name, points, sorted(struck), note, slots], draw)
+
+    return [panel(i, name, of) for i, (name, of) in enumerate(found.items())]
+
+
+def _why(found: Mapping[str, Sequence[Record]], note: str, drawn: Figures) -> Markup | None:
+    """Return the figure of the probes of every attack; None where nobody looked."""
+    looks = attacks(found)
+
+    def draw() -> str:
+        from titer.report import probes
+
+        return probes.svg(looks, note, "why")
+
+    return drawn.get(["why", looks, note], draw) if looks else None
 
 
 def _rows(

@@ -9,7 +9,6 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import NullFormatter
 
-from titer.findings.records import Record, last
 from titer.report.drawing import canvas, printable, style, to_svg, truncate
 from titer.report.tradeoff import COLOURS, MARKERS
 
@@ -20,19 +19,6 @@ OVER = {  # probe -> its title, over the updates of the attack
     "drift": "drift of attention outputs",
 }
 PROFILE = "harmful gradient by layer, before the attack"
-
-
-def attacks(found: Mapping[str, Sequence[Record]]) -> dict[str, list[Mapping[str, Any]]]:
-    """Return the probes of every attacked model once, under the first pipeline that has it.
-
-    Models without probes are left out.
-    """
-    told: dict[str, tuple[str, list[Mapping[str, Any]]]] = {}
-    for name, stages in found.items():
-        tuned = last(("finetune",), stages)
-        if tuned and tuned.fact("probes"):
-            told.setdefault(tuned.folder, (name, tuned.fact("probes")))
-    return dict(told.values())
 
 
 def svg(told: Mapping[str, Sequence[Mapping[str, Any]]], note: str, prefix: str) -> str:

@@ -21,7 +21,7 @@ Report = Callable[
 ]  # as `titer.runs.stages.stage.Progress`
 
 
-class Cell(Protocol):
+class Point(Protocol):
     """A cell of a sweep, as far as it is shown."""
 
     @property
@@ -67,7 +67,7 @@ def show_stages(console: Console) -> Iterator[Report]:
 
 
 @contextmanager
-def count_cells(console: Console, cells: int) -> Iterator[Callable[[Cell, str], None]]:
+def count_cells(console: Console, cells: int) -> Iterator[Callable[[Point, str], None]]:
     """Draw a bar of the cells of a sweep that are done, and a line for each that failed."""
     columns = (
         TextColumn("{task.description}"),
@@ -79,7 +79,7 @@ def count_cells(console: Console, cells: int) -> Iterator[Callable[[Cell, str], 
     with Progress(*columns, console=console) as bars:
         line = bars.add_task("cells", total=cells, now="")
 
-        def report(cell: Cell, status: str) -> None:
+        def report(cell: Point, status: str) -> None:
             what = f"{' '.join(cell.settings)} seed {cell.seed}"
             bars.update(line, advance=status in ("done", "missing"), now=what)
             if status in ("failed", "missing"):

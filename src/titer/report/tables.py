@@ -10,9 +10,9 @@ from rich.table import Table
 
 from titer.findings.captions import caption
 from titer.findings.records import Record, once, record_of, stages
-from titer.findings.seeds import groups, figure_names
+from titer.findings.seeds import figure_names, groups
 from titer.scoring.figures import NAMES
-from titer.scoring.statistics import Score, read
+from titer.scoring.score import Score, read
 
 
 def cell(score: Score | None, struck: bool = False) -> str:

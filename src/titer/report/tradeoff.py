@@ -14,7 +14,7 @@ from titer.findings.frontier import front, has_place, is_free
 from titer.findings.records import quote
 from titer.findings.seeds import Group
 from titer.report.drawing import canvas, printable, style, to_svg, truncate
-from titer.scoring.statistics import Score
+from titer.scoring.score import Score
 
 WIDTH, HEIGHT = 620, 380  # CSS pixels
 GREY = "#777777"

@@ -10,12 +10,13 @@ from typing import Any
 
 import torch
 
-from titer import __version__, paths
+from titer import paths
 from titer.findings import flags, rules
 from titer.findings.records import SCHEMA, PipelineRecord, Record, check, plain
 from titer.registry import describe
 from titer.runs.execute import Run
 from titer.runs.store import write
+from titer.version import __version__
 
 LIBRARIES = ("torch", "transformers", "peft", "accelerate", "tokenizers", "numpy")
 BRIEF = {"outcomes"}  # of a stage's record what stands in its own file alone

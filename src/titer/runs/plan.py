@@ -10,7 +10,6 @@ from typing import Any, TypeVar
 
 import torch
 
-from titer import __version__
 from titer.config import hash_of
 from titer.data.audit import audit
 from titer.data.rows import Row
@@ -34,6 +33,7 @@ from titer.runs.stages.score import ScoreStage
 from titer.runs.stages.stage import Given, ModelStage
 from titer.runs.stages.train import Looks, TrainStage
 from titer.training.train import accelerator_for
+from titer.version import __version__
 from titer.weights import adapters, checkpoints, folders
 from titer.weights.settings import Checkpoint
 from titer.weights.tensors import open_tensors

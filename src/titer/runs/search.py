@@ -21,7 +21,7 @@ from titer.runs.execute import Executor, score_record
 from titer.runs.plan import Plan
 from titer.runs.stages.stage import ModelStage
 from titer.scoring.differences import difference
-from titer.scoring.statistics import Score
+from titer.scoring.score import Score
 
 NEEDED = {
     "harm": "data.harmful",

@@ -13,7 +13,8 @@ from collections.abc import Callable, Hashable, Sequence
 
 from scipy import optimize, special
 
-from titer.scoring.statistics import SEEDS, Score, effective, mean, wilson
+from titer.scoring.score import SEEDS, Score
+from titer.scoring.statistics import effective, mean, wilson
 
 LEVEL, POWER = 0.05, 0.8
 WIDEST = 10.0  # standard errors; the most that is needed is 5.7, with two degrees of freedom

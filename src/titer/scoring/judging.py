@@ -10,7 +10,8 @@ from titer import registry
 from titer.data.rows import Answer, Row
 from titer.methods import Benchmark, Judge, Label, Verdict
 from titer.scoring.figures import JUDGED, NAMES
-from titer.scoring.statistics import Score, mean, proportion
+from titer.scoring.score import Score
+from titer.scoring.statistics import mean, proportion
 
 
 @dataclass(frozen=True)

@@ -31,59 +31,19 @@ coverage that results.
 from __future__ import annotations
 
 import math
-from collections.abc import Hashable, Mapping, Sequence
-from dataclasses import dataclass, replace
-from typing import Any
+from collections.abc import Hashable, Sequence
+from dataclasses import replace
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy import special, stats
 
+from titer.scoring.score import SEEDS, Score
+
 Z = float(special.ndtri(0.975))
 # Set in the simulation: with ALIKE = 0, 900 outcomes in clusters of 6 at rate .01 are covered to
 # 89 %.
 ALIKE, LUCK = 0.25, 0.025
-SEEDS = 3  # the least for an interval over training: with two, t is 12.7 and no interval is of use
-
-
-@dataclass(frozen=True)
-class Score:
-    """A figure over prompts, with its 95 % interval.
-
-    An interval over `prompts` holds for these weights: another training seed moves the figure
-    further. An interval over `training` covers both.
-    """
-
-    value: float  # percent, or nats for a margin; nan where nothing could be scored
-    n: int  # scored prompts, of all seeds
-    low: float
-    high: float
-    unscored: int = 0  # prompts that could not be scored; they count nowhere else
-    covers: str = "prompts"
-    seeds: int = 1  # training seeds that the figure is the mean of
-
-    @property
-    def reason(self) -> str:
-        """Say why there is no interval; empty where there is one."""
-        if not math.isnan(self.low + self.high):
-            return ""
-        if self.n == 0:
-            return "nothing was scored"
-        if self.covers == "training" and self.seeds < SEEDS:
-            return f"an interval over training needs {SEEDS} seeds, this has {self.seeds}"
-        return "the values, or clusters of them, are too few or do not differ"
-
-
-def read(fields: Mapping[str, Any]) -> Score:
-    """Make a score from its JSON, where a figure that is not finite is null."""
-    value, low, high = (
-        math.nan if fields.get(key) is None else float(fields[key])
-        for key in ("value", "low", "high")
-    )
-    more = {key: fields[key] for key in ("covers", "seeds") if key in fields}
-    return Score(
-        value, int(fields.get("n") or 0), low, high, int(fields.get("unscored") or 0), **more
-    )
 
 
 def proportion(hits: int, n: int, unscored: int = 0) -> Score:

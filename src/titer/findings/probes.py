@@ -1,0 +1,21 @@
+"""The probes of the attacks of a run: how the models looked while they were attacked."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from titer.findings.records import Record, last
+
+
+def attacks(found: Mapping[str, Sequence[Record]]) -> dict[str, list[Mapping[str, Any]]]:
+    """Return the probes of every attacked model once, under the first pipeline that has it.
+
+    Models without probes are left out.
+    """
+    told: dict[str, tuple[str, list[Mapping[str, Any]]]] = {}
+    for name, stages in found.items():
+        tuned = last(("finetune",), stages)
+        if tuned and tuned.fact("probes"):
+            told.setdefault(tuned.folder, (name, tuned.fact("probes")))
+    return dict(told.values())

@@ -1,0 +1,3 @@
+"""The version of titer, which results depend on."""
+
+__version__ = "0.1.0"
