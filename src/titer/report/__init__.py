@@ -64,7 +64,7 @@ def read(folder: Path) -> dict[str, Any]:
     """Read the documents in a run's folder, in the recipe's order. Raises where there are none."""
     found = {}
     for path in folder.glob("*.json"):
-        if path.name not in paths.BESIDE and path.name != paths.SWEEP:
+        if path.name not in (*paths.BESIDE, paths.SWEEP, paths.FIGURES):
             fields = load_json(path)
             if isinstance(fields, dict) and "stages" in fields:
                 check(PipelineRecord, fields, str(path))
