@@ -141,7 +141,9 @@ def names_of(edit: UpdateEdit, found: FineTuned, model: PreTrainedModel) -> list
         for name, layer in model.named_modules()
         if isinstance(layer, nn.Linear) and name != "lm_head"
     ]
-    return select(found.factors or (found.whole if edit.needs.whole else linear), edit.needs.targets)
+    return select(
+        found.factors or (found.whole if edit.needs.whole else linear), edit.needs.targets
+    )
 
 
 def layers_of(model: PreTrainedModel, names: Iterable[str]) -> dict[str, nn.Module]:

@@ -534,20 +534,34 @@ def test_defaults_are_the_papers_and_what_an_edit_asks_for_is_said():
     )
     for target, factors in (("factors", True), ("update", False), ("base", False)):
         match = Antidote(target=target, targets=("q_proj",))
-        assert (match.needs.factors, match.keeps_rank, match.needs.whole, match.needs.references) == (
+        assert (
+            match.needs.factors,
+            match.keeps_rank,
+            match.needs.whole,
+            match.needs.references,
+        ) == (
             factors,
             factors,
             False,
             (),
         )
         scale = Scale(match)
-        assert (scale.needs.factors, scale.keeps_rank, scale.needs.whole, scale.needs.references) == (
+        assert (
+            scale.needs.factors,
+            scale.keeps_rank,
+            scale.needs.whole,
+            scale.needs.references,
+        ) == (
             factors,
             True,
             False,
             (),
         )
-        assert (scale.needs.rows, scale.needs.watches, scale.needs.targets) == ("harmful", "finetuned", ("q_proj",))
+        assert (scale.needs.rows, scale.needs.watches, scale.needs.targets) == (
+            "harmful",
+            "finetuned",
+            ("q_proj",),
+        )
     assert Scale(WiseFT()).needs == Needs(whole=True)
     assert Scale().match == Antidote()
     assert {Scale(): 1}[Scale(Antidote())]  # frozen: the same one is the same key

@@ -17,11 +17,12 @@ Tensors: TypeAlias = Mapping[str, Tensor]
 class Vec:
     """A linear combination of gradients, by parameter name.
 
-    *Partial*: an absent name means that the parameter is not touched at this update: no step, no decay, no momentum. Zeros
-    are something else: under AdamW a zero gradient still moves a weight by decay and momentum.
+    *Partial*: an absent name means that the parameter is not touched at this update: no step, no decay, no
+    momentum. Zeros are something else: under AdamW a zero gradient still moves a weight by decay and
+    momentum.
 
-    *Lazy*: `g_f + lam * (g_h - g_h_after)` is a list of (scalar, tensors) pairs; nothing is computed until the loop folds it
-    in place. So a method's body reads like its algorithm box and costs no temporary copies.
+    *Lazy*: `g_f + lam * (g_h - g_h_after)` is a list of (scalar, tensors) pairs; nothing is computed until
+    the loop folds it in place. So a method's body reads like its algorithm box and costs no temporary copies.
 
     `loss` is the objective at which a gradient was taken (nats per answer token); a combination has none.
     """
@@ -68,12 +69,12 @@ class Vec:
         return list(dict.fromkeys(name for _, tensors in self.terms for name in tensors))
 
     def value(self, name: str) -> Tensor:
-        """The value at one name: a fresh float64 tensor of the parameter's shape."""
+        """Compute the value at one name: a fresh float64 tensor of the parameter's shape."""
         parts = [scale * tensors[name].double() for scale, tensors in self.terms if name in tensors]
         return torch.stack(parts).sum(0) if len(parts) > 1 else parts[0]
 
     def dot(self, other: Vec) -> float:
-        """Inner product in float64, one parameter at a time; an absent name counts as zero."""
+        """Take the inner product in float64, one parameter at a time; an absent name counts as zero."""
         theirs = set(other.names())
         return sum(
             float((self.value(name) * other.value(name)).sum())
@@ -82,7 +83,7 @@ class Vec:
         )
 
     def norm(self) -> float:
-        """L2 norm over all names together, in float64; of a single gradient without a copy."""
+        """Take the L2 norm over all names together, in float64; of a single gradient without a copy."""
         if len(self.terms) > 1:
             return math.sqrt(self.dot(self))
         [(scale, tensors)] = self.terms
@@ -93,12 +94,12 @@ class Vec:
         return abs(scale) * math.hypot(*norms)
 
     def cosine(self, other: Vec) -> float:
-        """Of the angle to another vector; 0 where either is zero."""
+        """Take the cosine of the angle to another vector; 0 where either is zero."""
         norms = self.norm() * other.norm()
         return self.dot(other) / norms if norms else 0.0
 
     def unit(self) -> Vec:
-        """This vector divided by its norm. Raises where there is no direction to take."""
+        """Divide this vector by its norm. Raises where there is no direction to take."""
         norm = self.norm()
         if not norm > 0.0:
             raise ValueError(
@@ -115,7 +116,7 @@ class Vec:
                 )
 
     def fold(self) -> dict[str, Tensor]:
-        """The value of every name, written over the first term that has it: no copy is made and the Vec is spent."""
+        """Compute the value of every name, written over the first term that has it; the Vec is spent."""
         with torch.no_grad():
             folded: dict[str, Tensor] = {}
             for scale, tensors in self.terms:
@@ -133,7 +134,10 @@ class Vec:
             return folded
 
     def hand_to(self, parameters: Mapping[str, nn.Parameter]) -> None:
-        """Fold it into the parameters' gradients for an optimizer; an absent name gets None, so that AdamW leaves the weight alone."""
+        """Fold it into the parameters' gradients for an optimizer.
+
+        An absent name gets None, so that AdamW leaves the weight alone.
+        """
         folded = self.fold()
         for name, parameter in parameters.items():
             parameter.grad = folded.get(name)
