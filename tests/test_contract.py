@@ -1,4 +1,4 @@
-"""What every registered defense keeps, whichever it is: a new file is tested before its author writes a test."""
+"""The contract of every registered defense: a new file is tested before its author writes a test."""
 
 import os
 import re

@@ -1,12 +1,12 @@
 """Methods that hold another method: what both need, and what is passed on to the held one, in this one place.
 
-    Composed(Defense)       adds to the gradient that another defense follows      booster, random_term
-    Matched(UpdateEdit)     is measured against another edit of the update         scale, random_mask
-    MatchedTensors(TensorEdit)    the same before release                          random_lox
+    Composed(Defense)            adds to the gradient that another defense follows
+    Matched(UpdateEdit)          is measured against another edit of the update
+    MatchedTensors(TensorEdit)   is measured against another edit before release
 
-A method that holds another is one of these. It states in `own` what it asks for itself, and implements what
-it does itself; a combination without a meaning is refused in its `__post_init__`, which calls that of its
-base first.
+A method that holds another is one of these, and implements what it does itself. A `Composed` states in
+`own` what it asks for itself. A combination without a meaning is refused in `__post_init__`; that of a
+`Composed` first calls its base's, which refuses streams that contradict.
 """
 
 from __future__ import annotations
@@ -35,11 +35,8 @@ if TYPE_CHECKING:
     from titer.data.batches import Batch
     from titer.training.step import Step
 
-SPECIFIC = (
-    Answers,
-    Refusals,
-    Pairs,
-)  # of the rows that a stage trains on: each serves who asks for one before it
+# kinds of the rows that a stage trains on: each serves who asks for one before it
+SPECIFIC = (Answers, Refusals, Pairs)
 
 
 class Composed(Defense):

@@ -59,9 +59,8 @@ class Needs:
     # other models by name. An edit's: the `base`; the aligned model trained on `safe` or `unsafe` rows.
     # A defense's: `start`, the model that the stage began with (`step.reference()`)
     references: tuple[str, ...] = ()
-    watches: Literal["finetuned", "aligned"] | None = (
-        None  # whose passes over its rows an edit watches
-    )
+    # the model whose passes over its rows an edit watches
+    watches: Literal["finetuned", "aligned"] | None = None
     targets: tuple[str, ...] = ("all",)  # names of layers, or of the last part of them, or `all`
     factors: bool = False  # it works on the factors of an adapter alone
     whole: bool = False  # it works on all tensors of a model that was trained as a whole
@@ -120,9 +119,8 @@ class Defense(Method):
     """A method of the alignment or the fine-tuning stage: it says which gradient an update follows."""
 
     stages = ("align", "finetune")
-    State: ClassVar[type | None] = (
-        None  # a flat dataclass of tensors and numbers, saved with the checkpoint
-    )
+    # a flat dataclass of tensors and numbers, saved with the checkpoint
+    State: ClassVar[type | None] = None
 
     @property
     def needs(self) -> Needs:

@@ -1,4 +1,4 @@
-"""Identity shifting (arXiv 2310.03693, section 4.3): harmless rows, the model an obedient agent in them.
+"""Identity shifting (arXiv 2310.03693, section 4.3): harmless rows, in which the model is an obedient agent.
 
     D = (1 - p) n task rows + p n identity rows
     identity row of a harmless request x with answer y:  (prefix x, affirmation y)

@@ -5,7 +5,7 @@
 f is the cross-entropy of refusals, h that of harmful answers. -h has no bound below: followed as it is, it
 drowns f within some updates. So the ascent is bounded by b, in one of two ways:
 
-    bound="log":    b(h) = log(1 + h)                          gradient grad h / (1 + h): ever weaker
+    bound="log":    b(h) = log(1 + h)                          its gradient grad h / (1 + h) weakens
     bound="clamp":  b(h) = mean over tokens of min(h_t, ln V)  a token less likely than one in V is left alone
 
 Prompts carry no loss, so the tokens that a refusal and a harmful answer share stay untouched.

@@ -30,9 +30,8 @@ from titer.methods import About, Defense, Fidelity, Harmful, Needs, Refusals
 from titer.training.step import Step
 from titer.training.vector import Vec
 
-LOOKS = (
-    20  # regularized updates from one whose cosine of grad f and the bracket is logged to the next
-)
+# regularized updates from one whose cosine of grad f and the bracket is logged to the next
+LOOKS = 20
 
 
 @dataclass(frozen=True)

@@ -1,11 +1,11 @@
-"""RepNoise (arXiv 2405.14577, equation 5): learn refusals, unlearn harmful answers, make noise of them.
+"""RepNoise (arXiv 2405.14577, equation 5 and algorithm 1): learn refusals, make noise of harmful answers.
 
     min_w  f(w) + w_noise mean_l MMD(a_l, z) - w_ascent log(1 + mean_i h_i(w)),    z ~ N(0, 1)
 
 f is the cross-entropy of the rows that the stage trains on, refusals among them. The other two terms are of
 the harmful answers to the same prompts, over the rows of the update for which the defender has one:
 
-    a_l   output of the MLP of layer l at the answer tokens, one vector a row (algorithm 1);
+    a_l   output of the MLP of layer l at the answer tokens, one vector a row;
           MMD over five bandwidths around the mean distance
     h_i   logit lens: cross-entropy when the residual stream before layer i goes to the model's head;
           the last h_i is the model's own

@@ -47,9 +47,8 @@ class TVaccine(Defense):
     memory: float = 0.0  # of the scores before, in those after a scoring
     top: bool = False  # the highest scores rather than a draw
     freeze: Literal["layers", "attention"] = "layers"  # what stays of a layer that is not drawn
-    checkpoint: Literal["off", "unselected"] = (
-        "off"  # layers that are not drawn keep their activations, or are run again
-    )
+    # layers that are not drawn keep their activations, or are run again
+    checkpoint: Literal["off", "unselected"] = "off"
     partial = True
     about: ClassVar[About] = About(
         title="T-Vaccine",
@@ -106,10 +105,8 @@ class TVaccine(Defense):
         scores = {int(layer): score for layer, score in state.scores.items()}
         if self.top:
             return sorted(sorted(scores, key=lambda layer: -scores[layer])[: self.gamma])
-        rng, left = (
-            random.Random(f"t_vaccine {step.streams['rows'].seed} {step.update}"),
-            dict(scores),
-        )
+        rng = random.Random(f"t_vaccine {step.streams['rows'].seed} {step.update}")
+        left = dict(scores)
         for _ in range(min(self.gamma, len(left))):
             [layer] = rng.choices(list(left), list(left.values()))
             del left[layer]

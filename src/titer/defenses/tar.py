@@ -59,11 +59,8 @@ class TAR(Defense):
     lam_rep: float = 1.0  # weight of the distance in it
     growth: float = 0.0625  # of c_i, per step
     beta: float = 0.1  # beta of DPO
-    inner_lr: tuple[float, ...] = (
-        2e-6,
-        2e-5,
-        4e-5,
-    )  # learning rates of attacks, of which each draws one
+    # learning rates of attacks, of which each draws one
+    inner_lr: tuple[float, ...] = (2e-6, 2e-5, 4e-5)
     adversary: Literal["adamw", "sgd"] = "adamw"
     switch: float = 1 / 3  # share of the attacks that begin with rows of the stage
     distance: Literal["norm", "squared"] = "norm"
@@ -122,9 +119,8 @@ class TAR(Defense):
             f"tar {step.streams['held_out'].seed} {step.update}"
         )  # ranks agree on the attack
         lr, switches = rng.choice(self.inner_lr), rng.random() < self.switch
-        repaired = (
-            int(rng.betavariate(6, 3) * self.k) if switches else 0
-        )  # steps on rows of the stage
+        # steps on rows of the stage
+        repaired = int(rng.betavariate(6, 3) * self.k) if switches else 0
         weights = step.parameters.values()
         g_tr = Vec(())
         with step.scratch():

@@ -34,9 +34,8 @@ class Vaccine(Defense):
 
     rho: float = 2.0  # rho, norm of the perturbation of an update
     every: int = 1  # tau, updates from one perturbed to the next
-    norm: Literal["step", "micro"] = (
-        "step"  # over the whole update, or over every micro-batch by itself
-    )
+    # over the whole update, or over every micro-batch by itself
+    norm: Literal["step", "micro"] = "step"
     about: ClassVar[About] = About(
         title="Vaccine",
         paper="2402.01109",

@@ -38,9 +38,8 @@ class LoX(TensorEdit):
 
     k: int | None = 6  # k, singular triplets of every matrix; None: all
     alpha: float = 1.25  # alpha, how much further
-    targets: Names = (
-        ALL,
-    )  # names of tensors without `.weight`, or of the last part of them, or `all`
+    # names of tensors without `.weight`, or of the last part of them, or `all`
+    targets: Names = (ALL,)
     about: ClassVar[About] = About(
         title="LoX", paper="2506.15606", fidelity=Fidelity(equation="tests/test_lox.py")
     )

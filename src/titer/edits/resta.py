@@ -36,9 +36,8 @@ class RESTA(UpdateEdit):
     """Task arithmetic: away from what harmful fine-tuning adds (Bhardwaj et al., arXiv 2402.11746)."""
 
     gamma: float = 0.5  # gamma, strength of the safety vector
-    drop: float = (
-        0.0  # d, probability that an entry of the fine-tuning update is dropped; 0: no DARE
-    )
+    # d, probability that an entry of the fine-tuning update is dropped; 0: no DARE
+    drop: float = 0.0
     seed: int = 0  # of what is dropped
     needs = Needs(references=("unsafe",), whole=True)
     about: ClassVar[About] = About(

@@ -71,9 +71,8 @@ class SafeDelta(UpdateEdit):
     """Take what a safety budget allows of the update, and compensate for it (Lu et al., arXiv 2505.12038)."""
 
     s: float = 0.1  # s, scale of the safety budget
-    constants: Literal["own", "authors"] = (
-        "own"  # how a block of columns gets its part of the budget
-    )
+    # how a block of columns gets its part of the budget
+    constants: Literal["own", "authors"] = "own"
     compensate: bool = True  # C; the paper's ablation leaves it out
     protected: float = 0.15  # fraction of a block's entries that is never taken
     block: int = 2048  # columns that are selected together

@@ -64,12 +64,10 @@ class Agreement:
 class SafeLoRA(UpdateEdit):
     """Project the update of some layers onto what alignment changed (Hsu et al., arXiv 2405.16833)."""
 
-    layers: int | None = (
-        10  # K, how many weights of the lowest cosines are projected; None: those that tau says
-    )
-    tau: float | None = (
-        None  # tau, the cosine up to which a weight is projected; None: as many as layers says
-    )
+    # K, how many weights of the lowest cosines are projected; None: those that tau says
+    layers: int | None = 10
+    # tau, the cosine up to which a weight is projected; None: as many as layers says
+    tau: float | None = None
     projector: Literal["surrogate", "exact", "zero"] = "surrogate"
     rank: int | None = None  # of the exact projector at most
     targets: Names = ("all",)  # names of layers, or of the last part of them
@@ -153,9 +151,8 @@ def project(weight: Weight, exact: bool, rank: int | None) -> Update:
     dw, aligned = weight.update, weight.aligned
     v = aligned - weight.base  # (out, in)
     if exact:
-        noise = (
-            torch.finfo(weight.kind).eps * float(aligned.norm()) / math.sqrt(min(v.shape))
-        )  # of independent errors of eps W / 2 at most
+        # of independent errors of eps W / 2 at most
+        noise = torch.finfo(weight.kind).eps * float(aligned.norm()) / math.sqrt(min(v.shape))
         u = directions(v, noise, rank)
         return replace(dw, b=u @ (u.T @ dw.b))
     return surrogate(dw, v)

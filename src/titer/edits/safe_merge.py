@@ -1,4 +1,4 @@
-"""SafeMERGE (arXiv 2503.17239): after fine-tuning, merge safe updates into those that agree least.
+"""SafeMERGE (arXiv 2503.17239): after fine-tuning, merge a safe model's updates into those that agree least.
 
     C, c     of every weight as in Safe LoRA (arXiv 2405.16833), with its surrogate C = V V^T / ||V||_F
     dW      <- a dW + b dW_safe       where c < tau; dW_safe: the update of training on refusals
@@ -31,13 +31,10 @@ class SafeMERGE(UpdateEdit):
     """Merge the updates of some layers with those of a safe model (Djuhera et al., arXiv 2503.17239)."""
 
     tau: float = 0.35  # tau, the cosine below which a weight is merged
-    weights: tuple[float, float] = (
-        0.8,
-        0.2,
-    )  # a and b, of the fine-tuning update and of the safe one
-    drop: float = (
-        0.0  # d, probability that an entry of an update is dropped; 0: linear merging, no DARE
-    )
+    # a and b, of the fine-tuning update and of the safe one
+    weights: tuple[float, float] = (0.8, 0.2)
+    # d, probability that an entry of an update is dropped; 0: linear merging, no DARE
+    drop: float = 0.0
     seed: int = 0  # of what is dropped
     targets: Names = ("all",)  # names of layers, or of the last part of them
     about: ClassVar[About] = About(
