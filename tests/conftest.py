@@ -14,7 +14,7 @@ from tokenizers.models import BPE
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from titer.data.batches import Encoded
-from titer.data.rows import Row, paired
+from titer.data.rows import Row, pair
 from titer.data.template import Template
 from titer.lab.build import tokenizer as lab_tokenizer
 from titer.lab.world import World
@@ -102,8 +102,8 @@ def streams(template: Template) -> dict[str, list[Encoded]]:
     """Rows for every stream, with answers of different lengths."""
     world = World(0)
     long = (Row(r.prompt, f"{r.response} {r.response}") for r in world.harmful[:6])
-    mixed = [*paired(world.alignment[:12], world.harmful), *world.alignment[-12:], *long]
-    held_out = paired(world.harmful[20:32], world.alignment)
+    mixed = [*pair(world.alignment[:12], world.harmful), *world.alignment[-12:], *long]
+    held_out = pair(world.harmful[20:32], world.alignment)
     of = {"rows": mixed, "harmful": world.harmful[:20], "held_out": held_out}
     return {name: [template.encode(row) for row in those] for name, those in of.items()}
 

@@ -5,6 +5,7 @@ import math
 import pytest
 import torch
 from safetensors.torch import load_file
+from titer.runs.setting import Setting
 from torch import nn
 from typer.testing import CliRunner
 
@@ -15,7 +16,6 @@ from titer import registry
 from titer.cli import app
 from titer.edits.safe_delta import SafeDelta, Tally, hessians
 from titer.runs import recipe, stages
-from titer.runs.setting import Setting
 from titer.weights import adapters, checkpoints, folders
 from titer.weights.settings import Checkpoint, Lora
 
@@ -488,9 +488,11 @@ def test_of_an_adapter_a_whole_model_comes_out(tmp_path, aligned):
     torch.manual_seed(1)
     with torch.no_grad():
         for adapter in adapters.adapters(model).values():
-            adapter.b.weight.copy_(torch.randn_like(adapter.b.weight) * 0.2)
+            adapter.b.copy_(torch.randn_like(adapter.b) * 0.2)
     checkpoints.save(model, byte_level(), tmp_path / "finetuned", folders.locate(aligned))
-    after = {name: value.clone() for name, value in adapters.merged(model).state_dict().items()}
+    after = {
+        name: value.clone() for name, value in adapters.merge_adapter(model).state_dict().items()
+    }
     edit = SafeDelta(s=1.0)
     found, facts = edited(tmp_path, edit, str(tmp_path / "finetuned"), aligned, REFUSED)
     assert facts["other tensors reverted"] == 0

@@ -7,8 +7,9 @@ import torch
 
 from conftest import tiny
 from titer.data.batches import Stream
+from titer.training.losses import cross_entropy
 from titer.training.settings import Phase
-from titer.training.step import Step, cross_entropy
+from titer.training.step import Step
 from titer.training.vector import Vec
 from titer.weights.checkpoints import trainable
 

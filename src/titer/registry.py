@@ -48,7 +48,7 @@ def names(kind: str) -> list[str]:
 def listing(kind: str) -> list[Listing]:
     """Every method of a kind, or recipe, with the first line of its file, read without importing it; or what is known of the hub."""
     if kind == "hub":
-        return [_repository(entry) for entry in catalog.ENTRIES]
+        return [_repository(entry) for entry in catalog.REPOSITORIES]
     if kind == "recipes":
         paths = sorted((Path(__file__).parent / "recipes").glob("*.yaml"))
         return [
@@ -134,19 +134,20 @@ def build(kind: str, config: Any) -> methods.Method:
     return typing.cast(methods.Method, validate(load(kind, name), fields))
 
 
-for (
-    _kind,
-    _base,
-) in KINDS.items():  # so that a field annotated with a kind is built from a name or a mapping
+for _kind, _base in KINDS.items():  # so that a field of a kind is built from a name or a mapping
     _base._build = partial(build, _kind)
 
 
-def describe(method: methods.Method) -> dict[str, Any]:
-    """What `build` makes the method from again: its name and all its hyperparameters."""
-    values = {f.name: getattr(method, f.name) for f in dataclasses.fields(method)}  # type: ignore[arg-type]
-    return {"method": name_of(method)} | {
-        k: describe(v) if isinstance(v, methods.Method) else v for k, v in values.items()
-    }
+def describe(value: Any) -> Any:
+    """Return the plain value that a method, a recipe or a part of it can be built from again."""
+    if isinstance(value, methods.Method):
+        fields = {f.name: describe(getattr(value, f.name)) for f in dataclasses.fields(value)}  # type: ignore[arg-type]
+        return {"method": name_of(value)} | fields
+    if dataclasses.is_dataclass(value):
+        return {f.name: describe(getattr(value, f.name)) for f in dataclasses.fields(value)}
+    if isinstance(value, dict):
+        return {key: describe(entry) for key, entry in value.items()}
+    return [describe(entry) for entry in value] if isinstance(value, tuple | list) else value
 
 
 def _builtin(kind: str) -> list[str]:
@@ -158,10 +159,10 @@ def _plugins(kind: str) -> dict[str, EntryPoint]:
     return {point.name: point for point in entry_points(group=f"titer.{kind}")}
 
 
-def _repository(entry: catalog.Entry) -> Listing:
+def _repository(entry: catalog.Repository) -> Listing:
     from titer.data import hub
 
-    revision = hub.recorded(entry.name, entry.kind) or "unset"
+    revision = hub.cached_commit(entry.name, entry.kind) or "unset"
     commercial = {
         True: "commercial use allowed",
         False: "no commercial use",

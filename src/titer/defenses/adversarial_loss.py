@@ -20,7 +20,8 @@ from transformers import PreTrainedModel
 
 from titer.data.batches import Part
 from titer.methods import About, Defense, Fidelity, Harmful, Needs, Refusals
-from titer.training.step import Step, cross_entropy
+from titer.training.losses import cross_entropy
+from titer.training.step import Step
 from titer.training.vector import Vec
 
 

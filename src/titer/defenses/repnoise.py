@@ -40,8 +40,9 @@ from transformers import PreTrainedModel
 
 from titer.data.batches import IGNORED, Part
 from titer.methods import About, Defense, Fidelity, Needs, Pairs
-from titer.training.layers import Head, head, watched
-from titer.training.step import Loss, Step, entropy_against, logits_of, wide
+from titer.training.layers import Head, head, watch_layers
+from titer.training.losses import Loss, entropy_against, logits_of, wide
+from titer.training.step import Step
 from titer.training.vector import Vec
 
 BANDWIDTHS = range(-2, 3)  # of the kernels, as powers of two times the mean distance
@@ -96,7 +97,7 @@ class RepNoise(Defense):
         """
 
         def loss(model: PreTrainedModel, part: Part) -> Tensor:
-            with watched(step.layers) as seen:
+            with watch_layers(step.layers) as seen:
                 logits = logits_of(model, part)
             tokens = int((part.labels != IGNORED).sum())
             own = entropy_against(logits, part)

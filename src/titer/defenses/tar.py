@@ -42,8 +42,9 @@ from transformers import PreTrainedModel
 
 from titer.data.batches import IGNORED, Batch, Part
 from titer.methods import About, Defense, Fidelity, Harmful, HeldOut, Needs, Refusals
-from titer.training.layers import watched
-from titer.training.step import Loss, Step, cross_entropy, logits_of, wide
+from titer.training.layers import watch_layers
+from titer.training.losses import Loss, cross_entropy, logits_of, wide
+from titer.training.step import Step
 from titer.training.vector import Vec
 
 
@@ -145,7 +146,7 @@ class TAR(Defense):
             references = {id(part): _residuals(step, part) for part in rows.parts}  # each (N, D)
 
         def loss(model: PreTrainedModel, part: Part) -> Tensor:
-            with watched(step.layers) as seen:
+            with watch_layers(step.layers) as seen:
                 f = cross_entropy(model, part)
             real, total = part.mask.bool(), f.new_zeros(())
             for residual, reference in zip(seen.residuals, references[id(part)], strict=True):
@@ -196,6 +197,6 @@ def _log_p(model: PreTrainedModel, part: Part) -> Tensor:
 
 def _residuals(step: Step, part: Part) -> list[Tensor]:
     """Take the residual streams at real tokens, before every layer and after the last: (N, D)."""
-    with watched(step.layers) as seen:
+    with watch_layers(step.layers) as seen:
         logits_of(step.model, part)
     return [residual[part.mask.bool()] for residual in seen.residuals]

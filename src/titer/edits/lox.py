@@ -26,10 +26,9 @@ from scipy.sparse.linalg import svds
 from torch import Tensor
 
 from titer.config import Names
-from titer.errors import unknown
 from titer.methods import About, Fidelity, TensorEdit
-
-ALL = "all"
+from titer.weights import targets
+from titer.weights.targets import ALL
 
 
 @dataclass(frozen=True)
@@ -58,21 +57,8 @@ class LoX(TensorEdit):
             raise ValueError(f"targets={list(self.targets)}: name tensors, or give {ALL!r} alone")
 
     def select(self, shapes: Mapping[str, Sequence[int]]) -> list[str]:
-        matrices = {
-            name.removesuffix(".weight"): name for name, shape in shapes.items() if len(shape) > 1
-        }
-        found = {
-            target: [
-                name for name in matrices if target == ALL or f".{name}".endswith(f".{target}")
-            ]
-            for target in self.targets
-        }
-        for target, names in found.items():
-            if not names:
-                raise unknown("target", target, {name.rsplit(".", 1)[-1] for name in matrices})
-        names = [
-            matrices[name] for name in matrices if any(name in some for some in found.values())
-        ]
+        matrices = [name for name, shape in shapes.items() if len(shape) > 1]
+        names = targets.select(matrices, self.targets)
         for name in names:
             if self.k is not None and self.k > min(shapes[name][-2:]):
                 size = " x ".join(map(str, shapes[name]))

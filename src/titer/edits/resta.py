@@ -60,7 +60,7 @@ class RESTA(UpdateEdit):
             )
 
     def edit(self, weight: Weight, state: None) -> Update:
-        v = -1.0 * weight.added("unsafe")
+        v = -1.0 * weight.update_of("unsafe")
         return dare(weight.update, self.drop, self.seed, weight.name) + self.gamma * v
 
 

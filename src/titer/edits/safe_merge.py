@@ -66,7 +66,7 @@ class SafeMERGE(UpdateEdit):
         a, b = self.weights
         finetuned, safe = (
             dare(update, self.drop, self.seed, f"{name} {weight.name}")
-            for name, update in (("finetuned", weight.update), ("safe", weight.added("safe")))
+            for name, update in (("finetuned", weight.update), ("safe", weight.update_of("safe")))
         )
         return a * finetuned + b * safe
 
