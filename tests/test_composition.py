@@ -246,6 +246,11 @@ def test_streams_that_contradict_are_refused_when_the_method_is_built(name, kind
         Booster(align=Drawing((("rows", Answers), (name, kind))))
 
 
+def test_a_null_of_terms_over_rows_of_another_kind_is_refused_when_it_is_built():
+    with pytest.raises(ValueError, match="RandomTerm draws answers rows from its stream 'rows'"):
+        RandomTerm(Drawing((("rows", Harmful),)))
+
+
 def test_booster_passes_on_what_it_does_not_do_itself(rows, accelerator):
     method, step = Booster(align=Watched(), every=3), step_for(tiny(), rows, accelerator)
     assert (method.needs.references, method.period) == (("start",), 21)
