@@ -1,8 +1,7 @@
-"""What every registered defense keeps, whichever it is: a new file is tested before its author
-writes a test.
-"""
+"""The contract of every registered defense: a new file is tested before its author writes a test."""
 
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -16,12 +15,13 @@ from safetensors.torch import load_file
 from conftest import tiny
 from test_step import same, state, step_for
 from titer import registry
-from titer.methods import Defense
+from titer.methods import About, Defense
 from titer.training.settings import Training
 from titer.training.train import train
 
 SETTINGS = Training(updates=8, lr=1e-3, batch=2, weight_decay=0.3, lora=None)
 NAMES = registry.names("defenses")
+ROOT = Path(__file__).parent.parent
 
 
 SHORTER = {"tar": {"k": 3, "every": 2, "switch": 0.0}}  # what would take minutes with its defaults
@@ -162,3 +162,26 @@ def test_unconnected_ranks_are_refused(monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(ValueError, match="WORLD_SIZE is 2 but this process sees 1 ranks"):
         accelerator_for("cpu")
+
+
+@pytest.mark.parametrize("kind", list(registry.KINDS))
+def test_every_method_says_where_it_comes_from_and_what_it_was_compared_with(kind):
+    titles = []
+    for name in registry.names(kind):
+        method = registry.load(kind, name)
+        assert "about" in vars(method), f"{name} states no facts of its own"
+        assert isinstance(method.about, About)
+        titles.append(method.about.title)
+        assert bool(method.about.passes) == (kind == "defenses")
+        if kind == "edits":
+            assert method.stages == (method.stage,)
+        else:
+            assert method.stages == (("align", "finetune") if kind == "defenses" else ())
+        fidelity = method.about.fidelity
+        assert (ROOT / fidelity.equation).is_file() or fidelity.equation == "never"
+        for said in (fidelity.code, fidelity.real_model):
+            assert said == "never" or re.search(r", \d{4}-\d\d-\d\d$", said)
+        repository = fidelity.code.split()[0]
+        assert repository == "never" or repository in (ROOT / "docs/log.md").read_text()
+    assert all(titles)
+    assert len(set(titles)) == len(titles)

@@ -461,7 +461,9 @@ def test_every_edit_of_what_fine_tuning_added_changes_that_alone(
         of.removeprefix("base_model.model.").split(".lora_")[0].removesuffix(".weight")
         for of in changes
     }
-    assert edited == linear or (edit.everything and kind == "whole" and set(changes) == set(before))
+    assert edited == linear or (
+        edit.needs.whole and kind == "whole" and set(changes) == set(before)
+    )
     model = checkpoints.load(str(tmp_path))[0]
     assert adapters.has_adapter(model) == (kind == "adapter" and edit.keeps_rank)
     with torch.no_grad():

@@ -52,7 +52,7 @@ def test_it_trains_as_the_user_did_but_for_length_rate_and_batch():
     assert OneShot(k=100, updates=7, lr=1e-3).training(user) == Training(
         updates=7, lr=1e-3, batch=8, weight_decay=0.3, clip=0.5
     )
-    assert OneShot().data is Refusals
+    assert OneShot().needs.rows is Refusals
     assert OneShot() == OneShot(k=1, updates=10, lr=None, seed=0)
 
 
