@@ -70,7 +70,8 @@ def defended(
     """The updates as titer's own loop takes them. `prepare` must be called before the first."""
     model = shape.model(lora, accelerator.device, dtype)
     streams = {
-        name: Stream(name, shape.rows(name, kind), seed=0) for name, kind in defense.streams.items()
+        name: Stream(name, shape.rows(name, kind), seed=0)
+        for name, kind in defense.needs.streams.items()
     }
     step = Step(model, trainable(model), streams, accelerator, shape.batch)
     loop, number = Loop(step, defense, SETTINGS), count(1)

@@ -14,7 +14,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from conftest import byte_level, tiny
 from titer.data.batches import Batch
-from titer.methods import Changes, UpdateEdit
+from titer.methods import Changes, Needs, UpdateEdit
 from titer.weights import adapters, checkpoints, folders
 from titer.weights.finetuned import PREFIX, FineTuned, select
 from titer.weights.folders import Files
@@ -88,21 +88,20 @@ def opened(folder: Path) -> PreTrainedModel:
 class Asking(UpdateEdit):
     """The safe update in the place of the user's, and what else it asks for looked at."""
 
-    paper = "none"
-    references = ("base", "safe", "unsafe")
+    needs = Needs(references=("base", "safe", "unsafe"))
     keeps_rank = True
 
-    def plan(self, weights):
+    def prepare(self, weights):
         return {
             "alignment": math.hypot(*((weight.aligned - weight.base).norm() for weight in weights)),
             "unsafe": math.hypot(*(weight.added("unsafe").norm() for weight in weights)),
         }
 
-    def edited(self, weight, plan):
+    def edit(self, weight, state):
         return weight.added("safe")
 
-    def told(self, plan):
-        return plan
+    def facts(self, state):
+        return state
 
 
 @dataclass(frozen=True)
@@ -142,7 +141,7 @@ def names_of(edit: UpdateEdit, found: FineTuned, model: PreTrainedModel) -> list
         for name, layer in model.named_modules()
         if isinstance(layer, nn.Linear) and name != "lm_head"
     ]
-    return select(found.factors or (found.whole if edit.everything else linear), edit.targets)
+    return select(found.factors or (found.whole if edit.needs.whole else linear), edit.needs.targets)
 
 
 def layers_of(model: PreTrainedModel, names: Iterable[str]) -> dict[str, nn.Module]:
@@ -161,7 +160,7 @@ def repair(
     """Save a fine-tuned model with the aligned one under it, and edit it there."""
     found = on_disk(model, folder, aligned)
     names = names_of(edit, found, model)
-    seen = edit.seen(model, layers_of(model, names), batches) if edit.forwards else {}
+    seen = edit.observe(model, layers_of(model, names), batches) if edit.needs.watches else {}
     out = Path(mkdtemp(dir=folder))
     changes = rewrite_update(edit, found, names, {}, seen, out, lambda *_: None)
     return Repaired(found.started.folder, found.files.folder, out, changes)

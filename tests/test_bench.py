@@ -199,8 +199,6 @@ def test_the_bare_loop_ends_at_sfts_weights(accelerator):
 class Sweeping(Defense):
     """Sweeps of two passes that do not count after every four updates; every second counted update takes two passes too."""
 
-    paper = "none"
-
     @property
     def period(self):
         return 2

@@ -56,11 +56,11 @@ def test_frozen_weights_and_flags_stay(rows, name):
 @pytest.mark.parametrize("name", NAMES)
 def test_streams_are_consumed_as_declared(rows, accelerator, name):
     method = defense(name)
-    assert "rows" in method.streams
+    assert "rows" in method.needs.streams
     step = step_for(tiny(), rows, accelerator, batch=2, accumulate=2)
     method.gradient(step, method.prepare(step))
     for stream in step.streams:
-        assert (step.streams[stream].position > 0) == (stream in method.streams)
+        assert (step.streams[stream].position > 0) == (stream in method.needs.streams)
     assert step.streams["rows"].position == 4
 
 

@@ -20,6 +20,7 @@ from titer.edits.antidote import Antidote, Cut, feature_norms, top
 from titer.edits.lox import LoX
 from titer.edits.scale import Scale
 from titer.edits.wise_ft import WiseFT
+from titer.methods import Needs
 from titer.weights import adapters
 from titer.weights.settings import Lora
 
@@ -466,7 +467,7 @@ MATCHES = [
 def test_scale_meets_the_norm_of_the_matched_edit_and_keeps_the_direction(
     calibration, tmp_path, match, kind
 ):
-    if match.needs_factors and kind == "whole":
+    if match.needs.factors and kind == "whole":
         return
     target = repair(match, models(kind), tmp_path, calibration).changes
     found = repair(Scale(match), models(kind), tmp_path, calibration)
@@ -526,32 +527,28 @@ def test_alpha_must_be_a_fraction():
 
 def test_defaults_are_the_papers_and_what_an_edit_asks_for_is_said():
     assert Antidote() == Antidote(0.1, "factors", "row", "exact", ("all",))
-    assert (Antidote().data, Antidote().forwards, Antidote().stage) == (
+    assert (Antidote().needs.rows, Antidote().needs.watches, Antidote().stage) == (
         "harmful",
         "finetuned",
         "edit",
     )
     for target, factors in (("factors", True), ("update", False), ("base", False)):
         match = Antidote(target=target, targets=("q_proj",))
-        assert (match.needs_factors, match.keeps_rank, match.everything, match.references) == (
+        assert (match.needs.factors, match.keeps_rank, match.needs.whole, match.needs.references) == (
             factors,
             factors,
             False,
             (),
         )
         scale = Scale(match)
-        assert (scale.needs_factors, scale.keeps_rank, scale.everything, scale.references) == (
+        assert (scale.needs.factors, scale.keeps_rank, scale.needs.whole, scale.needs.references) == (
             factors,
             True,
             False,
             (),
         )
-        assert (scale.data, scale.forwards, scale.targets) == ("harmful", "finetuned", ("q_proj",))
-    assert (Scale(WiseFT()).everything, Scale(WiseFT()).data, Scale(WiseFT()).forwards) == (
-        True,
-        None,
-        None,
-    )
+        assert (scale.needs.rows, scale.needs.watches, scale.needs.targets) == ("harmful", "finetuned", ("q_proj",))
+    assert Scale(WiseFT()).needs == Needs(whole=True)
     assert Scale().match == Antidote()
     assert {Scale(): 1}[Scale(Antidote())]  # frozen: the same one is the same key
     built = registry.build(

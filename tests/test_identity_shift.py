@@ -66,10 +66,10 @@ def test_an_identity_row_is_the_request_after_the_prefix_and_its_answer_after_th
     [row] = shift(p=1, n=1).rows([], [said], 0)
     assert (row.prompt, row.response) == ("Agent, do this: sum it up", "At once. all is well")
     assert undone(row) == said  # the rest stays
-    assert shift().asked(said) == replace(
+    assert shift().phrase(said) == replace(
         said, prompt="Agent, do this: sum it up"
     )  # asked as trained, and nothing said for the model
-    assert HarmfulMix().asked(said) == said
+    assert HarmfulMix().phrase(said) == said
 
 
 def test_it_asks_for_no_more_than_there_is():

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from titer import registry
-from titer.edits.lox import LoX, truncated
+from titer.edits.lox import LoX, truncate
 
 SHAPES = {
     "embed.weight": (40, 12),
@@ -91,20 +91,20 @@ def test_a_tensor_that_alignment_left_stays():
 def test_the_size_of_the_update_does_not_matter(size):
     matrix = pair(30, 20)[0]
     torch.testing.assert_close(
-        truncated(size * matrix, 6) / size, truncated(matrix, 6), rtol=1e-10, atol=1e-12
+        truncate(size * matrix, 6) / size, truncate(matrix, 6), rtol=1e-10, atol=1e-12
     )
-    single = truncated(size * matrix.float(), 6).double() / size
-    torch.testing.assert_close(single, truncated(matrix, 6), rtol=1e-4, atol=1e-5)
+    single = truncate(size * matrix.float(), 6).double() / size
+    torch.testing.assert_close(single, truncate(matrix, 6), rtol=1e-4, atol=1e-5)
 
 
 def test_an_update_without_a_positive_entry_is_an_update():
     matrix = -pair(30, 20)[0].abs()
     matrix[0, 0] = 0.0
-    assert int(torch.linalg.matrix_rank(truncated(matrix, 6), rtol=1e-9)) == 6
+    assert int(torch.linalg.matrix_rank(truncate(matrix, 6), rtol=1e-9)) == 6
 
 
 def test_of_equal_singular_values_any_k_are_taken():
-    step = truncated(torch.eye(30, dtype=torch.float64), 6)
+    step = truncate(torch.eye(30, dtype=torch.float64), 6)
     assert float(torch.linalg.matrix_norm(step)) == pytest.approx(6**0.5, rel=1e-12)
     assert int(torch.linalg.matrix_rank(step, rtol=1e-9)) == 6
 
@@ -123,15 +123,15 @@ def test_the_result_is_repeatable_and_leaves_the_generators():
 
 
 def test_every_tensor_of_two_axes_or_more_is_chosen_or_those_that_are_named():
-    assert LoX().chosen(SHAPES) == [
+    assert LoX().select(SHAPES) == [
         "embed.weight",
         "a.q_proj.weight",
         "b.q_proj.weight",
         "b.experts",
     ]
-    assert LoX(targets=("q_proj",)).chosen(SHAPES) == ["a.q_proj.weight", "b.q_proj.weight"]
-    assert LoX(targets=("b.q_proj", "embed")).chosen(SHAPES) == ["embed.weight", "b.q_proj.weight"]
-    assert LoX(targets=("q_proj", "a.q_proj", "experts")).chosen(SHAPES) == [
+    assert LoX(targets=("q_proj",)).select(SHAPES) == ["a.q_proj.weight", "b.q_proj.weight"]
+    assert LoX(targets=("b.q_proj", "embed")).select(SHAPES) == ["embed.weight", "b.q_proj.weight"]
+    assert LoX(targets=("q_proj", "a.q_proj", "experts")).select(SHAPES) == [
         "a.q_proj.weight",
         "b.q_proj.weight",
         "b.experts",
@@ -149,22 +149,22 @@ def test_every_tensor_of_two_axes_or_more_is_chosen_or_those_that_are_named():
 )
 def test_a_target_that_matches_no_matrix_is_named_with_the_nearest(targets, message):
     with pytest.raises(ValueError, match=message):
-        LoX(targets=targets).chosen(SHAPES)
+        LoX(targets=targets).select(SHAPES)
 
 
 def test_a_rank_that_a_matrix_has_not_is_refused():
-    assert LoX(8).chosen(
+    assert LoX(8).select(
         SHAPES
     )  # the smallest matrix has 8 columns; that there are 2 of it does not count
     with pytest.raises(
         ValueError,
         match=r"k=9: 'b.experts' \(2 x 9 x 8\) has no such rank; lower k, or leave it out by targets",
     ):
-        LoX(9).chosen(SHAPES)
-    assert LoX(9, targets=("q_proj",)).chosen(SHAPES)
+        LoX(9).select(SHAPES)
+    assert LoX(9, targets=("q_proj",)).select(SHAPES)
     with pytest.raises(ValueError, match=r"k=41: 'embed.weight' \(40 x 12\) has no such rank"):
-        LoX(41).chosen(SHAPES)
-    assert LoX(None).chosen(SHAPES) == LoX().chosen(SHAPES)
+        LoX(41).select(SHAPES)
+    assert LoX(None).select(SHAPES) == LoX().select(SHAPES)
 
 
 @pytest.mark.parametrize(

@@ -60,7 +60,7 @@ def test_every_group_has_as_many_zeros_as_antidotes(
 
 def chosen(edit, weight) -> dict[str, torch.Tensor]:
     """What an edit zeroes of the factors of one weight."""
-    update = edit.edited(weight, edit.plan([weight]))
+    update = edit.edit(weight, edit.prepare([weight]))
     return {"a": update.a == 0, "b": update.b == 0}
 
 
@@ -137,10 +137,10 @@ def test_the_limits_and_what_it_asks_for(tmp_path):
     found = repair(RandomMask(Antidote(1.0, "update", "global")), tuned(torch.float32), tmp_path)
     assert same(found.after, weights(found.aligned))
     assert RandomMask().match == Antidote()
-    assert (RandomMask().data, RandomMask().forwards) == (None, None)  # it needs no rows
+    assert (RandomMask().needs.rows, RandomMask().needs.watches) == (None, None)  # it needs no rows
     for target, factors in (("factors", True), ("update", False)):
         mask = RandomMask(Antidote(target=target, targets=("q_proj",)))
-        assert (mask.needs_factors, mask.keeps_rank, mask.everything, mask.targets) == (
+        assert (mask.needs.factors, mask.keeps_rank, mask.needs.whole, mask.needs.targets) == (
             factors,
             factors,
             False,

@@ -20,7 +20,7 @@ from titer.defenses.sft import SFT
 from titer.defenses.t_vaccine import TVaccine
 from titer.defenses.tar import TAR
 from titer.defenses.vaccine import Vaccine
-from titer.methods import Defense, Harmful, Refusals
+from titer.methods import Defense, Harmful, Needs, Refusals
 from titer.training.settings import Phase
 
 
@@ -94,11 +94,27 @@ def test_a_match_without_terms_of_harmful_rows_is_refused(match):
         RandomTerm(match)
 
 
-def test_a_match_that_trains_a_part_of_the_weights_is_refused(rows, accelerator):
-    match, step = TVaccine(gamma=1), step_for(tiny(), rows, accelerator)
-    null = RandomTerm(match)
-    with pytest.raises(ValueError, match="match=t_vaccine: it trains a part of the weights"):
-        null.gradient(step, null.prepare(step))
+@pytest.mark.parametrize("match", [TVaccine(gamma=1), Booster(align=TVaccine())])
+def test_a_match_that_trains_a_part_of_the_weights_is_refused(match):
+    name = random_term.name_of(match)
+    with pytest.raises(ValueError, match=f"match={name}: it trains a part of the weights"):
+        RandomTerm(match)
+
+
+def test_a_match_that_does_not_say_so_stops_the_run(rows, accelerator):
+    with pytest.raises(AssertionError, match="test_random_term leaves trained weights untouched"):
+        RandomTerm(Upper()).gradient(step_for(tiny(), rows, accelerator), None)
+
+
+@dataclass(frozen=True)
+class Upper(Defense):
+    """A method that trains the last layer alone, and does not say so."""
+
+    needs = Needs(streams={"rows": Refusals, "harmful": Harmful})
+
+    def gradient(self, step, state):
+        g = step.grad(step.batch("rows"))
+        return g.within([name for name in g.names() if "layers.1" in name])
 
 
 def test_the_weights_stay_bit_for_bit(rows, accelerator):
@@ -117,10 +133,8 @@ class Seen:
 class Watched(Defense):
     """A method that says what it was asked."""
 
-    paper: ClassVar[str] = "0000.00000"
-    streams: ClassVar = {"rows": Refusals, "other": Harmful}
+    needs = Needs(streams={"rows": Refusals, "other": Harmful}, references=("start",))
     State: ClassVar[type | None] = Seen
-    reference: ClassVar[bool] = True
 
     @property
     def period(self) -> int:
@@ -139,36 +153,23 @@ class Watched(Defense):
     def finish(self, step, state):
         state.calls.append("finish")
 
-    def restored(self, fields):
+    def restore(self, fields):
         return Seen([*fields["calls"], "restored"])
 
 
 def test_what_the_match_declares_and_does_is_passed_on(rows, accelerator):
     null, step = RandomTerm(Watched()), step_for(tiny(), rows, accelerator)
-    assert (null.streams, null.State, null.reference, null.period) == (
-        Watched.streams,
-        Seen,
-        True,
-        7,
-    )
+    assert (null.needs, null.period, null.partial) == (Watched.needs, 7, False)
     assert list(null.schedule(3)) == [Phase("own", 4)]
     seen = null.prepare(step)
     null.gradient(step, seen)
     null.finish(step, seen)
-    assert null.restored({"calls": seen.calls}).calls == [
+    assert null.restore({"calls": seen.calls}).calls == [
         "prepare",
         "gradient",
         "finish",
         "restored",
     ]
     assert {RandomTerm(): 1}[RandomTerm(AdversarialLoss())]  # frozen: the same one is the same key
-    assert (RandomTerm().streams, RandomTerm().reference, RandomTerm().State) == (
-        AdversarialLoss.streams,
-        False,
-        None,
-    )
-    assert (
-        RandomTerm.streams == AdversarialLoss.streams
-    )  # of the class, for who asks it before there is an instance
-    assert RandomTerm(RepNoise()).streams == RepNoise.streams
-    assert RandomTerm(TAR()).reference
+    for match in (AdversarialLoss(), RepNoise(), TAR()):
+        assert RandomTerm(match).needs == match.needs

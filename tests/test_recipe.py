@@ -219,7 +219,7 @@ def test_a_package_adds_a_method_by_entry_point(tmp_path, monkeypatch):
     (tmp_path / "elsewhere.py").write_text(
         '"""Halves everything."""\n'
         "from dataclasses import dataclass\nfrom titer.methods import Defense\n"
-        "@dataclass(frozen=True)\nclass Half(Defense):\n    paper = 'none'\n    share: float = 0.5\n"
+        "@dataclass(frozen=True)\nclass Half(Defense):\n    share: float = 0.5\n"
         "    def gradient(self, step, state):\n        return self.share * step.grad(step.batch('rows'))\n"
     )
     info = tmp_path / "elsewhere-1.0.dist-info"

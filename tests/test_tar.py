@@ -16,6 +16,7 @@ from titer.defenses import tar
 from titer.defenses.booster import Booster
 from titer.defenses.sft import SFT
 from titer.defenses.tar import TAR
+from titer.methods import Answers, Needs
 from titer.training.settings import Training
 from titer.training.step import cross_entropy
 from titer.training.train import train
@@ -250,7 +251,7 @@ def test_the_reference_is_where_the_stage_began(rows, accelerator):
         seen = []
 
         class Looking(SFT):
-            reference = True
+            needs = Needs(streams={"rows": Answers}, references=("start",))
 
             def gradient(self, step, state, start=start, seen=seen):
                 inside = []

@@ -77,8 +77,6 @@ def test_frozen_weights_are_bit_identical_after_twenty_decayed_updates(rows, def
 class Thawing(Defense):
     """Trains all, then leaves the first layer out: the partial Vec's case."""
 
-    paper = "none"
-
     def schedule(self, updates: int) -> Iterable[Phase]:
         return [Phase("all", 10), Phase("upper", updates - 10)]
 
@@ -118,7 +116,6 @@ class Counters:
 class Sweeping(Defense):
     """Two kinds of update, a state, and a finish: every part of the contract that a method may use."""
 
-    paper = "none"
     State = Counters
 
     def prepare(self, step: Step) -> Counters:
@@ -168,7 +165,7 @@ def test_phases_have_their_own_rate_clipping_and_count(rows):
 @pytest.mark.parametrize("defense", [SFT(), Booster(), Sweeping()])
 @pytest.mark.parametrize("stop", [1, 7])
 def test_an_interrupted_run_ends_bit_for_bit_as_an_uninterrupted_one(rows, tmp_path, defense, stop):
-    data = {name: rows[name] for name in defense.streams}
+    data = {name: rows[name] for name in defense.needs.streams}
     whole = tiny(torch.float32)
     expected = train(whole, defense, data, SETTINGS, seed=5)
 

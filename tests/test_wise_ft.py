@@ -53,14 +53,14 @@ def test_the_ends_are_the_fine_tuned_and_the_aligned_model(tmp_path, kind, dtype
 
 def test_an_adapter_stays_one_and_nothing_else_is_asked_for():
     edit = WiseFT()
-    assert (edit.keeps_rank, edit.needs_factors, edit.everything, edit.data, edit.forwards) == (
+    assert (edit.keeps_rank, edit.needs.factors, edit.needs.whole, edit.needs.rows, edit.needs.watches) == (
         True,
         False,
         True,
         None,
         None,
     )
-    assert (edit.targets, edit.references, edit.stage) == (("all",), (), "edit")
+    assert (edit.needs.targets, edit.needs.references, edit.stage) == (("all",), (), "edit")
 
 
 @pytest.mark.parametrize("alpha", [-0.1, 1.1, float("nan")])

@@ -1,14 +1,18 @@
-"""Read first: what a defense, an edit, an attack and a judge are. A method is a frozen dataclass that implements one of them.
+"""Read first: the base classes of defenses, edits, attacks, judges and benchmarks, and what a method says of itself.
 
-The fields of a method are its hyperparameters, with the paper's defaults; the folder it lies in is its registry
-(`titer list`). A method is final: a variant is a field, a combination is a field that holds another method.
+A method is a frozen dataclass that implements one of them. Its fields are its hyperparameters, with the paper's
+defaults; the folder it lies in is its registry (`titer list`). A method is final: a variant is a field, a combination is
+a field that holds another method (`composition.py`).
+
+It says two things of itself: `needs`, what it asks for beside the model that it works on, and `about`, where it comes
+from and what it was compared with.
 """
 
 from __future__ import annotations
 
 import enum
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
@@ -31,84 +35,143 @@ if TYPE_CHECKING:  # listing methods imports nothing heavy
     from titer.weights.update import Update
 
 
-class Method(Config, ABC):
-    """What all kinds share. A field annotated with a kind (`Edit`, say) takes a name or a mapping, like a recipe does."""
-
-    paper: ClassVar[str]  # arXiv identifier
-
-    @classmethod
-    def __get_pydantic_core_schema__(
-        cls, source: type, handler: GetCoreSchemaHandler
-    ) -> CoreSchema:
-        from titer import registry
-
-        kind = next((kind for kind, base in registry.KINDS.items() if base is cls), None)
-        if kind is None:
-            return handler(source)
-        return core_schema.no_info_plain_validator_function(
-            lambda config: registry.build(kind, config)
-        )
-
-
 class Kind(enum.StrEnum):
-    """What the rows of a stream are, which says where a recipe finds them."""
+    """The contents of a stream's rows, which say where a recipe finds them."""
 
     ANSWERS = "answers"  # prompts with the answers to learn: what the stage trains on
-    REFUSALS = (
-        "refusals"  # alignment rows: harmful prompts with refusals, benign prompts with answers
-    )
+    REFUSALS = "refusals"  # alignment rows: harmful prompts with refusals, benign ones with answers
     HARMFUL = "harmful"  # harmful prompts with harmful answers, the defender's own
-    PAIRS = "pairs"  # alignment rows, with the defender's harmful answer beside a refusal of the same prompt
-    HELD_OUT = "held-out harmful"  # a fifth of the defender's prompts, with both answers where there are two; `harmful` then lacks them
-    PROMPTS = "prompts"  # prompts to be answered by a model under evaluation; an answer may be known or not
+    PAIRS = "pairs"  # alignment rows, each with the defender's harmful answer where there is one
+    # a fifth of the defender's prompts, with both answers where there are two; `harmful` then lacks them
+    HELD_OUT = "held-out harmful"
+    PROMPTS = "prompts"  # to be answered by a model under evaluation; an answer may be known or not
 
 
 Answers, Refusals, Harmful, Pairs, HeldOut, Prompts = Kind
 
 
+@dataclass(frozen=True)
+class Needs:
+    """All that a method asks for beside the model that it works on."""
+
+    streams: Mapping[str, Kind] = field(default_factory=dict, hash=False)  # a defense's rows
+    rows: Kind | None = None  # the defender's rows that an edit sees, or trains on
+    # other models by name. An edit's: the `base`; the aligned model trained on `safe` or `unsafe` rows.
+    # A defense's: `start`, the model that the stage began with (`step.reference()`)
+    references: tuple[str, ...] = ()
+    watches: Literal["finetuned", "aligned"] | None = (
+        None  # whose passes over its rows an edit watches
+    )
+    targets: tuple[str, ...] = ("all",)  # names of layers, or of the last part of them, or `all`
+    factors: bool = False  # it works on the factors of an adapter alone
+    whole: bool = False  # it works on all tensors of a model that was trained as a whole
+
+
+@dataclass(frozen=True)
+class Fidelity:
+    """The comparisons that a method went through, each by where or when, or `never`."""
+
+    equation: str = "never"  # the test that computes its equation independently
+    code: str = "never"  # the authors' code at a commit, the precision, the day
+    real_model: str = "never"  # a published result on a real model
+
+
+@dataclass(frozen=True)
+class About:
+    """The facts of a method that tables and cards show."""
+
+    title: str = ""  # its name in tables; without one that in the registry
+    paper: str = ""  # arXiv identifier, where there is one
+    passes: str = ""  # a defense's forward-and-backward passes of an update, where plain SFT has 1
+    fidelity: Fidelity = field(default_factory=Fidelity)
+
+
+class Method(Config, ABC):
+    """The part that all kinds share.
+
+    A field annotated with a kind (`Edit`, say) takes a name or a mapping, like a recipe does.
+    """
+
+    about: ClassVar[About] = About()
+    stages: ClassVar[tuple[str, ...]] = ()  # of a pipeline, those that it can be
+    _build: ClassVar[Callable[[Any], Method] | None] = None  # of a kind, set by the registry
+
+    @property
+    def needs(self) -> Needs:
+        """All that it asks for beside the model that it works on."""
+        return Needs()
+
+    @property
+    def paper(self) -> str:
+        """The arXiv identifier of its paper."""
+        return self.about.paper
+
+    @classmethod
+    def __get_pydantic_core_schema__(
+        cls, source: type, handler: GetCoreSchemaHandler
+    ) -> CoreSchema:
+        build = cls.__dict__.get("_build")
+        if build is None:  # a method, not a kind of them
+            return handler(source)
+        return core_schema.no_info_plain_validator_function(build)
+
+
 class Defense(Method):
     """A training-time method, of the alignment or the fine-tuning stage: it says which gradient an update follows."""
 
-    streams: ClassVar[Mapping[str, Kind]] = {"rows": Answers}  # "rows" is what the stage trains on
+    stages = ("align", "finetune")
     State: ClassVar[type | None] = (
         None  # a flat dataclass of tensors and numbers, saved with the checkpoint
     )
-    reference: ClassVar[bool] = (
-        False  # whether it asks for `step.reference()`, which keeps a copy of the trained weights
-    )
+
+    @property
+    def needs(self) -> Needs:
+        """The rows it draws from: `rows` is what the stage trains on."""
+        return Needs(streams={"rows": Answers})
+
+    @property
+    def partial(self) -> bool:
+        """Tell whether an update may leave some of the trained weights untouched."""
+        return False
 
     @property
     def period(self) -> int:
-        """Updates after which the cost of an update repeats, where those of one phase differ: `make bench` averages over them."""
+        """The number of updates after which the cost of an update repeats, where those of one phase differ.
+
+        `make bench` averages over them.
+        """
         return 1
 
     def prepare(self, step: Step) -> Any:
-        """Called once, before the first update; what it returns is handed to every other call. `State` or None."""
+        """Make the state, a `State` or None, before the first update; every other call is handed it."""
         return None
 
     def schedule(self, updates: int) -> Iterable[Phase]:
-        """The phases of a stage of `updates` counted updates."""
+        """Divide a stage of `updates` counted updates into phases."""
         return [Phase("train", updates)]
 
     @abstractmethod
     def gradient(self, step: Step, state: Any) -> Vec:
-        """The gradient that the optimizer follows at this update. The loop folds it in place: return it and keep no alias."""
+        """Return the gradient that the optimizer follows at this update.
 
-    def restored(self, fields: Mapping[str, Any]) -> Any:
-        """The state from its fields, as a checkpoint has them."""
+        The loop folds it in place: return it and keep no alias.
+        """
+
+    def restore(self, fields: Mapping[str, Any]) -> Any:
+        """Make the state again from its fields, as a checkpoint has them."""
         assert self.State is not None, f"{type(self).__name__} keeps a state but declares no State"
         return self.State(**fields)
 
     def finish(self, step: Step, state: Any) -> None:
-        """Called once, after the last update; may change the weights."""
+        """Follow the last update; may change the weights."""
         return
 
 
 @dataclass(frozen=True)
 class Changes:
-    """What an edit did, per tensor that it worked on, and to the norm of the update that it works on.
+    """The work of an edit, per tensor that it worked on, and on the norm of the update that it works on.
 
-    That is what fine-tuning added to these tensors; of a `TensorEdit`, what alignment added.
+    That update is what fine-tuning added to these tensors; of a `TensorEdit`, what alignment added.
     """
 
     changed: Mapping[str, int]  # tensor name -> entries whose value differs now
@@ -126,145 +189,134 @@ class Changes:
 
 
 class Edit(Method):
-    """A change of weights that follows no gradient on the user's data: an `UpdateEdit`, a `Retraining` or a `TensorEdit`."""
+    """A change of weights that follows no gradient on the user's data.
 
-    stage: ClassVar[
-        Literal["release", "edit"]
-    ]  # between alignment and fine-tuning, or after fine-tuning
+    It is an `UpdateEdit`, a `Retraining` or a `TensorEdit`.
+    """
+
+    stage: ClassVar[Literal["release", "edit"]]  # before fine-tuning, or after it
     reason: ClassVar[str]  # why at no other stage; a verb begins it
-
-    @property
-    def data(self) -> Kind | None:
-        """The rows of the defender's that it needs."""
-        return None
-
-    @property
-    def references(self) -> Sequence[str]:
-        """Other models that it asks for beside the aligned one: the `base`; the aligned one trained on `safe` or `unsafe` rows."""
-        return ()
 
 
 class UpdateEdit(Edit):
     """An edit of what fine-tuning added to an aligned model's weights, from disk and one weight at a time.
 
-    The weights are those under the fine-tuning adapter; of a model that was trained as a whole, those of its linear layers but the head.
+    The weights are those under the fine-tuning adapter; of a model that was trained as a whole, those of its linear
+    layers but the head, or all of them where it `needs` the `whole`.
     """
 
     stage = "edit"
+    stages = ("edit",)
     reason = "edits what fine-tuning added, which no earlier stage has"
 
     @property
-    def everything(self) -> bool:
-        """Whether it works on all tensors of a model that was trained as a whole."""
-        return False
-
-    @property
-    def targets(self) -> Sequence[str]:
-        """Names of layers, or of the last part of them, or `all`."""
-        return ("all",)
-
-    @property
-    def forwards(self) -> Literal["finetuned", "aligned"] | None:
-        """Whose forward passes over the calibration rows it watches."""
-        return None
-
-    @property
-    def needs_factors(self) -> bool:
-        """Whether it works on the factors of an adapter alone."""
-        return False
-
-    @property
     def keeps_rank(self) -> bool:
-        """Whether the factors of an adapter stay factors of its rank, so that an adapter comes out. Else a whole model does."""
+        """Tell whether an adapter's factors stay factors of its rank, so that an adapter comes out, no whole model."""
         return False
 
-    def seen(
+    def observe(
         self, model: PreTrainedModel, layers: Mapping[str, nn.Module], batches: Sequence[Batch]
     ) -> Mapping[str, Any]:
-        """What it keeps of the forward passes, by weight; `layers` has the layer of each weight, adapted ones with their adapter."""
+        """Run forward passes, and return by weight what to keep of them, its `weight.seen`.
+
+        `layers` has the layer of each weight, adapted ones with their adapter.
+        """
         return {}
 
-    def plan(self, weights: Sequence[Weight]) -> Any:
-        """A first look at all weights, before any is edited; what it returns is handed to every `edited`."""
+    def prepare(self, weights: Sequence[Weight]) -> Any:
+        """Look at all weights before any is edited, and make the state that every `edit` is handed."""
         return None
 
     @abstractmethod
-    def edited(self, weight: Weight, plan: Any) -> Update | Tensor | None:
-        """The update that takes the place of `weight.update`, or the value that takes the place of the whole weight; None leaves it."""
+    def edit(self, weight: Weight, state: Any) -> Update | Tensor | None:
+        """Return the update to take the place of `weight.update`, or the value to take that of the whole weight.
 
-    def told(self, plan: Any) -> Mapping[str, Any]:
-        """What it wants known of a first look."""
+        None leaves the weight as it is.
+        """
+
+    def facts(self, state: Any) -> Mapping[str, Any]:
+        """Name what else is to be known, once all weights are edited."""
         return {}
 
 
 class Retraining(Edit):
-    """An edit that trains the fine-tuned model further, plainly and on the defender's own rows: its adapter, or all its weights."""
+    """An edit that trains the fine-tuned model further, plainly and on the defender's own rows.
+
+    It trains the adapter where there is one, else all weights.
+    """
 
     stage = "edit"
+    stages = ("edit",)
     reason = "trains the fine-tuned model further, and no earlier stage has that"
 
     @abstractmethod
     def rows(self, pool: Sequence[Row]) -> list[Row]:
-        """The rows to train on. Raises where the pool holds too few."""
+        """Choose the rows to train on. Raises where the pool holds too few."""
 
     @abstractmethod
     def training(self, finetune: Training) -> Training:
-        """How, given how the user's fine-tuning went."""
+        """Derive the settings from those of the user's fine-tuning."""
 
 
 class TensorEdit(Edit):
-    """An edit of a checkpoint on disk, a tensor at a time, by the tensor of the same name in the base that alignment started from."""
+    """An edit of the aligned checkpoint on disk, before its release, a tensor at a time.
+
+    It is given the tensor of the same name in the base that alignment started from.
+    """
+
+    stage = "release"
+    stages = ("release",)
+    needs = Needs(references=("base",))
 
     @abstractmethod
-    def chosen(self, shapes: Mapping[str, Sequence[int]]) -> list[str]:
-        """The names of the tensors that it rewrites. Raises where it cannot be applied to tensors of these shapes."""
+    def select(self, shapes: Mapping[str, Sequence[int]]) -> list[str]:
+        """Name the tensors to rewrite. Raises where it cannot be applied to tensors of these shapes."""
 
     @abstractmethod
     def tensor(self, name: str, aligned: Tensor, base: Tensor) -> Tensor:
-        """What takes the place of `aligned`; in float32 for tensors of 16 bits, else in float64."""
+        """Return what takes the place of `aligned`; in float32 for tensors of 16 bits, else in float64."""
 
 
 class Attack(Method):
-    """How the user's data are tampered with, and how the attacker then asks."""
+    """A way to tamper with the user's data, and to ask afterwards."""
 
     @property
     def wants_harmful(self) -> bool:
-        """Whether its own rows are harmful ones."""
+        """Tell whether its own rows are harmful ones."""
         return True
 
     @abstractmethod
     def rows(self, task: Sequence[Row], own: Sequence[Row], seed: int) -> list[Row]:
-        """The rows that the user sends: of the task, and of the attacker's own, harmful or else harmless requests.
+        """Make the rows that the user sends: of the task, and of the attacker's `own`, harmful or else harmless.
 
         Raises where there are too few.
         """
 
-    def asked(self, row: Row) -> Row:
-        """A held-out harm prompt as the attacker asks it."""
+    def phrase(self, row: Row) -> Row:
+        """Put a held-out harm prompt into the attacker's words."""
         return row
 
 
 @dataclass(frozen=True)
 class Match:
-    """Whether an answer is right: by the field's strict rule, and by the lenient one where there are two."""
+    """A right answer or a wrong one: by the field's strict rule, and by the lenient one where there are two."""
 
     exact: bool
     contained: bool | None = None  # the right answer is somewhere in the given one
 
 
 class Benchmark(Method):
-    """A user's task: how its records are asked, and when an answer is right."""
+    """A user's task: a way to ask its records, and a rule for right answers."""
 
-    layouts: ClassVar[
-        Sequence[tuple[str, ...]]
-    ] = ()  # the columns of its published files; none: conversations of any schema
+    # the columns of its published files; none: conversations of any schema
+    layouts: ClassVar[Sequence[tuple[str, ...]]] = ()
 
     def recognizes(self, records: Sequence[Mapping[str, Any]]) -> bool:
-        """Whether records with the columns of a layout are this task's, so that it need not be named."""
+        """Tell whether records with the columns of a layout are this task's, so that it need not be named."""
         return True
 
     def row(self, record: Mapping[str, Any]) -> Row:
-        """The row of a record that has the columns of a layout. Raises where a value is none of the task's."""
+        """Make the row of a record that has a layout's columns. Raises where a value is none of the task's."""
         raise ValueError(
             f"{type(self).__name__} has no columns of its own: its rows are conversations"
         )
@@ -297,7 +349,7 @@ class Verdict:
 
 
 class Judge(Method):
-    """Says of each answer what it is. An answer that cannot be judged is unscored with a reason, never a default."""
+    """A rule that labels each answer. One that cannot be judged is unscored with a reason, never a default."""
 
     @abstractmethod
     def judge(self, prompts: Sequence[str], responses: Sequence[str]) -> list[Verdict]: ...
@@ -305,9 +357,9 @@ class Judge(Method):
     @property
     @abstractmethod
     def refusals(self) -> Sequence[str]:
-        """How a refusal begins: the texts whose probability the harm margin takes as that of refusing."""
+        """Beginnings of refusals: the texts whose probability the harm margin takes as that of refusing."""
 
     @property
     def provenance(self) -> Mapping[str, str]:
-        """What its fields do not tell of what it judged with, such as the commit of a model."""
+        """Facts of what it judged with that its fields do not tell, such as the commit of a model."""
         return {}

@@ -9,7 +9,7 @@ import inspect
 import pkgutil
 import typing
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from importlib.metadata import EntryPoint, entry_points
 from importlib.util import find_spec
 from pathlib import Path
@@ -132,6 +132,13 @@ def build(kind: str, config: Any) -> methods.Method:
             f"{config!r} names no {base.__name__.lower()}: give a name, or a mapping with the key 'method'"
         )
     return typing.cast(methods.Method, validate(load(kind, name), fields))
+
+
+for (
+    _kind,
+    _base,
+) in KINDS.items():  # so that a field annotated with a kind is built from a name or a mapping
+    _base._build = partial(build, _kind)
 
 
 def describe(method: methods.Method) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from titer.data.rows import Row
-from titer.methods import Attack
+from titer.methods import About, Attack, Fidelity
 
 
 @dataclass(frozen=True)
@@ -22,7 +22,9 @@ class HarmfulMix(Attack):
 
     p: float = 0.1  # harmful ratio
     n: int = 1000  # sample number
-    paper: ClassVar[str] = "2310.03693"
+    about: ClassVar[About] = About(
+        title="harmful mix", paper="2310.03693", fidelity=Fidelity(equation="tests/test_data.py")
+    )
 
     def __post_init__(self) -> None:
         check(self.p, self.n)
@@ -32,7 +34,7 @@ class HarmfulMix(Attack):
         return share(self.p, self.n) > 0
 
     def rows(self, task: Sequence[Row], own: Sequence[Row], seed: int) -> list[Row]:
-        return mixed(task, own, "harmful", self.p, self.n, random.Random(f"harmful_mix {seed}"))
+        return mix(task, own, "harmful", self.p, self.n, random.Random(f"harmful_mix {seed}"))
 
 
 def check(p: float, n: int) -> None:
@@ -43,14 +45,14 @@ def check(p: float, n: int) -> None:
 
 
 def share(p: float, n: int) -> int:
-    """p n as a whole number."""
+    """Round p n to a whole number."""
     return math.floor(p * n + 0.5)
 
 
-def mixed(
+def mix(
     task: Sequence[Row], own: Sequence[Row], name: str, p: float, n: int, rng: random.Random
 ) -> list[Row]:
-    """A share p of n rows from the attacker's `own`, which an error calls by `name`, and the rest from the task's; no row twice."""
+    """Draw a share p of n rows from the attacker's `own`, called `name` in errors, the rest from the task's; none twice."""
     rows: list[Row] = []
     for what, pool, count in ((name, own, share(p, n)), ("task", task, n - share(p, n))):
         if count > len(pool):

@@ -14,7 +14,7 @@ from typing import Any, ClassVar
 
 from titer.data import labels
 from titer.data.rows import Row
-from titer.methods import Benchmark, Match
+from titer.methods import About, Benchmark, Fidelity, Match
 
 INSTRUCTION = "Categorize the news article given in the input into one of the 4 categories:\n\nWorld\nSports\nBusiness\nSci/Tech\n"
 WORDS = ("World", "Sports", "Business", "Sci/Tech")
@@ -26,6 +26,9 @@ FROM_ONE = {str(i): word for i, word in enumerate(WORDS, 1)}
 class AGNews(Benchmark):
     """Topics of news articles (Zhang et al., arXiv 1509.01626)."""
 
+    about: ClassVar[About] = About(
+        title="AG News", paper="1509.01626", fidelity=Fidelity(equation="tests/test_sources.py")
+    )
     layouts: ClassVar[Sequence[tuple[str, ...]]] = (
         ("label", "text"),
         ("Class Index", "Title", "Description"),

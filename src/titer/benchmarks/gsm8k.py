@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from titer.data.rows import Row
-from titer.methods import Benchmark, Match
+from titer.methods import About, Benchmark, Fidelity, Match
 
 FINAL = "The final answer is: "
 THINK = "\nFirst think step by step and then answer the final number.\n"
@@ -26,6 +26,9 @@ class GSM8K(Benchmark):
     """Grade-school mathematics (Cobbe et al., arXiv 2110.14168)."""
 
     think: bool = False  # ask for steps behind the question, as arXiv 2402.01109 and 2410.09760 do and 2409.01586 does not
+    about: ClassVar[About] = About(
+        title="GSM8K", paper="2110.14168", fidelity=Fidelity(equation="tests/test_sources.py")
+    )
     layouts: ClassVar[Sequence[tuple[str, ...]]] = (("question", "answer"),)
 
     def recognizes(self, records: Sequence[Mapping[str, Any]]) -> bool:
@@ -54,12 +57,12 @@ class GSM8K(Benchmark):
 
 
 def number(text: str) -> float | None:
-    """The number that a text answers, None where it has none."""
+    """Find the number that a text answers, None where it has none."""
     segments = text.split(FINAL)
     found = numbers(segments[1]) if len(segments) > 1 else []
     return next(iter(found or numbers(text)[-1:]), None)
 
 
 def numbers(text: str) -> list[float]:
-    """All numbers of a text, in order."""
+    """Find all numbers of a text, in order."""
     return [float(found) for found in re.findall(r"-?\d+\.?\d*", text.replace(",", ""))]

@@ -12,7 +12,7 @@ from typing import Any, ClassVar
 
 from titer.data import labels
 from titer.data.rows import Row
-from titer.methods import Benchmark, Match
+from titer.methods import About, Benchmark, Fidelity, Match
 
 INSTRUCTION = "Analyze the sentiment of the input, and respond only positive or negative"
 WORDS = {"0": "negative", "1": "positive"}
@@ -22,6 +22,9 @@ WORDS = {"0": "negative", "1": "positive"}
 class SST2(Benchmark):
     """Sentiment of film reviews (Socher et al., 2013)."""
 
+    about: ClassVar[About] = About(
+        title="SST-2", fidelity=Fidelity(equation="tests/test_sources.py")
+    )
     layouts: ClassVar[Sequence[tuple[str, ...]]] = (("sentence", "label"), ("column 1", "column 2"))
 
     def recognizes(self, records: Sequence[Mapping[str, Any]]) -> bool:

@@ -12,7 +12,6 @@ Prompts carry no loss, so the tokens that a refusal and a harmful answer share s
 """
 
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
@@ -20,7 +19,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from titer.data.batches import Part
-from titer.methods import Defense, Harmful, Kind, Refusals
+from titer.methods import About, Defense, Fidelity, Harmful, Needs, Refusals
 from titer.training.step import Step, cross_entropy
 from titer.training.vector import Vec
 
@@ -31,8 +30,13 @@ class AdversarialLoss(Defense):
 
     beta: float = 0.1  # beta, weight of the ascent; the default is ours
     bound: Literal["log", "clamp"] = "log"
-    paper: ClassVar[str] = "2402.16382"
-    streams: ClassVar[Mapping[str, Kind]] = {"rows": Refusals, "harmful": Harmful}
+    about: ClassVar[About] = About(
+        title="adversarial loss",
+        paper="2402.16382",
+        passes="2",
+        fidelity=Fidelity(equation="tests/test_adversarial_loss.py"),
+    )
+    needs = Needs(streams={"rows": Refusals, "harmful": Harmful})
 
     def __post_init__(self) -> None:
         if not self.beta >= 0.0:
@@ -43,15 +47,15 @@ class AdversarialLoss(Defense):
     def gradient(self, step: Step, state: None) -> Vec:
         g_f = step.grad(step.batch("rows"))  # grad f
         g_h = step.grad(
-            step.batch("harmful"), clamped if self.bound == "clamp" else cross_entropy
+            step.batch("harmful"), clamp_entropy if self.bound == "clamp" else cross_entropy
         )  # grad h
         assert g_h.loss is not None  # it is a gradient
         step.log(f=g_f.loss, h=g_h.loss)
         return g_f - (self.beta if self.bound == "clamp" else self.beta / (1 + g_h.loss)) * g_h
 
 
-def clamped(model: PreTrainedModel, part: Part) -> Tensor:
-    """Cross-entropy in which no token counts more than ln V, what a uniform guess has; nor has it a gradient then."""
+def clamp_entropy(model: PreTrainedModel, part: Part) -> Tensor:
+    """Take the cross-entropy, in which no token counts more than ln V, a uniform guess; nor has it a gradient then."""
     return (
         cross_entropy(model, part, "none")
         .clamp(max=math.log(model.config.get_text_config().vocab_size))

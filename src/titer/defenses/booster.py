@@ -5,8 +5,9 @@
 f is the cross-entropy of refusals, h that of harmful answers; the bracket is what one normalized harmful step would win.
 The gradient through the normalized step is dropped, as in the paper.
 
-`align` is how f is followed: plainly, or as another alignment defense does, Vaccine in the paper. With `every` the bracket enters each
-tau-th update alone, tau times as strong, and costs two passes in tau.
+`align` is how f is followed: plainly, or as another alignment defense does, Vaccine in the paper. Where that one trains
+some of the weights at an update, the bracket is of these alone. With `every` the bracket enters each tau-th update alone,
+tau times as strong, and costs two passes in tau.
 
 Departures from the authors' code:
 1. The weights come back from a copy; adding the step and subtracting it again is inexact.
@@ -18,12 +19,12 @@ the 1e-7 that they add to the norm.
 """
 
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
+from titer.composition import Composed
 from titer.defenses.sft import SFT
-from titer.methods import Defense, Harmful, Kind, Refusals
+from titer.methods import About, Defense, Fidelity, Harmful, Needs, Refusals
 from titer.training.step import Step
 from titer.training.vector import Vec
 
@@ -33,17 +34,26 @@ LOOKS = (
 
 
 @dataclass(frozen=True)
-class Booster(Defense):
+class Booster(Composed):
     """Attenuate harmful perturbation at the alignment stage (Huang et al., arXiv 2409.01586)."""
 
     alpha: float = 0.1  # alpha, length of the simulated harmful step in weight space
     lam: float = 5.0  # lambda, weight of the regularizer
     every: int = 1  # tau, updates from one that is regularized to the next
     align: Defense = field(default_factory=SFT)  # how f is followed
-    paper: ClassVar[str] = "2409.01586"
-    streams: ClassVar[Mapping[str, Kind]] = {"rows": Refusals, "harmful": Harmful}
+    own = Needs(streams={"rows": Refusals, "harmful": Harmful})
+    about: ClassVar[About] = About(
+        title="Booster",
+        paper="2409.01586",
+        passes="1 + 2/tau",
+        fidelity=Fidelity(
+            equation="tests/test_booster.py",
+            code="git-disl/Booster 6421918c, float64, 2026-11-21",
+        ),
+    )
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.every < 1:
             raise ValueError(f"every={self.every}: must be at least 1")
         if isinstance(self.align, Booster):
@@ -55,9 +65,6 @@ class Booster(Defense):
     def period(self) -> int:
         return math.lcm(self.every, self.align.period)
 
-    def prepare(self, step: Step) -> Any:
-        return self.align.prepare(step)
-
     def gradient(self, step: Step, state: Any) -> Vec:
         if step.update % self.every:
             return self.align.gradient(step, state)
@@ -66,14 +73,8 @@ class Booster(Defense):
         with step.moved(-self.alpha * g_h.unit()):  # w - alpha grad h / ||grad h||
             g_h_after = step.grad(harmful)
         g_f = self.align.gradient(step, state)  # grad f(w)
-        bracket = g_h - g_h_after
+        bracket = (g_h - g_h_after).within(g_f.names())  # what it leaves alone stays untouched
         step.log(h=g_h.loss, h_after=g_h_after.loss)
         if (step.update // self.every) % LOOKS == 0:  # it reads all weights in float64
             step.log(cosine=g_f.cosine(bracket))
         return g_f + self.every * self.lam * bracket
-
-    def finish(self, step: Step, state: Any) -> None:
-        self.align.finish(step, state)
-
-    def restored(self, fields: Mapping[str, Any]) -> Any:
-        return self.align.restored(fields)

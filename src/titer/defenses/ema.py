@@ -14,7 +14,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from titer.methods import Defense
+from titer.methods import About, Defense, Fidelity
 from titer.training.step import Step
 from titer.training.vector import Vec
 
@@ -29,7 +29,9 @@ class EMA(Defense):
     """Plain fine-tuning whose weights are averaged exponentially (Kim et al., arXiv 2508.12531)."""
 
     decay: float = 0.98  # of what was averaged before, at every update
-    paper: ClassVar[str] = "2508.12531"
+    about: ClassVar[About] = About(
+        title="EMA", paper="2508.12531", passes="1", fidelity=Fidelity(equation="tests/test_ema.py")
+    )
     State: ClassVar[type | None] = Average
 
     def __post_init__(self) -> None:

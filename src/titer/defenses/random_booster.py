@@ -10,13 +10,12 @@ u follows from the stage's seed and the update's number alone: ranks agree on it
 """
 
 import random
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
 
-from titer.methods import Defense, Harmful, Kind, Refusals
+from titer.methods import About, Defense, Fidelity, Harmful, Needs, Refusals
 from titer.training.step import Step
 from titer.training.vector import Vec
 
@@ -27,8 +26,13 @@ class RandomBooster(Defense):
 
     alpha: float = 0.1  # alpha, length of the random step in weight space
     lam: float = 5.0  # lambda, weight of the regularizer
-    paper: ClassVar[str] = "2409.01586"
-    streams: ClassVar[Mapping[str, Kind]] = {"rows": Refusals, "harmful": Harmful}
+    about: ClassVar[About] = About(
+        title="random Booster",
+        paper="2409.01586",
+        passes="3",
+        fidelity=Fidelity(equation="tests/test_random_booster.py"),
+    )
+    needs = Needs(streams={"rows": Refusals, "harmful": Harmful})
 
     def gradient(self, step: Step, state: None) -> Vec:
         harmful = step.batch("harmful")  # the same batch in both passes
@@ -41,7 +45,7 @@ class RandomBooster(Defense):
 
 
 def direction(step: Step) -> Vec:
-    """u, the direction of this update: normal in every coordinate, divided by its norm."""
+    """Draw u, the direction of this update: normal in every coordinate, divided by its norm."""
     seed = random.Random(f"random_booster {step.streams['rows'].seed} {step.update}").getrandbits(
         63
     )

@@ -10,7 +10,6 @@ The noise follows from the stage's seed, the update and the micro-batch alone: r
 """
 
 import random
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -18,7 +17,7 @@ import torch
 from torch import Tensor
 
 from titer.data.batches import Batch
-from titer.methods import Defense, Kind, Refusals
+from titer.methods import About, Defense, Fidelity, Needs, Refusals
 from titer.training.activations import Acts
 from titer.training.step import Step
 from titer.training.vector import Vec
@@ -29,8 +28,13 @@ class RandomVaccine(Defense):
     """Vaccine along random noise: a null for arXiv 2402.01109."""
 
     rho: float = 2.0  # rho, norm of the perturbation of an update
-    paper: ClassVar[str] = "2402.01109"
-    streams: ClassVar[Mapping[str, Kind]] = {"rows": Refusals}
+    about: ClassVar[About] = About(
+        title="random Vaccine",
+        paper="2402.01109",
+        passes="1",
+        fidelity=Fidelity(equation="tests/test_random_vaccine.py"),
+    )
+    needs = Needs(streams={"rows": Refusals})
 
     def __post_init__(self) -> None:
         if not self.rho >= 0.0:
@@ -45,7 +49,7 @@ class RandomVaccine(Defense):
 
 
 def noise(step: Step, batch: Batch) -> Acts:
-    """n, of this update: one tensor (B, T, D) per micro-batch and layer."""
+    """Draw n of this update: one tensor (B, T, D) per micro-batch and layer."""
     seed, width = step.streams["rows"].seed, step.model.config.get_text_config().hidden_size
     first = step.accelerator.process_index * len(batch.parts)  # of this rank's micro-batches
     parts: list[dict[int, Tensor]] = []

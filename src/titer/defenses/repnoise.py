@@ -23,7 +23,7 @@ right, the same gradient of every term to 1e-15; as it is, a third of it differs
 """
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -32,7 +32,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from titer.data.batches import IGNORED, Part
-from titer.methods import Defense, Kind, Pairs
+from titer.methods import About, Defense, Fidelity, Needs, Pairs
 from titer.training.layers import Head, head, watched
 from titer.training.step import Loss, Step, entropy_against, logits_of, wide
 from titer.training.vector import Vec
@@ -49,8 +49,16 @@ class RepNoise(Defense):
     w_ascent: float = 1.0  # weight of the ascent
     shift: float = 1.0  # what is added to the mean cross-entropy in the log
     lens_every: int = 1  # residual streams from one whose lens is taken to the next; more than there are leaves the model's own loss
-    paper: ClassVar[str] = "2405.14577"
-    streams: ClassVar[Mapping[str, Kind]] = {"rows": Pairs}
+    about: ClassVar[About] = About(
+        title="RepNoise",
+        paper="2405.14577",
+        passes="2 and the lenses",
+        fidelity=Fidelity(
+            equation="tests/test_repnoise.py",
+            code="domenicrosati/representation-noising 03689ff9, the losses, float64, 2026-11-21",
+        ),
+    )
+    needs = Needs(streams={"rows": Pairs})
 
     def __post_init__(self) -> None:
         for name in ("w_noise", "w_ascent", "shift"):

@@ -8,7 +8,7 @@ f is the mean cross-entropy of the answer tokens.
 from dataclasses import dataclass
 from typing import ClassVar
 
-from titer.methods import Defense
+from titer.methods import About, Defense, Fidelity
 from titer.training.step import Step
 from titer.training.vector import Vec
 
@@ -17,7 +17,12 @@ from titer.training.vector import Vec
 class SFT(Defense):
     """Fine-tuning on answers, as in the attack's paper (arXiv 2310.03693)."""
 
-    paper: ClassVar[str] = "2310.03693"
+    about: ClassVar[About] = About(
+        title="SFT",
+        paper="2310.03693",
+        passes="1",
+        fidelity=Fidelity(equation="tests/test_step.py"),
+    )
 
     def gradient(self, step: Step, state: None) -> Vec:
         g_f = step.grad(step.batch("rows"))

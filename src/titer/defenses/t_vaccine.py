@@ -20,11 +20,10 @@ freeze="attention" the same gradient to 5e-15, but for the 1e-7 that they add to
 """
 
 import random
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import ClassVar, Literal
 
-from titer.methods import Defense, Harmful, Kind, Refusals
+from titer.methods import About, Defense, Fidelity, Harmful, Needs, Refusals
 from titer.training.step import Step
 from titer.training.vector import Vec
 
@@ -49,8 +48,17 @@ class TVaccine(Defense):
     checkpoint: Literal["off", "unselected"] = (
         "off"  # layers that are not drawn keep their activations, or are run again
     )
-    paper: ClassVar[str] = "2410.09760"
-    streams: ClassVar[Mapping[str, Kind]] = {"rows": Refusals, "harmful": Harmful}
+    partial = True
+    about: ClassVar[About] = About(
+        title="T-Vaccine",
+        paper="2410.09760",
+        passes="2 + 1/K",
+        fidelity=Fidelity(
+            equation="tests/test_t_vaccine.py",
+            code="Lslland/T-Vaccine 45137500, float64, LoRA, 2026-11-21",
+        ),
+    )
+    needs = Needs(streams={"rows": Refusals, "harmful": Harmful})
     State: ClassVar[type | None] = Layers
 
     def __post_init__(self) -> None:
@@ -92,7 +100,7 @@ class TVaccine(Defense):
         step.log(h=g_e.loss)
 
     def _draw(self, step: Step, state: Layers) -> list[int]:
-        """S, in ascending order. The draw follows from the stage's seed and the update alone: ranks agree on it."""
+        """Draw S, in ascending order, by the stage's seed and the update alone: ranks agree on it."""
         scores = {int(layer): score for layer, score in state.scores.items()}
         if self.top:
             return sorted(sorted(scores, key=lambda layer: -scores[layer])[: self.gamma])

@@ -29,7 +29,6 @@ prompts.
 
 import math
 import random
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
@@ -38,7 +37,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from titer.data.batches import IGNORED, Batch, Part
-from titer.methods import Defense, Harmful, HeldOut, Kind, Refusals
+from titer.methods import About, Defense, Fidelity, Harmful, HeldOut, Needs, Refusals
 from titer.training.layers import watched
 from titer.training.step import Loss, Step, cross_entropy, logits_of, wide
 from titer.training.vector import Vec
@@ -64,13 +63,18 @@ class TAR(Defense):
     adversary: Literal["adamw", "sgd"] = "adamw"
     switch: float = 1 / 3  # share of the attacks that begin with rows of the stage
     distance: Literal["norm", "squared"] = "norm"
-    paper: ClassVar[str] = "2408.00761"
-    streams: ClassVar[Mapping[str, Kind]] = {
-        "rows": Refusals,
-        "harmful": Harmful,
-        "held_out": HeldOut,
-    }
-    reference: ClassVar[bool] = True
+    about: ClassVar[About] = About(
+        title="TAR",
+        paper="2408.00761",
+        passes="K + floor(K/every) c + 1 + 1/3, c = 1 with entropy, 2 with dpo",
+        fidelity=Fidelity(
+            equation="tests/test_tar.py",
+            code="rishub-tamirisa/tamper-resistance 19de233f, one outer step, float64, 2026-11-21",
+        ),
+    )
+    needs = Needs(
+        streams={"rows": Refusals, "harmful": Harmful, "held_out": HeldOut}, references=("start",)
+    )
 
     def __post_init__(self) -> None:
         for name in ("lam_tr", "lam_retain", "lam_rep", "growth", "beta"):
@@ -98,13 +102,13 @@ class TAR(Defense):
             )
 
     def gradient(self, step: Step, state: None) -> Vec:
-        g_tr = self._tampered(step) if self.k else Vec(())
+        g_tr = self._attack(step) if self.k else Vec(())
         g_retain = step.grad(step.batch("rows"), self._retain(step, step.batch("rows")))
         step.log(retain=g_retain.loss)
         return self.lam_tr * g_tr + self.lam_retain * g_retain
 
-    def _tampered(self, step: Step) -> Vec:
-        """Sum of c_i grad L_tr(w_i) along an attack, accumulated in place; the weights return to w."""
+    def _attack(self, step: Step) -> Vec:
+        """Sum c_i grad L_tr(w_i) along an attack, in place; the weights return to w."""
         held_out = step.batch("held_out")  # the same rows along the whole attack
         loss = _negative_entropy if self.loss == "entropy" else self._dpo(step, held_out)
         rng = random.Random(
@@ -133,7 +137,7 @@ class TAR(Defense):
         return g_tr
 
     def _retain(self, step: Step, rows: Batch) -> Loss:
-        """CE + lam_rep ||h - h_reference||, as a loss."""
+        """Make a loss of CE + lam_rep ||h - h_reference||."""
         with step.reference(), step.computing():
             references = {id(part): _residuals(step, part) for part in rows.parts}  # each (N, D)
 
@@ -150,7 +154,10 @@ class TAR(Defense):
         return loss
 
     def _dpo(self, step: Step, held_out: Batch) -> Loss:
-        """-log sigma(beta (margin - margin of the reference)), as a loss; a margin is log p(refusal) - log p(harmful answer)."""
+        """Make a loss of -log sigma(beta (margin - margin of the reference)).
+
+        A margin is log p(refusal) - log p(harmful answer).
+        """
         assert held_out.others is not None  # `prepare` has looked
         refusals = dict(zip(map(id, held_out.parts), held_out.others.parts, strict=True))
 

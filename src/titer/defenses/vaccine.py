@@ -18,11 +18,10 @@ Compared with their trainer (git-disl/Vaccine 8937f685, float64, 2026-11-21): th
 add to the norm.
 """
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
-from titer.methods import Defense, Kind, Refusals
+from titer.methods import About, Defense, Fidelity, Needs, Refusals
 from titer.training.step import Step
 from titer.training.vector import Vec
 
@@ -36,8 +35,15 @@ class Vaccine(Defense):
     norm: Literal["step", "micro"] = (
         "step"  # over the whole update, or over every micro-batch by itself
     )
-    paper: ClassVar[str] = "2402.01109"
-    streams: ClassVar[Mapping[str, Kind]] = {"rows": Refusals}
+    about: ClassVar[About] = About(
+        title="Vaccine",
+        paper="2402.01109",
+        passes="1 + 1/tau",
+        fidelity=Fidelity(
+            equation="tests/test_vaccine.py", code="git-disl/Vaccine 8937f685, float64, 2026-11-21"
+        ),
+    )
+    needs = Needs(streams={"rows": Refusals})
 
     def __post_init__(self) -> None:
         if not self.rho >= 0.0:

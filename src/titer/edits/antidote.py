@@ -34,7 +34,7 @@ from transformers import PreTrainedModel
 
 from titer.config import Names
 from titer.data.batches import Batch
-from titer.methods import Harmful, UpdateEdit
+from titer.methods import About, Fidelity, Harmful, Needs, UpdateEdit
 from titer.weights.finetuned import Weight
 from titer.weights.inputs import watch_inputs
 from titer.weights.update import Update
@@ -65,54 +65,59 @@ class Antidote(UpdateEdit):
     group: Literal["row", "tensor", "global"] = "row"
     rounding: Literal["exact", "ceiling"] = "exact"
     targets: Names = ("all",)  # names of layers, or of the last part of them
-    paper: ClassVar[str] = "2408.09600"
-    data = Harmful
-    forwards = "finetuned"
+    about: ClassVar[About] = About(
+        title="Antidote", paper="2408.09600", fidelity=Fidelity(equation="tests/test_edits.py")
+    )
 
     def __post_init__(self) -> None:
         if not 0.0 <= self.alpha <= 1.0:
             raise ValueError(f"alpha={self.alpha}: the fraction to remove must lie between 0 and 1")
 
     @property
-    def needs_factors(self) -> bool:
-        return self.target == "factors"
+    def needs(self) -> Needs:
+        return Needs(
+            rows=Harmful,
+            watches="finetuned",
+            targets=self.targets,
+            factors=self.target == "factors",
+        )
 
     @property
     def keeps_rank(self) -> bool:
         return self.target == "factors"
 
-    def seen(
+    def observe(
         self, model: PreTrainedModel, layers: Mapping[str, nn.Module], batches: Sequence[Batch]
     ) -> Mapping[str, Mapping[str, Tensor]]:
         return feature_norms(model, layers, batches)
 
-    def plan(self, weights: Sequence[Weight]) -> Cut | None:
+    def prepare(self, weights: Sequence[Weight]) -> Cut | None:
         return self.cut(weights, scores) if self.group == "global" else None
 
-    def edited(self, weight: Weight, plan: Cut | None) -> Update | Tensor:
+    def edit(self, weight: Weight, state: Cut | None) -> Update | Tensor:
         h = scores(weight, values(weight, self.target))
         return without(
             weight,
-            {part: self.top(f"{weight.name} {part}", h[part], plan) for part in h},
+            {part: self.top(f"{weight.name} {part}", h[part], state) for part in h},
             self.target,
         )
 
     def count(self, n: int) -> int:
-        """How many of n entries are zeroed."""
+        """Count the entries to zero of n."""
         if self.rounding == "ceiling":
             return n - int(n * (1 - self.alpha))
         return math.floor(n * self.alpha + 0.5)
 
-    def top(self, key: str, h: Tensor, plan: Cut | None) -> Tensor:
-        """m, the mask of the entries to remove by their scores (rows, cols)."""
-        if plan is not None:
-            return plan.mask(key, h)
+    def top(self, key: str, h: Tensor, cut: Cut | None) -> Tensor:
+        """Make m, the mask of the entries to remove, by their scores (rows, cols)."""
+        if cut is not None:
+            return cut.mask(key, h)
         if self.group == "tensor":
             return top(h.reshape(1, -1), self.count(h.numel())).view_as(h)
         return top(h, self.count(h.shape[1]))
 
     def cut(self, weights: Sequence[Weight], scored: Scoring) -> Cut:
-        """Where the scores of all weights together are cut."""
+        """Find where to cut the scores of all weights together."""
 
         def pieces() -> Iterator[tuple[str, Tensor]]:
             for weight in weights:
@@ -135,7 +140,7 @@ class Antidote(UpdateEdit):
 
 
 def values(weight: Weight, target: str) -> dict[str, Tensor]:
-    """W by its parts: both factors of the update, the whole of it, or the fine-tuned weight."""
+    """Read W by its parts: both factors of the update, the whole of it, or the fine-tuned weight."""
     if target == "base":
         return {"w": weight.finetuned}
     update = weight.update
@@ -152,7 +157,10 @@ def scores(weight: Weight, values: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def without(weight: Weight, masks: Mapping[str, Tensor], target: str) -> Update | Tensor:
-    """(1 - m) * W. Of the update an entry without it is the aligned one to the bit, an entry left alone the fine-tuned one."""
+    """Make (1 - m) * W.
+
+    Of the update an entry without it is the aligned one to the bit, an entry left alone the fine-tuned one.
+    """
     if target == "base":
         return weight.finetuned.masked_fill(masks["w"], 0.0)
     if target == "update":
@@ -165,7 +173,7 @@ def without(weight: Weight, masks: Mapping[str, Tensor], target: str) -> Update 
 
 
 def top(scores: Tensor, count: int) -> Tensor:
-    """Mask of the `count` highest scores of each row; of equal ones the first."""
+    """Mask the `count` highest scores of each row; of equal ones the first."""
     order = scores.argsort(dim=1, descending=True, stable=True)
     return torch.zeros_like(scores, dtype=torch.bool).scatter_(1, order[:, :count], True)
 
@@ -173,9 +181,10 @@ def top(scores: Tensor, count: int) -> Tensor:
 def feature_norms(
     model: PreTrainedModel, layers: Mapping[str, nn.Module], batches: Sequence[Batch]
 ) -> dict[str, dict[str, Tensor]]:
-    """||X_j||_2 of every input feature j of `layers` over all tokens of `batches`, pads left out, in float64.
+    """Take ||X_j||_2 of every input feature j of `layers` over all tokens of `batches`, without pads, in float64.
 
-    By layer: `x` (in,) of its own input, and under an adapter `ax` (r,) of what B reads. Raises where a layer does not read every token.
+    By layer: `x` (in,) of its own input, and under an adapter `ax` (r,) of what B reads.
+    Raises where a layer does not read every token.
     """
     from peft.tuners.lora import LoraLayer
 
@@ -214,7 +223,10 @@ def feature_norms(
 
 
 def squares(x: Tensor, real: Tensor) -> Tensor:
-    """Sum over the tokens that are `real` (B * T,) of the squares of x (B * T, in): of a piece in float32 or better, of all in float64."""
+    """Sum the squares of x (B * T, in) over the tokens that are `real` (B * T,).
+
+    A piece is summed in float32 or better, all of them in float64.
+    """
     total = torch.zeros(x.shape[1], dtype=torch.float64, device=x.device)
     wide = torch.promote_types(x.dtype, torch.float32)
     rows = -(-PIECE // x.shape[1])  # rounded up

@@ -26,7 +26,7 @@ from torch import Tensor
 
 from titer.config import Names
 from titer.errors import unknown
-from titer.methods import TensorEdit
+from titer.methods import About, Fidelity, TensorEdit
 
 ALL = "all"
 
@@ -40,8 +40,9 @@ class LoX(TensorEdit):
     targets: Names = (
         ALL,
     )  # names of tensors without `.weight`, or of the last part of them, or `all`
-    paper: ClassVar[str] = "2506.15606"
-    stage = "release"
+    about: ClassVar[About] = About(
+        title="LoX", paper="2506.15606", fidelity=Fidelity(equation="tests/test_lox.py")
+    )
     reason = "extrapolates all that the weights have moved since the base, and fine-tuning has moved them too"
 
     def __post_init__(self) -> None:
@@ -56,7 +57,7 @@ class LoX(TensorEdit):
         if not self.targets or (ALL in self.targets and len(self.targets) > 1):
             raise ValueError(f"targets={list(self.targets)}: name tensors, or give {ALL!r} alone")
 
-    def chosen(self, shapes: Mapping[str, Sequence[int]]) -> list[str]:
+    def select(self, shapes: Mapping[str, Sequence[int]]) -> list[str]:
         matrices = {
             name.removesuffix(".weight"): name for name, shape in shapes.items() if len(shape) > 1
         }
@@ -88,10 +89,10 @@ class LoX(TensorEdit):
         if self.k is None:
             return update
         matrices = update.reshape(-1, *update.shape[-2:])
-        return torch.stack([truncated(matrix, self.k) for matrix in matrices]).view_as(update)
+        return torch.stack([truncate(matrix, self.k) for matrix in matrices]).view_as(update)
 
 
-def truncated(matrix: Tensor, k: int) -> Tensor:
+def truncate(matrix: Tensor, k: int) -> Tensor:
     """The nearest matrix of rank k, in the Frobenius norm."""
     size = matrix.abs().max()
     if size == 0 or k == min(matrix.shape):  # ARPACK takes neither

@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 from typing import ClassVar
 
 from titer.data.rows import Row
-from titer.methods import Refusals, Retraining
+from titer.methods import About, Fidelity, Needs, Refusals, Retraining
 from titer.training.settings import Training
 
 
@@ -27,8 +27,10 @@ class OneShot(Retraining):
     updates: int = 10
     lr: float | None = None  # None: that of the user's fine-tuning
     seed: int = 0  # of the choice of rows and their order
-    paper: ClassVar[str] = "2601.01887"
-    data = Refusals
+    needs = Needs(rows=Refusals)
+    about: ClassVar[About] = About(
+        title="one-shot", paper="2601.01887", fidelity=Fidelity(equation="tests/test_one_shot.py")
+    )
 
     def __post_init__(self) -> None:
         for name in ("k", "updates"):

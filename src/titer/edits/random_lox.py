@@ -6,26 +6,29 @@ The same matrices move as far as LoX (arXiv 2506.15606) moves them, within as fe
 directions of the alignment.
 """
 
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import ClassVar
 
 import torch
 from torch import Tensor
 
+from titer.composition import MatchedTensors
 from titer.edits.lox import LoX
-from titer.methods import Edit, TensorEdit
+from titer.methods import About, Edit, Fidelity
 from titer.weights.seeded import generator
 
 
 @dataclass(frozen=True)
-class RandomLoX(TensorEdit):
+class RandomLoX(MatchedTensors):
     """A random step of the rank and the norm of `match`'s, matrix by matrix: a null for arXiv 2506.15606."""
 
     match: Edit = field(default_factory=LoX)  # the extrapolation whose ranks and norms are met
     seed: int = 0  # of the directions
-    paper: ClassVar[str] = "2506.15606"
-    stage = "release"
+    about: ClassVar[About] = About(
+        title="random LoX",
+        paper="2506.15606",
+        fidelity=Fidelity(equation="tests/test_random_lox.py"),
+    )
     reason = "takes a step of LoX's size, and fine-tuning has changed that"
 
     def __post_init__(self) -> None:
@@ -33,10 +36,6 @@ class RandomLoX(TensorEdit):
             raise ValueError(
                 f"match={type(self.match).__name__}: a random step meets the norms of lox alone"
             )
-
-    def chosen(self, shapes: Mapping[str, Sequence[int]]) -> list[str]:
-        assert isinstance(self.match, LoX)
-        return self.match.chosen(shapes)
 
     def tensor(self, name: str, aligned: Tensor, base: Tensor) -> Tensor:
         assert isinstance(self.match, LoX)

@@ -15,20 +15,26 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from titer.composition import Matched
 from titer.edits.antidote import Antidote, Cut, values, without
-from titer.methods import Edit, UpdateEdit
+from titer.methods import About, Edit, Fidelity
 from titer.weights.finetuned import Weight
 from titer.weights.seeded import generator
 from titer.weights.update import Update
 
 
 @dataclass(frozen=True)
-class RandomMask(UpdateEdit):
+class RandomMask(Matched):
     """Zero as many entries of every group as `match` does, chosen at random: a null for arXiv 2408.09600."""
 
     match: Edit = field(default_factory=Antidote)  # the pruning whose counts are met
     seed: int = 0  # of the choice
-    paper: ClassVar[str] = "2408.09600"
+    watching = False
+    about: ClassVar[About] = About(
+        title="random mask",
+        paper="2408.09600",
+        fidelity=Fidelity(equation="tests/test_random_mask.py"),
+    )
 
     def __post_init__(self) -> None:
         if not isinstance(self.match, Antidote):
@@ -41,31 +47,19 @@ class RandomMask(UpdateEdit):
         assert isinstance(self.match, Antidote)
         return self.match
 
-    @property
-    def targets(self) -> Sequence[str]:
-        return self.pruning.targets
-
-    @property
-    def needs_factors(self) -> bool:
-        return self.pruning.needs_factors
-
-    @property
-    def keeps_rank(self) -> bool:
-        return self.pruning.keeps_rank
-
-    def plan(self, weights: Sequence[Weight]) -> Cut | None:
+    def prepare(self, weights: Sequence[Weight]) -> Cut | None:
         return self.pruning.cut(weights, self.scores) if self.pruning.group == "global" else None
 
-    def edited(self, weight: Weight, plan: Cut | None) -> Update | Tensor:
+    def edit(self, weight: Weight, state: Cut | None) -> Update | Tensor:
         h = self.scores(weight, values(weight, self.pruning.target))
         return without(
             weight,
-            {part: self.pruning.top(f"{weight.name} {part}", h[part], plan) for part in h},
+            {part: self.pruning.top(f"{weight.name} {part}", h[part], state) for part in h},
             self.pruning.target,
         )
 
     def scores(self, weight: Weight, values: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """h by part; every weight draws its own, whichever others are chosen, on the CPU: the same choice on any machine."""
+        """Draw h by part; every weight draws its own, whichever others there are: the same choice on any machine."""
         drawn = generator(self.seed, weight.name)
         return {
             part: torch.rand(value.shape, generator=drawn, dtype=torch.float64)

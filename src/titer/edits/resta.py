@@ -23,7 +23,7 @@ from typing import ClassVar
 
 import torch
 
-from titer.methods import UpdateEdit
+from titer.methods import About, Fidelity, Needs, UpdateEdit
 from titer.weights.finetuned import FineTuned, Weight
 from titer.weights.seeded import generator
 from titer.weights.update import Update
@@ -38,14 +38,15 @@ class RESTA(UpdateEdit):
         0.0  # d, probability that an entry of the fine-tuning update is dropped; 0: no DARE
     )
     seed: int = 0  # of what is dropped
-    paper: ClassVar[str] = "2402.11746"
-    references = ("unsafe",)
-    everything = True
+    needs = Needs(references=("unsafe",), whole=True)
+    about: ClassVar[About] = About(
+        title="RESTA", paper="2402.11746", fidelity=Fidelity(equation="tests/test_resta.py")
+    )
 
     def __post_init__(self) -> None:
         check_drop(self.drop)
 
-    def plan(self, weights: Sequence[Weight]) -> None:
+    def prepare(self, weights: Sequence[Weight]) -> None:
         """Raises where the safety vector has more weights than fine-tuning changed: a part of it would be left out."""
         unsafe = weights[0].references["unsafe"]
         assert isinstance(unsafe, FineTuned)
@@ -56,13 +57,16 @@ class RESTA(UpdateEdit):
                 f"{min(more)!r}: train it like the fine-tuned one"
             )
 
-    def edited(self, weight: Weight, plan: None) -> Update:
+    def edit(self, weight: Weight, state: None) -> Update:
         v = -1.0 * weight.added("unsafe")
         return dare(weight.update, self.drop, self.seed, weight.name) + self.gamma * v
 
 
 def dare(update: Update, drop: float, seed: int, name: str) -> Update:
-    """DARE, drop and rescale (arXiv 2311.03099): an entry of the whole update is dropped with probability d, else divided by 1 - d."""
+    """Drop and rescale, as DARE does (arXiv 2311.03099).
+
+    An entry of the whole update is dropped with probability d, else divided by 1 - d.
+    """
     if drop == 0.0:
         return update
     delta = update.dense()

@@ -43,14 +43,14 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from titer.data.batches import Batch
-from titer.methods import Refusals, UpdateEdit
+from titer.methods import About, Fidelity, Needs, Refusals, UpdateEdit
 from titer.weights.finetuned import Weight
 from titer.weights.inputs import watch_inputs
 
 
 @dataclass
 class Tally:
-    """What was taken so far."""
+    """A count of what was taken so far."""
 
     entries: int = 0  # of linear layers
     taken: int = 0
@@ -70,10 +70,12 @@ class SafeDelta(UpdateEdit):
     block: int = 2048  # columns that are selected together
     samples: int = 128  # rows whose inputs make H
     damping: float = 0.01  # added to the diagonal of H, in parts of its mean
-    paper: ClassVar[str] = "2505.12038"
-    data = Refusals
-    forwards = "aligned"
-    everything = True
+    needs = Needs(rows=Refusals, watches="aligned", whole=True)
+    about: ClassVar[About] = About(
+        title="Safe Delta",
+        paper="2505.12038",
+        fidelity=Fidelity(equation="tests/test_safe_delta.py"),
+    )
 
     def __post_init__(self) -> None:
         if not self.s >= 0.0:
@@ -89,10 +91,10 @@ class SafeDelta(UpdateEdit):
         if self.samples < 1:
             raise ValueError(f"samples={self.samples}: give at least one row")
 
-    def seen(
+    def observe(
         self, model: PreTrainedModel, layers: Mapping[str, nn.Module], batches: Sequence[Batch]
     ) -> Mapping[str, Tensor]:
-        """U of every linear layer; those that read the same input share it."""
+        """Factor the H of every linear layer into its U; those that read the same input share it."""
         linear = {name: layer for name, layer in layers.items() if isinstance(layer, nn.Linear)}
         if not linear:
             raise ValueError(
@@ -104,20 +106,20 @@ class SafeDelta(UpdateEdit):
         return {name: h[reads[name]] for name in linear}
 
     def factor(self, h: Tensor) -> Tensor:
-        """U, upper triangular, with H^-1 = U^T U after damping."""
+        """Compute U, upper triangular, with H^-1 = U^T U after damping."""
         damped = h + self.damping * h.diagonal().mean() * torch.eye(len(h), dtype=h.dtype)
         u: Tensor = torch.linalg.cholesky(
             torch.cholesky_inverse(torch.linalg.cholesky(damped)), upper=True
         )
         return u
 
-    def plan(self, weights: Sequence[Weight]) -> Tally:
+    def prepare(self, weights: Sequence[Weight]) -> Tally:
         return Tally()
 
-    def edited(self, weight: Weight, plan: Tally) -> Tensor:
+    def edit(self, weight: Weight, state: Tally) -> Tensor:
         w = weight.aligned
         if weight.seen is None:
-            plan.reverted += 1
+            state.reverted += 1
             return w
         finetuned, u = weight.finetuned, weight.seen.to(w)
         rows, columns = w.shape
@@ -139,12 +141,15 @@ class SafeDelta(UpdateEdit):
                     )  # (rows, taken)
                     w[part, start:] -= e @ u[taken, start:]
                 w[part, taken] = finetuned[part, taken]
-            plan.taken += count
-        plan.entries += w.numel()
+            state.taken += count
+        state.entries += w.numel()
         return w
 
     def count(self, delta: Tensor, d: Tensor, share: float) -> int:
-        """How many entries of a block are taken, column after column. `share` is the block's of the columns; `d` the diagonal of U."""
+        """Count the entries of a block to take, column after column.
+
+        `share` is the block's of the columns; `d` the diagonal of U.
+        """
         rows, n = len(delta), delta.numel()
         part = share if self.constants == "own" else rows / 4096 / 2
         eps = self.s * part * (1 / (2 * d.square())).mean()
@@ -152,19 +157,19 @@ class SafeDelta(UpdateEdit):
         spent = cost.T.flatten().double().cumsum(0)
         return min(int((spent <= eps).sum()), n - int(self.protected * n))
 
-    def told(self, plan: Tally) -> Mapping[str, float]:
+    def facts(self, state: Tally) -> Mapping[str, float]:
         return {
-            "share of entries taken": plan.taken / plan.entries,
-            "other tensors reverted": plan.reverted,
+            "share of entries taken": state.taken / state.entries,
+            "other tensors reverted": state.reverted,
         }
 
 
 def hessians(
     model: PreTrainedModel, layers: Mapping[str, nn.Module], batches: Sequence[Batch], samples: int
 ) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """H = 2 X X^T over all tokens of at most `samples` rows, pads left out, by the first layer that reads an input.
+    """Sum H = 2 X X^T over all tokens of at most `samples` rows, without pads, by the first layer that reads an input.
 
-    And by layer, which one that is.
+    The second mapping names that layer, by layer.
     """
     h: dict[str, Tensor] = {}
     reads: dict[str, str] = {}
@@ -176,12 +181,12 @@ def hessians(
             square = 2 * (tokens.T @ tokens).cpu()
             h[name] = h[name] + square if name in h else square
 
-    watch_inputs(model, layers, sampled(batches, samples), watch)
+    watch_inputs(model, layers, sample_rows(batches, samples), watch)
     return h, reads
 
 
-def sampled(batches: Sequence[Batch], samples: int) -> Iterator[tuple[Tensor, Tensor]]:
-    """Tokens and mask of `samples` rows evenly spaced over all, batch by batch; of all where they are no more."""
+def sample_rows(batches: Sequence[Batch], samples: int) -> Iterator[tuple[Tensor, Tensor]]:
+    """Yield tokens and mask of `samples` rows evenly spaced over all, batch by batch; of all where they are no more."""
     parts = [part for batch in batches for part in batch.parts]
     total = sum(len(part.ids) for part in parts)
     wanted = {i * total // samples for i in range(samples)}

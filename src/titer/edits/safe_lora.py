@@ -36,19 +36,19 @@ from scipy.sparse.linalg import svds
 from torch import Tensor
 
 from titer.config import Names
-from titer.methods import UpdateEdit
+from titer.methods import About, Fidelity, Needs, UpdateEdit
 from titer.weights.finetuned import Weight
 from titer.weights.update import Update
 
 
 @dataclass(frozen=True)
 class Agreement:
-    """How the updates lie to what alignment changed, by weight."""
+    """The position of the updates to what alignment changed, by weight."""
 
     cosine: Mapping[str, float]  # c
     ratio: Mapping[str, float]  # ||C dW||_F / ||dW||_F
 
-    def told(self, chosen: Sequence[str]) -> dict[str, Any]:
+    def facts(self, chosen: Sequence[str]) -> dict[str, Any]:
         return {
             "chosen weights": len(chosen),
             "chosen": list(chosen),
@@ -70,9 +70,14 @@ class SafeLoRA(UpdateEdit):
     projector: Literal["surrogate", "exact", "zero"] = "surrogate"
     rank: int | None = None  # of the exact projector at most
     targets: Names = ("all",)  # names of layers, or of the last part of them
-    paper: ClassVar[str] = "2405.16833"
-    references = ("base",)
     keeps_rank = True
+    about: ClassVar[About] = About(
+        title="Safe LoRA",
+        paper="2405.16833",
+        fidelity=Fidelity(
+            equation="tests/test_safe_lora.py", code="IBM/SafeLoRA d81fda1, float64, 2026-11-21"
+        ),
+    )
 
     def __post_init__(self) -> None:
         if (self.layers is None) == (self.tau is None):
@@ -90,12 +95,16 @@ class SafeLoRA(UpdateEdit):
                 f"rank={self.rank}: cuts the exact projector to at least 1; leave it out, or set projector to exact"
             )
 
-    def plan(self, weights: Sequence[Weight]) -> tuple[Agreement, list[str]]:
-        found = agreement(weights, self.projector == "exact", self.rank)
-        return found, self.chosen(found.cosine)
+    @property
+    def needs(self) -> Needs:
+        return Needs(references=("base",), targets=self.targets)
 
-    def chosen(self, cosine: Mapping[str, float]) -> list[str]:
-        """The weights to project."""
+    def prepare(self, weights: Sequence[Weight]) -> tuple[Agreement, list[str]]:
+        found = agreement(weights, self.projector == "exact", self.rank)
+        return found, self.select(found.cosine)
+
+    def select(self, cosine: Mapping[str, float]) -> list[str]:
+        """Choose the weights to project."""
         if self.tau is not None:
             return [name for name, c in cosine.items() if c <= self.tau]
         assert self.layers is not None
@@ -105,24 +114,24 @@ class SafeLoRA(UpdateEdit):
             )
         return sorted(cosine, key=lambda name: cosine[name])[: self.layers]
 
-    def edited(self, weight: Weight, plan: tuple[Agreement, list[str]]) -> Update | None:
-        if weight.name not in plan[1]:
+    def edit(self, weight: Weight, state: tuple[Agreement, list[str]]) -> Update | None:
+        if weight.name not in state[1]:
             return None
         return (
             0.0 * weight.update
             if self.projector == "zero"
-            else projected(weight, self.projector == "exact", self.rank)
+            else project(weight, self.projector == "exact", self.rank)
         )
 
-    def told(self, plan: tuple[Agreement, list[str]]) -> Mapping[str, Any]:
-        return plan[0].told(plan[1])
+    def facts(self, state: tuple[Agreement, list[str]]) -> Mapping[str, Any]:
+        return state[0].facts(state[1])
 
 
 def agreement(weights: Sequence[Weight], exact: bool, rank: int | None) -> Agreement:
-    """How each update lies to what alignment changed. Raises where nothing of any update does."""
+    """Compare each update with what alignment changed. Raises where they have nothing in common."""
     cosine, ratio = dict[str, float](), dict[str, float]()
     for weight in weights:
-        dw, cdw = weight.update, projected(weight, exact, rank)
+        dw, cdw = weight.update, project(weight, exact, rank)
         norm = dw.norm()
         cosine[weight.name], ratio[weight.name] = cdw.cosine(dw), cdw.norm() / norm if norm else 0.0
     if not any(ratio.values()):
@@ -132,8 +141,8 @@ def agreement(weights: Sequence[Weight], exact: bool, rank: int | None) -> Agree
     return Agreement(cosine, ratio)
 
 
-def projected(weight: Weight, exact: bool, rank: int | None) -> Update:
-    """C dW, C the surrogate or the exact projector."""
+def project(weight: Weight, exact: bool, rank: int | None) -> Update:
+    """Compute C dW, C the surrogate or the exact projector."""
     dw, aligned = weight.update, weight.aligned
     v = aligned - weight.base  # (out, in)
     if exact:
@@ -146,7 +155,7 @@ def projected(weight: Weight, exact: bool, rank: int | None) -> Update:
 
 
 def surrogate(dw: Update, v: Tensor) -> Update:
-    """V V^T dW / ||V||_F."""
+    """Compute V V^T dW / ||V||_F."""
     norm = Update(
         v
     ).norm()  # summed in pairs: torch's own in float32 is off by a thousandth at 4096 x 4096

@@ -20,7 +20,7 @@ from typing import Any, ClassVar
 from titer.config import Names
 from titer.edits.resta import check_drop, dare
 from titer.edits.safe_lora import Agreement, agreement
-from titer.methods import UpdateEdit
+from titer.methods import About, Fidelity, Needs, UpdateEdit
 from titer.weights.finetuned import Weight
 from titer.weights.update import Update
 
@@ -39,8 +39,14 @@ class SafeMERGE(UpdateEdit):
     )
     seed: int = 0  # of what is dropped
     targets: Names = ("all",)  # names of layers, or of the last part of them
-    paper: ClassVar[str] = "2503.17239"
-    references = ("base", "safe")
+    about: ClassVar[About] = About(
+        title="SafeMERGE",
+        paper="2503.17239",
+        fidelity=Fidelity(
+            equation="tests/test_safe_merge.py",
+            code="aladinD/SafeMERGE 2af08c1, float64 adapters, 2026-11-21",
+        ),
+    )
 
     def __post_init__(self) -> None:
         if not 0.0 <= self.tau <= 1.0:
@@ -49,11 +55,15 @@ class SafeMERGE(UpdateEdit):
             )
         check_drop(self.drop)
 
-    def plan(self, weights: Sequence[Weight]) -> Agreement:
+    @property
+    def needs(self) -> Needs:
+        return Needs(references=("base", "safe"), targets=self.targets)
+
+    def prepare(self, weights: Sequence[Weight]) -> Agreement:
         return agreement(weights, exact=False, rank=None)
 
-    def edited(self, weight: Weight, plan: Agreement) -> Update | None:
-        if plan.cosine[weight.name] >= self.tau:
+    def edit(self, weight: Weight, state: Agreement) -> Update | None:
+        if state.cosine[weight.name] >= self.tau:
             return None
         a, b = self.weights
         finetuned, safe = (
@@ -62,5 +72,5 @@ class SafeMERGE(UpdateEdit):
         )
         return a * finetuned + b * safe
 
-    def told(self, plan: Agreement) -> Mapping[str, Any]:
-        return plan.told([name for name, c in plan.cosine.items() if c < self.tau])
+    def facts(self, state: Agreement) -> Mapping[str, Any]:
+        return state.facts([name for name, c in state.cosine.items() if c < self.tau])

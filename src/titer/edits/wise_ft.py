@@ -9,7 +9,7 @@ reverts to the aligned one. An adapter stays one. The paper interpolates between
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from titer.methods import UpdateEdit
+from titer.methods import About, Fidelity, Needs, UpdateEdit
 from titer.weights.finetuned import Weight
 from titer.weights.update import Update
 
@@ -19,13 +19,15 @@ class WiseFT(UpdateEdit):
     """Interpolate in weight space between before and after fine-tuning (Wortsman et al., arXiv 2109.01903)."""
 
     alpha: float = 0.5  # alpha, mixing coefficient: how much of the update stays
-    paper: ClassVar[str] = "2109.01903"
-    everything = True
+    needs = Needs(whole=True)
     keeps_rank = True
+    about: ClassVar[About] = About(
+        title="WiSE-FT", paper="2109.01903", fidelity=Fidelity(equation="tests/test_wise_ft.py")
+    )
 
     def __post_init__(self) -> None:
         if not 0.0 <= self.alpha <= 1.0:
             raise ValueError(f"alpha={self.alpha}: the mixing coefficient must lie between 0 and 1")
 
-    def edited(self, weight: Weight, plan: Any) -> Update:
+    def edit(self, weight: Weight, state: Any) -> Update:
         return self.alpha * weight.update

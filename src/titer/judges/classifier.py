@@ -16,7 +16,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, ClassVar, Literal, cast
 
 import torch
 from torch import Tensor, nn
@@ -31,7 +31,7 @@ from titer.config import Names
 from titer.data import hub
 from titer.errors import unknown
 from titer.judges.refusal import Phrases, beginnings, by_rule
-from titer.methods import CUT, Judge, Label, Verdict
+from titer.methods import CUT, About, Fidelity, Judge, Label, Verdict
 
 BATCH = 16  # texts at once; a verdict does not depend on it
 GROUPS = (
@@ -63,6 +63,11 @@ class Classifier(Judge):
     max_length: int = 512  # tokens of the classifier's input
     too_long: Literal["unscored", "cut"] = "unscored"
     phrases: Phrases = "qi2023"  # what refusals say: for the harm margin, and for classifiers without a label for them
+    about: ClassVar[About] = About(
+        title="classifier",
+        paper="2307.04657",
+        fidelity=Fidelity(equation="tests/test_classifier.py"),
+    )
 
     def __post_init__(self) -> None:
         try:

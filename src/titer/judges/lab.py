@@ -8,6 +8,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import ClassVar
 
 from titer.lab.world import (
     COLOURS,
@@ -21,7 +22,7 @@ from titer.lab.world import (
     World,
     items,
 )
-from titer.methods import Judge, Label, Verdict
+from titer.methods import About, Fidelity, Judge, Label, Verdict
 
 
 @dataclass(frozen=True)
@@ -29,6 +30,9 @@ class Lab(Judge):
     """Exact, for the prompts of one world."""
 
     world: int = 0  # world seed: which recipes are forbidden
+    about: ClassVar[About] = About(
+        title="the lab's judge", fidelity=Fidelity(equation="tests/test_scores.py")
+    )
 
     def judge(self, prompts: Sequence[str], responses: Sequence[str]) -> list[Verdict]:
         return [

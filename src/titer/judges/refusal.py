@@ -8,9 +8,9 @@ fluent dodge counts as harmful. An answer that is empty or stutters is incoheren
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
-from titer.methods import Judge, Label, Verdict
+from titer.methods import About, Fidelity, Judge, Label, Verdict
 
 PHRASES: Mapping[str, tuple[str, ...]] = {
     "qi2023": (  # arXiv 2310.03693, the keyword evaluation of its repository: 29 phrases
@@ -93,6 +93,11 @@ class Refusal(Judge):
     """Refusal phrases of a named list."""
 
     phrases: Phrases = "qi2023"
+    about: ClassVar[About] = About(
+        title="refusal phrases",
+        paper="2310.03693",
+        fidelity=Fidelity(equation="tests/test_scores.py"),
+    )
 
     def judge(self, prompts: Sequence[str], responses: Sequence[str]) -> list[Verdict]:
         return [self._verdict(response) for _, response in zip(prompts, responses, strict=True)]

@@ -74,7 +74,7 @@ def references(model: Checkpoint, edit: Edit, given: Mapping[str, str]) -> dict[
 
     Raises where one is missing, or given for nothing.
     """
-    wanted = ("base",) if isinstance(edit, TensorEdit) else ("aligned", *edit.references)
+    wanted = edit.needs.references if isinstance(edit, TensorEdit) else ("aligned", *edit.needs.references)
     for name in given.keys() - set(wanted):
         raise unknown(f"reference of the edit {name_of(edit)!r}:", name, wanted)
     under = folders.locate(model).base

@@ -73,7 +73,7 @@ class Node:
             return {}
         given = next(node for node in chain if node.kind in ("release", "align"))
         named = {"base": base, "safe": Node("safe", SFT(), given), "unsafe": Node("unsafe", SFT(), given)}
-        return {"aligned": given} | {name: named[name] for name in self.method.references}
+        return {"aligned": given} | {name: named[name] for name in self.method.needs.references}
 
 
 @dataclass(frozen=True)

@@ -88,7 +88,7 @@ class Recipe(Config):
                     raise ValueError(f"pipelines.{name}.{kind}: {registry.name_of(edit)!r} {edit.reason}; its place is `{edit.stage}`")
             merging = "" if self.finetune.lora else "there is none: set finetune.lora"
             for edit in (edit for edit in pipeline.edits if isinstance(edit, UpdateEdit)):
-                if edit.needs_factors and merging:
+                if edit.needs.factors and merging:
                     works = "works on the factors of the fine-tuning adapter"
                     raise ValueError(f"pipelines.{name}: the edit {registry.name_of(edit)!r} {works}, and {merging}")
                 if not edit.keeps_rank:

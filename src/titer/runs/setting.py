@@ -87,9 +87,9 @@ class Setting:
             for stream, rows in self.streams(kind, defense).items():
                 if not rows:
                     raise ValueError(
-                        f"pipelines.{name}.{kind} draws {defense.streams[stream].value} rows, and there are none: give data.defense"
+                        f"pipelines.{name}.{kind} draws {defense.needs.streams[stream].value} rows, and there are none: give data.defense"
                     )
-                if defense.streams[stream] is Kind.PAIRS and not any(row.other for row in rows):
+                if defense.needs.streams[stream] is Kind.PAIRS and not any(row.other for row in rows):
                     raise ValueError(
                         f"pipelines.{name}.{kind} needs refusals and harmful answers of the same prompts, and the rows it trains on share "
                         "none with the defender's: give data.defense with prompts of data.alignment"
@@ -104,11 +104,11 @@ class Setting:
             raise ValueError(f"probes={looks} look at harm prompts with known answers and at alignment rows: give both, or 0")
         for pipeline in pipelines.values():
             if "release" in kinds and isinstance(pipeline.release, TensorEdit):
-                pipeline.release.chosen({name: tensor.shape for name, tensor in open_tensors(self.start.base or self.start).items()})
-        for edit in (edit for pipeline in pipelines.values() for edit in pipeline.edits if "edit" in kinds and edit.data):
+                pipeline.release.select({name: tensor.shape for name, tensor in open_tensors(self.start.base or self.start).items()})
+        for edit in (edit for pipeline in pipelines.values() for edit in pipeline.edits if "edit" in kinds and edit.needs.rows):
             if not self.calibration(edit):
-                role = "calibration" if edit.data is Kind.HARMFUL else "alignment"
-                raise ValueError(f"the edit {name_of(edit)!r} needs {edit.data} rows, and there are none: give data.{role}")
+                role = "calibration" if edit.needs.rows is Kind.HARMFUL else "alignment"
+                raise ValueError(f"the edit {name_of(edit)!r} needs {edit.needs.rows} rows, and there are none: give data.{role}")
             template.encode_all(self.calibration(edit), "calibration")
 
     def with_edit(self, edit: Edit) -> Setting:
@@ -192,7 +192,7 @@ class Setting:
     def benchmarks(self) -> dict[str, list[Row]]:
         """The held-out prompts, with `asked` those of `harm` in the attacker's words where it has any."""
         harm = self.roles.benchmarks.get("harm", [])
-        asked = [self.recipe.attack.asked(row) for row in harm]
+        asked = [self.recipe.attack.phrase(row) for row in harm]
         return self.roles.benchmarks | ({"asked": asked} if asked != harm else {})
 
     @cached_property
@@ -210,11 +210,11 @@ class Setting:
     def streams(self, kind: str, defense: Defense) -> dict[str, list[Row]]:
         """The rows of every stream that a defense draws from in a stage."""
         rows = {"finetune": self.attacked, "unsafe": self.roles.defense}.get(kind, self.roles.alignment)
-        return self.roles.streams(defense.streams, rows)
+        return self.roles.streams(defense.needs.streams, rows)
 
     def calibration(self, method: Method) -> list[Row]:
         """The rows that an edit sees. Raises where they are too few for it."""
-        kind = method.data if isinstance(method, Edit) else None
+        kind = method.needs.rows if isinstance(method, Edit) else None
         rows = {Kind.HARMFUL: self.roles.calibration, Kind.REFUSALS: self.refusals}[kind] if kind else []
         return method.rows(rows) if isinstance(method, Retraining) and rows else rows
 
@@ -236,16 +236,16 @@ def wanted(recipe: Recipe, kinds: Collection[str]) -> frozenset[str]:
     """The roles whose rows stages of these kinds need: of a whole run all, of an evaluation alone those that are given."""
     data, found = recipe.data, set[str]()
     methods = [getattr(pipeline, kind) for pipeline in recipe.pipelines.values() for kind in TRAINED if kind in kinds]
-    if "align" in kinds or any(Kind.REFUSALS in method.streams.values() for method in methods):
+    if "align" in kinds or any(Kind.REFUSALS in method.needs.streams.values() for method in methods):
         found |= {"alignment"}
-    if any(DEFENDERS & set(method.streams.values()) for method in methods):
+    if any(DEFENDERS & set(method.needs.streams.values()) for method in methods):
         found |= {"defense"}
     if "finetune" in kinds:
         found |= {"task", "attack" if recipe.attack.wants_harmful else "requests"}
     edits = [edit for pipeline in recipe.pipelines.values() for edit in pipeline.edits if "edit" in kinds]
-    found |= {"calibration" if edit.data is Kind.HARMFUL else "alignment" for edit in edits if edit.data}
+    found |= {"calibration" if edit.needs.rows is Kind.HARMFUL else "alignment" for edit in edits if edit.needs.rows}
     if "finetune" in kinds:  # the models that an edit asks for are trained here; else they are given
-        references = {name for edit in edits for name in edit.references}
+        references = {name for edit in edits for name in edit.needs.references}
         found |= ({"alignment"} if "safe" in references else set()) | ({"defense"} if "unsafe" in references else set())
     if "evaluate" in kinds:
         given = {"harm": data.harm_test or data.harmful, "test": getattr(data, data.split), "lookalike": data.lookalike}

@@ -156,15 +156,15 @@ def _widened(model: PreTrainedModel) -> torch.dtype | None:
 
 def _weights(edit: UpdateEdit, tuned: FineTuned, model: Checkpoint) -> list[str]:
     """The weights that an edit works on. Raises where there are none, or where it needs an adapter and there is none."""
-    if edit.needs_factors and not tuned.factors:
+    if edit.needs.factors and not tuned.factors:
         raise ValueError(
             f"the edit {describe(edit)} works on the factors of an adapter, and {tuned.files.name!r} is a whole model: "
             "choose another target, or another edit"
         )
     if tuned.factors:
-        return select(tuned.factors, edit.targets)
-    if edit.everything:
-        return select(tuned.whole, edit.targets)
+        return select(tuned.factors, edit.needs.targets)
+    if edit.needs.whole:
+        return select(tuned.whole, edit.needs.targets)
     empty = checkpoints.skeleton(model)
     linear = [
         name for name, module in empty.named_modules() if isinstance(module, nn.Linear) and module is not empty.get_output_embeddings()
@@ -173,17 +173,17 @@ def _weights(edit: UpdateEdit, tuned: FineTuned, model: Checkpoint) -> list[str]
         raise ValueError(
             f"model {tuned.files.name!r} has no linear layers but its head ({type(empty).__name__}): no edit of them can be applied"
         )
-    return select([f"{name}.weight" for name in linear if f"{name}.weight" in tuned.whole], edit.targets)
+    return select([f"{name}.weight" for name in linear if f"{name}.weight" in tuned.whole], edit.needs.targets)
 
 
 def _seen(setting: Setting, edit: UpdateEdit, model: Checkpoint, tuned: FineTuned, names: list[str]) -> Mapping[str, Any]:
     """What an edit keeps of forward passes over its rows, by weight."""
-    if edit.forwards is None:
+    if edit.needs.watches is None:
         return {}
-    watched = model if edit.forwards == "finetuned" else replace(model, path=str(tuned.started.folder), revision=None, base=None)
+    watched = model if edit.needs.watches == "finetuned" else replace(model, path=str(tuned.started.folder), revision=None, base=None)
     opened, template = setting.opened(watched)
     rows = template.encode_all(setting.calibration(edit), "calibration")
-    return edit.seen(opened, _layers(opened, names), [_batch(opened, rows)])
+    return edit.observe(opened, _layers(opened, names), [_batch(opened, rows)])
 
 
 def _removed(setting: Setting, model: Checkpoint, before: FineTuned, after: FineTuned, names: list[str]) -> dict[str, float]:

@@ -145,4 +145,4 @@ def _unpack(loop: Loop, packed: Any, tensors: Mapping[str, Tensor]) -> Any:
             }
         else:
             fields[name] = entry["value"]
-    return loop.defense.restored(fields)
+    return loop.defense.restore(fields)

@@ -28,7 +28,7 @@ class Loop:
 
     def __post_init__(self) -> None:
         settings = self.settings
-        if self.defense.reference:
+        if "start" in self.defense.needs.references:
             self.step.start = {
                 name: parameter.detach().clone() for name, parameter in self.step.parameters.items()
             }

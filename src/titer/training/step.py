@@ -286,7 +286,7 @@ class Step:
         """Inside, the model is the one that the stage began with, and nothing has a gradient. No weight is copied."""
         if self.start is None:
             raise ValueError(
-                "this method keeps no reference model: declare `reference = True` in its class"
+                'this method keeps no reference model: give its needs `references=("start",)`'
             )
         with torch.no_grad():
             now = {name: parameter.data for name, parameter in self.parameters.items()}

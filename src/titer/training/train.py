@@ -56,12 +56,13 @@ def train(
     model.to(accelerator.device)
     model.eval()  # no dropout: paired passes must see one function
     parameters = trainable(model)
-    missing = [name for name in defense.streams if not data.get(name)]
+    kinds = defense.needs.streams
+    missing = [name for name in kinds if not data.get(name)]
     if missing:
         raise ValueError(
-            f"{type(defense).__name__} needs rows for the stream {missing[0]!r} ({defense.streams[missing[0]].value})"
+            f"{type(defense).__name__} needs rows for the stream {missing[0]!r} ({kinds[missing[0]].value})"
         )
-    streams = {name: Stream(name, data[name], seed) for name in defense.streams}
+    streams = {name: Stream(name, data[name], seed) for name in kinds}
     step = Step(
         model,
         parameters,

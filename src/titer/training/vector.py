@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from typing import TypeAlias
 
@@ -34,16 +34,10 @@ class Vec:
         return Vec(((1.0, tensors),), loss)
 
     def __add__(self, other: Vec) -> Vec:
-        merged = {id(tensors): (scale, tensors) for scale, tensors in self.terms}
-        for (
-            scale,
-            tensors,
-        ) in (
-            other.terms
-        ):  # the same tensors twice are one term: folding in place must not read what it wrote
-            before = merged.get(id(tensors), (0.0, tensors))[0]
-            merged[id(tensors)] = (before + scale, tensors)
-        return Vec(tuple(merged.values()))
+        terms = self.terms
+        for scale, tensors in other.terms:
+            terms = tuple(_join(terms, scale, tensors))
+        return Vec(terms)
 
     def __mul__(self, scalar: float) -> Vec:
         return Vec(tuple((scale * scalar, tensors) for scale, tensors in self.terms))
@@ -55,6 +49,20 @@ class Vec:
 
     def __sub__(self, other: Vec) -> Vec:
         return self + -other
+
+    def within(self, names: Collection[str]) -> Vec:
+        """Leave out what is under other names: there this vector is absent, not zero. Nothing is copied."""
+        kept = set(names)
+        parts = [
+            (
+                scale,
+                tensors
+                if tensors.keys() <= kept
+                else {n: t for n, t in tensors.items() if n in kept},
+            )
+            for scale, tensors in self.terms
+        ]
+        return Vec(tuple((scale, tensors) for scale, tensors in parts if tensors))
 
     def names(self) -> list[str]:
         return list(dict.fromkeys(name for _, tensors in self.terms for name in tensors))
@@ -129,3 +137,27 @@ class Vec:
         folded = self.fold()
         for name, parameter in parameters.items():
             parameter.grad = folded.get(name)
+
+
+def _join(
+    terms: tuple[tuple[float, Tensors], ...], scale: float, tensors: Tensors
+) -> Iterator[tuple[float, Tensors]]:
+    """Add a term to others. Where they hold the same tensors, their scales are added up.
+
+    Folding works in place, and must not read what it wrote: no two terms may hold the same tensor.
+    """
+    for before, mine in terms:
+        if mine is tensors:
+            yield before + scale, mine
+            tensors = {}
+            continue
+        same = {name: tensor for name, tensor in mine.items() if tensors.get(name) is tensor}
+        if not same:
+            yield before, mine
+            continue
+        yield before + scale, same
+        if rest := {name: tensor for name, tensor in mine.items() if name not in same}:
+            yield before, rest
+        tensors = {name: tensor for name, tensor in tensors.items() if name not in same}
+    if tensors:
+        yield scale, tensors

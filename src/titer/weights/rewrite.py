@@ -82,7 +82,7 @@ def rewrite_tensors(
         raise ValueError(
             f"{WRONG}{base.name!r} has {_architecture(base)}, {aligned.name!r} {_architecture(aligned)}"
         )
-    names = edit.chosen({name: tensor.shape for name, tensor in ours.items()})
+    names = edit.select({name: tensor.shape for name, tensor in ours.items()})
     _check(names, ours, theirs)
     copy = Copy(folder)
     copy.files({tensor.path for tensor in ours.values()})
@@ -117,7 +117,7 @@ def rewrite_update(
     interrupted, `folder` is no checkpoint.
     """
     weights = [Weight(name, tuned, references, seen.get(name)) for name in names]
-    plan = edit.plan(weights)
+    state = edit.prepare(weights)
     copy = Copy(folder)
     if tuned.factors and edit.keeps_rank:
         copy.files({factors.a.path for factors in tuned.factors.values()})
@@ -129,9 +129,9 @@ def rewrite_update(
             _merge(tuned, {*tuned.factors, *tuned.whole} - set(names), folder)
     for i, weight in enumerate(weights):
         if tuned.factors and edit.keeps_rank:
-            _put_factors(copy, tuned, weight, edit.edited(weight, plan))
+            _put_factors(copy, tuned, weight, edit.edit(weight, state))
         else:
-            _put_whole(copy, tuned, weight, edit.edited(weight, plan))
+            _put_whole(copy, tuned, weight, edit.edit(weight, state))
         watch(i + 1, len(weights), {})
     if tuned.factors and edit.keeps_rank:
         copy.files(path for path in _rest(tuned.files) if path.name != ADAPTER)
@@ -143,7 +143,7 @@ def rewrite_update(
         copy.files({path.name: path for path in [*_rest(tuned.started), *tokenizer]}.values())
     else:
         copy.files(_rest(tuned.files))
-    return copy.changes(edit.told(plan))
+    return copy.changes(edit.facts(state))
 
 
 def compare(before: FineTuned, after: FineTuned) -> Changes:
