@@ -54,7 +54,7 @@ Given = Annotated[
 
 def recognized(records: Sequence[Record]) -> Benchmark | None:
     """The benchmark whose published columns and values these are, if there is one."""
-    for name in registry.names("benchmarks"):
+    for name in registry.usable("benchmarks"):
         found = cast(Benchmark, registry.build("benchmarks", name))
         if found.layouts and found.recognizes([record.fields for record in records]):
             return found
@@ -97,7 +97,7 @@ class Reader:
         known = {column for schema in schemas.SCHEMAS for column in schema.columns} | set(
             source.columns.values()
         )
-        for name in registry.names("benchmarks"):
+        for name in registry.usable("benchmarks"):
             known |= {
                 column
                 for layout in cast(Any, registry.load("benchmarks", name)).layouts
