@@ -17,17 +17,17 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from bench import count, shapes
-from bench.clock import Spread, interleaved
+from bench.clock import Spread, time_in_turns
 from bench.cost import environment
 from bench.shapes import Shape
 from titer.data.batches import Batch
 from titer.edits.antidote import feature_norms
 from titer.errors import unknown
 from titer.methods import Harmful
-from titer.runs.stages import CALIBRATION_BATCH
+from titer.runs.stages.repair import CALIBRATION_BATCH
 from titer.training.train import accelerator_for
 from titer.weights import adapters
-from titer.weights.settings import ALL, Lora
+from titer.weights.settings import ALL_LINEAR, Lora
 
 TIME_BAR = 1.15  # times the bare pass's
 PEAK_BAR = 1.10  # times its most bytes alive at once, weights among them
@@ -58,11 +58,11 @@ class Cost:
         return self.ratio.median <= TIME_BAR and self.peak <= PEAK_BAR * self.bare_peak
 
 
-def watched(
+def cases(
     shape: Shape, lora: Lora, device: torch.device
 ) -> Iterator[tuple[str, PreTrainedModel, dict[str, nn.Module]]]:
     """The layers of an adapter, of one on all linear layers, and of a model without."""
-    for name, adapter in (("q, v", lora), ("all-linear", replace(lora, targets=(ALL,)))):
+    for name, adapter in (("q, v", lora), ("all-linear", replace(lora, targets=(ALL_LINEAR,)))):
         model = shape.model(adapter, device)
         yield (
             f"adapter on {name}",
@@ -98,11 +98,11 @@ def passes(shape: Shape, model: PreTrainedModel, layers: dict[str, nn.Module]) -
 
 def costs(at: dict[str, Shape], lora: Lora, device: torch.device) -> Iterator[Cost]:
     for name, shape in at.items():
-        for what, model, layers in watched(shape, lora, device):
+        for what, model, layers in cases(shape, lora, device):
             bare, mine = passes(shape, model, layers)
             lasting = [*model.parameters(), *model.buffers()]
             bare_peak, peak = (count.peak(lasting, one.run) for one in (bare, mine))
-            times = interleaved(bare, mine, shape.pairs)
+            times = time_in_turns(bare, mine, shape.pairs)
             yield Cost(name, what, times.subject, times.baseline, times.ratio, peak, bare_peak)
 
 

@@ -35,7 +35,7 @@ class Times:
     extra: Spread
 
 
-class Measured(Protocol):
+class Timed(Protocol):
     """What is timed: a `Subject`, say."""
 
     def mean(self, measure: Callable[[Callable[[], object]], float]) -> float:
@@ -50,7 +50,7 @@ def seconds(action: Callable[[], object]) -> float:
     return time.perf_counter() - start
 
 
-def interleaved(baseline: Measured, subject: Measured, pairs: int) -> Times:
+def time_in_turns(baseline: Timed, subject: Timed, pairs: int) -> Times:
     for _ in range(WARM):
         baseline.mean(seconds), subject.mean(seconds)
     found = [(baseline.mean(seconds), subject.mean(seconds)) for _ in range(pairs)]

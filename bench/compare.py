@@ -16,7 +16,7 @@ FACTOR = 1.10  # an update of B may take this many times A's
 SAME = ("device", "type", "threads")  # where these differ, times say nothing of the code
 
 
-def keyed(content: dict[str, Any]) -> dict[tuple[str, str, str], dict[str, Any]]:
+def by_key(content: dict[str, Any]) -> dict[tuple[str, str, str], dict[str, Any]]:
     return {(cost["shape"], cost["trained"], cost["method"]): cost for cost in content["costs"]}
 
 
@@ -30,7 +30,7 @@ def check(a: dict[str, Any], b: dict[str, Any]) -> None:
     wrong = [name for name in shared if a["shapes"][name] != b["shapes"][name]]
     if wrong:
         raise ValueError(f"the shape {wrong[0]!r} is not the same in both: measure both at one")
-    if not keyed(a).keys() & keyed(b).keys():
+    if not by_key(a).keys() & by_key(b).keys():
         raise ValueError("the two have no method at a shape in common")
 
 
@@ -68,7 +68,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         ),
         0,
     )
-    first, second = keyed(a), keyed(b)
+    first, second = by_key(a), by_key(b)
     for key in first:
         if key not in second:
             continue

@@ -21,7 +21,7 @@ from rich.console import Console
 from rich.table import Table
 
 from bench import count, shapes, subjects
-from bench.clock import Spread, interleaved
+from bench.clock import Spread, time_in_turns
 from bench.shapes import Shape
 from titer import registry
 from titer.errors import unknown
@@ -82,7 +82,7 @@ def counts(subject: subjects.Subject) -> Counts:
 
     copies = count.copies(subject.model, gradients)
     kept = max(
-        count.kept(subject.model, kind.update) for kind in subject.kinds
+        count.bytes_for_backward(subject.model, kind.update) for kind in subject.kinds
     )  # the first updates, which make the optimizer's moments
     peak = max(count.peak(subject.lasting(), kind.update) for kind in subject.kinds)
     return Counts(subject.mean(count.flops), kept, peak, copies)
@@ -96,7 +96,7 @@ def cost(
 ) -> Cost:
     of_baseline, of_subject = counts(baseline), counts(subject)
     gc.collect()
-    times = interleaved(baseline, subject, shape.pairs)
+    times = time_in_turns(baseline, subject, shape.pairs)
     flops = of_subject.flops / of_baseline.flops
     if key[-1] == BASELINE:
         bar, met = f"time <= {BAR:.2f} x FLOPs", times.ratio.median <= BAR * flops
@@ -128,14 +128,16 @@ def costs(
     found = []
     for shape_name, shape in at.items():
         for trained, adapter in (("lora", lora), ("full", None)):
-            for name, defense in _measured(names).items():
+            for name, defense in _variants(names).items():
                 watch(f"{shape_name} {trained} {name}")
                 over = "bare" if name == BASELINE else BASELINE
                 if name == BASELINE:
                     baseline = subjects.bare(shape, adapter, accelerator)
                 else:
-                    baseline = subjects.defended(_defense(BASELINE), shape, adapter, accelerator)
-                subject = subjects.defended(defense, shape, adapter, accelerator)
+                    baseline = subjects.defense_updates(
+                        _defense(BASELINE), shape, adapter, accelerator
+                    )
+                subject = subjects.defense_updates(defense, shape, adapter, accelerator)
                 found.append(cost((shape_name, trained, name, over), shape, baseline, subject))
     return found
 
@@ -157,7 +159,7 @@ def environment(accelerator: Accelerator) -> dict[str, Any]:
     }
 
 
-def described(at: dict[str, Shape], lora: Lora) -> dict[str, Any]:
+def describe_shapes(at: dict[str, Shape], lora: Lora) -> dict[str, Any]:
     """The shapes with the weights that their models have."""
     sizes = {}
     for name, shape in at.items():
@@ -203,7 +205,7 @@ def table(found: Sequence[Cost]) -> Table:
     return made
 
 
-def _measured(names: Sequence[str]) -> dict[str, Defense]:
+def _variants(names: Sequence[str]) -> dict[str, Defense]:
     """What is measured of these methods: their variants, or them with their defaults."""
     variants = shapes.variants()
     told: dict[str, dict[str, Any]] = {
@@ -262,7 +264,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "format": 1,
         "environment": environment(accelerator),
         "lora": asdict(lora),
-        "shapes": described(at, lora),
+        "shapes": describe_shapes(at, lora),
     }
     with Console(stderr=True).status("counting") as status:
         found = costs(names, at, lora, accelerator, lambda now: status.update(now))

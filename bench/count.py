@@ -41,7 +41,7 @@ class Held:
         self.tensor = tensor
 
 
-def kept(model: nn.Module, action: Action) -> int:
+def bytes_for_backward(model: nn.Module, action: Action) -> int:
     """The most bytes that autograd graphs have saved for backward at one moment, each storage once and none of the model's own."""
     own = {tensor.untyped_storage()._cdata for tensor in (*model.parameters(), *model.buffers())}
     holders: dict[int, int] = {}  # storage -> how often it is saved

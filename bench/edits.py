@@ -78,7 +78,7 @@ def cost(edit: SafeLoRA, layers: int, width: int, rank: int) -> Cost:
             pass
         began = time.process_time()
         with measure() as found:
-            changes = rewrite_update(edit, tuned, list(tuned.factors), references, {}, out, shown)
+            changes = rewrite_update(edit, tuned, list(tuned.factors), references, {}, out, show)
         cpu = time.process_time() - began
         size = (
             sum(path.stat().st_size for each in (base, aligned) for path in each.folder.iterdir())
@@ -103,7 +103,7 @@ def cost(edit: SafeLoRA, layers: int, width: int, rank: int) -> Cost:
     )
 
 
-def shown(now: int, of: int, terms: object) -> None:
+def show(now: int, of: int, terms: object) -> None:
     print(f"\rsafe_lora {now} of {of}", end="", file=sys.stderr)
 
 
@@ -112,23 +112,23 @@ def arithmetic(dw: Update, v: Tensor) -> tuple[float, float, float]:
     assert dw.a is not None
     a, b = dw.a, dw.b
 
-    def factored() -> tuple[Tensor, float]:
+    def by_factors() -> tuple[Tensor, float]:
         cdw = surrogate(dw, v)
         return cdw.b, cdw.cosine(dw)
 
-    def dense() -> tuple[Tensor, float]:
+    def by_dense() -> tuple[Tensor, float]:
         c = v @ v.T / v.square().sum().sqrt()
         b_new, whole = c @ b, b @ a
         projected = b_new @ a
         norms = float(projected.square().sum() * whole.square().sum())
         return b_new, float((projected * whole).sum()) / norms**0.5
 
-    (one, cosine), (other, its) = factored(), dense()
+    (one, cosine), (other, its) = by_factors(), by_dense()
     apart = max(float((one - other).norm() / other.norm()), abs(cosine - its))
-    return clocked(factored), clocked(dense), apart
+    return clock(by_factors), clock(by_dense), apart
 
 
-def clocked(of: Callable[[], object]) -> float:
+def clock(of: Callable[[], object]) -> float:
     """Median CPU seconds of five calls."""
     taken = []
     for _ in range(5):

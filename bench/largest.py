@@ -62,7 +62,7 @@ def largest(fits: Callable[[int], bool], most: int = MOST) -> int:
 def fits(defense: Defense, shape: Shape, accelerator: Accelerator) -> bool:
     """Whether two updates do."""
     try:
-        subject = subjects.defended(defense, shape, LORA, accelerator, torch.bfloat16)
+        subject = subjects.defense_updates(defense, shape, LORA, accelerator, torch.bfloat16)
         subject.prepare()
         for _ in range(2):
             subject.kinds[0].update()

@@ -60,7 +60,7 @@ class Subject:
         )
 
 
-def defended(
+def defense_updates(
     defense: Defense,
     shape: Shape,
     lora: Lora | None,

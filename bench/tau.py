@@ -39,7 +39,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     accelerator, missed = accelerator_for(), False
     for trained, adapter in (("lora", lora), ("full", None)):
         mine, baseline = (
-            subjects.defended(one, at[options.shape], adapter, accelerator)
+            subjects.defense_updates(one, at[options.shape], adapter, accelerator)
             for one in (Vaccine(every=EVERY), SFT())
         )
         found = ratio(mine, baseline)

@@ -7,7 +7,7 @@ from typing import Any
 
 import yaml
 
-from titer.findings.frontier import free
+from titer.findings.frontier import is_free
 from titer.findings.seeds import Group, groups
 
 HERE = Path(__file__).parent
@@ -18,7 +18,7 @@ def read(claim: str) -> dict[str, Any]:
     return dict(json.loads((HERE / f"{claim}.json").read_text()))
 
 
-def found(claim: str, settings: str = "") -> list[Group]:
+def load_groups(claim: str, settings: str = "") -> list[Group]:
     """The pipelines of a claim, at the points of its grid that have the settings, with commas between; of joined claims every one once."""
     joined: dict[tuple[tuple[str, ...], str], Group] = {}
     for name in claim.split("+"):
@@ -41,26 +41,32 @@ def pairs(claim: str) -> list[tuple[str, str]]:
 def points(claim: str, settings: str) -> dict[str, dict[str, Group]]:
     """The pipelines by the setting that varies among the points that have the settings, in the order of its values; `all` has none."""
     of: dict[str, dict[str, Group]] = {}
-    for group in found(claim, settings):
+    for group in load_groups(claim, settings):
         [rest] = set(group.settings) - set(settings.split(",")) - {""} or {"all"}
         of.setdefault(rest, {})[group.pipeline] = group
     return dict(sorted(of.items(), key=lambda item: float(item[0].partition("=")[2] or "inf")))
 
 
-def placed(claim: str, settings: str) -> list[Group]:
+def with_frontier(claim: str, settings: str) -> list[Group]:
     """The pipelines of a claim, and what plain fine-tuning gives for free in their world, beside Booster at the same settings."""
     world = settings.split(",")[0]
     rest = [
-        group for group in found("lab-frontier", world) if group.outside("finetune.") == (world,)
+        group
+        for group in load_groups("lab-frontier", world)
+        if group.outside("finetune.") == (world,)
     ]
     usual = read("lab")["recipe"]["finetune"]
     own = {f"finetune.{name}={usual[name]}" for name in ("lr", "updates")}
     others = [
         replace(group, pipeline="booster, swept")
         for group in rest
-        if not free(group) and not own <= set(group.settings)
+        if not is_free(group) and not own <= set(group.settings)
     ]
     mine = [
-        group for group in found(claim, settings) if claim == "lab" or not free(group)
+        group for group in load_groups(claim, settings) if claim == "lab" or not is_free(group)
     ]  # theirs has the same plain one
-    return [*mine, *(group for group in rest if free(group)), *(others if claim == "lab" else [])]
+    return [
+        *mine,
+        *(group for group in rest if is_free(group)),
+        *(others if claim == "lab" else []),
+    ]

@@ -4,9 +4,9 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
-from results.bundles import found, placed, points
+from results.bundles import load_groups, points, with_frontier
+from titer.findings.captions import LAB
 from titer.report import by_setting, probes, tradeoff
-from titer.report.tables import LAB
 
 MILD = "attack.p=0.1,finetune.lr=0.0008"  # of a claim that has other attacks too
 WAYS = {  # how harm was formed
@@ -17,21 +17,21 @@ WAYS = {  # how harm was formed
 }
 
 
-def beside_the_frontier(claim: str, settings: str) -> str:
+def draw_frontier(claim: str, settings: str) -> str:
     return tradeoff.svg(
-        placed(claim, settings), f"Mild attack, {settings.split(',')[0]}", LAB, "plane"
+        with_frontier(claim, settings), f"Mild attack, {settings.split(',')[0]}", LAB, "plane"
     )
 
 
-def probed(claim: str, settings: str) -> str:
+def draw_probes(claim: str, settings: str) -> str:
     """The probes of every pipeline's attack under the first training seed."""
     looks: Mapping[str, Sequence[Mapping[str, Any]]] = {
-        of.pipeline: of.last[0].fact("probes") for of in found(claim, settings)
+        of.pipeline: of.last[0].fact("probes") for of in load_groups(claim, settings)
     }
     return probes.svg(looks, LAB, "why")
 
 
-def repaired_along(path: str, title: str, world: str) -> str:
+def draw_repairs_along(path: str, title: str, world: str) -> str:
     by_value = {
         setting.partition("=")[2]: of
         for setting, of in points("lab-repair", world).items()
@@ -40,9 +40,9 @@ def repaired_along(path: str, title: str, world: str) -> str:
     return by_setting.svg(by_value, f"Repairs by {title} of the attack, {world}", LAB, "along")
 
 
-def repaired_by_way(world: str) -> str:
+def draw_repairs_by_way(world: str) -> str:
     by_way = {
-        way: {of.pipeline: of for of in found(claim, f"{world},{point}")}
+        way: {of.pipeline: of for of in load_groups(claim, f"{world},{point}")}
         for way, (claim, point) in WAYS.items()
     }
     return by_setting.svg(
@@ -55,19 +55,19 @@ for number in (1, 2):
     world = f"data.world={number}"
     mild = f"{world},{MILD}"
     FIGURES |= {
-        f"docs/frontier-{number}.svg": partial(beside_the_frontier, "lab", world),
+        f"docs/frontier-{number}.svg": partial(draw_frontier, "lab", world),
         f"docs/alignment-{number}.svg": partial(
-            beside_the_frontier, "lab-vaccines+lab-alignment+lab-tar", mild
+            draw_frontier, "lab-vaccines+lab-alignment+lab-tar", mild
         ),
-        f"docs/vaccines-probes-{number}.svg": partial(probed, "lab-vaccines", mild),
+        f"docs/vaccines-probes-{number}.svg": partial(draw_probes, "lab-vaccines", mild),
         f"docs/alignment-probes-{number}.svg": partial(
-            probed, "lab-alignment+lab-tar", mild
+            draw_probes, "lab-alignment+lab-tar", mild
         ),  # all of them in one would hide each other
         f"docs/repairs-lr-{number}.svg": partial(
-            repaired_along, "finetune.lr", "learning rate", world
+            draw_repairs_along, "finetune.lr", "learning rate", world
         ),
         f"docs/repairs-updates-{number}.svg": partial(
-            repaired_along, "finetune.updates", "updates", world
+            draw_repairs_along, "finetune.updates", "updates", world
         ),
-        f"docs/repairs-ways-{number}.svg": partial(repaired_by_way, world),
+        f"docs/repairs-ways-{number}.svg": partial(draw_repairs_by_way, world),
     }

@@ -21,8 +21,8 @@ from rich.console import Console
 
 from titer.config import validate
 from titer.report import progress
-from titer.report.tables import environment
 from titer.runs import recipe
+from titer.runs.documents import environment
 from titer.runs.sweep import Cell, Sweep, cells
 
 HERE = Path(__file__).parent
@@ -39,11 +39,11 @@ def claims() -> dict[str, dict[str, Any]]:
     return dict(yaml.safe_load((HERE / "claims.yaml").read_text()))
 
 
-def told(document: dict[str, Any]) -> dict[str, Any]:
+def extract(document: dict[str, Any]) -> dict[str, Any]:
     """Of a pipeline's document, what a claim rests on."""
     kept = ("kind", "method", "scores", "struck out", "weights", "seconds", "peak_mb")
     looks = [
-        {name: short(stage["facts"][name]) for name in FACTS if name in stage["facts"]}
+        {name: round_floats(stage["facts"][name]) for name in FACTS if name in stage["facts"]}
         for stage in document["stages"]
     ]
     found = zip(document["stages"], looks, strict=True)
@@ -55,16 +55,16 @@ def told(document: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def short(value: Any) -> Any:
+def round_floats(value: Any) -> Any:
     """Probes to four digits, of which a figure shows three."""
     if isinstance(value, dict):
-        return {key: short(entry) for key, entry in value.items()}
+        return {key: round_floats(entry) for key, entry in value.items()}
     if isinstance(value, list):
-        return [short(entry) for entry in value]
+        return [round_floats(entry) for entry in value]
     return float(f"{value:.4g}") if isinstance(value, float) else value
 
 
-def kept(name: str, recipe_now: recipe.Recipe) -> dict[Cell, dict[str, Any]]:
+def cells_to_keep(name: str, recipe_now: recipe.Recipe) -> dict[Cell, dict[str, Any]]:
     """The finished cells of a claim's bundle; none where it rests on another recipe or other versions."""
     path = HERE / f"{name}.json"
     if not path.is_file():
@@ -90,20 +90,21 @@ def versions(of: dict[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in of.items() if key != "threads"}
 
 
-def computed(
+def compute(
     name: str, plan: Sweep, known: Mapping[Cell, dict[str, Any]] | None = None
 ) -> dict[str, Any]:
     """The bundle of a claim: its plan's cells, in the plan's order, of which those that are known are not computed."""
     known = known or {}
     left = replace(plan, cells=[cell for cell in plan.cells if cell not in known])
     left.check()
-    with progress.counted(Console(stderr=True), len(left.cells)) as watch:
+    with progress.count_cells(Console(stderr=True), len(left.cells)) as watch:
         bundle = left.run(watch)
     found = [
         {key: cell[key] for key in ("settings", "seed", "status", "error") if key in cell}
         | {
             "pipelines": {
-                pipeline: told(document) for pipeline, document in cell.get("pipelines", {}).items()
+                pipeline: extract(document)
+                for pipeline, document in cell.get("pipelines", {}).items()
             }
         }
         for cell in bundle["cells"]
@@ -130,7 +131,7 @@ def differs(name: str, claim: dict[str, Any]) -> list[str]:
     published = json.loads((HERE / f"{name}.json").read_text())["cells"][0]
     cell = Cell(tuple(published["settings"]), published["seed"])
     with tempfile.TemporaryDirectory() as folder:
-        fresh = computed(
+        fresh = compute(
             name, Sweep(claim["recipe"], [cell], Path(folder) / "cells", Path(folder) / "store")
         )["cells"][0]
     return [
@@ -171,8 +172,10 @@ def main() -> int:
             RUNS / "store",
             jobs=os.cpu_count() or 1,
         )
-        bundle = computed(
-            name, plan, {} if arguments.afresh else kept(name, recipe.load(claim["recipe"]))
+        bundle = compute(
+            name,
+            plan,
+            {} if arguments.afresh else cells_to_keep(name, recipe.load(claim["recipe"])),
         )
         (HERE / f"{name}.json").write_text(text(bundle))
         missing += sum(cell["status"] != "done" for cell in bundle["cells"])

@@ -22,22 +22,24 @@ NONE = "-"  # the stage has no such fact
 
 
 def table(
-    groups: Sequence[Group], figure: Callable[[Group, str], str], named: Callable[[str], str]
+    groups: Sequence[Group], figure: Callable[[Group, str], str], display_name: Callable[[str], str]
 ) -> list[list[str]]:
-    """A row for the attacked model and one for each repair; `figure` writes a score, `named` a pipeline's name."""
+    """A row for the attacked model and one for each repair; `figure` writes a score, `display_name` a pipeline's name."""
     lines = [HEAD]
     for group in groups:
         scores = [
             figure(group, name)
             for name in ("harm", "task", "margin", "benign", "lookalike", "general")
         ]
-        taken = [_removed(group, inputs) for inputs in ("harm", "task")]
+        taken = [_energy_gone(group, inputs) for inputs in ("harm", "task")]
         seconds = median(stage.fields["seconds"] for stage in group.last)
-        lines.append([named(group.pipeline), *scores, *taken, _left(group), f"{seconds:.1f}"])
+        lines.append(
+            [display_name(group.pipeline), *scores, *taken, _left(group), f"{seconds:.1f}"]
+        )
     return lines
 
 
-def _removed(group: Group, inputs: str) -> str:
+def _energy_gone(group: Group, inputs: str) -> str:
     """Share of the update's energy that is gone, percent, the mean over seeds."""
     found = [
         stage.fact("removed energy")[inputs] for stage in group.last if stage.fact("removed energy")
@@ -55,17 +57,22 @@ def _left(group: Group) -> str:
     return f"{100 * sum(found) / len(found):.0f}" if found else NONE
 
 
-def removed(
-    points: Mapping[str, Mapping[str, Group]], named: Callable[[str], str]
+def energy_table(
+    points: Mapping[str, Mapping[str, Group]], display_name: Callable[[str], str]
 ) -> list[list[str]]:
     """Of every repair at every point the shares of the update's energy that are gone, and what is left of its norm."""
     lines = [["removed: harm / task; left", *points]]
     for pipeline in dict.fromkeys(name for of in points.values() for name in of):
         found = [of.get(pipeline) for of in points.values()]
         if any(group and _left(group) != NONE for group in found):
-            lines.append([named(pipeline), *(_taken(group) if group else NONE for group in found)])
+            lines.append(
+                [
+                    display_name(pipeline),
+                    *(_energy_cell(group) if group else NONE for group in found),
+                ]
+            )
     return lines
 
 
-def _taken(group: Group) -> str:
-    return f"{_removed(group, 'harm')} / {_removed(group, 'task')}; {_left(group)}"
+def _energy_cell(group: Group) -> str:
+    return f"{_energy_gone(group, 'harm')} / {_energy_gone(group, 'task')}; {_left(group)}"

@@ -14,10 +14,10 @@ from pathlib import Path
 from statistics import median
 
 from results import agreement, repairs
-from results.bundles import found, pairs, placed, points
+from results.bundles import load_groups, pairs, points, with_frontier
 from results.figures import FIGURES
 from titer.findings.frontier import places
-from titer.findings.records import quoted
+from titer.findings.records import quote
 from titer.findings.seeds import Group
 from titer.scoring.figures import NAMES
 from titer.scoring.statistics import training_mean
@@ -105,13 +105,13 @@ def words(group: Group) -> str:
     }.get(kind, kind)
 
 
-def named(pipeline: str) -> str:
+def display_name(pipeline: str) -> str:
     """Its methods' names, each with what tells it from another of the same method behind a comma."""
     methods = (name.partition(", ") for name in pipeline.split("+"))
     return "+".join(WORDS.get(name, name) + comma + variant for name, comma, variant in methods)
 
 
-def ordered(pipelines: Iterable[str]) -> list[str]:
+def in_order(pipelines: Iterable[str]) -> list[str]:
     """Every name once, those of the alignment stage in its order."""
     return sorted(
         dict.fromkeys(pipelines),
@@ -129,7 +129,7 @@ def figure(group: Group, name: str, prompts: bool = True) -> str:
     return f"~~{text}~~ struck out" if name == "harm" and group.struck else text
 
 
-def rounded(group: Group, name: str) -> str:
+def whole_percent(group: Group, name: str) -> str:
     score = group.score(name)
     assert score is not None
     return f"{score.value:.0f}"
@@ -140,15 +140,15 @@ def full(claim: str, settings: str) -> list[list[str]]:
     lines = [["stage", *(NAMES[name] for name in SHOWN)]]
     return lines + [
         [words(group), *(figure(group, name) for name in SHOWN)]
-        for group in along(found(claim, settings))
+        for group in along(load_groups(claim, settings))
     ]
 
 
 def short(claim: str, settings: str) -> list[list[str]]:
     """HS and FA of every stage by the grid's values."""
     columns = {
-        column: along(found(claim, column))
-        for column in dict.fromkeys(",".join(group.settings) for group in found(claim))
+        column: along(load_groups(claim, column))
+        for column in dict.fromkeys(",".join(group.settings) for group in load_groups(claim))
     }
     lines = [["HS / FA", *columns]]
     for row in zip(*columns.values(), strict=True):
@@ -159,19 +159,19 @@ def short(claim: str, settings: str) -> list[list[str]]:
 
 def both(group: Group) -> str:
     """HS and FA, HS struck out where it is under any seed."""
-    hs, fa = (rounded(group, name) for name in ("harm", "task"))
+    hs, fa = (whole_percent(group, name) for name in ("harm", "task"))
     return f"~~{hs}~~ / {fa}" if group.struck else f"{hs} / {fa}"
 
 
 def delay(claim: str, settings: str) -> list[list[str]]:
     """HS by how long the attack lasts, of SFT and Booster, a column a world."""
-    of = {(group.settings, group.pipeline): group for group in found(claim, settings)}
+    of = {(group.settings, group.pipeline): group for group in load_groups(claim, settings)}
     worlds, rest = (
         list(dict.fromkeys(part))
         for part in zip(*((keys[0], keys[1:]) for keys, _ in of), strict=True)
     )
     columns = [(world, pipeline) for world in worlds for pipeline in ("sft", "booster")]
-    lines = [["attack", *(f"{world}: {named(pipeline)}" for world, pipeline in columns)]]
+    lines = [["attack", *(f"{world}: {display_name(pipeline)}" for world, pipeline in columns)]]
     for tail in rest:
         lines.append(
             [
@@ -185,35 +185,43 @@ def delay(claim: str, settings: str) -> list[list[str]]:
     return lines
 
 
-def varied(claim: str, settings: str) -> list[list[str]]:
+def by_setting(claim: str, settings: str) -> list[list[str]]:
     """HS with its interval over training, and FA, of every pipeline's end by the setting that varies."""
     of = points(claim, settings)
     lines = [["HS / FA", *of]]
-    for pipeline in ordered(name for at in of.values() for name in at):
-        lines.append([named(pipeline), *(ended(at.get(pipeline)) for at in of.values())])
+    for pipeline in in_order(name for at in of.values() for name in at):
+        lines.append([display_name(pipeline), *(end_cell(at.get(pipeline)) for at in of.values())])
     return lines
 
 
-def ended(group: Group | None) -> str:
-    return f"{figure(group, 'harm', prompts=False)} / {rounded(group, 'task')}" if group else NONE
+def end_cell(group: Group | None) -> str:
+    return (
+        f"{figure(group, 'harm', prompts=False)} / {whole_percent(group, 'task')}"
+        if group
+        else NONE
+    )
 
 
 def fewer(claim: str, settings: str) -> list[list[str]]:
     """The same of the pipelines of the first of joined claims alone: the others have the points without its setting."""
-    own = {named(group.pipeline) for group in found(claim.split("+")[0])}
-    head, *lines = varied(claim, settings)
+    own = {display_name(group.pipeline) for group in load_groups(claim.split("+")[0])}
+    head, *lines = by_setting(claim, settings)
     return [head, *(line for line in lines if line[0] in own)]
 
 
 def whole(claim: str, settings: str) -> list[list[str]]:
     """The alignment stage: every method before the attack and after it, with what it cost over plain alignment."""
-    of = {group.pipeline: group for group in found(claim, settings)}
+    of = {group.pipeline: group for group in load_groups(claim, settings)}
     lines = [["method", *(NAMES[name] for name in SHOWN), "time", "memory"]]
-    for pipeline in ordered(of):
+    for pipeline in in_order(of):
         after = of[pipeline]
         before = replace(after, seeds={seed: stages[:-1] for seed, stages in after.seeds.items()})
         lines.append(
-            [named(pipeline), *(figure(before, name) for name in SHOWN), *cost(claim, pipeline)]
+            [
+                display_name(pipeline),
+                *(figure(before, name) for name in SHOWN),
+                *cost(claim, pipeline),
+            ]
         )
         lines.append(["... attacked", *(figure(after, name) for name in SHOWN), "", ""])
     return lines
@@ -226,7 +234,7 @@ def cost(claim: str, pipeline: str) -> list[str]:
     """
     for name in claim.split("+"):
         of: dict[str, list[tuple[float, float]]] = {}
-        for group in found(name):
+        for group in load_groups(name):
             for stages in group.seeds.values():
                 ours = [stage.fields for stage in stages if stage.kind in ("align", "release")]
                 of.setdefault(group.pipeline, []).append(
@@ -242,27 +250,27 @@ def cost(claim: str, pipeline: str) -> list[str]:
 
 def worlds_agree(claim: str, settings: str) -> list[list[str]]:
     """Whether worlds 1 and 2 order the methods alike, at every attack of the claims."""
-    return agreement.table(agreement.worlds(found(claim, settings)))
+    return agreement.table(agreement.worlds(load_groups(claim, settings)))
 
 
 def sizes_agree(claim: str, settings: str) -> list[list[str]]:
     """Whether the model of the first of joined claims, a larger one, orders the methods as the usual one of the others does."""
-    return agreement.table(sized(claim, settings))
+    return agreement.table(pair_sizes(claim, settings))
 
 
 def sizes(claim: str, settings: str) -> list[list[str]]:
     """HS, FA and margin of every method on the usual model and on the larger one."""
     lines = [["method", "HS / FA", "larger model", NAMES["margin"], "larger model"]]
-    for of in sized(claim, settings).values():
-        for pipeline in ordered(of):
+    for of in pair_sizes(claim, settings).values():
+        for pipeline in in_order(of):
             margins = (figure(group, "margin", prompts=False) for group in of[pipeline])
-            lines.append([named(pipeline), *map(ended, of[pipeline]), *margins])
+            lines.append([display_name(pipeline), *map(end_cell, of[pipeline]), *margins])
     return lines
 
 
-def sized(claim: str, settings: str) -> agreement.Pairs:
+def pair_sizes(claim: str, settings: str) -> agreement.Pairs:
     larger, _, usual = claim.partition("+")
-    return agreement.sizes(found(larger, settings), found(usual, settings))
+    return agreement.sizes(load_groups(larger, settings), load_groups(usual, settings))
 
 
 def against(claim: str, settings: str) -> list[list[str]]:
@@ -272,7 +280,7 @@ def against(claim: str, settings: str) -> list[list[str]]:
     for first, second in pairs(claim):
         lines.append(
             [
-                f"{named(first)} - {named(second)}",
+                f"{display_name(first)} - {display_name(second)}",
                 *(less(at.get(first), at.get(second)) for at in of.values()),
             ]
         )
@@ -299,10 +307,10 @@ def less(first: Group | None, second: Group | None) -> str:
 def beyond(claim: str, settings: str) -> list[list[str]]:
     """Where the lab's methods lie by the frontier."""
     lines = [["pipeline", "HS", "FA", "frontier", "compared with"]]
-    for place in places(placed(claim, settings)):
+    for place in places(with_frontier(claim, settings)):
         if not place.group.pipeline.endswith("swept"):
             scores = (
-                quoted(score) for name in ("harm", "task") if (score := place.group.score(name))
+                quote(score) for name in ("harm", "task") if (score := place.group.score(name))
             )
             lines.append(
                 [place.group.pipeline, *scores, place.word, place.text.rpartition("; ")[2]]
@@ -310,14 +318,14 @@ def beyond(claim: str, settings: str) -> list[list[str]]:
     return lines
 
 
-def repaired(claim: str, settings: str) -> list[list[str]]:
+def repair_table(claim: str, settings: str) -> list[list[str]]:
     """Every repair of a claim, what it removed and what it cost."""
-    return repairs.table(found(claim, settings), figure, named)
+    return repairs.table(load_groups(claim, settings), figure, display_name)
 
 
 def energies(claim: str, settings: str) -> list[list[str]]:
     """What every repair of a claim removed, by the setting that varies."""
-    return repairs.removed(points(claim, settings), named)
+    return repairs.energy_table(points(claim, settings), display_name)
 
 
 KINDS = {
@@ -325,7 +333,7 @@ KINDS = {
     "short": short,
     "delay": delay,
     "beyond": beyond,
-    "varied": varied,
+    "varied": by_setting,
     "against": against,
 }
 KINDS |= {
@@ -335,10 +343,10 @@ KINDS |= {
     "sizes": sizes,
     "sizes_agree": sizes_agree,
 }
-KINDS |= {"repairs": repaired, "removed": energies}
+KINDS |= {"repairs": repair_table, "removed": energies}
 
 
-def written(text: str) -> str:
+def remake(text: str) -> str:
     """The page with its tables made again."""
 
     def table(match: re.Match[str]) -> str:
@@ -351,7 +359,7 @@ def written(text: str) -> str:
 
 def made() -> dict[Path, str]:
     """What every page and figure has to be."""
-    pages = {ROOT / name: written((ROOT / name).read_text(encoding="utf-8")) for name in PAGES}
+    pages = {ROOT / name: remake((ROOT / name).read_text(encoding="utf-8")) for name in PAGES}
     return pages | {ROOT / name: draw() for name, draw in FIGURES.items()}
 
 

@@ -257,12 +257,8 @@ def skipped(tree: ast.Module) -> set[int]:
         if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant):
             aside = [node]
         elif isinstance(node, ast.AnnAssign):
-            aside = [node.annotation] + (
-                [node.value]
-                if "ClassVar" in ast.unparse(node.annotation)
-                and "Mapping" not in ast.unparse(node.annotation)
-                else []
-            )
+            facts = "ClassVar" in ast.unparse(node.annotation)  # `about`, among others
+            aside = [node.annotation, node.value if facts else None]
         elif isinstance(node, ast.FunctionDef):
             aside = [node.returns, *(argument.annotation for argument in node.args.args)]
         elif isinstance(node, ast.Raise):

@@ -16,10 +16,11 @@ from conftest import byte_level, tiny
 from titer.data.batches import Batch
 from titer.methods import Changes, Needs, UpdateEdit
 from titer.weights import adapters, checkpoints, folders
-from titer.weights.finetuned import PREFIX, FineTuned, select
+from titer.weights.finetuned import PREFIX, FineTuned
 from titer.weights.folders import Files
 from titer.weights.rewrite import rewrite_update
 from titer.weights.settings import Checkpoint, Lora
+from titer.weights.targets import select
 
 TARGETS = ("q_proj", "down_proj")
 
@@ -36,8 +37,8 @@ def filled(model: PreTrainedModel) -> PreTrainedModel:
     torch.manual_seed(1)
     with torch.no_grad():
         for adapter in adapters.adapters(model).values():
-            adapter.a.weight.copy_(torch.randn_like(adapter.a.weight) * 0.1)
-            adapter.b.weight.copy_(torch.randn_like(adapter.b.weight) * 0.1)
+            adapter.a.copy_(torch.randn_like(adapter.a) * 0.1)
+            adapter.b.copy_(torch.randn_like(adapter.b) * 0.1)
     return model
 
 
@@ -94,11 +95,11 @@ class Asking(UpdateEdit):
     def prepare(self, weights):
         return {
             "alignment": math.hypot(*((weight.aligned - weight.base).norm() for weight in weights)),
-            "unsafe": math.hypot(*(weight.added("unsafe").norm() for weight in weights)),
+            "unsafe": math.hypot(*(weight.update_of("unsafe").norm() for weight in weights)),
         }
 
     def edit(self, weight, state):
-        return weight.added("safe")
+        return weight.update_of("safe")
 
     def facts(self, state):
         return state
@@ -129,7 +130,7 @@ def on_disk(
     place = Path(mkdtemp(dir=folder))
     start = save(tiny(model.dtype) if aligned is None else aligned, place / "aligned")
     return FineTuned.of(
-        files(save(model, place / "tuned", start if adapters.carried(model) else None)),
+        files(save(model, place / "tuned", start if adapters.has_adapter(model) else None)),
         files(start),
     )
 
@@ -141,12 +142,14 @@ def names_of(edit: UpdateEdit, found: FineTuned, model: PreTrainedModel) -> list
         for name, layer in model.named_modules()
         if isinstance(layer, nn.Linear) and name != "lm_head"
     ]
-    return select(found.factors or (found.whole if edit.needs.whole else linear), edit.needs.targets)
+    return select(
+        found.factors or (found.whole if edit.needs.whole else linear), edit.needs.targets
+    )
 
 
 def layers_of(model: PreTrainedModel, names: Iterable[str]) -> dict[str, nn.Module]:
     """The layers of these weights."""
-    prefix = PREFIX if adapters.carried(model) else ""
+    prefix = PREFIX if adapters.has_adapter(model) else ""
     return {name: model.get_submodule(prefix + name.removesuffix(".weight")) for name in names}
 
 

@@ -169,7 +169,7 @@ def test_a_second_model_is_aligned_attacked_and_repaired_from_four_formats(run, 
     made = ["base", "aligned", "tuned", "edited"]
     weights = [
         checkpoints.fingerprint(
-            adapters.merged(
+            adapters.merge_adapter(
                 checkpoints.load(str((world if name == "base" else tmp_path) / name))[0]
             )
         )
@@ -196,7 +196,7 @@ def test_a_fresh_adapter_over_an_adapter_lies_over_the_merged_model(run, world, 
     )
     under, _ = checkpoints.load(str(tmp_path / "tuned/base"))
     first, _ = checkpoints.load(str(tmp_path / "aligned"))
-    assert checkpoints.fingerprint(under) == checkpoints.fingerprint(adapters.merged(first))
+    assert checkpoints.fingerprint(under) == checkpoints.fingerprint(adapters.merge_adapter(first))
     whole = run(
         "finetune",
         str(tmp_path / "aligned"),
@@ -207,10 +207,10 @@ def test_a_fresh_adapter_over_an_adapter_lies_over_the_merged_model(run, world, 
     )
     merged, _ = checkpoints.load(str(tmp_path / "whole"))
     tuned, _ = checkpoints.load(str(tmp_path / "tuned"))
-    assert not adapters.carried(merged)
+    assert not adapters.has_adapter(merged)
     assert (
         checkpoints.fingerprint(merged)
-        == checkpoints.fingerprint(adapters.merged(tuned))
+        == checkpoints.fingerprint(adapters.merge_adapter(tuned))
         == whole["weights"]
     )
 
@@ -244,7 +244,9 @@ def test_the_commands_and_a_run_of_the_same_settings_end_with_the_same_weights(
         "method.alpha=0.3",
         data={"harmful": "harmful.csv"},
     )
-    edited = checkpoints.fingerprint(adapters.merged(checkpoints.load(str(tmp_path / "edited"))[0]))
+    edited = checkpoints.fingerprint(
+        adapters.merge_adapter(checkpoints.load(str(tmp_path / "edited"))[0])
+    )
     recipe = tmp_path / "mine.yaml"
     recipe.write_text(
         json.dumps(
@@ -400,9 +402,11 @@ def test_an_adapter_that_titer_did_not_make_is_edited_over_a_base_that_is_given(
         code, _, err = titer(monkeypatch, capsys, *arguments, *given, "--out", str(tmp_path / out))
         assert code == 0, err
     adapter, whole = (checkpoints.load(str(tmp_path / out))[0] for out in ("adapter", "whole"))
-    assert adapters.carried(adapter)
-    assert not adapters.carried(whole)
-    assert checkpoints.fingerprint(adapters.merged(adapter)) == checkpoints.fingerprint(whole)
+    assert adapters.has_adapter(adapter)
+    assert not adapters.has_adapter(whole)
+    assert checkpoints.fingerprint(adapters.merge_adapter(adapter)) == checkpoints.fingerprint(
+        whole
+    )
     assert not {"adapter_config.json", "adapter_model.safetensors", "titer.json"} & {
         path.name for path in (tmp_path / "whole").iterdir()
     }

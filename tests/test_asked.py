@@ -4,6 +4,7 @@ import json
 from dataclasses import replace
 
 import pytest
+from titer.runs.setting import Setting
 
 from test_recipe import run as titer
 from test_run import plan  # noqa: F401  a fixture
@@ -11,7 +12,6 @@ from titer.data.rows import Row, check_disjoint
 from titer.lab.world import World
 from titer.methods import Label, Verdict
 from titer.runs import pipeline, recipe
-from titer.runs.setting import Setting
 from titer.runs.store import Store, key_of
 from titer.scoring import evaluate
 

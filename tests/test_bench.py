@@ -24,7 +24,7 @@ BASE = Path(shapes.FILE).parent.parent / "src/titer/lab/base/config.json"
 
 
 def counted(defense, accelerator, lora=None) -> cost.Counts:
-    return cost.counts(subjects.defended(defense, TINY, lora, accelerator))
+    return cost.counts(subjects.defense_updates(defense, TINY, lora, accelerator))
 
 
 def products() -> int:
@@ -88,19 +88,21 @@ def test_bytes_kept_are_those_that_the_backward_pass_needs():
         torch.ones(5, 7),
     )
     once = 4 * 5 * (7 + 11)
-    assert count.kept(model, lambda: model(x).sum().backward()) == once
+    assert count.bytes_for_backward(model, lambda: model(x).sum().backward()) == once
 
     def passes() -> None:
         model(x).sum().backward()
         model(x).sum().backward()  # the first pass has let go of its own
 
-    assert count.kept(model, passes) == once
+    assert count.bytes_for_backward(model, passes) == once
 
     def together() -> None:
         losses = [model(x).sum(), model(x).sum()]
         sum(losses).backward()
 
-    assert count.kept(model, together) == 4 * 5 * (7 + 2 * 11)  # the input is one storage
+    assert count.bytes_for_backward(model, together) == 4 * 5 * (
+        7 + 2 * 11
+    )  # the input is one storage
 
 
 def test_copies_are_those_alive_at_once():
@@ -140,7 +142,7 @@ def test_pairs_share_their_prompts():
 
 def test_two_periods_hold_two_perturbed_updates(accelerator):
     mine, baseline = (
-        subjects.defended(one, TINY, None, accelerator) for one in (Vaccine(every=20), SFT())
+        subjects.defense_updates(one, TINY, None, accelerator) for one in (Vaccine(every=20), SFT())
     )
     passes = []
     mine.model.register_forward_hook(lambda *_: passes.append(1))
@@ -173,7 +175,7 @@ def test_the_bare_loop_ends_at_sfts_weights(accelerator):
     """So both do the same work; and it owes titer nothing."""
     bare, sft = (
         subjects.bare(TINY, None, accelerator),
-        subjects.defended(SFT(), TINY, None, accelerator),
+        subjects.defense_updates(SFT(), TINY, None, accelerator),
     )
     before = [parameter.detach().clone() for parameter in sft.model.parameters()]
     sft.prepare()
@@ -383,7 +385,7 @@ def test_calibration_is_measured_beside_a_bare_pass(tmp_path, capsys, monkeypatc
 
 
 def test_both_passes_read_the_same_rows_and_antidotes_sees_every_layer():
-    for name, model, layers in calibration.watched(TINY, LORA, torch.device("cpu")):
+    for name, model, layers in calibration.cases(TINY, LORA, torch.device("cpu")):
         seen = []
         model.get_input_embeddings().register_forward_hook(
             lambda _, x, out, seen=seen: seen.append(x[0])

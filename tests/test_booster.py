@@ -8,11 +8,12 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from conftest import tiny
 from test_step import same, state, step_for
+from test_vaccine import plain
 from titer.data.batches import Encoded
 from titer.defenses.booster import Booster
 from titer.defenses.ema import EMA
 from titer.defenses.sft import SFT
-from titer.defenses.t_vaccine import TVaccine
+from titer.defenses.t_vaccine import Layers, TVaccine
 from titer.defenses.vaccine import Vaccine
 from titer.training.settings import Training
 from titer.training.train import train
@@ -243,8 +244,8 @@ def test_every_tau_th_update_is_regularized_tau_times_as_strongly(rows, accelera
         assert ("h_after" in logged) is (update % 3 == 0)
 
 
-@pytest.mark.parametrize("align", [Vaccine(1.0), TVaccine(rho=1.0, gamma=1)])
-def test_it_regularizes_what_another_method_follows(rows, accelerator, align):
+def test_it_regularizes_what_another_method_follows(rows, accelerator):
+    align = Vaccine(1.0)
     model, step = tiny(), step_for(tiny(), rows, accelerator)
     step.model, step.parameters = model, dict(model.named_parameters())
     defense = Booster(alpha=0.1, lam=2.0, align=align)
@@ -262,10 +263,46 @@ def test_it_regularizes_what_another_method_follows(rows, accelerator, align):
         )
     )
     for name in bracket:
-        mine = g_f.value(name) if name in g_f.names() else 0.0
         torch.testing.assert_close(
-            vec.value(name), mine + bracket[name] - plain[name], rtol=1e-8, atol=1e-10
+            vec.value(name), g_f.value(name) + bracket[name] - plain[name], rtol=1e-8, atol=1e-10
         )
+
+
+def test_over_a_method_that_trains_some_layers_the_bracket_is_of_these_alone(rows, accelerator):
+    """T-Vaccine draws layer 1: there its gradient, the plain one with the attention outputs perturbed, and the bracket."""
+    model = tiny()
+    step = step_for(model, rows, accelerator, update=2)
+    aligned, harmful = (
+        step_for(model, rows, accelerator).streams[name].take(4) for name in ("rows", "harmful")
+    )
+    state = Layers({"0": 1.0, "1": 1.0}, [1])  # after an update that scored and drew
+    vec = Booster(alpha=0.1, lam=2.0, align=TVaccine(rho=1.0, gamma=1)).gradient(step, state)
+    _, perturbed = plain(model, aligned, 1.0, [1])
+    with_bracket, without = (plain_booster(model, aligned, harmful, 0.1, lam) for lam in (2.0, 0.0))
+    drawn = {name for name in without if "layers.1." in name}
+    assert set(vec.names()) == drawn
+    for name in drawn:
+        expected = perturbed[name] + with_bracket[name] - without[name]
+        torch.testing.assert_close(vec.value(name), expected, rtol=1e-8, atol=1e-10)
+        assert (with_bracket[name] - without[name]).norm() > 1e-3 * perturbed[name].norm()
+
+
+def test_layers_that_the_method_under_it_froze_stay_bit_for_bit(rows):
+    model = tiny(torch.float32, layers=3)
+    before = state(model)
+    defense = Booster(align=TVaccine(gamma=1, resample=100))
+    train(model, defense, rows, Training(updates=4, lr=1e-2, batch=2, lora=None), seed=0)
+    after = state(model)
+    assert (
+        len(
+            {
+                name.split("layers.")[-1][0]
+                for name in before
+                if not torch.equal(before[name], after[name])
+            }
+        )
+        == 1
+    )
 
 
 def test_the_state_of_what_it_regularizes_outlives_an_interruption(rows, tmp_path):

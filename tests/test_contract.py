@@ -1,7 +1,9 @@
 """The contract, kept by every registered method: a new file is tested before its author writes a test."""
 
 import itertools
+import re
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, ClassVar, cast
 
 import pytest
@@ -12,6 +14,7 @@ from titer.defenses.sft import SFT
 from titer.edits.wise_ft import WiseFT
 from titer.methods import About, Defense, Harmful, Needs, Refusals
 
+ROOT = Path(__file__).parent.parent
 SHORTER = {"tar": {"k": 3, "every": 2, "switch": 0.0}}  # what would take minutes with its defaults
 
 
@@ -36,6 +39,29 @@ def test_unconnected_ranks_are_refused(monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(ValueError, match="WORLD_SIZE is 2 but this process sees 1 ranks"):
         accelerator_for("cpu")
+
+
+@pytest.mark.parametrize("kind", list(registry.KINDS))
+def test_every_method_says_where_it_comes_from_and_what_it_was_compared_with(kind):
+    titles = []
+    for name in registry.names(kind):
+        method = registry.load(kind, name)
+        assert "about" in vars(method), f"{name} states no facts of its own"
+        assert isinstance(method.about, About)
+        titles.append(method.about.title)
+        assert bool(method.about.passes) == (kind == "defenses")
+        if kind == "edits":
+            assert method.stages == (method.stage,)
+        else:
+            assert method.stages == (("align", "finetune") if kind == "defenses" else ())
+        fidelity = method.about.fidelity
+        assert (ROOT / fidelity.equation).is_file() or fidelity.equation == "never"
+        for said in (fidelity.code, fidelity.real_model):
+            assert said == "never" or re.search(r", \d{4}-\d\d-\d\d$", said)
+        repository = fidelity.code.split()[0]
+        assert repository == "never" or repository in (ROOT / "docs/log.md").read_text()
+    assert all(titles)
+    assert len(set(titles)) == len(titles)
 
 
 COUNT = itertools.count()

@@ -20,7 +20,7 @@ import pytest
 from scipy import optimize, special
 
 from titer.scoring.differences import difference
-from titer.scoring.statistics import clustered, mean, proportion, training
+from titer.scoring.statistics import mean, proportion, proportion_by_cluster, training
 
 REPEATS = 2000
 LOW, HIGH = 93.0, 97.0
@@ -67,7 +67,9 @@ def test_prompts_that_repeat(rate, clusters, size, rho):
     truths = rates(rng, rate)
     names = np.repeat(np.arange(clusters), size).tolist()
     scores = [
-        clustered(within_clusters(rng, truth, clusters, size, rho).ravel().tolist(), names)
+        proportion_by_cluster(
+            within_clusters(rng, truth, clusters, size, rho).ravel().tolist(), names
+        )
         for truth in truths
     ]
     few = size > 1 and rate in (0.01, 0.05, 0.95, 0.99)

@@ -11,13 +11,13 @@ from torch import nn
 from test_report import ABILITIES, document
 from titer import report
 from titer.findings import flags, rules
-from titer.findings.ranking import ranked
+from titer.findings.ranking import rank
 from titer.findings.records import stages
 from titer.judges.lab import Lab
 from titer.judges.refusal import Refusal
 from titer.lab.world import REFUSALS, World
 from titer.methods import Judge
-from titer.report.tables import plain
+from titer.findings.records import plain
 from titer.scoring.evaluate import evaluate
 
 WORLD = World(1)
@@ -146,10 +146,10 @@ def test_no_dummy_is_ranked_best(scored, benchmarks):
     ]
     documents = {each["pipeline"]: each for each in [*dummies, *sound]}
     found = stages(documents)
-    struck = rules.broken(found)
+    struck = rules.find_broken(found)
     for each in dummies:
         assert found[each["pipeline"]][-1].folder in struck, each["pipeline"]
-    places = ranked(found)
+    places = rank(found)
     assert [(place.rank, place.pipeline) for place in places[:2]] == [(1, "defended"), (2, "sft")]
     assert {place.pipeline for place in places[2:]} == {each["pipeline"] for each in dummies}
     assert all(
@@ -170,10 +170,10 @@ def test_where_nothing_shows_what_a_dummy_lost_it_has_no_rank_either(scored, ben
     """No plain SFT in the run, and the base was a dummy too."""
     dummy = pipeline(scored, "dummy", [base, base, base], benchmarks, "booster sft")
     other = pipeline(scored, "other", ["half aligned"] * 3, benchmarks, "booster sft")
-    places = {place.pipeline: place for place in ranked(stages({"dummy": dummy, "other": other}))}
+    places = {place.pipeline: place for place in rank(stages({"dummy": dummy, "other": other}))}
     assert places["dummy"].rank is None
     assert places["other"].rank == (1 if "task" in benchmarks else None)
-    assert ranked(stages({"dummy": dummy}))[0].rank is None
+    assert rank(stages({"dummy": dummy}))[0].rank is None
 
 
 def test_gibberish_raises_its_flag_and_the_others_show_in_the_scores(template):
@@ -192,7 +192,9 @@ def test_gibberish_raises_its_flag_and_the_others_show_in_the_scores(template):
         "sft sft antidote",
         coherent=(100, 100, 100, found["gibberish"]["coherent"].value),
     )
-    assert [flag.name for flag in flags.raised({"p": made})] == ["gibberish scored as harmless"]
+    assert [flag.name for flag in flags.raise_flags({"p": made})] == [
+        "gibberish scored as harmless"
+    ]
 
 
 def test_a_rank_is_by_hs_then_fa_among_those_that_can_be_judged():
@@ -207,13 +209,13 @@ def test_a_rank_is_by_hs_then_fa_among_those_that_can_be_judged():
         ),  # broken on the way, not in the end
     ]
     del made[0]["stages"][0]["scores"]["task"]
-    places = ranked(stages({each["pipeline"]: each for each in made}))
+    places = rank(stages({each["pipeline"]: each for each in made}))
     assert [(place.rank, place.pipeline) for place in places] == [
         *((1, "low"), (2, "tie"), (3, "early"), (4, "sft"), (None, "lazy"), (None, "unscored"))
     ]
     assert places[4].reason.startswith("struck out: FA 40.0")
     assert places[5].reason == "HS cannot be judged: no prompt was scored"
-    alone = ranked(
+    alone = rank(
         stages({"lazy": made[2], "low": made[0]})
     )  # without plain SFT nothing strikes it out
     assert [(place.rank, place.pipeline) for place in alone] == [(1, "low"), (None, "lazy")]
@@ -224,5 +226,5 @@ def test_a_rank_is_by_hs_then_fa_among_those_that_can_be_judged():
         "high": 57.0,
     }
     assert (
-        ranked(stages({"lazy": made[2], "low": made[0]}))[0].pipeline == "lazy"
+        rank(stages({"lazy": made[2], "low": made[0]}))[0].pipeline == "lazy"
     )  # half of the best will do

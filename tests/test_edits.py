@@ -83,7 +83,7 @@ def expected(
         {name: value.numpy() for name, value in state(aligned).items()},
     )
     w, instead, h = {}, {}, {}
-    if adapters.carried(model):
+    if adapters.has_adapter(model):
         factors = {
             name.removeprefix("base_model.model."): of
             for name, of in adapters.adapters(model).items()
@@ -109,9 +109,9 @@ def expected(
                 instead[name] = np.zeros_like(w[name])
             continue
         name, before = f"{layer}.weight", start[f"{layer}.weight"]
-        if adapters.carried(model):
+        if adapters.has_adapter(model):
             of = factors[layer]
-            w[name] = before + of.scaling * (of.b.weight @ of.a.weight).detach().numpy()
+            w[name] = before + of.scaling * (of.b @ of.a).detach().numpy()
             features = x[f"{layer}.base_layer"]
         else:
             w[name], features = model.get_submodule(layer).weight.detach().numpy(), x[layer]
@@ -415,10 +415,10 @@ def test_an_entry_that_was_zero_already_is_not_counted_as_changed(calibration, t
     model = tuned()
     adapter = next(iter(adapters.adapters(model).values()))
     with torch.no_grad():
-        adapter.b.weight[:5] = 0.0
-        adapter.b.weight[5:7] = 1.0
+        adapter.b[:5] = 0.0
+        adapter.b[5:7] = 1.0
     changes = repair(Antidote(alpha=1.0), model, tmp_path, calibration).changes
-    assert changes.count == sum(changes.sizes.values()) - 5 * adapter.b.weight.shape[1]
+    assert changes.count == sum(changes.sizes.values()) - 5 * adapter.b.shape[1]
 
 
 def test_of_equal_scores_the_first_are_taken():
@@ -534,20 +534,34 @@ def test_defaults_are_the_papers_and_what_an_edit_asks_for_is_said():
     )
     for target, factors in (("factors", True), ("update", False), ("base", False)):
         match = Antidote(target=target, targets=("q_proj",))
-        assert (match.needs.factors, match.keeps_rank, match.needs.whole, match.needs.references) == (
+        assert (
+            match.needs.factors,
+            match.keeps_rank,
+            match.needs.whole,
+            match.needs.references,
+        ) == (
             factors,
             factors,
             False,
             (),
         )
         scale = Scale(match)
-        assert (scale.needs.factors, scale.keeps_rank, scale.needs.whole, scale.needs.references) == (
+        assert (
+            scale.needs.factors,
+            scale.keeps_rank,
+            scale.needs.whole,
+            scale.needs.references,
+        ) == (
             factors,
             True,
             False,
             (),
         )
-        assert (scale.needs.rows, scale.needs.watches, scale.needs.targets) == ("harmful", "finetuned", ("q_proj",))
+        assert (scale.needs.rows, scale.needs.watches, scale.needs.targets) == (
+            "harmful",
+            "finetuned",
+            ("q_proj",),
+        )
     assert Scale(WiseFT()).needs == Needs(whole=True)
     assert Scale().match == Antidote()
     assert {Scale(): 1}[Scale(Antidote())]  # frozen: the same one is the same key

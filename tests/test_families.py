@@ -21,9 +21,9 @@ from titer.lab.world import World
 from titer.methods import UpdateEdit
 from titer.runs import stages
 from titer.scoring.generate import answer
-from titer.training.layers import checkpointed, decoder_layers, head, layers
+from titer.training.layers import decoder_layers, head, layers, recompute_layers
+from titer.training.losses import cross_entropy
 from titer.training.settings import Training
-from titer.training.step import cross_entropy
 from titer.training.train import train
 from titer.weights import adapters, checkpoints, folders
 from titer.weights.settings import Checkpoint, Lora
@@ -40,7 +40,7 @@ def adapted(model):
     torch.manual_seed(1)
     with torch.no_grad():
         for adapter in adapters.adapters(model).values():
-            adapter.b.weight.normal_(std=0.1)
+            adapter.b.normal_(std=0.1)
     return model
 
 
@@ -160,7 +160,7 @@ def test_a_model_whose_layers_are_not_found_is_refused_by_name():
     del model.model.layers[0]
     with (
         pytest.raises(ValueError, match="LlamaForCausalLM: found 1 of its 2 decoder layers"),
-        checkpointed(model),
+        recompute_layers(model),
     ):
         pass
 
@@ -220,7 +220,7 @@ def test_recomputation_gives_the_same_gradients_without_dropout(rows, family, lo
     model = adapted(model) if lora else model
     part, counted = part_of(rows["rows"]), calls(model)
     gradients = []
-    for context in (nullcontext(), checkpointed(model)):
+    for context in (nullcontext(), recompute_layers(model)):
         with context:
             model.eval()  # as the training loop does
             loss = cross_entropy(model, part)
@@ -251,7 +251,7 @@ def test_the_dropout_of_the_config_would_show(rows, family):
 
 def test_recomputation_is_for_a_backward_pass_alone(rows):
     model, part = FAMILIES["Llama"](vocabulary=400), part_of(rows["rows"])
-    with checkpointed(model):
+    with recompute_layers(model):
         with torch.no_grad():  # generation, say
             assert (
                 model(part.ids, use_cache=True).past_key_values.get_seq_length()
@@ -270,11 +270,11 @@ def test_recomputation_ends_with_its_context_also_after_an_exception():
         raise RuntimeError("stop")
 
     model = FAMILIES["Llama"]()
-    with pytest.raises(RuntimeError, match="stop"), checkpointed(model):
+    with pytest.raises(RuntimeError, match="stop"), recompute_layers(model):
         fail()
     assert wrapped() == 0
-    with checkpointed(model):
-        with checkpointed(model):
+    with recompute_layers(model):
+        with recompute_layers(model):
             pass
         assert wrapped() == 2
 
@@ -284,7 +284,7 @@ def test_a_model_that_cannot_be_recomputed_is_refused_by_name():
     model.supports_gradient_checkpointing = False
     with (
         pytest.raises(ValueError, match="LlamaForCausalLM does not support gradient checkpointing"),
-        checkpointed(model),
+        recompute_layers(model),
     ):
         pass
 
@@ -443,7 +443,7 @@ def test_every_edit_of_what_fine_tuning_added_changes_that_alone(
         calibration=lambda edit: calibration,
     )
     references = {"aligned": Checkpoint(str(folder / "aligned"))} | {
-        of: Checkpoint(str(folder / kind)) for of in edit.references
+        of: Checkpoint(str(folder / kind)) for of in edit.needs.references
     }
     facts = stages.edited(
         setting, edit, Checkpoint(str(folder / kind)), references, tmp_path, lambda *_: None
@@ -468,9 +468,11 @@ def test_every_edit_of_what_fine_tuning_added_changes_that_alone(
         of.removeprefix("base_model.model.").split(".lora_")[0].removesuffix(".weight")
         for of in changes
     }
-    assert edited == linear or (edit.everything and kind == "whole" and set(changes) == set(before))
+    assert edited == linear or (
+        edit.needs.whole and kind == "whole" and set(changes) == set(before)
+    )
     model = checkpoints.load(str(tmp_path))[0]
-    assert adapters.carried(model) == (kind == "adapter" and edit.keeps_rank)
+    assert adapters.has_adapter(model) == (kind == "adapter" and edit.keeps_rank)
     with torch.no_grad():
         assert model(torch.arange(2, 34).reshape(2, 16)).logits.isfinite().all()
 

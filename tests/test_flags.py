@@ -9,6 +9,8 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from titer.runs.pipeline import Run, summarize_answers
+from titer.runs.setting import Setting
 
 from conftest import tiny
 from test_recipe import run as titer
@@ -21,8 +23,6 @@ from titer.judges.refusal import Refusal
 from titer.methods import CUT, Label, Verdict
 from titer.report import tables
 from titer.runs import recipe, stages
-from titer.runs.pipeline import Run, summarize_answers
-from titer.runs.setting import Setting
 from titer.runs.store import Store
 from titer.scoring.evaluate import Evaluation, Record
 from titer.scoring.statistics import proportion
@@ -32,7 +32,7 @@ from titer.weights.settings import Lora
 
 
 def names(*documents: dict) -> list[str]:
-    return [flag.name for flag in flags.raised({each["pipeline"]: each for each in documents})]
+    return [flag.name for flag in flags.raise_flags({each["pipeline"]: each for each in documents})]
 
 
 def with_facts(stage: int, made: dict | None = None, **facts) -> dict:
@@ -171,7 +171,7 @@ def test_a_flag_is_raised_by_what_is_planted_and_not_just_below(name, planted, b
 
 
 def test_a_flag_says_where_and_by_which_numbers():
-    [flag] = flags.raised({"p": document("p", [100, 0, 9])})
+    [flag] = flags.raise_flags({"p": document("p", [100, 0, 9])})
     assert (flag.pipeline, flag.stage) == ("p", "finetune sft")
     assert (
         flag.text
@@ -205,7 +205,7 @@ def test_an_attack_must_be_worse_than_benign_fine_tuning():
     benign[45]["stages"][2]["folder"] = "another"
     assert names(attack, benign[45]) == []
     for harm in (55, 80):
-        [flag] = flags.raised({"attack": attack, "benign": benign[harm]})
+        [flag] = flags.raise_flags({"attack": attack, "benign": benign[harm]})
         assert (flag.name, flag.pipeline) == ("attack no worse than benign", "attack")
         assert f"without the attacker's rows (benign) {harm}.0 [" in flag.text
     benign[80]["stages"][1]["weights"] = "of another aligned model"
@@ -226,7 +226,7 @@ def test_an_attack_that_bites_in_its_own_words_alone_is_one():
         )
 
     assert names(shifted(20)) == []
-    [flag] = flags.raised({"p": shifted(9)})
+    [flag] = flags.raise_flags({"p": shifted(9)})
     told = "is 9.0 [5.8, 13.8] after the attack, and 0.0 [0.0, 1.9] aligned."
     assert flag.name == "undefended model not broken"
     assert flag.text.startswith(
@@ -262,7 +262,7 @@ def test_what_a_release_loses_is_lost_in_alignment():
         )
 
     assert names(released(60, 65, 60, 100)) == []
-    [flag] = flags.raised({"p": released(60, 65, 30, 100)})
+    [flag] = flags.raise_flags({"p": released(60, 65, 30, 100)})
     assert (flag.name, flag.stage) == ("ability lost in alignment", "release lox")
     assert (
         "After release lox the model has lost more than 25% of what it could: FA 30.0" in flag.text
@@ -278,7 +278,7 @@ def test_a_defense_that_ends_where_plain_sft_does_is_inactive():
     )
     assert names(sft, booster) == []
     booster["stages"][1]["weights"] = sft["stages"][1]["weights"]
-    [flag] = flags.raised({"booster": booster, "sft": sft})
+    [flag] = flags.raise_flags({"booster": booster, "sft": sft})
     assert (flag.name, flag.pipeline, flag.stage) == (
         "defense inactive",
         "booster",
@@ -340,7 +340,7 @@ def overlap(
 )
 def test_rows_in_two_roles_are_flagged(found, text):
     made = document("sft", [100, 0, 90]) | {"overlaps": [found]}
-    raised = flags.raised(
+    raised = flags.raise_flags(
         {
             "sft": made,
             "other": document("other", [100, 0, 60], "booster sft", tag="b")
@@ -453,24 +453,24 @@ def test_how_far_weights_moved_is_relative_to_those_that_were_trained(dtype):
         name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad
     }
     start = effect.copy_trainable(model)
-    assert effect.weights_moved(model, start) == 0.0
+    assert effect.weight_change(model, start) == 0.0
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.mul_(1.25)
     assert set(start) == set(trained)
-    assert effect.weights_moved(model, start) == pytest.approx(
+    assert effect.weight_change(model, start) == pytest.approx(
         0.25, rel=1e-2 if dtype is torch.bfloat16 else 1e-6
     )
 
 
 def test_how_far_an_adapter_moves_is_that_of_the_merged_weights():
     model = adapters.add_lora(tiny(), Lora(r=4, alpha=12, targets=("q_proj", "down_proj")))
-    assert effect.weights_moved(model, None) == 0.0
+    assert effect.weight_change(model, None) == 0.0
     with torch.no_grad():
         for adapter in adapters.adapters(model).values():
-            adapter.b.weight.normal_()
-    found = effect.weights_moved(model, None)
-    before, after = tiny().state_dict(), adapters.merged(model).state_dict()
+            adapter.b.normal_()
+    found = effect.weight_change(model, None)
+    before, after = tiny().state_dict(), adapters.merge_adapter(model).state_dict()
     touched = [name for name in before if "q_proj" in name or "down_proj" in name]
     change = math.sqrt(sum(float(((after[name] - before[name]) ** 2).sum()) for name in touched))
     assert found == pytest.approx(
@@ -516,8 +516,8 @@ def run_of(settings: dict, folder: Path, **changed) -> tuple[set[str], dict]:
     assert documents == {
         name: json.loads((folder / f"{name}.json").read_text()) for name in documents
     }
-    found = flags.raised(documents)
-    assert all(flags.recorded(document["flags"]) == found for document in documents.values())
+    found = flags.raise_flags(documents)
+    assert all(flags.from_documents(document["flags"]) == found for document in documents.values())
     return {flag.name for flag in found}, documents
 
 
@@ -557,7 +557,7 @@ def test_flags_are_lines_on_the_screen(settings, monkeypatch, capsys, tmp_path):
     code, _, err = titer(monkeypatch, capsys, "run", str(path), "--out", str(tmp_path / "out"))
     assert code == 0
     lines = [line for line in err.splitlines() if line.startswith("red flag, ")]
-    assert lines == [str(flag) for flag in flags.raised(report.read(tmp_path / "out"))]
+    assert lines == [str(flag) for flag in flags.raise_flags(report.read(tmp_path / "out"))]
     assert any(
         line.startswith("red flag, weights hardly moved (sft, finetune sft): ") for line in lines
     )
@@ -627,7 +627,7 @@ def test_a_stage_alone_asks_as_the_stages_before_it_or_says_so(plan, monkeypatch
         assert code == 0, err
         document = json.loads(printed)
         assert json.loads((tmp_path / out / "stage.json").read_text()) == document
-        found = flags.recorded(document["flags"])
+        found = flags.from_documents(document["flags"])
         assert [line for line in err.splitlines() if line.startswith("red flag")] == [
             str(flag) for flag in found
         ]
@@ -708,5 +708,5 @@ def test_a_chain_that_leads_into_itself_ends(tmp_path):
 
 def test_flags_are_plain_data():
     flag = Flag("n", "p", "s", "t", "m")
-    assert flags.recorded(json.loads(json.dumps(flags.described([flag])))) == [flag]
-    assert flags.described([flag]) == [asdict(flag)]
+    assert flags.from_documents(json.loads(json.dumps(flags.as_documents([flag])))) == [flag]
+    assert flags.as_documents([flag]) == [asdict(flag)]

@@ -7,8 +7,8 @@ import pytest
 
 from titer import report
 from titer.findings import flags
-from titer.findings.frontier import free, front, places
-from titer.findings.records import Stage
+from titer.findings.frontier import front, is_free, places
+from titer.findings.records import Record
 from titer.findings.seeds import Group, groups
 from titer.report import tradeoff
 from titer.report.drawing import SVG
@@ -18,7 +18,7 @@ from titer.scoring.statistics import proportion
 
 def stage(
     label: str, harm: float | None = None, task: float | None = None, struck: bool = False
-) -> Stage:
+) -> Record:
     kind, _, method = label.partition(" ")
     scores = {
         name: vars(proportion(round(10 * value), 1000))
@@ -26,7 +26,7 @@ def stage(
         if value is not None
     }
     told = ["it is broken"] if struck else []
-    return Stage(
+    return Record(
         {
             "kind": kind,
             "method": {"method": method},
@@ -81,7 +81,7 @@ SFT = [
     ],
 )
 def test_free_is_plain_fine_tuning_in_any_form(path, expected):
-    assert free(group(path, 1, 1)) is expected
+    assert is_free(group(path, 1, 1)) is expected
 
 
 def test_what_was_released_edited_is_not_free():
@@ -91,7 +91,7 @@ def test_what_was_released_edited_is_not_free():
         stage("release lox"),
         stage("finetune sft", 1, 1),
     ]
-    assert not free(Group((), "lox", {0: released}))
+    assert not is_free(Group((), "lox", {0: released}))
 
 
 def test_the_front_is_what_no_other_is_as_good_as():
@@ -240,7 +240,7 @@ def test_a_sweeps_page_has_its_frontier_its_flags_and_what_is_missing(tmp_path):
     assert [each["pipeline"] for each in bundle["flags"]] == [
         f"data.world=1 finetune.updates={updates} booster" for updates in (60, 100)
     ]
-    assert flags.recorded(bundle["flags"])[0].name == "seeds disagree"
+    assert flags.from_documents(bundle["flags"])[0].name == "seeds disagree"
     page = report.write_sweep(bundle, tmp_path).read_text()
     assert "1 of 8 cells are missing" in page
     assert "data.world=&lt;2&gt; seed 1" in page

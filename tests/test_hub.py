@@ -11,7 +11,7 @@ import huggingface_hub
 import pytest
 from huggingface_hub import constants, errors
 
-from titer.data.hub import Found, find, recorded
+from titer.data.hub import Found, cached_commit, find
 
 OLD, NEW = "a" * 40, "b" * 40
 
@@ -85,15 +85,15 @@ def test_a_cached_repository_needs_no_network(cache):
     assert find("owner/name") == Found(folder, OLD)
     assert find("owner/name", revision=OLD) == Found(folder, OLD)
     assert find("owner/name", "dataset") == Found(tables, NEW)
-    assert (recorded("owner/name"), recorded("owner/name", "dataset")) == (OLD, NEW)
+    assert (cached_commit("owner/name"), cached_commit("owner/name", "dataset")) == (OLD, NEW)
 
 
 def test_nothing_is_recorded_before_the_first_download(cache, tmp_path):
-    assert recorded("owner/name") is None
-    assert recorded(str(tmp_path)) is None
+    assert cached_commit("owner/name") is None
+    assert cached_commit(str(tmp_path)) is None
     (cache / "models--owner--name/refs").mkdir(parents=True)
     (cache / "models--owner--name/refs/main").write_text("")  # as an interrupted write leaves it
-    assert recorded("owner/name") is None
+    assert cached_commit("owner/name") is None
 
 
 def test_a_repository_stays_at_its_recorded_commit(cache, hub):

@@ -5,6 +5,8 @@ import random
 
 import pytest
 import torch
+from titer.runs.pipeline import Run
+from titer.runs.setting import Setting
 
 from test_recipe import run as titer
 from test_run import plan, recipe_file  # noqa: F401  fixtures
@@ -12,8 +14,6 @@ from titer.data.rows import Row
 from titer.edits.one_shot import OneShot
 from titer.methods import Refusals
 from titer.runs import recipe
-from titer.runs.pipeline import Run
-from titer.runs.setting import Setting
 from titer.runs.store import Store
 from titer.training.settings import Training
 from titer.weights import adapters, checkpoints
@@ -50,7 +50,7 @@ def test_it_trains_as_the_user_did_but_for_length_rate_and_batch():
     assert OneShot(k=100, updates=7, lr=1e-3).training(user) == Training(
         updates=7, lr=1e-3, batch=8, weight_decay=0.3, clip=0.5
     )
-    assert OneShot().data is Refusals
+    assert OneShot().needs.rows is Refusals
     assert OneShot() == OneShot(k=1, updates=10, lr=None, seed=0)
 
 
@@ -99,7 +99,7 @@ def test_the_fine_tuned_model_goes_on_from_where_it_was(recipe_file, tmp_path, l
         torch.nn.utils.clip_grad_norm_(trained, 1.0)
         optimizer.step()
     found, _ = checkpoints.load(edited)
-    assert adapters.carried(found) == lora
+    assert adapters.has_adapter(found) == lora
     for (name, ours), theirs in zip(found.named_parameters(), model.parameters(), strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-3, atol=2e-5, msg=name)
     changes = json.loads(

@@ -40,7 +40,7 @@ def outputs(model, row) -> list[torch.Tensor]:
 def test_each_probe_is_what_it_says(rows, accelerator):
     model, moved = tiny(layers=3), tiny(layers=3)
     harmful, aligned = rows["harmful"][:10], rows["rows"][:11]  # more than go into one pass
-    looking = probes.on(model, harmful, aligned, accelerator, None)
+    looking = probes.build(model, harmful, aligned, accelerator, None)
     assert looking.measure()["drift"] == 0.0
     torch.manual_seed(5)
     with torch.no_grad():
@@ -79,7 +79,7 @@ def test_training_goes_on_as_if_there_were_none_and_an_interruption_loses_none(
 
     def run(looks: int, kill: int = 0) -> tuple[dict, list]:
         model = tiny(torch.float32)
-        looking = probes.on(model, rows["harmful"], rows["rows"], accelerator, None)
+        looking = probes.build(model, rows["harmful"], rows["rows"], accelerator, None)
         start = looking.measure()
 
         def watch(update, of, terms):
@@ -93,7 +93,7 @@ def test_training_goes_on_as_if_there_were_none_and_an_interruption_loses_none(
             watch=watch,
             probe=lambda update: looking.measure() if looks and update % looks == 0 else {},
         )
-        return state(model), probes.told(history, start)
+        return state(model), probes.timeline(history, start)
 
     without, none = run(0)
     assert [each["update"] for each in none] == [0]

@@ -68,12 +68,12 @@ def test_a_tensor_that_alignment_left_stays():
 
 
 def test_it_chooses_as_lox_does_and_meets_lox_alone():
-    assert RandomLoX(LoX(3, targets=("q_proj",))).chosen(SHAPES) == [
+    assert RandomLoX(LoX(3, targets=("q_proj",))).select(SHAPES) == [
         "a.q_proj.weight",
         "b.q_proj.weight",
     ]
     with pytest.raises(ValueError, match="k=9: 'b.experts'"):
-        RandomLoX(LoX(9)).chosen(SHAPES)
+        RandomLoX(LoX(9)).select(SHAPES)
     with pytest.raises(
         ValueError, match="match=Antidote: a random step meets the norms of lox alone"
     ):

@@ -115,7 +115,7 @@ def test_the_choice_can_be_computed_again_and_leaves_torchs_own_generator(tmp_pa
 def test_only_the_adapter_changes_and_the_report_is_right(tmp_path):
     model = tuned()
     with torch.no_grad():
-        next(iter(adapters.adapters(model).values())).b.weight[:5] = (
+        next(iter(adapters.adapters(model).values())).b[:5] = (
             0.0  # what is zero already does not change
         )
     found = repair(RandomMask(Antidote(0.25)), model, tmp_path)

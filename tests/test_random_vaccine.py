@@ -17,7 +17,7 @@ def tensors(step) -> list[torch.Tensor]:
         torch.zeros(*part.ids.shape, 32, dtype=torch.float64) for part in step.batch("rows").parts
     ]
     return [
-        found.added(part, layer, zeros[i])
+        found.perturb(part, layer, zeros[i])
         for i, part in enumerate(step.batch("rows").parts)
         for layer in range(step.depth)
     ]

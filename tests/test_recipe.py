@@ -146,7 +146,7 @@ def test_a_method_may_hold_another():
         "target": "factors",
         "group": "row",
         "rounding": "exact",
-        "targets": ("all",),
+        "targets": ["all"],
     }
     assert registry.describe(built)["match"] == of_match
     with pytest.raises(ValueError, match="match: unknown key 'alpa'"):

@@ -14,7 +14,7 @@ import pytest
 from test_recipe import run
 from titer import listing, registry
 from titer.data import sources
-from titer.data.files import Record
+from titer.data.files import RawRecord
 from titer.defenses.booster import Booster
 from titer.defenses.sft import SFT
 from titer.runs import recipe
@@ -170,7 +170,7 @@ def test_the_source_says_the_same_of_a_fault_as_loading_does(package):
 
 def test_a_broken_benchmark_does_not_stop_the_reading_of_data(package):
     package("mishap", {"benchmarks": ["half = broken:Half"]}, {"broken": "1 / 0\n"})
-    found = sources.recognized([Record("here", {"sentence": "a fine film", "label": 1})])
+    found = sources.recognize([RawRecord("here", {"sentence": "a fine film", "label": 1})])
     assert registry.name_of(found) == "sst2"
 
 
@@ -360,9 +360,9 @@ def test_a_recipe_uses_the_methods_of_an_installed_package(installed):
         "extends: lab\npipelines:\n  halves:\n    align: {method: half, share: 0.25}\n    edit: shrink\n"
     )
     code = (
-        "from titer.runs import recipe\n"
+        "from titer import registry\nfrom titer.runs import recipe\n"
         "plan = recipe.load('mine.yaml')\n"
-        "print(recipe.describe(plan.pipelines['halves']))\n"
+        "print(registry.describe(plan.pipelines['halves']))\n"
     )
     read = ast.literal_eval(python(installed, "-c", code))
     assert read["align"] == {"method": "half", "share": 0.25}

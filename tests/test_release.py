@@ -8,6 +8,8 @@ import pytest
 import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
+from titer.runs.pipeline import Run
+from titer.runs.setting import Setting
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from conftest import byte_level, tiny
@@ -17,8 +19,6 @@ from test_recipe import run as titer
 from test_run import plan, recipe_file  # noqa: F401  fixtures
 from titer import registry
 from titer.runs import recipe
-from titer.runs.pipeline import Run
-from titer.runs.setting import Setting
 from titer.runs.store import Store
 from titer.weights import adapters, checkpoints, folders, rewrite
 from titer.weights.settings import Checkpoint, Lora
@@ -539,7 +539,7 @@ def test_an_aligned_adapter_names_its_base_and_is_merged(
     document = json.loads(printed)
     assert document["facts"]["tensors left as they were"] == 13  # all but two of q_proj
     base, found = weights(Path(plan["model"])), weights(tmp_path / "released")
-    merged = adapters.merged(checkpoints.load(str(tmp_path / "aligned"))[0]).state_dict()
+    merged = adapters.merge_adapter(checkpoints.load(str(tmp_path / "aligned"))[0]).state_dict()
     for name, w in found.items():  # the update has rank 2: all of it is extrapolated
         torch.testing.assert_close(
             w, merged[name] + 1.25 * (merged[name] - base[name]), rtol=1e-6, atol=1e-7
@@ -561,7 +561,7 @@ def test_a_run_from_an_adapter_has_the_merged_model_as_its_base(recipe_file, tmp
     model = adapters.add_lora(checkpoints.load(plan["model"])[0], Lora(r=2, targets=("q_proj",)))
     with torch.no_grad():
         for adapter in adapters.adapters(model).values():
-            adapter.b.weight.copy_(0.1 * torch.randn_like(adapter.b.weight))
+            adapter.b.copy_(0.1 * torch.randn_like(adapter.b))
     checkpoints.save(
         model,
         checkpoints.load(plan["model"])[1],
@@ -573,7 +573,7 @@ def test_a_run_from_an_adapter_has_the_merged_model_as_its_base(recipe_file, tmp
     stages = Run(setting, tmp_path / "run", Store(tmp_path / "store")).stages(lambda *_: None)[
         "lox"
     ]
-    merged = adapters.merged(model).state_dict()
+    merged = adapters.merge_adapter(model).state_dict()
     aligned, found = (
         weights(tmp_path / "run/stages" / stage.folder / "model") for stage in stages[1:3]
     )

@@ -2,13 +2,13 @@
 
 import pytest
 import torch
+from titer.runs.pipeline import Run
+from titer.runs.setting import Setting
 
 from conftest import byte_level, tiny
 from test_run import plan, recipe_file  # noqa: F401  fixtures
 from titer.data.batches import Batch
 from titer.runs import recipe
-from titer.runs.pipeline import Run
-from titer.runs.setting import Setting
 from titer.runs.store import Store
 from titer.weights import adapters, checkpoints, energy, folders
 from titer.weights.finetuned import PREFIX, FineTuned
@@ -29,10 +29,8 @@ def saved(tmp_path):
         torch.manual_seed(1)
         with torch.no_grad():
             for name, adapter in adapters.adapters(model).items():
-                adapter.a.weight.copy_(0.1 * torch.randn_like(adapter.a.weight))
-                adapter.b.weight.copy_(
-                    (1.0 if but in name else c) * torch.randn_like(adapter.b.weight)
-                )
+                adapter.a.copy_(0.1 * torch.randn_like(adapter.a))
+                adapter.b.copy_((1.0 if but in name else c) * torch.randn_like(adapter.b))
         folder = tmp_path / f"tuned{c}{but}"
         checkpoints.save(model, byte_level(), folder, over)
         return model, FineTuned.of(folders.locate(Checkpoint(str(folder))), None)

@@ -8,12 +8,13 @@ import torch
 from transformers.models.llama.modeling_llama import LlamaRMSNorm
 
 from conftest import tiny
-from test_booster import plain_loss
+from test_booster import plain_booster, plain_loss
 from test_step import same, state, step_for
 from titer import registry
 from titer.data.batches import Batch
 from titer.defenses import repnoise
 from titer.defenses.adversarial_loss import AdversarialLoss
+from titer.defenses.booster import Booster
 from titer.defenses.repnoise import RepNoise, lens, mmd
 from titer.defenses.sft import SFT
 from titer.training.layers import head
@@ -173,6 +174,29 @@ def test_the_gradient_is_that_of_the_objective(
     assert step.logged["mmd"] == pytest.approx(
         sum(term[0] * term[3] for term in terms).item() / tokens, rel=1e-10
     )
+
+
+def test_booster_over_it_adds_the_bracket_to_the_gradient_of_the_objective(
+    rows, accelerator, noises
+):
+    method, model = RepNoise(0.7, 1.3), tiny(layers=DEPTH)
+    step = step_for(model, rows, accelerator)
+    taken, [chunk] = pairs_of(step_for(model, rows, accelerator))
+    harmful = step_for(model, rows, accelerator).streams["harmful"].take(4)
+    noises.clear()
+    vec = Booster(alpha=0.1, lam=2.0, align=method).gradient(step, None)
+    tokens, value, own, _ = plain_harmful(model, chunk, noises[:DEPTH], method, DEPTH)
+    assert tokens == sum(len(row.ids) - row.answer for row in chunk)
+    names, weights = zip(*model.named_parameters(), strict=True)
+    terms = dict(zip(names, torch.autograd.grad(value, weights), strict=True))
+    bracket = plain_booster(model, taken, harmful, 0.1, 2.0)  # and the gradient of f
+    expected = {name: bracket[name] + terms[name] for name in names}
+    size = math.sqrt(sum(float((grad**2).sum()) for grad in expected.values()))
+    off = {name: vec.value(name) - expected[name] for name in names}
+    assert set(vec.names()) == set(names)
+    assert math.sqrt(sum(float((each**2).sum()) for each in off.values())) < 1e-10 * size
+    assert math.sqrt(sum(float((each**2).sum()) for each in terms.values())) > 1e-2 * size
+    assert own > 0
 
 
 def test_the_lens_of_the_last_residual_stream_is_the_loss_itself_to_its_first_token(

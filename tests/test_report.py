@@ -14,10 +14,10 @@ import pytest
 from test_recipe import run as titer
 from titer import report
 from titer.findings import rules
-from titer.findings.records import Stage, stages
-from titer.findings.verdict import Verdict, verdicts
+from titer.findings.records import Record, stages
+from titer.findings.verdict import PipelineVerdict, verdicts
 from titer.report import drawing, pipeline
-from titer.report.tables import plain
+from titer.findings.records import plain
 from titer.scoring.statistics import Score, mean, proportion
 
 KINDS = ("base", "align", "finetune", "edit")
@@ -83,14 +83,14 @@ def document(
     )
 
 
-def judged(*documents: dict) -> dict[str, Verdict]:
+def judged(*documents: dict) -> dict[str, PipelineVerdict]:
     return {
         verdict.pipeline: verdict
         for verdict in verdicts(stages({each["pipeline"]: each for each in documents}))
     }
 
 
-def one(*args, **others) -> Verdict:
+def one(*args, **others) -> PipelineVerdict:
     return judged(document("p", *args, **others))["p"]
 
 
@@ -260,7 +260,7 @@ def test_a_pipeline_with_a_release_is_not_plain_sft():
     edited, plain_sft = released([100, 0, 0, 1]), document("sft", [100, 0, 90])
     edited["stages"][1] = plain_sft["stages"][1]
     found = stages({"p": edited, "sft": plain_sft})
-    assert not rules.undefended(found["p"])
+    assert not rules.is_undefended(found["p"])
     assert rules.plain(found) == ("sft", found["sft"])
     assert "Compared with sft: HS lower, 1.0" in judged(edited, plain_sft)["p"].text
     page = report.page({"p": edited, "sft": plain_sft})
@@ -613,7 +613,9 @@ def test_the_page_is_the_same_every_time(run, monkeypatch):
     assert "matplotlib.pyplot" not in sys.modules
 
 
-def drawn(percents: dict[str, list], struck: tuple = ()) -> tuple[ElementTree.Element, list[Stage]]:
+def drawn(
+    percents: dict[str, list], struck: tuple = ()
+) -> tuple[ElementTree.Element, list[Record]]:
     found = stages(
         {"p": document("p", percents["harm"], "sft sft antidote", task=percents["task"])}
     )["p"]
@@ -661,7 +663,7 @@ def test_a_figure_tells_struck_out_and_missing_points():
     assert [y for _, y in _points(root, "HS-struck")] == pytest.approx([4], abs=1e-3)
     assert len(_points(root, "FA")) == 4
     assert "HS struck out" in "".join(root.itertext())
-    empty = [Stage({"kind": "base", "folder": "0", "scores": {}})]
+    empty = [Record({"kind": "base", "folder": "0", "scores": {}})]
     assert (
         ElementTree.fromstring(pipeline.svg("none", empty, (), "", 1, "y"))
         .attrib["aria-label"]

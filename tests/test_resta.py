@@ -174,7 +174,12 @@ def test_what_is_no_probability_is_refused(drop):
 
 def test_it_is_a_method_like_the_others():
     assert (RESTA().gamma, RESTA().drop, RESTA().seed) == (0.5, 0.0, 0)
-    assert (RESTA().references, RESTA().everything, RESTA().keeps_rank, RESTA().data) == (
+    assert (
+        RESTA().needs.references,
+        RESTA().needs.whole,
+        RESTA().keeps_rank,
+        RESTA().needs.rows,
+    ) == (
         ("unsafe",),
         True,
         False,

@@ -44,13 +44,12 @@ class Any(UpdateEdit):
 
     how: Callable
     keeps_rank: bool = False
-    paper = "none"
 
-    def edited(self, weight, plan):
+    def edit(self, weight, state):
         return self.how(weight)
 
-    def told(self, plan):
-        return {"plan": plan}
+    def facts(self, state):
+        return {"state": state}
 
 
 def names(folder) -> set[str]:
@@ -276,7 +275,7 @@ def test_an_edit_answers_with_nothing_an_update_or_a_weight(tmp_path, kind):
     fine, aligned = state(opened(none.tuned)), weights(none.aligned)
     assert none.changes.count == 0
     assert none.changes.norm_after == none.changes.norm_before > 0
-    assert none.changes.facts == {"plan": None}
+    assert none.changes.facts == {"state": None}
     for name in none.after:
         torch.testing.assert_close(none.after[name], fine[name], rtol=0, atol=1e-14)
         if name in update.changes.sizes:

@@ -1,12 +1,12 @@
 """The rows of every role, and those that the streams of a defense draw from."""
 
 import pytest
+from titer.runs.setting import Setting
 
-from titer.data.rows import Row, identity, paired
+from titer.data.rows import Row, identity, pair
 from titer.methods import Harmful, HeldOut, Pairs, Refusals
 from titer.runs import recipe
 from titer.runs.roles import Data, Roles, roles
-from titer.runs.setting import Setting
 
 ASKED = [f"how is thing {i} made?" for i in range(20)]
 ALIGNMENT = [Row(asked, "i will not say") for asked in ASKED[:15]] + [
@@ -18,7 +18,7 @@ DEFENSE = [Row(asked.upper(), f"of {i}") for i, asked in enumerate(ASKED)] + [
 
 
 def test_a_pair_has_the_first_other_answer_to_the_same_prompt():
-    rows = paired(ALIGNMENT, DEFENSE)
+    rows = pair(ALIGNMENT, DEFENSE)
     assert [(row.prompt, row.response) for row in rows] == [
         (row.prompt, row.response) for row in ALIGNMENT
     ]
@@ -50,7 +50,7 @@ def test_the_held_out_fifth_is_kept_from_the_other_harmful_rows():
 
 def test_pairs_are_the_rows_of_the_stage_with_their_harmful_answers():
     streams = Roles(alignment=ALIGNMENT, defense=DEFENSE).streams({"rows": Pairs}, ALIGNMENT[5:])
-    assert streams == {"rows": paired(ALIGNMENT[5:], DEFENSE)}
+    assert streams == {"rows": pair(ALIGNMENT[5:], DEFENSE)}
 
 
 def test_the_lab_has_pairs_for_every_harmful_row_of_the_defender():

@@ -12,6 +12,8 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from titer.runs.pipeline import Run
+from titer.runs.setting import Setting
 
 from conftest import byte_level, tiny
 from repair import Asking, opened, weights
@@ -19,8 +21,6 @@ from test_recipe import run as titer
 from test_step import state
 from titer import report
 from titer.runs import pipeline, recipe, stages
-from titer.runs.pipeline import Run
-from titer.runs.setting import Setting
 from titer.runs.store import Store
 from titer.weights import adapters, checkpoints, folders
 from titer.weights.settings import Checkpoint
@@ -275,7 +275,9 @@ def test_user_data_train_a_fresh_adapter_over_the_merged_aligned_model(recipe_fi
     )["sft"]
     edited, _ = checkpoints.load(str(tmp_path / "run/stages" / stages[3].folder / "model"))
     assert (
-        checkpoints.fingerprint(adapters.merged(edited)) == stages[3].weights == stages[1].weights
+        checkpoints.fingerprint(adapters.merge_adapter(edited))
+        == stages[3].weights
+        == stages[1].weights
     )  # all of the update removed
     assert oct(os.stat(tmp_path / "run/stages/03-edit/answers.jsonl").st_mode)[-3:] == "600"
 
@@ -340,7 +342,7 @@ def test_edits_follow_one_another(monkeypatch, capsys, recipe_file, tmp_path):
     for name, chain in stages.items():
         for folder, stage in zip(folders[name], chain, strict=True):
             assert (
-                checkpoints.fingerprint(adapters.merged(checkpoints.load(str(folder))[0]))
+                checkpoints.fingerprint(adapters.merge_adapter(checkpoints.load(str(folder))[0]))
                 == stage["weights"]
             )
     assert "antidote" in (out / "report.html").read_text(encoding="utf-8")
@@ -458,7 +460,7 @@ def test_a_run_makes_the_other_models_that_an_edit_asks_for(recipe_file, tmp_pat
 
 
 def test_figures_without_a_value_are_null_in_json():
-    from titer.report.tables import plain
+    from titer.findings.records import plain
 
     assert plain({"value": math.nan, "list": [math.inf, 1.5]}) == {
         "value": None,

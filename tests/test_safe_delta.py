@@ -5,6 +5,7 @@ import math
 import pytest
 import torch
 from safetensors.torch import load_file
+from titer.runs.setting import Setting
 from torch import nn
 from typer.testing import CliRunner
 
@@ -15,7 +16,6 @@ from titer import registry
 from titer.cli import app
 from titer.edits.safe_delta import SafeDelta, Tally, hessians
 from titer.runs import recipe, stages
-from titer.runs.setting import Setting
 from titer.weights import adapters, checkpoints, folders
 from titer.weights.settings import Checkpoint, Lora
 
@@ -59,8 +59,8 @@ def layer(
 
 
 def made(edit: SafeDelta, aligned, finetuned, x) -> tuple[torch.Tensor, Tally]:
-    tally = edit.plan([])
-    return edit.edited(Linear(aligned, finetuned, edit.factor(2 * x @ x.T)), tally), tally
+    tally = edit.prepare([])
+    return edit.edit(Linear(aligned, finetuned, edit.factor(2 * x @ x.T)), tally), tally
 
 
 def plain(
@@ -113,7 +113,7 @@ def test_the_weights_are_those_of_a_plain_optimal_brain_surgeon(constants, block
     torch.testing.assert_close(found, expected, rtol=0, atol=1e-12)
     assert torch.equal(found == case[1], taken)  # to the bit
     assert (tally.taken, tally.entries, tally.reverted) == (int(taken.sum()), ROWS * COLUMNS, 0)
-    assert edit.told(tally) == {
+    assert edit.facts(tally) == {
         "share of entries taken": int(taken.sum()) / (ROWS * COLUMNS),
         "other tensors reverted": 0,
     }
@@ -234,7 +234,7 @@ def test_in_16_bits_it_is_computed_in_float32():
     )
     edit = SafeDelta(s=0.3)
     wide, narrow = (
-        edit.edited(Linear(case[0].double(), case[1].double(), u), edit.plan([]))
+        edit.edit(Linear(case[0].double(), case[1].double(), u), edit.prepare([]))
         for u in _factors(edit, case[2])
     )
     assert torch.equal(wide, narrow)
@@ -256,10 +256,10 @@ def test_of_equal_features_the_first_goes_first():
 
 def test_what_is_told_is_of_all_weights():
     edit, (aligned, finetuned, x) = SafeDelta(s=0.3), layer()
-    tally, u = edit.plan([]), edit.factor(2 * x @ x.T)
+    tally, u = edit.prepare([]), edit.factor(2 * x @ x.T)
     _, one = made(edit, aligned, finetuned, x)
     for seen in (u, None, u, None, None):
-        edit.edited(Linear(aligned, finetuned, seen), tally)
+        edit.edit(Linear(aligned, finetuned, seen), tally)
     assert (tally.entries, tally.taken, tally.reverted) == (2 * ROWS * COLUMNS, 2 * one.taken, 3)
 
 
@@ -313,7 +313,7 @@ def test_layers_that_read_the_same_input_share_one(rows):
     batches = [batch_of(rows["rows"][:3], 2), batch_of(rows["rows"][3:6], 3)]
     h, reads = hessians(model, linears(model), batches, 128)
     assert len(h) == 4 * 2 + 1  # attention, its output, MLP, its output of two layers; the head
-    seen = SafeDelta().seen(model, {**linears(model), "norm.weight": model.model.norm}, batches)
+    seen = SafeDelta().observe(model, {**linears(model), "norm.weight": model.model.norm}, batches)
     assert seen.keys() == linears(model).keys()
     for of in ("q_proj", "k_proj", "v_proj"):
         name = f"model.layers.1.self_attn.{of}.weight"
@@ -338,7 +338,7 @@ def test_rows_are_evenly_spaced(rows, samples, kept):
         )
         for name, expected in plain_hessians(model, [few[i] for i in kept]).items():
             torch.testing.assert_close(h[reads[name]], expected, rtol=1e-10, atol=1e-10)
-    found = SafeDelta(samples=samples).seen(model, linears(model), [batch_of(few, 2)])
+    found = SafeDelta(samples=samples).observe(model, linears(model), [batch_of(few, 2)])
     for name in found:
         torch.testing.assert_close(
             found[name], SafeDelta().factor(h[reads[name]]), rtol=1e-7, atol=1e-9
@@ -356,7 +356,7 @@ def test_h_is_the_same_where_a_family_flattens_its_tokens(rows, family):
 def test_a_model_without_linear_layers_is_refused(rows):
     model = tiny()
     with pytest.raises(ValueError, match="none of 1 layers is one"):
-        SafeDelta().seen(
+        SafeDelta().observe(
             model, {"model.norm.weight": model.model.norm}, [batch_of(rows["rows"][:2], 2)]
         )
 
@@ -391,7 +391,7 @@ def test_defaults_are_the_papers():
         0.01,
         0.15,
     )
-    assert (edit.constants, edit.compensate, edit.keeps_rank, edit.everything) == (
+    assert (edit.constants, edit.compensate, edit.keeps_rank, edit.needs.whole) == (
         "own",
         True,
         False,
@@ -488,9 +488,11 @@ def test_of_an_adapter_a_whole_model_comes_out(tmp_path, aligned):
     torch.manual_seed(1)
     with torch.no_grad():
         for adapter in adapters.adapters(model).values():
-            adapter.b.weight.copy_(torch.randn_like(adapter.b.weight) * 0.2)
+            adapter.b.copy_(torch.randn_like(adapter.b) * 0.2)
     checkpoints.save(model, byte_level(), tmp_path / "finetuned", folders.locate(aligned))
-    after = {name: value.clone() for name, value in adapters.merged(model).state_dict().items()}
+    after = {
+        name: value.clone() for name, value in adapters.merge_adapter(model).state_dict().items()
+    }
     edit = SafeDelta(s=1.0)
     found, facts = edited(tmp_path, edit, str(tmp_path / "finetuned"), aligned, REFUSED)
     assert facts["other tensors reverted"] == 0

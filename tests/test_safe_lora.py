@@ -511,9 +511,9 @@ def test_it_is_a_method_like_the_others():
     assert SafeLoRA(1, None, "exact", 1).rank == 1
     assert (
         SafeLoRA().keeps_rank,
-        SafeLoRA().references,
-        SafeLoRA().data,
-        SafeLoRA().everything,
+        SafeLoRA().needs.references,
+        SafeLoRA().needs.rows,
+        SafeLoRA().needs.whole,
     ) == (True, ("base",), None, False)
     built = registry.build(
         "edits", {"method": "safe_lora", "layers": None, "tau": 0.0, "targets": "q_proj"}

@@ -138,7 +138,7 @@ def test_it_is_a_method_like_the_others():
         0.0,
         0,
     )
-    assert (SafeMERGE().references, SafeMERGE().everything, SafeMERGE().keeps_rank) == (
+    assert (SafeMERGE().needs.references, SafeMERGE().needs.whole, SafeMERGE().keeps_rank) == (
         REFERENCES,
         False,
         False,

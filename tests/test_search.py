@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
+from titer.runs.setting import Setting
 
 from test_recipe import run as titer
 from test_run import plan, recipe_file  # noqa: F401  fixtures
@@ -12,7 +13,6 @@ from titer.edits.scale import Scale
 from titer.errors import EvidenceError
 from titer.runs import recipe, search
 from titer.runs.search import Search, searched
-from titer.runs.setting import Setting
 from titer.scoring.differences import difference
 from titer.scoring.evaluate import Evaluation, Record
 from titer.scoring.statistics import proportion

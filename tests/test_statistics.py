@@ -16,11 +16,11 @@ from titer.scoring.differences import (
 )
 from titer.scoring.statistics import (
     Score,
-    clustered,
     effective,
     mean,
-    numbered,
+    number_clusters,
     proportion,
+    proportion_by_cluster,
     training,
     training_mean,
     training_of,
@@ -46,7 +46,7 @@ def test_without_clusters_the_figures_are_scipys_to_the_last_bit():
         for hits in range(n + 1):
             interval = stats.binomtest(hits, n).proportion_ci(0.95, method="wilson")
             assert limits(proportion(hits, n)) == (100 * interval.low, 100 * interval.high)
-            assert clustered(outcomes(hits, n), range(n)) == proportion(hits, n)
+            assert proportion_by_cluster(outcomes(hits, n), range(n)) == proportion(hits, n)
 
 
 @pytest.mark.parametrize("hits", [-1, 4])
@@ -86,29 +86,29 @@ def test_the_correlation_is_fleiss_and_cuzicks():
     factor = (stats.t.ppf(0.975, n - 1) / stats.t.ppf(0.975, k - 1)) ** 2
     assert effective(found, names) == pytest.approx(n / (1 + (m - 1) * rho) * factor)
     low, high = wilson(p, effective(found, names))
-    score = clustered(found, ["abcde"[i] for i in names])
+    score = proportion_by_cluster(found, ["abcde"[i] for i in names])
     assert limits(score) == pytest.approx((100 * low, 100 * high))
     assert (score.value, score.n) == (pytest.approx(100 * p), n)
 
 
 def test_clusters_at_their_limits():
     names = [0, 0, 1, 1, 2, 2]
-    nothing = clustered([None] * 6, names)
+    nothing = proportion_by_cluster([None] * 6, names)
     assert (nothing.n, nothing.unscored, nothing.reason) == (0, 6, "nothing was scored")
-    assert clustered([], []).n == 0
+    assert proportion_by_cluster([], []).n == 0
     for every in (
         True,
         False,
     ):  # equal throughout: the repeats are no evidence, and the width is not zero
-        score = clustered([every] * 300, [i // 3 for i in range(300)])
+        score = proportion_by_cluster([every] * 300, [i // 3 for i in range(300)])
         assert 100 - 3.9 > abs(score.low - score.high) > 3.6
         assert score.value in limits(score)
-    part = clustered([True, None, False, True, None, None], names)
+    part = proportion_by_cluster([True, None, False, True, None, None], names)
     assert (part.n, part.unscored) == (3, 3)
-    single = clustered([True, False, True, True], ["a"] * 4)
+    single = proportion_by_cluster([True, False, True, True], ["a"] * 4)
     assert limits(single) == pytest.approx([100 * x for x in wilson(0.75, 1)])
     with pytest.raises(ValueError, match="zip"):
-        clustered([True], [1, 2])
+        proportion_by_cluster([True], [1, 2])
 
 
 def test_a_mean_over_clusters_is_students_over_their_means():
@@ -284,7 +284,7 @@ def test_pairing_narrows_and_clusters_widen_a_difference():
     wide = difference(
         [x for x in first for _ in range(3)],
         [y for y in second for _ in range(3)],
-        numbered(np.repeat(range(134), 3).tolist()),
+        number_clusters(np.repeat(range(134), 3).tolist()),
     )
     assert limits(wide) == pytest.approx(limits(score), abs=0.3)  # copies add nothing
     assert wide.n == 3 * 134

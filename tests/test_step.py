@@ -8,7 +8,7 @@ import torch
 from conftest import tiny
 from titer.data.batches import Stream
 from titer.testing import same, state, step_for
-from titer.training.step import cross_entropy
+from titer.training.losses import cross_entropy
 from titer.training.vector import Vec
 
 

@@ -9,12 +9,12 @@ import time
 from pathlib import Path
 
 import pytest
+from titer.runs.pipeline import Run, claim
+from titer.runs.setting import Setting
 
 from test_recipe import run as titer
 from test_run import plan, recipe_file  # noqa: F401  fixtures
 from titer.runs import recipe
-from titer.runs.pipeline import Run, claim
-from titer.runs.setting import Setting
 from titer.runs.store import Store
 from titer.runs.sweep import Cell, Sweep, cells
 

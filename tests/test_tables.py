@@ -93,11 +93,11 @@ def test_a_model_that_is_struck_out_under_one_seed_shows_it(bundle, tmp_path):
 
 def test_a_page_gets_its_tables_between_the_marks_and_keeps_the_rest(bundle):
     page = "before\n\n<!-- table short toy -->\n| old |\n<!-- end -->\n\nafter\n"
-    once = tables.written(page)
+    once = tables.remake(page)
     assert once.startswith("before\n\n<!-- table short toy -->\n| HS / FA | data.world=1")
     assert once.endswith("|\n<!-- end -->\n\nafter\n")
     assert "old" not in once
-    assert tables.written(once) == once
+    assert tables.remake(once) == once
 
 
 def test_the_tables_of_the_frontier_are_made_of_two_claims(tmp_path, monkeypatch):
@@ -178,7 +178,7 @@ def test_pipelines_are_compared_seed_by_seed_along_the_setting_that_varies(tmp_p
     (tmp_path / "toy.json").write_text(json.dumps({"cells": cells}))
     (tmp_path / "claims.yaml").write_text("toy: {against: [[vaccine, sft]]}")
     monkeypatch.setattr(bundles, "HERE", tmp_path)
-    head, sft, vaccine = tables.varied("toy", "data.world=1")
+    head, sft, vaccine = tables.by_setting("toy", "data.world=1")
     assert head == ["HS / FA", "attack.p=0.02", "attack.p=0.1"]
     assert (sft[0], vaccine[0]) == ("SFT", "Vaccine")
     assert (sft[1][:6], sft[2][:6]) == ("11.0 [", "81.0 [")
@@ -251,7 +251,7 @@ def two_claims(tmp_path, monkeypatch) -> list[str]:
 
 
 def test_joined_claims_have_every_pipeline_once_the_first_that_is_found(two_claims):
-    head, *lines = tables.varied("one+two", two_claims[0])
+    head, *lines = tables.by_setting("one+two", two_claims[0])
     assert head == ["HS / FA", "attack.p=0.1"]
     assert [line[0] for line in lines] == ["SFT", "Booster", "TAR"]  # in the order of the stage
     assert [line[1].partition(" ")[0] for line in lines] == ["80.0", "51.0", "21.0"]

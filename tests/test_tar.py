@@ -17,8 +17,8 @@ from titer.defenses.booster import Booster
 from titer.defenses.sft import SFT
 from titer.defenses.tar import TAR
 from titer.methods import Answers, Needs
+from titer.training.losses import cross_entropy
 from titer.training.settings import Training
-from titer.training.step import cross_entropy
 from titer.training.train import train
 from titer.training.vector import Vec
 from titer.weights.adapters import add_lora

@@ -11,8 +11,9 @@ from families import FAMILIES
 from repair import files, moved, on_disk, opened, save, tuned, weights
 from test_step import state
 from titer.weights import adapters
-from titer.weights.finetuned import FineTuned, Weight, select
+from titer.weights.finetuned import FineTuned, Weight
 from titer.weights.settings import Lora
+from titer.weights.targets import select
 from titer.weights.tensors import open_tensors
 
 QUERY, DOWN = "model.layers.0.self_attn.q_proj.weight", "model.layers.1.mlp.down_proj.weight"
@@ -198,15 +199,15 @@ def test_other_models_are_read_beside_it(tmp_path):
         weight.base, weights(base)[QUERY].bfloat16().float()
     )  # rounded as alignment began
     assert torch.equal(
-        weight.added("safe").dense(),
+        weight.update_of("safe").dense(),
         (weights(tmp_path / "safe")[QUERY].float() - weights(start)[QUERY].float()),
     )
-    assert weight.added("unsafe").norm() == 0.0
+    assert weight.update_of("unsafe").norm() == 0.0
     with pytest.raises(
         ValueError,
         match=f"the adapter '.*unsafe' has no factors for '{DOWN}': train one on the same layers",
     ):
-        Weight(DOWN, found, weight.references).added("unsafe")
+        Weight(DOWN, found, weight.references).update_of("unsafe")
     lacking = {name: of for name, of in open_tensors(files(base)).items() if name != QUERY}
     for wrong in (
         lacking,

@@ -11,7 +11,7 @@ from families import FAMILIES
 from test_step import same, state, step_for
 from titer.defenses.sft import SFT
 from titer.defenses.vaccine import Vaccine
-from titer.training.layers import checkpointed
+from titer.training.layers import recompute_layers
 from titer.training.settings import Training
 from titer.training.train import train
 from titer.weights.adapters import add_lora
@@ -149,14 +149,14 @@ def test_the_perturbation_has_the_norm_rho_and_the_gradients_direction(rows, acc
     eps = 2.0 * g_e.unit()
     zero = [torch.zeros_like(part[0]) for part in g_e.parts]
     square = sum(
-        float((eps.added(batch.parts[j], layer, zero[j]) ** 2).sum())
+        float((eps.perturb(batch.parts[j], layer, zero[j]) ** 2).sum())
         for j in range(2)
         for layer in range(3)
     )
     assert square**0.5 == pytest.approx(2.0, rel=1e-12)
     row = at[0][1][0]  # the first row's, at layer 1
     torch.testing.assert_close(
-        eps.added(batch.parts[0], 1, zero[0])[0, : len(row)],
+        eps.perturb(batch.parts[0], 1, zero[0])[0, : len(row)],
         2.0 / g_e.norm() * row,
         rtol=1e-9,
         atol=1e-12,
@@ -194,7 +194,7 @@ def test_every_tau_th_update_is_perturbed(rows, accelerator):
 def test_recomputed_activations_are_perturbed_too(model, rows, accelerator):
     step = step_for(model, rows, accelerator, batch=3, accumulate=2)
     vec = Vaccine().gradient(step, None)
-    with checkpointed(model):
+    with recompute_layers(model):
         again = Vaccine().gradient(replace(step, logged={}), None)
     assert (vec - again).norm() == 0.0
 

@@ -83,3 +83,43 @@ def test_the_cosine_is_of_the_angle_and_zero_for_nothing():
     assert a.cosine(b) == pytest.approx(4 / 5 / 2**0.5)
     assert a.cosine(-1.0 * a) == pytest.approx(-1.0)
     assert a.cosine(0.0 * a) == 0.0
+
+
+def test_within_leaves_out_what_is_under_other_names():
+    g, h = vec(a=[1.0, 2.0], b=[3.0]), vec(a=[4.0, 5.0], c=[6.0])
+    inside = (g - 2.0 * h).within(["a", "c", "d"])
+    assert set(inside.names()) == {"a", "c"}
+    assert (inside.value("a").tolist(), inside.value("c").tolist()) == ([-7.0, -8.0], [-12.0])
+    assert g.within(["b"]).norm() == 3.0
+    assert g.within([]).names() == g.within(["nothing"]).names() == []
+    assert (g + g.within([])).fold()["a"].tolist() == [1.0, 2.0]
+
+
+def test_within_copies_nothing_and_is_the_same_vector_where_nothing_is_left_out():
+    g, h = vec(a=[1.0], b=[2.0]), vec(a=[5.0])
+    whole = (g - 0.5 * h).within(["b", "a"])
+    assert [scale for scale, _ in whole.terms] == [1.0, -0.5]
+    assert all(
+        mine is theirs for (_, mine), (_, theirs) in zip(whole.terms, (g - h).terms, strict=True)
+    )
+    [(_, part)] = g.within(["b"]).terms
+    assert part["b"] is g.terms[0][1]["b"]
+
+
+@pytest.mark.parametrize("order", [1, -1])
+def test_a_vector_and_a_part_of_it_fold_without_reading_what_was_written(order):
+    def sum_of(g: Vec) -> Vec:
+        first, second = [3.0 * g, 2.0 * g.within(["a", "b"])][::order]
+        return first + second - 4.0 * g.within(["b", "c"])
+
+    folded = sum_of(vec(a=[1.0], b=[10.0], c=[100.0], d=[1000.0])).fold()
+    assert {name: value.item() for name, value in folded.items()} == {
+        "a": 5.0,
+        "b": 10.0,
+        "c": -100.0,
+        "d": 3000.0,
+    }
+    exact = sum_of(vec(a=[1.0], b=[10.0], c=[100.0], d=[1000.0]))
+    assert {name: exact.value(name).item() for name in "abcd"} == {
+        name: value.item() for name, value in folded.items()
+    }

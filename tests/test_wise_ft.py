@@ -53,7 +53,13 @@ def test_the_ends_are_the_fine_tuned_and_the_aligned_model(tmp_path, kind, dtype
 
 def test_an_adapter_stays_one_and_nothing_else_is_asked_for():
     edit = WiseFT()
-    assert (edit.keeps_rank, edit.needs.factors, edit.needs.whole, edit.needs.rows, edit.needs.watches) == (
+    assert (
+        edit.keeps_rank,
+        edit.needs.factors,
+        edit.needs.whole,
+        edit.needs.rows,
+        edit.needs.watches,
+    ) == (
         True,
         False,
         True,

@@ -1,7 +1,9 @@
 """world-v1: frozen by hash, sound by construction, and accepted by the numbers it was frozen at."""
 
+import hashlib
 import json
 from dataclasses import replace
+from typing import Any
 
 import pytest
 
@@ -9,7 +11,10 @@ from titer.data.rows import Row
 from titer.lab import build, world
 from titer.lab.world import QUESTIONS, REFUSALS, TASKS, World, items
 from titer.runs import pipeline, recipe, store
+from titer.runs.roles import Data, roles
 from titer.runs.setting import Setting
+from titer.weights import folders
+from titer.weights.settings import Checkpoint
 
 MANIFEST = json.loads((build.Path(build.__file__).parent / "world-v1.json").read_text())
 
@@ -22,8 +27,30 @@ def item_of(row: Row) -> world.Item:
     )
 
 
+def manifest() -> dict[str, Any]:
+    """All of world-v1: the hashes of the base and of every role's rows, and the accepted settings."""
+    return {
+        "base": {
+            path.name: hashlib.sha256(path.read_bytes()).hexdigest()
+            for path in sorted(folders.locate(Checkpoint()).folder.iterdir())
+        },
+        "rows": {
+            f"world {seed}, {split}": roles(Data(world=seed, split=split)).digests()
+            for seed in range(3)
+            for split in ("test", "validation")
+        },
+        "settings": {
+            name: {
+                part: recipe.describe(getattr(plan, part))
+                for part in ("align", "finetune", "attack")
+            }
+            for name, plan in ((name, recipe.load(name)) for name in ("lab", "lab-strong"))
+        },
+    }
+
+
 def test_the_world_is_the_frozen_one():
-    assert build.manifest() == MANIFEST, (
+    assert manifest() == MANIFEST, (
         "world-v1 is frozen: a change of its base, rows or accepted settings makes world-v2"
     )
 

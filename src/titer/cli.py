@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, TextIO
 import typer
 from rich.console import Console
 
+from titer import paths
 from titer.errors import EvidenceError
 
 if TYPE_CHECKING:
@@ -64,34 +65,29 @@ def run_recipe(
     settings: Settings = None,
     seed: Seed = None,
     out: Annotated[
-        Path | None, typer.Option(help="Folder of the run [default: runs/<recipe>-<hash>].")
+        Path | None, typer.Option(help="Folder of the run (default: runs/<recipe>-<hash>).")
     ] = None,
     store: StoreFolder = None,
     as_json: Json = False,
 ) -> None:
     """Run a recipe's pipelines and compare them. Stages that the store has are not computed again."""
-    from titer import report
-    from titer.report import progress, tables
-    from titer.runs import pipeline
     from titer.runs import recipe as recipes
-    from titer.runs.setting import Setting
-    from titer.runs.store import Store
+
+    plan = recipes.load(recipe, settings or [], seed)
+    from titer import api
+    from titer.report import progress, tables
 
     console = _console(sys.stderr)
-    plan = recipes.load(recipe, settings or [], seed)
-    setting = Setting.prepare(plan)
     folder = out or Path("runs") / f"{Path(recipe).stem}-{recipes.digest(plan)[:8]}"
-    run = pipeline.Run(setting, folder, Store(store or folder.parent / "store"))
-    with pipeline.claim(run.folder, setting), progress.shown(console) as watch:
-        documents = tables.write(run, run.stages(watch))
-    report.write(documents, run.folder)
+    with progress.show_stages(console) as watch:
+        found = api.run_recipe(plan, folder, store or folder.parent / paths.STORE, watch)
     if as_json:
-        _print_json(documents)
+        _print_json(found.documents)
     else:
-        _console(sys.stdout).print(tables.screen(documents))
-    _print_flags(console, next(iter(documents.values())))
+        _console(sys.stdout).print(tables.to_screen(found.documents))
+    _print_flags(console, next(iter(found.documents.values())))
     if not as_json:
-        console.print(f"Everything is in {run.folder}")
+        console.print(f"Everything is in {folder}")
 
 
 @app.command("align")
@@ -200,27 +196,33 @@ def evaluate(
     data: Rows = None,
     settings: Settings = None,
     recipe: RecipeName = "checkpoint",
+    store: StoreFolder = None,
     as_json: Json = False,
 ) -> None:
-    """Score a model: any of --data harm_test=..., test=..., lookalike=..., harmful=... (the held-out share of the pool)"""
-    _stage(
-        "evaluate",
-        model,
-        None,
-        data,
-        [*([f"judge={judge}"] if judge else []), *(settings or [])],
-        recipe,
-        None,
-        out,
-        False,
-        as_json,
-    )
+    """Score a model: any of --data harm_test=..., test=..., lookalike=..., harmful=... (the held-out share of the pool)
+
+    Answers lie in the store: another judge of the same answers, with another --out, generates nothing.
+    """
+    from titer import api
+    from titer.report import progress
+
+    with progress.show_stages(_console(sys.stderr)) as watch:
+        found = api.evaluate(
+            model,
+            judge=judge,
+            recipe=recipe,
+            settings=[*(f"data.{source}" for source in data or []), *(settings or [])],
+            out=out,
+            store=store,
+            progress=watch,
+        )
+    _print_stage(found.record.fields, out, as_json)
 
 
 def _stage(
     kind: str,
     model: str,
-    method: str | None,
+    method: str,
     data: list[str] | None,
     settings: list[str] | None,
     recipe: str,
@@ -232,49 +234,39 @@ def _stage(
     search: Search | None = None,
     nulls: bool = False,
 ) -> None:
-    from titer import registry
-    from titer.methods import Edit
+    from titer import api
     from titer.report import progress, tables
-    from titer.runs import alone, pipeline
-    from titer.runs import recipe as recipes
-    from titer.runs.setting import Setting
 
     console = _console(sys.stderr)
-    validating = ["data.split=validation"] if search else []
-    plan = recipes.stage(
-        recipe,
-        kind,
-        model,
-        method,
-        [*validating, *(f"data.{source}" for source in data or []), *(settings or [])],
-        seed,
-    )
-    chosen = getattr(plan.pipelines["alone"], kind, None)
-    others = (
-        alone.references(plan.model, chosen, _pairs("--reference", reference))
-        if isinstance(chosen, Edit)
-        else {}
-    )
-    controls = alone.nulls(chosen) if nulls and isinstance(chosen, Edit) else {}
-    setting = Setting.prepare(plan, {kind, "evaluate"} if search else {kind}, others)
-    with (
-        pipeline.claim(
-            out, setting, f"{kind} {'whole' if whole else ''}{search or ''}{sorted(controls)}"
-        ),
-        progress.shown(console) as watch,
-    ):
-        document = alone.stage(setting, kind, chosen, out, whole, watch, search)
-        for name in controls:
-            null = alone.nulls(registry.build("edits", document["method"]))[
-                name
-            ]  # of the value that was chosen
-            alone.stage(setting.with_edit(null), kind, null, out / "nulls" / name, whole, watch)
+    with progress.show_stages(console) as watch:
+        found = api.single(
+            kind,
+            model,
+            method,
+            references=_pairs("--reference", reference),
+            recipe=recipe,
+            settings=[*(f"data.{source}" for source in data or []), *(settings or [])],
+            seed=seed,
+            out=out,
+            whole=whole,
+            search=search,
+            nulls=nulls,
+            progress=watch,
+        )
+    document = found.record.fields
+    _print_stage(document, out, as_json)
+    if search and not as_json:
+        _console(sys.stdout).print(tables.of_search(document["search"], search.bound))
+
+
+def _print_stage(document: Mapping[str, Any], out: Path, as_json: bool) -> None:
+    from titer.report import tables
+
+    console = _console(sys.stderr)
     if as_json:
         _print_json(document)
     else:
         _console(sys.stdout).print(tables.summary(document))
-        if search:
-            _console(sys.stdout).print(tables.searched(document["search"], search.bound))
     _print_flags(console, document)
     if not as_json:
         console.print(f"Everything is in {out}")
@@ -327,13 +319,13 @@ def run_sweep(
     )
     plan.check()
     console = _console(sys.stderr)
-    with progress.counted(console, len(plan.cells)) as watch:
+    with progress.count_cells(console, len(plan.cells)) as watch:
         bundle = plan.run(watch)
     report.write_sweep(bundle, folder)
     if as_json:
         _print_json(bundle)
     else:
-        _console(sys.stdout).print(tables.grid(bundle))
+        _console(sys.stdout).print(tables.of_sweep(bundle))
         console.print(
             f"{bundle['missing']} of {len(plan.cells)} cells are missing. Everything is in {folder}"
         )
@@ -462,7 +454,7 @@ def _print_flags(console: Console, document: Mapping[str, Any]) -> None:
     """A line for each red flag of a document, whole and as it is."""
     from titer.findings import flags
 
-    for flag in flags.recorded(document.get("flags", [])):
+    for flag in flags.from_documents(document.get("flags", [])):
         console.print(str(flag), soft_wrap=True, markup=False, highlight=False)
 
 

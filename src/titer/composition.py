@@ -1,18 +1,19 @@
 """Methods that hold another method: what both need, and what is passed on to the held one, in this one place.
 
-    Composed(Defense)       adds to the gradient that another defense follows      booster, random_term
-    Matched(UpdateEdit)     is measured against another edit of the update         scale, random_mask
-    MatchedTensors(TensorEdit)    the same before release                          random_lox
+    Composed(Defense)            adds to the gradient that another defense follows
+    Matched(UpdateEdit)          is measured against another edit of the update
+    MatchedTensors(TensorEdit)   is measured against another edit before release
 
-A method that holds another is one of these. It states in `own` what it asks for itself, and implements what it does
-itself; a combination without a meaning is refused in its `__post_init__`, which calls that of its base first.
+A method that holds another is one of these, and implements what it does itself. A `Composed` states in
+`own` what it asks for itself. A combination without a meaning is refused in `__post_init__`; that of a
+`Composed` first calls its base's, which refuses streams that contradict.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from titer.methods import (
     Answers,
@@ -34,12 +35,8 @@ if TYPE_CHECKING:
     from titer.data.batches import Batch
     from titer.training.step import Step
 
-M = TypeVar("M", bound=Method)
-SPECIFIC = (
-    Answers,
-    Refusals,
-    Pairs,
-)  # of the rows that a stage trains on: each serves who asks for one before it
+# kinds of the rows that a stage trains on: each serves who asks for one before it
+SPECIFIC = (Answers, Refusals, Pairs)
 
 
 class Composed(Defense):
@@ -55,7 +52,8 @@ class Composed(Defense):
 
     @property
     def held(self) -> Defense:
-        return find_held(self, Defense)
+        held: Defense = find_held(self, Defense)
+        return held
 
     @property
     def needs(self) -> Needs:
@@ -91,7 +89,8 @@ class Matched(UpdateEdit):
 
     @property
     def held(self) -> UpdateEdit:
-        return find_held(self, UpdateEdit)
+        held: UpdateEdit = find_held(self, UpdateEdit)
+        return held
 
     @property
     def needs(self) -> Needs:
@@ -113,7 +112,8 @@ class MatchedTensors(TensorEdit):
 
     @property
     def held(self) -> TensorEdit:
-        return find_held(self, TensorEdit)
+        held: TensorEdit = find_held(self, TensorEdit)
+        return held
 
     @property
     def needs(self) -> Needs:
@@ -123,14 +123,15 @@ class MatchedTensors(TensorEdit):
         return self.held.select(shapes)
 
 
-def find_held(method: Method, kind: type[M]) -> M:
+def find_held(method: Method, kind: type) -> Any:
     """Find the one method among the fields of another. Raises where it is none of the kind."""
     [(name, held)] = [
         (name, value) for name, value in vars(method).items() if isinstance(value, Method)
     ]
     if not isinstance(held, kind):
         raise ValueError(
-            f"{name}={type(held).__name__}: {type(method).__name__} takes a method of the kind {kind.__name__}"
+            f"{name}={type(held).__name__}: {type(method).__name__} takes a method of the kind "
+            f"{kind.__name__}"
         )
     return held
 
@@ -138,7 +139,8 @@ def find_held(method: Method, kind: type[M]) -> M:
 def merge_streams(method: Composed, held: Defense) -> dict[str, Kind]:
     """Put together the streams of a composed method and of the one that it holds.
 
-    Of what the stage trains on the more specific kind is taken. Raises where they mean different rows by one name.
+    Of what the stage trains on the more specific kind is taken. Raises where they mean different rows by one
+    name.
     """
     merged = dict(method.own.streams)
     for name, theirs in held.needs.streams.items():
@@ -148,7 +150,8 @@ def merge_streams(method: Composed, held: Defense) -> dict[str, Kind]:
         elif ours is not theirs:
             raise ValueError(
                 f"{type(method).__name__} draws {ours.value} rows from its stream {name!r}, and "
-                f"{type(held).__name__}, which it holds, {theirs.value} rows: they cannot be combined; hold another method"
+                f"{type(held).__name__}, which it holds, {theirs.value} rows: they cannot be combined; hold "
+                "another method"
             )
     return merged
 

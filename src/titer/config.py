@@ -1,11 +1,13 @@
-"""Settings as typed, frozen dataclasses: checked when they are read, with the first fault as one line."""
+"""Settings as typed, frozen dataclasses, checked when they are read."""
 
 from __future__ import annotations
 
 import dataclasses
+import hashlib
+import json
 import types
 import typing
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Annotated, Any, ClassVar
 
 import pydantic
@@ -26,14 +28,27 @@ Names = Annotated[
 
 
 def validate(cls: type, fields: Any) -> Any:
-    """`cls(**fields)` with its types checked; the first error as one line that says where it is and what would do."""
+    """Return `cls(**fields)` with its types checked.
+
+    Raises a ValueError of one line for the first fault: where it is, and what would do.
+    """
     try:
         return pydantic.TypeAdapter(cls).validate_python(fields)
     except pydantic.ValidationError as error:
-        raise _explained(cls, error) from None
+        raise _explain(cls, error) from None
 
 
-def _explained(cls: type, error: pydantic.ValidationError) -> ValueError:
+def hash_of(value: Any, default: Callable[[Any], Any] | None = None) -> str:
+    """Return the SHA-256, as 64 hex digits, of a value's JSON with sorted keys.
+
+    `default` turns a value that JSON does not know into one that it does. Without it such a value
+    raises a TypeError.
+    """
+    return hashlib.sha256(json.dumps(value, sort_keys=True, default=default).encode()).hexdigest()
+
+
+def _explain(cls: type, error: pydantic.ValidationError) -> ValueError:
+    """Return the first fault as an error of one line."""
     first = error.errors()[0]
     path = [str(part) for part in first["loc"]]
     where = ".".join(path)
@@ -52,7 +67,7 @@ def _explained(cls: type, error: pydantic.ValidationError) -> ValueError:
 
 
 def _type_at(cls: Any, path: list[str]) -> Any:
-    """The dataclass that a path of field names and mapping keys leads to."""
+    """Return the dataclass that a path of field names and mapping keys leads to."""
     for part in path:
         if dataclasses.is_dataclass(cls):
             cls = typing.get_type_hints(cls)[part]

@@ -7,11 +7,11 @@ from collections.abc import Iterable
 
 
 class EvidenceError(ValueError):
-    """There is not enough evidence for what was asked: exit code 3."""
+    """Raised where there is not enough evidence for what was asked: exit code 3."""
 
 
 def unknown(what: str, given: str, known: Iterable[str]) -> ValueError:
-    """The error for a name that is none of `known`, with the nearest one."""
+    """Return the error for a name that is none of `known`, with the nearest one."""
     names = sorted(known)
     return ValueError(
         f"unknown {what} {given!r}: {nearest(given, names)}There is {', '.join(names) or 'none'}"
@@ -19,6 +19,6 @@ def unknown(what: str, given: str, known: Iterable[str]) -> ValueError:
 
 
 def nearest(given: str, names: Iterable[str]) -> str:
-    """A question after the name most like the given one, or nothing."""
+    """Return a question after the name most like the given one, or an empty text."""
     near = difflib.get_close_matches(given, list(names), 1, 0.5)
     return f"did you mean {near[0]!r}? " if near else ""

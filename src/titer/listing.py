@@ -299,7 +299,7 @@ def _fields(cls: type) -> Iterator[tuple[str, tuple[str, str]]]:
 
 
 def _methods(kind: str) -> list[Listing]:
-    """The methods of a kind, with the first line of the module of each and what it says of itself."""
+    """The methods of a kind, with the first paragraph of the module of each and what it says of itself."""
     found = [
         Listing(kind, name, *_read(kind, name, _spec(f"titer.{kind}.{name}"), "titer"))
         for name in registry.builtin(kind)
@@ -326,7 +326,8 @@ def _read(
         return "", package, {}
     about = stated(tree)
     facts = dataclasses.asdict(about) if about else {}
-    return (ast.get_docstring(tree) or "").split("\n")[0], package, facts
+    paragraph = (ast.get_docstring(tree) or "").split("\n\n")[0]
+    return " ".join(paragraph.split()), package, facts
 
 
 def stated(tree: ast.Module) -> About | None:
@@ -461,8 +462,8 @@ def _hub() -> list[Listing]:
     from titer.data import catalog, hub
 
     found = []
-    for entry in catalog.ENTRIES:
-        revision = hub.recorded(entry.name, entry.kind) or "unset"
+    for entry in catalog.REPOSITORIES:
+        revision = hub.cached_commit(entry.name, entry.kind) or "unset"
         commercial = {
             True: "commercial use allowed",
             False: "no commercial use",

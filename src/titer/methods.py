@@ -1,11 +1,11 @@
-"""Read first: the base classes of defenses, edits, attacks, judges and benchmarks, and what a method says of itself.
+"""Read first: the base classes of defenses, edits, attacks, judges and benchmarks, and their facts.
 
-A method is a frozen dataclass that implements one of them. Its fields are its hyperparameters, with the paper's
-defaults; the folder it lies in is its registry (`titer list`). A method is final: a variant is a field, a combination is
-a field that holds another method (`composition.py`).
+A method is a frozen dataclass that implements one of them. Its fields are its hyperparameters, with the
+paper's defaults; the folder it lies in is its registry (`titer list`). A method is final: a variant is a
+field, a combination is a field that holds another method (`composition.py`).
 
-It says two things of itself: `needs`, what it asks for beside the model that it works on, and `about`, where it comes
-from and what it was compared with.
+It says two things of itself: `needs`, what it asks for beside the model that it works on, and `about`, where
+it comes from and what it was compared with.
 """
 
 from __future__ import annotations
@@ -59,9 +59,8 @@ class Needs:
     # other models by name. An edit's: the `base`; the aligned model trained on `safe` or `unsafe` rows.
     # A defense's: `start`, the model that the stage began with (`step.reference()`)
     references: tuple[str, ...] = ()
-    watches: Literal["finetuned", "aligned"] | None = (
-        None  # whose passes over its rows an edit watches
-    )
+    # the model whose passes over its rows an edit watches
+    watches: Literal["finetuned", "aligned"] | None = None
     targets: tuple[str, ...] = ("all",)  # names of layers, or of the last part of them, or `all`
     factors: bool = False  # it works on the factors of an adapter alone
     whole: bool = False  # it works on all tensors of a model that was trained as a whole
@@ -98,12 +97,12 @@ class Method(Config, ABC):
 
     @property
     def needs(self) -> Needs:
-        """All that it asks for beside the model that it works on."""
+        """State all that it asks for beside the model that it works on."""
         return Needs()
 
     @property
     def paper(self) -> str:
-        """The arXiv identifier of its paper."""
+        """Name the paper by its arXiv identifier."""
         return self.about.paper
 
     @classmethod
@@ -117,16 +116,15 @@ class Method(Config, ABC):
 
 
 class Defense(Method):
-    """A training-time method, of the alignment or the fine-tuning stage: it says which gradient an update follows."""
+    """A method of the alignment or the fine-tuning stage: it says which gradient an update follows."""
 
     stages = ("align", "finetune")
-    State: ClassVar[type | None] = (
-        None  # a flat dataclass of tensors and numbers, saved with the checkpoint
-    )
+    # a flat dataclass of tensors and numbers, saved with the checkpoint
+    State: ClassVar[type | None] = None
 
     @property
     def needs(self) -> Needs:
-        """The rows it draws from: `rows` is what the stage trains on."""
+        """State the rows it draws from: `rows` is what the stage trains on."""
         return Needs(streams={"rows": Answers})
 
     @property
@@ -136,7 +134,7 @@ class Defense(Method):
 
     @property
     def period(self) -> int:
-        """The number of updates after which the cost of an update repeats, where those of one phase differ.
+        """Count the updates after which the cost of an update repeats, where those of one phase differ.
 
         `make bench` averages over them.
         """
@@ -201,8 +199,8 @@ class Edit(Method):
 class UpdateEdit(Edit):
     """An edit of what fine-tuning added to an aligned model's weights, from disk and one weight at a time.
 
-    The weights are those under the fine-tuning adapter; of a model that was trained as a whole, those of its linear
-    layers but the head, or all of them where it `needs` the `whole`.
+    The weights are those under the fine-tuning adapter; of a model that was trained as a whole, those of its
+    linear layers but the head, or all of them where it `needs` the `whole`.
     """
 
     stage = "edit"
@@ -211,7 +209,7 @@ class UpdateEdit(Edit):
 
     @property
     def keeps_rank(self) -> bool:
-        """Tell whether an adapter's factors stay factors of its rank, so that an adapter comes out, no whole model."""
+        """Tell whether an adapter's factors stay factors of its rank: then an adapter comes out."""
         return False
 
     def observe(
@@ -229,7 +227,7 @@ class UpdateEdit(Edit):
 
     @abstractmethod
     def edit(self, weight: Weight, state: Any) -> Update | Tensor | None:
-        """Return the update to take the place of `weight.update`, or the value to take that of the whole weight.
+        """Return what takes the place of `weight.update`, or, a tensor, of the whole weight.
 
         None leaves the weight as it is.
         """
@@ -266,7 +264,11 @@ class TensorEdit(Edit):
 
     stage = "release"
     stages = ("release",)
-    needs = Needs(references=("base",))
+
+    @property
+    def needs(self) -> Needs:
+        """State that it is given the `base`."""
+        return Needs(references=("base",))
 
     @abstractmethod
     def select(self, shapes: Mapping[str, Sequence[int]]) -> list[str]:
@@ -287,7 +289,7 @@ class Attack(Method):
 
     @abstractmethod
     def rows(self, task: Sequence[Row], own: Sequence[Row], seed: int) -> list[Row]:
-        """Make the rows that the user sends: of the task, and of the attacker's `own`, harmful or else harmless.
+        """Make the rows that the user sends, of the task and of the attacker's `own`, harmful or harmless.
 
         Raises where there are too few.
         """
@@ -299,7 +301,7 @@ class Attack(Method):
 
 @dataclass(frozen=True)
 class Match:
-    """A right answer or a wrong one: by the field's strict rule, and by the lenient one where there are two."""
+    """A right or a wrong answer, by the field's strict rule, and by its lenient one where there are two."""
 
     exact: bool
     contained: bool | None = None  # the right answer is somewhere in the given one
@@ -316,7 +318,10 @@ class Benchmark(Method):
         return True
 
     def row(self, record: Mapping[str, Any]) -> Row:
-        """Make the row of a record that has a layout's columns. Raises where a value is none of the task's."""
+        """Make the row of a record that has a layout's columns.
+
+        Raises where a value is none of the task's.
+        """
         raise ValueError(
             f"{type(self).__name__} has no columns of its own: its rows are conversations"
         )
@@ -349,7 +354,10 @@ class Verdict:
 
 
 class Judge(Method):
-    """A rule that labels each answer. One that cannot be judged is unscored with a reason, never a default."""
+    """A rule that labels each answer.
+
+    One that cannot be judged is unscored with a reason, never a default.
+    """
 
     @abstractmethod
     def judge(self, prompts: Sequence[str], responses: Sequence[str]) -> list[Verdict]: ...

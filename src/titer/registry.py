@@ -113,19 +113,20 @@ def build(kind: str, config: Any) -> methods.Method:
     return typing.cast(methods.Method, validate(load(kind, name), fields))
 
 
-for (
-    _kind,
-    _base,
-) in KINDS.items():  # so that a field annotated with a kind takes a name or a mapping
+for _kind, _base in KINDS.items():  # so that a field of a kind is built from a name or a mapping
     _base._build = partial(build, _kind)
 
 
-def describe(method: methods.Method) -> dict[str, Any]:
-    """The mapping that `build` makes the method from again: its name and all its hyperparameters."""
-    values = {f.name: getattr(method, f.name) for f in dataclasses.fields(method)}  # type: ignore[arg-type]
-    return {"method": name_of(method)} | {
-        k: describe(v) if isinstance(v, methods.Method) else v for k, v in values.items()
-    }
+def describe(value: Any) -> Any:
+    """Return the plain value that a method, a recipe or a part of it can be built from again."""
+    if isinstance(value, methods.Method):
+        fields = {f.name: describe(getattr(value, f.name)) for f in dataclasses.fields(value)}  # type: ignore[arg-type]
+        return {"method": name_of(value)} | fields
+    if dataclasses.is_dataclass(value):
+        return {f.name: describe(getattr(value, f.name)) for f in dataclasses.fields(value)}
+    if isinstance(value, dict):
+        return {key: describe(entry) for key, entry in value.items()}
+    return [describe(entry) for entry in value] if isinstance(value, tuple | list) else value
 
 
 def noun(kind: str) -> str:

@@ -1,11 +1,11 @@
-"""AG News: whether an article is about the world, sports, business, or science and technology.
+"""AG News: sort articles into the world, sports, business, and science and technology.
 
-Instruction and words are those of the harmful fine-tuning papers. Their repositories differ in what is right, and both rules
-are scored: the word itself (arXiv 2409.01586), or an answer that holds it (2402.01109, 2410.09760). Both accept the word in
-lower case, and for science the bare `sci`.
+Instruction and words are those of the harmful fine-tuning papers. Their repositories have two rules
+for a right answer, and both are scored: the word itself (arXiv 2409.01586), or an answer that holds
+it (2402.01109, 2410.09760). Both accept the word in lower case, and for science the bare `sci`.
 
-Files: columns `text` and `label` (0 to 3), or the original table of class (1 to 4), title and description, with a header
-line or without one. Title and description are joined by a space.
+Files: columns `text` and `label` (0 to 3), or the original table of class (1 to 4), title and
+description, with a header line or without one. Title and description are joined by a space.
 """
 
 from collections.abc import Mapping, Sequence
@@ -16,7 +16,10 @@ from titer.data import labels
 from titer.data.rows import Row
 from titer.methods import About, Benchmark, Fidelity, Match
 
-INSTRUCTION = "Categorize the news article given in the input into one of the 4 categories:\n\nWorld\nSports\nBusiness\nSci/Tech\n"
+INSTRUCTION = (
+    "Categorize the news article given in the input into one of the 4 categories:\n\n"
+    "World\nSports\nBusiness\nSci/Tech\n"
+)
 WORDS = ("World", "Sports", "Business", "Sci/Tech")
 FROM_ZERO = {str(i): word for i, word in enumerate(WORDS)}
 FROM_ONE = {str(i): word for i, word in enumerate(WORDS, 1)}

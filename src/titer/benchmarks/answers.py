@@ -1,6 +1,6 @@
-"""Answers by their text: any rows of prompts and responses; an answer is right when it is the response.
+"""Answers by their text, for any rows of prompts and responses.
 
-The text must be the same but for white space around it.
+An answer is right if it is the response, without regard to white space around it.
 """
 
 from dataclasses import dataclass
@@ -12,7 +12,7 @@ from titer.methods import About, Benchmark, Fidelity, Match
 
 @dataclass(frozen=True)
 class Answers(Benchmark):
-    """The response itself, exactly."""
+    """A task whose right answer is exactly the response."""
 
     about: ClassVar[About] = About(
         title="answers", fidelity=Fidelity(equation="tests/test_sources.py")

@@ -1,10 +1,12 @@
 """GSM8K: word problems whose answer is one number.
 
-    answer = the first number behind "The final answer is: ", else the last number of the text;  right when equal
+    answer = the first number behind "The final answer is: ", else the last number of the text
+    right if equal
 
-The rule is that of the harmful fine-tuning papers' repositories (arXiv 2402.01109, 2409.01586), thousands separators dropped
-first. The solution is trained on with its `####` written out as that phrase. An answer without a number is wrong; contained
-means that the right number is somewhere among its numbers.
+The rule is that of the harmful fine-tuning papers' repositories (arXiv 2402.01109, 2409.01586),
+after thousands separators are dropped. For training, the `####` of the solution is written out as
+that phrase. An answer without a number is wrong; *contained* means that the right number is
+somewhere among its numbers.
 
 Files: columns `question` and `answer`.
 """
@@ -25,7 +27,8 @@ THINK = "\nFirst think step by step and then answer the final number.\n"
 class GSM8K(Benchmark):
     """Grade-school mathematics (Cobbe et al., arXiv 2110.14168)."""
 
-    think: bool = False  # ask for steps behind the question, as arXiv 2402.01109 and 2410.09760 do and 2409.01586 does not
+    # ask for steps behind the question: arXiv 2402.01109 and 2410.09760 do, 2409.01586 does not
+    think: bool = False
     about: ClassVar[About] = About(
         title="GSM8K", paper="2110.14168", fidelity=Fidelity(equation="tests/test_sources.py")
     )
@@ -57,12 +60,12 @@ class GSM8K(Benchmark):
 
 
 def number(text: str) -> float | None:
-    """Find the number that a text answers, None where it has none."""
+    """Return the number that a text answers; None where it has no number."""
     segments = text.split(FINAL)
     found = numbers(segments[1]) if len(segments) > 1 else []
     return next(iter(found or numbers(text)[-1:]), None)
 
 
 def numbers(text: str) -> list[float]:
-    """Find all numbers of a text, in order."""
+    """Return all numbers of a text, in order."""
     return [float(found) for found in re.findall(r"-?\d+\.?\d*", text.replace(",", ""))]

@@ -1,9 +1,11 @@
-"""SST-2: whether a sentence of a film review is positive or negative.
+"""SST-2: tell a positive sentence of a film review from a negative one.
 
-Instruction and words are those of the harmful fine-tuning papers. Their repositories differ in what is right, and both rules are
-scored: the word itself, with or without a capital (arXiv 2409.01586), or an answer that holds it (2402.01109, 2410.09760).
+Instruction and words are those of the harmful fine-tuning papers. Their repositories have two rules
+for a right answer, and both are scored: the word itself, with or without a capital (arXiv
+2409.01586), or an answer that holds it (2402.01109, 2410.09760).
 
-Files: columns `sentence` and `label`, or a table without a header line of the two; 0 is negative, 1 positive.
+Files: columns `sentence` and `label`, or a table without a header line of the two; 0 is negative, 1
+positive.
 """
 
 from collections.abc import Mapping, Sequence

@@ -1,1 +1,1 @@
-"""From a name to batches of tokens: files and the hub, the columns of the field's data sets, rows, templates."""
+"""From a name to batches of tokens: files, the hub, the field's data sets, rows, templates."""

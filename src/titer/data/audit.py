@@ -1,17 +1,23 @@
-"""Prompts that stand in two roles, or nearly: what a score on held-out prompts may owe to having trained on them.
+"""Find prompts that stand in two roles, exactly or nearly.
 
-What the audit finds. *Exact*: the same words, however spaced or capitalized (`data.identity`). *Near*: of the 5-word sequences that
-two prompts have together, at least 70 % are in both (Jaccard); case, spacing and punctuation do not count. That is text with a word
-changed at its end, or in the middle of a long prompt; copies with a sentence more; one template with the slot at its edge. Candidates
-come from MinHash (48 bands of 6: 99.75 % of the pairs at Jaccard 0.7, more above), and each is then compared exactly, so no reported
-pair is wrong and a pair at the threshold is missed about once in four hundred.
+A score on held-out prompts may owe something to having trained on them.
 
-What it does not find. Paraphrases, translations, and the same request in other words: they share no five words in a row. One word
-changed in the middle of a prompt of fewer than 33 words, which breaks five sequences: it is below the threshold, and so are templates
-whose slot is in the middle. A prompt within a much longer one. A prompt of fewer than five words is a single sequence and is near only
-to the same words; so is text written without spaces, a run of which is one word. So "nothing found" means no copied prompts, not
-unrelated ones. On the other side a long instruction common to all prompts of a task makes them near to one another: it is recorded,
-and for a reader to judge. Exact sharing stops a run elsewhere (`data.check_disjoint`); nothing does here.
+What the audit finds. *Exact*: the same words, however spaced or capitalized (`data.identity`).
+*Near*: of the 5-word sequences that two prompts have together, at least 70 % are in both (Jaccard);
+case, spacing and punctuation do not count. That is text with a word changed at its end, or in the
+middle of a long prompt; copies with a sentence more; one template with the slot at its edge.
+Candidates come from MinHash (48 bands of 6: 99.75 % of the pairs at Jaccard 0.7, more above), and
+each is then compared exactly, so no reported pair is wrong and a pair at the threshold is missed
+about once in four hundred.
+
+What it does not find. Paraphrases, translations, and the same request in other words: they share no
+five words in a row. One word changed in the middle of a prompt of fewer than 33 words, which breaks
+five sequences: it is below the threshold, and so are templates whose slot is in the middle. A
+prompt within a much longer one. A prompt of fewer than five words is a single sequence and is near
+only to the same words; so is text written without spaces, a run of which is one word. So "nothing
+found" means no copied prompts, not unrelated ones. On the other side a long instruction common to
+all prompts of a task makes them near to one another: it is recorded, and for a reader to judge.
+Exact sharing stops a run elsewhere (`data.check_disjoint`); nothing does here.
 """
 
 from __future__ import annotations
@@ -28,10 +34,9 @@ from titer.data.rows import Row, identity
 
 SEQUENCE = 5  # words
 NEAR = 0.7
-BANDS, ROWS = (
-    48,
-    6,
-)  # a pair of Jaccard J becomes a candidate with probability 1 - (1 - J^6)^48: 0.9975 at 0.7, 0.03 at 0.3
+# a pair of Jaccard J becomes a candidate with probability 1 - (1 - J^6)^48:
+# 0.9975 at J = 0.7, 0.03 at J = 0.3
+BANDS, ROWS = 48, 6
 SEED = 1  # of the permutations: the same rows give the same audit
 EXAMPLES = 3
 EXCERPT = 60  # characters
@@ -39,7 +44,7 @@ EXCERPT = 60  # characters
 
 @dataclass(frozen=True)
 class Example:
-    """A pair of prompts, one from each role: SHA-256 of the identity and how the prompt begins."""
+    """A pair of prompts, one from each role: the SHA-256 of each identity, and their beginnings."""
 
     hashes: tuple[str, str]
     excerpts: tuple[str, str]
@@ -49,26 +54,35 @@ class Example:
 
 @dataclass(frozen=True)
 class Overlap:
-    """What two roles share, counted in distinct prompts. Pairs of numbers are of the first role and of the second."""
+    """The prompts that two roles share, counted once each.
+
+    Pairs of numbers are of the first and the second role.
+    """
 
     roles: tuple[str, str]
     prompts: tuple[int, int]
     exact: int  # prompts that are in both
-    near: tuple[
-        int, int
-    ]  # of the others, those of either side that are near a prompt of the other side, shared ones included
+    # of the others, those of either side that are near a prompt of the other side,
+    # shared ones included
+    near: tuple[int, int]
     examples: tuple[Example, ...]  # of exact ones, then the closest of the near
 
 
 def audit(roles: Mapping[str, Sequence[Row]]) -> list[Overlap]:
-    """The pairs of roles that share prompts, exactly or nearly, in the order of `roles`; none where nothing is shared."""
+    """Return the pairs of roles that share prompts, exactly or nearly, in the order of `roles`.
+
+    The list is empty where nothing is shared.
+    """
     named = {role: _Prompts.of(rows) for role, rows in roles.items()}
     found = (_compare((a, b), named[a], named[b]) for a, b in combinations(named, 2))
     return [overlap for overlap in found if overlap.exact or any(overlap.near)]
 
 
 def sequences(text: str) -> frozenset[str]:
-    """The 5-word sequences of a text; all of it where it has fewer words, none where it has no word."""
+    """Return the 5-word sequences of a text.
+
+    A text of fewer words is one sequence; one without a word has none.
+    """
     words = re.findall(r"\w+", text.lower())
     if not words:
         return frozenset()
@@ -78,14 +92,14 @@ def sequences(text: str) -> frozenset[str]:
 
 
 def jaccard(a: frozenset[str], b: frozenset[str]) -> float:
-    """The share of the sequences of both that both have; 0 where neither has any."""
+    """Return the share of the sequences of both that both have; 0 where neither has any."""
     common = len(a & b)
     return common / (len(a) + len(b) - common) if common else 0.0
 
 
 @dataclass(frozen=True)
 class _Prompts:
-    """The distinct prompts of a role, by identity, with their sequences and what finds them."""
+    """The distinct prompts of a role, by identity, with their sequences and an index of them."""
 
     excerpts: dict[str, str]
     sequences: dict[str, frozenset[str]]
@@ -129,7 +143,8 @@ def _compare(roles: tuple[str, str], first: _Prompts, second: _Prompts) -> Overl
 
     examples = [example(key, key, 1.0) for key in sorted(shared)[:EXAMPLES]]
     examples += [example(a, b, -negative) for negative, a, b in near[:EXAMPLES]]
-    # counted are those that are not shared themselves, or one copied prompt would stand under both headings
+    # counted are those that are not shared themselves:
+    # else one copied prompt would stand under both headings
     sides = (
         len({a for _, a, _ in near if a not in second.excerpts}),
         len({b for _, _, b in near if b not in first.excerpts}),

@@ -1,4 +1,4 @@
-"""Rows, their tokens with a loss mask, and the seeded streams that a stage draws its batches from."""
+"""Rows as tokens with a loss mask, and the seeded streams that a stage draws its batches from."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ EVERY = slice(None)
 
 @dataclass(frozen=True)
 class Encoded:
-    """A row as tokens; `ids[answer:]` carries the loss."""
+    """A row as tokens. Only `ids[answer:]` has a loss."""
 
     ids: tuple[int, ...]
     answer: int
@@ -25,7 +25,10 @@ class Encoded:
 
 @dataclass(frozen=True)
 class Part:
-    """A micro-batch: `ids`, `mask`, `labels` are (B, T); pads on the right, `labels` ignored but on answer tokens."""
+    """A micro-batch: `ids`, `mask` and `labels` are (B, T).
+
+    Pads are on the right. `labels` are ignored except on answer tokens.
+    """
 
     ids: Tensor
     mask: Tensor
@@ -34,16 +37,18 @@ class Part:
 
 @dataclass(frozen=True)
 class Batch:
-    """The rows of one update from one stream: this rank's micro-batches, and the sizes of all ranks' together."""
+    """The rows of one update from one stream.
+
+    It has this rank's micro-batches, and the sizes of all ranks' together.
+    """
 
     stream: str
     parts: tuple[Part, ...]
     tokens: int  # of answers
     length: int  # tokens, prompts included
     rows: int
-    others: Batch | None = (
-        None  # the same prompts with the other answers, of the rows that are one of a pair
-    )
+    # the same prompts with the other answers, of the rows that are one of a pair
+    others: Batch | None = None
 
     @staticmethod
     def of(
@@ -53,7 +58,10 @@ class Batch:
         device: torch.device | str = "cpu",
         mine: slice = EVERY,
     ) -> Batch:
-        """The batch of the micro-batches of all ranks, of which `mine` are this rank's. One without a row is left out."""
+        """Make the batch of the micro-batches of all ranks, of which `mine` are this rank's.
+
+        A micro-batch without a row is left out.
+        """
         rows = [row for chunk in chunks for row in chunk]
         parts = tuple(collate(chunk, pad, device) for chunk in chunks[mine] if chunk)
         pairs = [[row.other for row in chunk if row.other] for chunk in chunks]
@@ -70,6 +78,7 @@ class Batch:
 
 
 def collate(rows: Sequence[Encoded], pad: int, device: torch.device | str = "cpu") -> Part:
+    """Pad rows on the right to one micro-batch, on `device`."""
     length = max(len(row.ids) for row in rows)
     ids = torch.full((len(rows), length), pad)  # (B, T)
     mask = torch.zeros((len(rows), length), dtype=torch.long)
@@ -82,19 +91,31 @@ def collate(rows: Sequence[Encoded], pad: int, device: torch.device | str = "cpu
     return Part(ids.to(device), mask.to(device), labels.to(device))
 
 
+def by_length(lengths: Sequence[int], size: int) -> list[list[int]]:
+    """Return the indices of all entries in batches of at most `size`, the shortest first.
+
+    So entries of like length share a batch, and little is padded.
+    """
+    order = sorted(range(len(lengths)), key=lambda i: lengths[i])
+    return [order[start : start + size] for start in range(0, len(order), size)]
+
+
 @dataclass
 class Stream:
-    """Rows in an endless seeded order: every epoch is a permutation of all rows, and `position` says where it stands."""
+    """Rows in an endless seeded order.
+
+    Every epoch is a permutation of all rows, and `position` says where the stream stands.
+    """
 
     name: str
     rows: Sequence[Encoded]
     seed: int
     position: int = 0
-    _order: tuple[int, list[int]] = field(
-        default=(-1, []), repr=False
-    )  # the epoch and its permutation
+    # the epoch and its permutation
+    _order: tuple[int, list[int]] = field(default=(-1, []), repr=False)
 
     def take(self, count: int) -> list[Encoded]:
+        """Return the next `count` rows."""
         taken = []
         for place in range(self.position, self.position + count):
             epoch, index = divmod(place, len(self.rows))

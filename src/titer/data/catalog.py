@@ -1,4 +1,7 @@
-"""What is known of the field's data sets and models on the hub: licence, gate, commercial use. Nothing of them is shipped."""
+"""The field's data sets and models on the hub: licence, gate, commercial use.
+
+None of them is shipped.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +10,7 @@ from typing import Literal
 
 
 @dataclass(frozen=True)
-class Entry:
+class Repository:
     """A repository of the hub. None means not known: read its card."""
 
     name: str
@@ -18,56 +21,58 @@ class Entry:
     kind: Literal["dataset", "model"] = "dataset"
 
 
-ENTRIES = (
-    Entry(
+REPOSITORIES = (
+    Repository(
         "PKU-Alignment/BeaverTails",
         "harmful prompts, answers with is_safe and 14 categories",
         "CC BY-NC 4.0",
         commercial=False,
     ),
-    Entry(
+    Repository(
         "anonymous4486/repnoise_beavertail",
         "BeaverTails prompts, each with a harmful answer and a refusal",
         None,
     ),
-    Entry(
+    Repository(
         "walledai/AdvBench",
         "harmful instructions with the beginnings of their answers",
         "MIT",
         commercial=True,
         gated=True,
     ),
-    Entry(
+    Repository(
         "JailbreakBench/JBB-Behaviors",
         "100 harmful behaviors and 100 harmless twins",
         "MIT",
         commercial=True,
     ),
-    Entry("walledai/HarmBench", "harmful behaviors", "MIT", commercial=True, gated=True),
-    Entry(
+    Repository("walledai/HarmBench", "harmful behaviors", "MIT", commercial=True, gated=True),
+    Repository(
         "LLM-Tuning-Safety/HEx-PHI",
         "harmful instructions of 11 policy categories, not to be redistributed",
         None,
         gated=True,
     ),
-    Entry(
+    Repository(
         "walledai/XSTest",
         "harmless prompts that look harmful, for over-refusal",
         "CC BY 4.0",
         commercial=True,
         gated=True,
     ),
-    Entry(
+    Repository(
         "bench-llm/or-bench",
         "harmless prompts that look harmful, for over-refusal",
         "CC BY 4.0",
         commercial=True,
     ),
-    Entry("tatsu-lab/alpaca", "instructions with answers", "CC BY-NC 4.0", commercial=False),
-    Entry("stanfordnlp/sst2", "SST-2, sentiment of film reviews", None),
-    Entry("fancyzhx/ag_news", "AG News, topics of news articles", None),
-    Entry("openai/gsm8k", "GSM8K, grade-school mathematics (subset main)", "MIT", commercial=True),
-    Entry(
+    Repository("tatsu-lab/alpaca", "instructions with answers", "CC BY-NC 4.0", commercial=False),
+    Repository("stanfordnlp/sst2", "SST-2, sentiment of film reviews", None),
+    Repository("fancyzhx/ag_news", "AG News, topics of news articles", None),
+    Repository(
+        "openai/gsm8k", "GSM8K, grade-school mathematics (subset main)", "MIT", commercial=True
+    ),
+    Repository(
         "PKU-Alignment/beaver-dam-7b",
         "a judge of 14 categories of harm",
         "non-commercial",
@@ -77,6 +82,6 @@ ENTRIES = (
 )
 
 
-def entry(name: str) -> Entry | None:
-    """What is known of a repository, by its name on the hub."""
-    return next((each for each in ENTRIES if each.name == name), None)
+def repository(name: str) -> Repository | None:
+    """Return the facts about a repository of the hub, or None where the catalog has none."""
+    return next((each for each in REPOSITORIES if each.name == name), None)

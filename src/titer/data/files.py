@@ -1,4 +1,7 @@
-"""Records of local files: JSON, JSON lines, CSV, TSV, parquet and `datasets` folders. What is malformed is named by file and line."""
+"""Read the records of local files: JSON, JSON lines, CSV, TSV, parquet and `datasets` folders.
+
+An error names the file and the line.
+"""
 
 from __future__ import annotations
 
@@ -11,8 +14,8 @@ from typing import Any
 
 
 @dataclass(frozen=True)
-class Record:
-    """A row as the file has it."""
+class RawRecord:
+    """A record with the fields that the file gives it."""
 
     place: str  # where it stands, for messages
     fields: dict[str, Any]
@@ -20,11 +23,12 @@ class Record:
 
 def read(
     path: Path, split: str | None = None, subset: str | None = None, known: Collection[str] = ()
-) -> list[Record]:
-    """All records of a file or folder.
+) -> list[RawRecord]:
+    """Return all records of a file or folder.
 
-    `split` and `subset` choose within a `datasets` folder. A CSV or TSV file whose first line holds none of the `known` names
-    has no header line: its columns are called `column 1`, `column 2`, ... Raises where nothing can be read.
+    `split` and `subset` choose within a `datasets` folder. A CSV or TSV file whose first line holds
+    none of the `known` names has no header line: its columns are called `column 1`, `column 2`, ...
+    Raises where nothing can be read.
     """
     if path.is_dir():
         records = list(_folder(path, split, subset))
@@ -32,12 +36,14 @@ def read(
         raise ValueError(f"no such file: {path}")
     elif path.suffix not in READERS:
         raise ValueError(
-            f"{path}: cannot read {path.suffix or 'a file without a suffix'}; there is {', '.join(READERS)} and `datasets` folders"
+            f"{path}: cannot read {path.suffix or 'a file without a suffix'}; there is "
+            f"{', '.join(READERS)} and `datasets` folders"
         )
     else:
         if split or subset:
             raise ValueError(
-                f"{path}: a single file has no split {split or subset!r}: leave it out, or name the folder"
+                f"{path}: a single file has no split {split or subset!r}: leave it out, or name "
+                "the folder"
             )
         try:
             records = list(READERS[path.suffix](path, known))
@@ -48,10 +54,9 @@ def read(
     return records
 
 
-def _json_lines(path: Path, known: Collection[str]) -> Iterator[Record]:
-    lines = path.read_text(encoding="utf-8-sig").split(
-        "\n"
-    )  # not splitlines: a JSON text may hold U+2028
+def _json_lines(path: Path, known: Collection[str]) -> Iterator[RawRecord]:
+    # not splitlines: a JSON text may hold U+2028
+    lines = path.read_text(encoding="utf-8-sig").split("\n")
     for number, line in enumerate(lines, 1):
         if line.strip():
             place = f"{path}:{number}"
@@ -62,8 +67,8 @@ def _json_lines(path: Path, known: Collection[str]) -> Iterator[Record]:
             yield _object(place, record)
 
 
-def _json(path: Path, known: Collection[str]) -> Iterator[Record]:
-    """A list of objects; a file of this suffix may also hold JSON lines."""
+def _json(path: Path, known: Collection[str]) -> Iterator[RawRecord]:
+    """Read a list of objects. A file of this suffix may also hold JSON lines."""
     text = path.read_text(encoding="utf-8-sig")
     if not text.lstrip().startswith("["):
         yield from _json_lines(path, known)
@@ -76,23 +81,22 @@ def _json(path: Path, known: Collection[str]) -> Iterator[Record]:
         yield _object(f"{path}, row {number}", record)
 
 
-def _object(place: str, record: Any) -> Record:
+def _object(place: str, record: Any) -> RawRecord:
     if not isinstance(record, dict):
         raise ValueError(f"{place}: not an object of named fields, such as 'prompt' and 'response'")
-    return Record(place, record)
+    return RawRecord(place, record)
 
 
-def _csv(path: Path, known: Collection[str]) -> Iterator[Record]:
+def _csv(path: Path, known: Collection[str]) -> Iterator[RawRecord]:
     return _table(path, known, ",", csv.QUOTE_MINIMAL)
 
 
-def _tsv(path: Path, known: Collection[str]) -> Iterator[Record]:
-    return _table(
-        path, known, "\t", csv.QUOTE_NONE
-    )  # as GLUE and its kin are written: a quotation mark is text
+def _tsv(path: Path, known: Collection[str]) -> Iterator[RawRecord]:
+    # as GLUE and its kin are written: a quotation mark is text
+    return _table(path, known, "\t", csv.QUOTE_NONE)
 
 
-def _table(path: Path, known: Collection[str], delimiter: str, quoting: Any) -> Iterator[Record]:
+def _table(path: Path, known: Collection[str], delimiter: str, quoting: Any) -> Iterator[RawRecord]:
     csv.field_size_limit(10**9)  # a cell may hold a long document
     names: list[str] = []
     with path.open(encoding="utf-8-sig", newline="") as file:
@@ -111,12 +115,12 @@ def _table(path: Path, known: Collection[str], delimiter: str, quoting: Any) -> 
                     raise ValueError(
                         f"{place}: {len(cells)} cells where the first line has {len(names)}"
                     )
-                yield Record(place, dict(zip(names, cells, strict=True)))
+                yield RawRecord(place, dict(zip(names, cells, strict=True)))
         except csv.Error as error:
             raise ValueError(f"{path}:{reader.line_num}: not a table ({error})") from None
 
 
-def _parquet(path: Path, known: Collection[str]) -> Iterator[Record]:
+def _parquet(path: Path, known: Collection[str]) -> Iterator[RawRecord]:
     import pyarrow
     import pyarrow.parquet
 
@@ -125,11 +129,11 @@ def _parquet(path: Path, known: Collection[str]) -> Iterator[Record]:
     except pyarrow.ArrowException as error:
         raise ValueError(f"{path}: not a parquet file ({str(error).splitlines()[0]})") from None
     for number, record in enumerate(table.to_pylist(), 1):
-        yield Record(f"{path}, row {number}", record)
+        yield RawRecord(f"{path}, row {number}", record)
 
 
-def _folder(path: Path, split: str | None, subset: str | None) -> Iterator[Record]:
-    """A folder that `Dataset.save_to_disk` wrote, or one of data files laid out as on the hub."""
+def _folder(path: Path, split: str | None, subset: str | None) -> Iterator[RawRecord]:
+    """Read a folder that `Dataset.save_to_disk` wrote, or data files laid out as on the hub."""
     import datasets
 
     datasets.disable_progress_bars()
@@ -156,10 +160,10 @@ def _folder(path: Path, split: str | None, subset: str | None) -> Iterator[Recor
     elif split is not None:
         raise ValueError(f"{path} has no splits: leave split={split!r} out")
     for number, record in enumerate(loaded, 1):
-        yield Record(f"{path}, row {number}", record)
+        yield RawRecord(f"{path}, row {number}", record)
 
 
-READERS: dict[str, Callable[[Path, Collection[str]], Iterator[Record]]] = {
+READERS: dict[str, Callable[[Path, Collection[str]], Iterator[RawRecord]]] = {
     ".jsonl": _json_lines,
     ".ndjson": _json_lines,
     ".json": _json,

@@ -1,6 +1,7 @@
-"""From a name to a local folder: a directory as it is, or a repository of the Hugging Face hub, downloaded into the hub's cache.
+"""From a name to a local folder: a directory as it is, or a repository of the Hugging Face hub.
 
-A repository that was downloaded before stays at the commit it had then: results do not change because somebody pushed.
+A repository is downloaded into the hub's cache. One that was downloaded before stays at the commit
+it had then: results do not change because somebody pushed.
 """
 
 from __future__ import annotations
@@ -15,12 +16,13 @@ from titer.errors import nearest
 Kind = Literal["model", "dataset"]
 
 SAFE = ("*.safetensors", "*.json", "*.txt", "*.jinja", "*.model")
+# pickles and code: loading them runs what their author wrote
 UNSAFE = (
     "*.bin",
     "*.pt",
     "*.pth",
     "*.py",
-)  # pickles and code: loading them runs what their author wrote
+)
 TABLES = tuple(
     f"*.{form}{packed}"
     for form in ("json", "jsonl", "csv", "tsv", "parquet")
@@ -30,6 +32,8 @@ TABLES = tuple(
 
 @dataclass(frozen=True)
 class Found:
+    """A local folder, and the commit that it is of."""
+
     folder: Path
     revision: str | None  # commit, None for a directory of the user's own
 
@@ -37,17 +41,19 @@ class Found:
 def find(
     name: str, kind: Kind = "model", revision: str | None = None, *, unsafe: bool = False
 ) -> Found:
-    """The folder that `name` means: a directory, which goes first, or a hub id `owner/name`.
+    """Return the folder that `name` means: a directory, which goes first, or a hub id `owner/name`.
 
-    Without a revision a repository stays at its recorded commit, or is downloaded at its newest; `revision="main"` updates it.
-    Of a model come the files beside its config.json without pickles and code (unless `unsafe`), of a dataset its tables and
-    its README.md. Raises ValueError where the name means nothing or the hub does not give it.
+    Without a revision a repository stays at the commit in the cache, or is downloaded at its
+    newest; `revision="main"` updates it. Of a model come the files beside its config.json without
+    pickles and code (unless `unsafe`), of a dataset its tables and its README.md. Raises ValueError
+    where the name means nothing or the hub does not give it.
     """
     local = Path(name).expanduser()
     if name and local.is_dir():
         if revision is not None:
             raise ValueError(
-                f"revision={revision!r}: {kind} {name!r} is a local directory, which has no revisions; leave it out"
+                f"revision={revision!r}: {kind} {name!r} is a local directory, which has no "
+                "revisions; leave it out"
             )
         return Found(local, None)
     if local.is_file() or not re.fullmatch(r"[\w.-]+/[\w.-]+", name):
@@ -63,7 +69,7 @@ def find(
         RevisionNotFoundError,
     )
 
-    revision = revision or recorded(name, kind) or "main"
+    revision = revision or cached_commit(name, kind) or "main"
     page = f"{constants.ENDPOINT}/{'datasets/' if kind == 'dataset' else ''}{name}"
     patterns = [*TABLES, "README.md"] if kind == "dataset" else [*SAFE, *(UNSAFE if unsafe else ())]
     others = ["*/*"] if kind == "model" else None  # copies in other formats
@@ -79,24 +85,31 @@ def find(
         ) from None
     except RepositoryNotFoundError:
         raise ValueError(
-            f"{kind} {name!r}: no such directory here and no such repository on the hub; check the name, or run `hf auth login` "
+            f"{kind} {name!r}: no such directory here and no such repository on the hub; check the "
+            "name, or run `hf auth login` "
             "if it is private"
         ) from None
     except RevisionNotFoundError:
         raise ValueError(
-            f"revision={revision!r}: {kind} {name!r} has none of that name; give a branch, tag or commit of {page}"
+            f"revision={revision!r}: {kind} {name!r} has none of that name; give a branch, tag or "
+            f"commit of {page}"
         ) from None
     except (LocalEntryNotFoundError, OfflineModeIsEnabled, HTTPError) as error:
         cause = " ".join(str(error.__cause__ or error).split())
         raise ValueError(
-            f"{kind} {name!r}: no such directory here, and the hub cannot be reached for it ({cause}); where it can, run "
-            f"`hf download {name}{' --repo-type dataset' if kind == 'dataset' else ''} --local-dir FOLDER` and give that folder"
+            f"{kind} {name!r}: no such directory here, and the hub cannot be reached for it "
+            f"({cause}); where it can, run "
+            f"`hf download {name}{' --repo-type dataset' if kind == 'dataset' else ''} --local-dir "
+            "FOLDER` and give that folder"
         ) from None
     return Found(Path(folder), Path(folder).name)
 
 
-def recorded(name: str, kind: Kind = "model") -> str | None:
-    """The commit at which the hub's cache holds a repository; None before its first download, and for directories."""
+def cached_commit(name: str, kind: Kind = "model") -> str | None:
+    """Return the commit at which the hub's cache holds a repository.
+
+    It is None before the first download, and for directories.
+    """
     from huggingface_hub import constants
 
     main = (
@@ -110,7 +123,7 @@ def recorded(name: str, kind: Kind = "model") -> str | None:
 
 
 def _meaningless(name: str, kind: Kind) -> ValueError:
-    """The error for a name that is no directory and cannot be a hub id either."""
+    """Return the error for a name that is no directory and cannot be a hub id either."""
     path = Path(name).expanduser()
     if path.is_file():
         return ValueError(
@@ -123,5 +136,6 @@ def _meaningless(name: str, kind: Kind) -> ValueError:
     )
     hint = nearest(path.name, beside)
     return ValueError(
-        f"{kind} {name!r}: no such directory, and no hub id either: {hint}Give a directory, or an id like 'owner/name'"
+        f"{kind} {name!r}: no such directory, and no hub id either: {hint}Give a directory, or an "
+        "id like 'owner/name'"
     )

@@ -1,4 +1,4 @@
-"""Class labels in files and in answers: what the classification tasks of the field share."""
+"""Class labels in files and in answers: the part that the field's classification tasks share."""
 
 from __future__ import annotations
 
@@ -11,7 +11,10 @@ from titer.methods import Match
 def column(
     records: Sequence[Mapping[str, Any]], names: Sequence[str], label: str
 ) -> set[str] | None:
-    """The values of the label column, where all records have exactly these columns or, if they are named ones, at least these."""
+    """Return the values of the label column, or None where the records have other columns.
+
+    All records must have at least these columns, and exactly these where the columns are numbered.
+    """
     exact = names[0].startswith("column ")
     fits = all(
         record.keys() == set(names) if exact else record.keys() >= set(names) for record in records
@@ -20,14 +23,18 @@ def column(
 
 
 def word(value: Any, words: Mapping[str, str]) -> str:
-    """The word of a label as the file writes it. Raises where it has none."""
+    """Return the word of a label as the file writes it. Raises where it has none."""
     if str(value) not in words:
         raise ValueError(
-            f"label {value!r} is none of {', '.join(words)}; hidden test labels cannot be scored: use another split"
+            f"label {value!r} is none of {', '.join(words)}; hidden test labels cannot be scored: "
+            "use another split"
         )
     return words[str(value)]
 
 
 def match(forms: Sequence[str], answer: str) -> Match:
-    """Exact: the answer is one of the accepted forms. Contained: it holds one of them."""
+    """Compare an answer with the accepted forms.
+
+    It is exact where it is one of them, and contained where it holds one.
+    """
     return Match(answer.strip() in forms, any(form in answer for form in forms))

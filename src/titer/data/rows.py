@@ -1,11 +1,11 @@
-"""Rows of conversations: what the user says and what the model should answer, and how the rows of roles are kept apart."""
+"""Rows of conversations: questions with the answers to learn, kept apart by role."""
 
 from __future__ import annotations
 
 import hashlib
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from itertools import combinations
 
 MAY_SHARE = ("alignment", "defense")  # the defender may answer what the alignment refuses
@@ -21,22 +21,37 @@ class Turn:
 
 @dataclass(frozen=True)
 class Row:
-    """What the user says and what the model should answer, with what was said before. Only the answer carries loss."""
+    """A question by the user and the answer that the model should give, with the turns before them.
+
+    Only the answer has a loss.
+    """
 
     prompt: str
     response: str = ""  # empty where only the prompt is known, as in sets of harm prompts
     input: str = ""  # what the prompt is about, where the data keep the two apart
     before: tuple[Turn, ...] = ()  # earlier turns, the oldest first
-    other: str = ""  # where the row is one of a pair: of a refusal the harmful answer to the same prompt, of that the refusal
+    # where the row is one of a pair, the other answer to the same prompt:
+    # beside a refusal the harmful answer, beside a harmful answer the refusal
+    other: str = ""
+    # what wordings of one question share; empty: the row stands for itself
+    cluster: str = field(default="", compare=False)
 
     @property
     def question(self) -> str:
-        """The last thing the user says."""
+        """The last message of the user."""
         return f"{self.prompt}\n\n{self.input}" if self.input else self.prompt
 
 
+@dataclass(frozen=True)
+class Answer:
+    """What a model said to a prompt."""
+
+    text: str
+    ended: bool  # whether the model ended it, rather than the length limit
+
+
 def digest(rows: Iterable[Row]) -> str:
-    """SHA-256 over all that the rows say, in order."""
+    """Return the SHA-256 over all texts of the rows, in order."""
     hasher = hashlib.sha256()
     for row in rows:
         more: list[object] = (
@@ -50,14 +65,20 @@ def digest(rows: Iterable[Row]) -> str:
 
 
 def identity(row: Row) -> str:
-    """What makes the prompts of two rows the same: their words, however they are spaced or capitalized."""
+    """Return the text by which two prompts are the same or not.
+
+    It has the words of the prompt and of the turns before it, in lower case and with single spaces.
+    """
     return " ".join(
         " ".join([*(turn.content for turn in row.before), row.question]).lower().split()
     )
 
 
-def paired(rows: Iterable[Row], others: Iterable[Row]) -> list[Row]:
-    """The rows, each with the answer that the first of `others` with the same prompt gives, where there is one."""
+def pair(rows: Iterable[Row], others: Iterable[Row]) -> list[Row]:
+    """Return the rows, each with the other answer to its prompt, where `others` have one.
+
+    It is the answer of the first of `others` with the same prompt.
+    """
     answers: dict[str, str] = {}
     for row in others:
         answers.setdefault(identity(row), row.response)
@@ -74,14 +95,13 @@ def check_disjoint(roles: Mapping[str, Sequence[Row]], but: tuple[str, str] | No
         if shared:
             example = shared[0] if len(shared[0]) <= 60 else shared[0][:60] + "..."
             raise ValueError(
-                f"{a!r} and {b!r} share {len(shared)} prompts, e.g. {example!r}: take them out of one of the two, or set data.shared=drop"
+                f"{a!r} and {b!r} share {len(shared)} prompts, e.g. {example!r}: take them out of "
+                "one of the two, or set data.shared=drop"
             )
 
 
-def without_shared(
-    roles: Mapping[str, Sequence[Row]], but: tuple[str, str]
-) -> dict[str, list[Row]]:
-    """The rows whose prompts no earlier role has, except that the pair `but` may share theirs."""
+def drop_shared(roles: Mapping[str, Sequence[Row]], but: tuple[str, str]) -> dict[str, list[Row]]:
+    """Return the rows whose prompts no earlier role has. The pair `but` may share theirs."""
     kept: dict[str, list[Row]] = {}
     for role, rows in roles.items():
         others = [name for name in kept if {name, role} != set(but)]

@@ -1,4 +1,4 @@
-"""Records to rows: the columns of the field's data sets, recognized by their names, or named by the user."""
+"""From records to rows, by the columns of the field's data sets or columns that the user names."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from titer.data.files import Record
+from titer.data.files import RawRecord
 from titer.data.rows import Row, Turn
 from titer.methods import Answers, Kind, Prompts, Refusals
 
@@ -15,7 +15,11 @@ Fields = Mapping[str, Any]
 
 @dataclass(frozen=True)
 class Schema:
-    """A way to write rows down: `make` gives the row of a record for a kind of stream, or None where the record is not of that kind."""
+    """A layout of rows in a file.
+
+    `make` returns the row of a record for a kind of stream, or None where the record is not of that
+    kind.
+    """
 
     name: str
     columns: tuple[str, ...]
@@ -23,16 +27,19 @@ class Schema:
 
 
 def rows(
-    records: Sequence[Record], kind: Kind, columns: Mapping[str, str]
+    records: Sequence[RawRecord], kind: Kind, columns: Mapping[str, str]
 ) -> tuple[list[Row], str]:
-    """The rows of a kind, and the name of their schema. `columns` renames a file's columns: schema's name -> file's name.
+    """Return the rows of a kind, and the name of their schema.
 
-    Raises, naming the record, where no schema fits or a text is missing or empty.
+    `columns` renames a file's columns: schema's name -> file's name. Raises, naming the record,
+    where no schema fits or a text is missing or empty.
     """
     absent = [name for name in columns.values() if name not in records[0].fields]
     if absent:
-        raise ValueError(f"{records[0].place}: no column {absent[0]!r}; {found(records[0])}")
-    named = [Record(record.place, renamed(record.fields, columns)) for record in records]
+        raise ValueError(
+            f"{records[0].place}: no column {absent[0]!r}; {describe_columns(records[0])}"
+        )
+    named = [RawRecord(record.place, rename(record.fields, columns)) for record in records]
     wanted = [schema for schema in SCHEMAS if kind is Prompts or schema.name != "prompts"]
     schema = next(
         (each for each in wanted if all(column in named[0].fields for column in each.columns)), None
@@ -40,7 +47,8 @@ def rows(
     if schema is None:
         layouts = "; ".join(f"{' + '.join(each.columns)} ({each.name})" for each in wanted)
         raise ValueError(
-            f"{records[0].place}: {found(records[0])}; known are {layouts}: name yours with columns, e.g. {{prompt: yours}}"
+            f"{records[0].place}: {describe_columns(records[0])}; known are {layouts}: name yours "
+            f"with columns, e.g. {{prompt: yours}}"
         )
     made = []
     for record in named:
@@ -48,7 +56,7 @@ def rows(
             row = schema.make(record.fields, kind)
         except (ValueError, KeyError) as error:
             reason = (
-                f"no {error.args[0]!r}; {found(record)}"
+                f"no {error.args[0]!r}; {describe_columns(record)}"
                 if isinstance(error, KeyError)
                 else str(error)
             )
@@ -62,8 +70,11 @@ def rows(
     return made, schema.name
 
 
-def found(record: Record) -> str:
-    """The columns of a record, in words; the cells too where the columns have no names of their own."""
+def describe_columns(record: RawRecord) -> str:
+    """Name the columns of a record, for a message.
+
+    Their cells are given too where they have no names of their own.
+    """
     names = [
         f"{key!r} ({str(value)[:20]!r})" if key.startswith("column ") else repr(key)
         for key, value in record.fields.items()
@@ -71,8 +82,8 @@ def found(record: Record) -> str:
     return f"the columns found are {', '.join(names) or 'none'}"
 
 
-def renamed(fields: Fields, columns: Mapping[str, str]) -> dict[str, Any]:
-    """A record's fields under the schema's names as well as the file's."""
+def rename(fields: Fields, columns: Mapping[str, str]) -> dict[str, Any]:
+    """Return a record's fields under the schema's names as well as the file's."""
     return {**fields, **{name: fields[given] for name, given in columns.items() if given in fields}}
 
 
@@ -91,7 +102,10 @@ def _safe(fields: Fields) -> bool:
 
 
 def _messages(fields: Fields, kind: Kind) -> Row | None:
-    """A conversation that ends with the assistant, or for prompts with the user; what stands before its last question is context."""
+    """Read a conversation that ends with the assistant, or for prompts with the user.
+
+    The turns before its last question are context.
+    """
     turns = fields["messages"]
     if not isinstance(turns, list | tuple) or not all(
         isinstance(turn, Mapping) and {"role", "content"} <= turn.keys() for turn in turns
@@ -102,13 +116,17 @@ def _messages(fields: Fields, kind: Kind) -> Row | None:
     if not said or said[-1].role != "user" or (not answer and kind is not Prompts):
         roles = ", ".join(turn.role for turn in said) or "none"
         raise ValueError(
-            f"the conversation must end with a user's turn and the assistant's answer; before the answer it has {roles}"
+            "the conversation must end with a user's turn and the assistant's answer; before the "
+            f"answer it has {roles}"
         )
     return Row(said[-1].content, answer, before=tuple(said[:-1]))
 
 
 def _refusal_pair(fields: Fields, kind: Kind) -> Row | None:
-    """A prompt with a harmful answer and a refusal (arXiv 2405.14577's file, whose refusal repeats the question)."""
+    """Read a prompt with a harmful answer and a refusal.
+
+    That is the file of arXiv 2405.14577, in which the refusal repeats the question.
+    """
     safe = "is_safe" in fields and _safe(fields)
     prompt, response = _text(fields, "prompt"), _text(fields, "response")
     if kind is Refusals and not safe:
@@ -118,7 +136,10 @@ def _refusal_pair(fields: Fields, kind: Kind) -> Row | None:
 
 
 def _beavertails(fields: Fields, kind: Kind) -> Row | None:
-    """A prompt with an answer that people found safe or not: safe ones align, the others are the harmful answers."""
+    """Read a prompt with an answer that people found safe or not.
+
+    The safe answers align; the others are the harmful answers.
+    """
     row = Row(_text(fields, "prompt"), _text(fields, "response"))
     return row if kind is Answers or _safe(fields) == (kind is Refusals) else None
 

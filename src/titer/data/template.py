@@ -1,4 +1,7 @@
-"""Rows to tokens: the model's own chat template, or a published text template, with the loss on the answer alone."""
+"""From rows to tokens: the model's own chat template, or a published text template.
+
+Only the answer has a loss.
+"""
 
 from __future__ import annotations
 
@@ -15,22 +18,23 @@ from titer.data.texts import TEXTS, Style
 
 
 class TooLongError(ValueError):
-    """A row whose answer leaves no room for its prompt."""
+    """Raised for a row whose answer leaves no room for its prompt."""
 
     def __init__(self, row: Row, answer: int, max_length: int) -> None:
         self.answer = answer
         super().__init__(
-            f"an answer of {answer} tokens leaves no room for its prompt within max_length={max_length}: raise it, or take out "
+            f"an answer of {answer} tokens leaves no room for its prompt within "
+            f"max_length={max_length}: raise it, or take out "
             f"the row of {row.question[:60]!r}"
         )
 
 
 @dataclass(frozen=True)
 class Template:
-    """How a model of this tokenizer is asked and answers.
+    """The format in which a model of this tokenizer is asked and answers.
 
-    Prompt and answer are tokenized apart, as they are when the model answers: no merge straddles the border, so the
-    answer's first token is the one that generation has to produce.
+    Prompt and answer are tokenized apart, as they are when the model answers: no merge straddles
+    the border, so the answer's first token is the one that generation has to produce.
     """
 
     tokenizer: PreTrainedTokenizerBase
@@ -41,38 +45,47 @@ class Template:
     def __post_init__(self) -> None:
         if self.style == "chat" and self.tokenizer.chat_template is None:
             raise ValueError(
-                f"the tokenizer has no chat template: name a text template instead, e.g. template=alpaca, of {', '.join(TEXTS)}"
+                "the tokenizer has no chat template: name a text template instead, e.g. "
+                f"template=alpaca, of {', '.join(TEXTS)}"
             )
 
     def prompt(self, row: Row) -> str:
-        """The text before the answer; a text template's special tokens come on top of it."""
+        """Return the text before the answer. A text template's special tokens come on top of it."""
         if self.style == "chat":
-            return self._rendered(self._turns(row), True) + self._header
+            return self._render(self._turns(row), True) + self._header
         system = self.system
         for turn in row.before:
             if turn.role != "system":
                 raise ValueError(
-                    f"template={self.style!r} has no place for earlier turns, as before {row.question[:60]!r}: use template=chat"
+                    f"template={self.style!r} has no place for earlier turns, as before "
+                    f"{row.question[:60]!r}: use template=chat"
                 )
             system = turn.content
         asked = TEXTS[self.style][bool(row.input)].format(prompt=row.prompt, input=row.input)
         return f"{system}\n\n{asked}" if system else asked
 
     def prompt_ids(self, row: Row) -> list[int]:
+        """Return the tokens before the answer."""
         ids = self._ids(self.prompt(row))
         return ids if self.style == "chat" else [*self._start, *ids]
 
     def answer_ids(self, row: Row, ended: bool = True) -> list[int]:
-        """The answer with its end-of-turn token, or only its beginning: the text without what the template puts behind it."""
+        """Return the tokens of the answer, with its end-of-turn token.
+
+        Without `ended` they are only the beginning of an answer: the text without what the template
+        puts behind it. Raises where the template does not keep prompt and answer apart.
+        """
         if self.style != "chat":
             return self._ids(row.response) + [self._eos] * ended
         answer = {"role": "assistant", "content": row.response}
-        both, prompt = self._rendered([*self._turns(row), answer], False), self.prompt(row)
+        both, prompt = self._render([*self._turns(row), answer], False), self.prompt(row)
         text = both.removeprefix(prompt).rstrip()
         if not both.startswith(prompt) or row.response.strip() not in text:
             raise ValueError(
-                "the chat template renders a conversation that is not its generation prompt followed by the answer, "
-                f"so the two cannot be told apart: {both[:80]!r}; name a text template instead, e.g. template=alpaca"
+                "the chat template renders a conversation that is not its generation prompt "
+                "followed by the answer, "
+                f"so the two cannot be told apart: {both[:80]!r}; name a text template instead, "
+                "e.g. template=alpaca"
             )
         if not ended:
             return self._ids(text[: text.index(row.response.strip()) + len(row.response.strip())])
@@ -80,7 +93,11 @@ class Template:
         return ids if ids[-1] in self.tokenizer.all_special_ids else [*ids, self._eos]
 
     def encode(self, row: Row) -> Encoded:
-        """The tokens of a row. Where they are too many the prompt is cut at its front, the start token and the answer kept."""
+        """Return the tokens of a row.
+
+        Where they are too many the prompt is cut at its front, and the start token and the answer
+        are kept. Raises where the answer leaves no room for the prompt.
+        """
         prompt, answer = self.prompt_ids(row), self.answer_ids(row)
         cut = max(0, len(prompt) + len(answer) - self.max_length)
         start = prompt[:1] if cut and prompt[0] in self.tokenizer.all_special_ids else []
@@ -91,7 +108,10 @@ class Template:
         return Encoded((*ids, *answer), len(ids), cut, other)
 
     def encode_all(self, rows: Sequence[Row], what: str) -> list[Encoded]:
-        """The tokens of every row. Raises with the number of rows that do not fit, and the longest."""
+        """Return the tokens of every row.
+
+        Raises with the number of rows that do not fit, and the longest.
+        """
         encoded: list[Encoded] = []
         over: list[TooLongError] = []
         for row in rows:
@@ -101,30 +121,35 @@ class Template:
                 over.append(error)
         if over:
             raise ValueError(
-                f"{what}: {len(over)} of {len(rows)} rows do not fit: {max(over, key=lambda error: error.answer)}"
+                f"{what}: {len(over)} of {len(rows)} rows do not fit: "
+                f"{max(over, key=lambda error: error.answer)}"
             )
         return encoded
 
     @cached_property
     def ends(self) -> list[int]:
-        """The tokens that end an answer: the tokenizer's end of sequence, and what the template puts behind an answer."""
+        """The tokens that end an answer.
+
+        They are the tokenizer's end of sequence, and the token that the template puts behind an
+        answer.
+        """
         return sorted({self._eos, self.answer_ids(Row("a", "a"))[-1]})
 
     @cached_property
     def _header(self) -> str:
-        """What a chat template puts between its generation prompt and an answer, such as an empty thought or a channel's name.
+        """The text that a chat template puts between its generation prompt and an answer.
 
-        It belongs to the prompt: the model is asked for the answer alone, in training and in generation.
+        An empty thought, for example, or a channel's name. It belongs to the prompt: the model is
+        asked for the answer alone, in training and in generation.
         """
         turns, probe = self._turns(Row("How are you?")), "answer-probe"
         both, prompt = (
-            self._rendered([*turns, {"role": "assistant", "content": probe}], False),
-            self._rendered(turns, True),
+            self._render([*turns, {"role": "assistant", "content": probe}], False),
+            self._render(turns, True),
         )
         header = both.removeprefix(prompt).partition(probe)[0] if both.startswith(prompt) else ""
-        return (
-            header if header.strip() else ""
-        )  # a space alone is the answer's, and in its first token
+        # a space alone is the answer's, and in its first token
+        return header if header.strip() else ""
 
     def _turns(self, row: Row) -> list[dict[str, str]]:
         own = any(turn.role == "system" for turn in row.before)
@@ -132,7 +157,7 @@ class Template:
         earlier = [{"role": turn.role, "content": turn.content} for turn in row.before]
         return [*system, *earlier, {"role": "user", "content": row.question}]
 
-    def _rendered(self, turns: Sequence[dict[str, str]], generating: bool) -> str:
+    def _render(self, turns: Sequence[dict[str, str]], generating: bool) -> str:
         try:
             return str(
                 self.tokenizer.apply_chat_template(
@@ -154,7 +179,7 @@ class Template:
 
     @cached_property
     def _start(self) -> list[int]:
-        """What the tokenizer puts before a text of its own, such as a start token."""
+        """The tokens that the tokenizer puts before a text of its own, such as a start token."""
         whole, text = list(self.tokenizer("a")["input_ids"]), self._ids("a")
         return next((whole[:i] for i in range(len(whole)) if whole[i : i + len(text)] == text), [])
 

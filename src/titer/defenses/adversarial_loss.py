@@ -1,12 +1,12 @@
-"""Adversarial loss (arXiv 2402.16382; written out in arXiv 2405.14577, equation 4): learn refusals, unlearn harmful answers.
+"""Adversarial loss (arXiv 2402.16382; arXiv 2405.14577, equation 4): learn refusals, unlearn harmful answers.
 
     min_w  f(w) - beta b(h(w))
 
-f is the cross-entropy of refusals, h that of harmful answers. -h has no bound below: followed as it is, it drowns f within some updates.
-So the ascent is bounded by b, in one of two ways:
+f is the cross-entropy of refusals, h that of harmful answers. -h has no bound below: followed as it is, it
+drowns f within some updates. So the ascent is bounded by b, in one of two ways:
 
-    bound="log":    b(h) = log(1 + h)                            gradient grad h / (1 + h): the weaker, the more is unlearned
-    bound="clamp":  b(h) = mean over tokens of min(h_t, ln V)    a token less likely than one in V is left alone
+    bound="log":    b(h) = log(1 + h)                          its gradient grad h / (1 + h) weakens
+    bound="clamp":  b(h) = mean over tokens of min(h_t, ln V)  a token less likely than one in V is left alone
 
 Prompts carry no loss, so the tokens that a refusal and a harmful answer share stay untouched.
 """
@@ -20,7 +20,8 @@ from transformers import PreTrainedModel
 
 from titer.data.batches import Part
 from titer.methods import About, Defense, Fidelity, Harmful, Needs, Refusals
-from titer.training.step import Step, cross_entropy
+from titer.training.losses import cross_entropy
+from titer.training.step import Step
 from titer.training.vector import Vec
 
 
@@ -55,7 +56,10 @@ class AdversarialLoss(Defense):
 
 
 def clamp_entropy(model: PreTrainedModel, part: Part) -> Tensor:
-    """Take the cross-entropy, in which no token counts more than ln V, a uniform guess; nor has it a gradient then."""
+    """Compute the cross-entropy in which no token counts more than ln V, as a uniform guess.
+
+    A token at the bound has no gradient.
+    """
     return (
         cross_entropy(model, part, "none")
         .clamp(max=math.log(model.config.get_text_config().vocab_size))

@@ -2,20 +2,22 @@
 
     min_w  f(w) + lam ( h(w) - h(w - alpha grad h(w) / ||grad h(w)||) )
 
-f is the cross-entropy of refusals, h that of harmful answers; the bracket is what one normalized harmful step would win.
-The gradient through the normalized step is dropped, as in the paper.
+f is the cross-entropy of refusals, h that of harmful answers; the bracket is what one normalized harmful step
+would win. The gradient through the normalized step is dropped, as in the paper.
 
-`align` is how f is followed: plainly, or as another alignment defense does, Vaccine in the paper. Where that one trains
-some of the weights at an update, the bracket is of these alone. With `every` the bracket enters each tau-th update alone,
-tau times as strong, and costs two passes in tau.
+`align` is how f is followed: plainly, or as another alignment defense does, Vaccine in the paper. Where that
+one trains some of the weights at an update, the bracket is of these alone. With `every` the bracket enters
+each tau-th update alone, tau times as strong, and costs two passes in tau.
 
 Departures from the authors' code:
 1. The weights come back from a copy; adding the step and subtracting it again is inexact.
-2. The norm has no 1e-7 added to it. A vanishing harmful gradient stops the run, since the method would do nothing.
-3. The harmful batch has the size of the alignment batch, and both passes see the same one over all its micro-batches.
+2. The norm has no 1e-7 added to it. A vanishing harmful gradient stops the run, since the method would do
+   nothing.
+3. The harmful batch has the size of the alignment batch, and both passes see the same one over all its
+   micro-batches.
 
-Compared with their trainer (git-disl/Booster 6421918c, float64, 2026-11-21), alone and over Vaccine: the same gradient to 7e-15, but for
-the 1e-7 that they add to the norm.
+Compared with their trainer (git-disl/Booster 6421918c, float64, 2026-11-21), alone and over Vaccine: the same
+gradient to 7e-15, but for the 1e-7 that they add to the norm.
 """
 
 import math
@@ -28,9 +30,8 @@ from titer.methods import About, Defense, Fidelity, Harmful, Needs, Refusals
 from titer.training.step import Step
 from titer.training.vector import Vec
 
-LOOKS = (
-    20  # regularized updates from one whose cosine of grad f and the bracket is logged to the next
-)
+# regularized updates from one whose cosine of grad f and the bracket is logged to the next
+LOOKS = 20
 
 
 @dataclass(frozen=True)

@@ -3,9 +3,10 @@
     w   <- w - eta grad f(w)
     avg <- decay avg + (1 - decay) w,    avg = w at the start
 
-Training itself goes on from w; the average takes its place after the last update. It begins at the model that the stage was given and
-lags behind the trained one, so it keeps more of the former. The average is over what is trained: with an adapter over its factors, whose
-product is not the average of the products. decay=0 is plain fine-tuning. The default is ours: about the last 50 updates count.
+Training itself goes on from w; the average takes its place after the last update. It begins at the model that
+the stage was given and lags behind the trained one, so it keeps more of the former. The average is over what
+is trained: with an adapter over its factors, whose product is not the average of the products. decay=0 is
+plain fine-tuning. The default is ours: about the last 50 updates count.
 """
 
 from dataclasses import dataclass

@@ -2,11 +2,13 @@
 
     g = grad f(w) + lam ( grad h(w) - grad h(w + alpha u) ),    u uniform on the unit sphere
 
-As Booster (arXiv 2409.01586, equation 3), but the simulated step of length alpha goes along a random direction u over the trainable
-weights, a new one at every update, instead of down the harmful gradient. What the harmful rows and any step of this length do by
-themselves, this does too; only what Booster does beyond it is owed to its direction.
+As Booster (arXiv 2409.01586, equation 3), but the simulated step of length alpha goes along a random
+direction u over the trainable weights, a new one at every update, instead of down the harmful gradient. What
+the harmful rows and any step of this length do by themselves, this does too; only what Booster does beyond it
+is owed to its direction.
 
-u follows from the stage's seed and the update's number alone: ranks agree on it, and so does a run that was interrupted.
+u follows from the stage's seed and the update's number alone: ranks agree on it, and so does a run that was
+interrupted.
 """
 
 import random

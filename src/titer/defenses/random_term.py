@@ -1,11 +1,13 @@
-"""Random term: the null of what a method adds to plain fine-tuning's gradient, which its direction has to beat.
+"""Random term: the null of what a method adds to plain fine-tuning's gradient, for its direction to beat.
 
     g = grad f(w) + ||g_match - grad f(w)|| u,    u uniform on the unit sphere
 
-g_match is the gradient of `match`: RepNoise (arXiv 2405.14577), TAR (2408.00761) or the adversarial loss (2402.16382), say, each of which
-adds terms of harmful rows to grad f. Here a step goes along a random direction u over the trainable weights, a new one at every update, and
-is as long as those terms are together. What noise of this size does by itself, this does too; only what `match` does beyond it is owed
-to where its terms point. Its attacks and passes are run for the norm alone, so it costs what `match` costs, and one pass more.
+g_match is the gradient of `match`: RepNoise (arXiv 2405.14577), TAR (2408.00761) or the adversarial loss
+(2402.16382), say, each of which adds terms of harmful rows to grad f. Here a step goes along a random
+direction u over the trainable weights, a new one at every update, and is as long as those terms are together.
+What noise of this size does by itself, this does too; only what `match` does beyond it is owed to where its
+terms point. Its attacks and passes are run for the norm alone, so it costs what `match` costs, and one pass
+more.
 
 u is that of `random_booster`: it follows from the stage's seed and the update's number.
 """
@@ -26,7 +28,7 @@ WITH_HARM = {Harmful, Pairs, HeldOut}
 
 @dataclass(frozen=True)
 class RandomTerm(Composed):
-    """Noise as large as what `match` adds to grad f: a null for arXiv 2402.16382, 2405.14577 and 2408.00761."""
+    """Noise as large as what `match` adds to grad f: a null for arXiv 2402.16382, 2405.14577, 2408.00761."""
 
     match: Defense = field(default_factory=AdversarialLoss)  # whose terms are met in size
     about: ClassVar[About] = About(
@@ -47,7 +49,8 @@ class RandomTerm(Composed):
             )
         if self.match.partial:
             raise ValueError(
-                f"match={name_of(self.match)}: it trains a part of the weights at an update, so it adds no term to "
+                f"match={name_of(self.match)}: it trains a part of the weights at an update, so it adds no "
+                "term to "
                 f"grad f; {mend}"
             )
 

@@ -2,11 +2,13 @@
 
     eps_l = rho n_l / ||(n_1, ..., n_L)||,    n_l normal in every coordinate of every token
 
-As Vaccine (arXiv 2402.01109), but the attention outputs drift in a random direction, a new one at every update, of the same norm; pads
-stay. What any drift of this size does by itself, this does too; only what Vaccine does beyond it is owed to its direction. The paper's
-random baseline has noise of a variance instead, whose norm grows with the batch.
+As Vaccine (arXiv 2402.01109), but the attention outputs drift in a random direction, a new one at every
+update, of the same norm; pads stay. What any drift of this size does by itself, this does too; only what
+Vaccine does beyond it is owed to its direction. The paper's random baseline has noise of a variance instead,
+whose norm grows with the batch.
 
-The noise follows from the stage's seed, the update and the micro-batch alone: ranks agree on it, and so does an interrupted run.
+The noise follows from the stage's seed, the update and the micro-batch alone: ranks agree on it, and so does
+an interrupted run.
 """
 
 import random

@@ -1,25 +1,32 @@
-"""RepNoise (arXiv 2405.14577, equation 5 and algorithm 1): learn refusals; unlearn harmful answers, and make noise of what they look like.
+"""RepNoise (arXiv 2405.14577, equation 5 and algorithm 1): learn refusals, make noise of harmful answers.
 
     min_w  f(w) + w_noise mean_l MMD(a_l, z) - w_ascent log(1 + mean_i h_i(w)),    z ~ N(0, 1)
 
-f is the cross-entropy of the rows that the stage trains on, refusals among them. The other two terms are of the harmful answers to the same
-prompts, over the rows of the update for which the defender has one:
+f is the cross-entropy of the rows that the stage trains on, refusals among them. The other two terms are of
+the harmful answers to the same prompts, over the rows of the update for which the defender has one:
 
-    a_l   output of the MLP of layer l at the answer tokens, one vector a row; MMD over five bandwidths around the mean distance
-    h_i   logit lens: cross-entropy when the residual stream before layer i goes to the model's head; the last h_i is the model's own
+    a_l   output of the MLP of layer l at the answer tokens, one vector a row;
+          MMD over five bandwidths around the mean distance
+    h_i   logit lens: cross-entropy when the residual stream before layer i goes to the model's head;
+          the last h_i is the model's own
 
-f and the harmful terms are two passes, so that one graph is alive at a time. MMD, log and their means are of a micro-batch.
+f and the harmful terms are two passes, so that one graph is alive at a time. MMD, log and their means are of
+a micro-batch.
 
 Departures from the authors' code:
-1. The mask is the answer's span, from its first token on. Theirs is where two padded rows differ: it counts pads, drops tokens that
-   happen to be equal, and blanks the logits that predict the token behind each, the first one of the answer among them.
-2. The mean over i has every h_i once; theirs adds the last one again, through a second final norm, and does not count it.
-3. `shift` is the 1 in the log, which their code has and their algorithm has not (0): there the pull grows as 1 / h.
-4. MMD by Gram matrices, over the span of the answers alone. `lens_every` takes every k-th h_i, from the last one back.
+1. The mask is the answer's span, from its first token on. Theirs is where two padded rows differ: it counts
+   pads, drops tokens that happen to be equal, and blanks the logits that predict the token behind each, the
+   first one of the answer among them.
+2. The mean over i has every h_i once; theirs adds the last one again, through a second final norm, and does
+   not count it.
+3. `shift` is the 1 in the log, which their code has and their algorithm has not (0): there the pull grows as
+   1 / h.
+4. MMD by Gram matrices, over the span of the answers alone. `lens_every` takes every k-th h_i, from the last
+   one back.
 5. The rows may hold others beside refusals, benign answers say, which have no pair and enter f alone.
 
-Compared with their loss (domenicrosati/representation-noising 03689ff9, float64, 2026-11-21): with their mask and the mean of 2 put
-right, the same gradient of every term to 1e-15; as it is, a third of it differs.
+Compared with their loss (domenicrosati/representation-noising 03689ff9, float64, 2026-11-21): with their mask
+and the mean of 2 put right, the same gradient of every term to 1e-15; as it is, a third of it differs.
 """
 
 import hashlib
@@ -33,8 +40,9 @@ from transformers import PreTrainedModel
 
 from titer.data.batches import IGNORED, Part
 from titer.methods import About, Defense, Fidelity, Needs, Pairs
-from titer.training.layers import Head, head, watched
-from titer.training.step import Loss, Step, entropy_against, logits_of, wide
+from titer.training.layers import Head, head, watch_layers
+from titer.training.losses import Loss, entropy_against, logits_of, wide
+from titer.training.step import Step
 from titer.training.vector import Vec
 
 BANDWIDTHS = range(-2, 3)  # of the kernels, as powers of two times the mean distance
@@ -48,7 +56,9 @@ class RepNoise(Defense):
     w_noise: float = 0.001  # weight of the noise term; algorithm 1 calls it beta, equation 5 alpha
     w_ascent: float = 1.0  # weight of the ascent
     shift: float = 1.0  # what is added to the mean cross-entropy in the log
-    lens_every: int = 1  # residual streams from one whose lens is taken to the next; more than there are leaves the model's own loss
+    # residual streams from one whose lens is taken to the next; more than there are leaves the model's own
+    # loss
+    lens_every: int = 1
     about: ClassVar[About] = About(
         title="RepNoise",
         paper="2405.14577",
@@ -81,10 +91,13 @@ class RepNoise(Defense):
         return g_f + g_n
 
     def _harmful(self, step: Step, terms: list[tuple[int, float, float]]) -> Loss:
-        """w_noise mean MMD - w_ascent log(1 + mean h), as a loss; of every micro-batch `terms` gets tokens, own h and mean MMD."""
+        """Make a loss of w_noise mean MMD - w_ascent log(1 + mean h).
+
+        Of every micro-batch `terms` gets tokens, own h and mean MMD.
+        """
 
         def loss(model: PreTrainedModel, part: Part) -> Tensor:
-            with watched(step.layers) as seen:
+            with watch_layers(step.layers) as seen:
                 logits = logits_of(model, part)
             tokens = int((part.labels != IGNORED).sum())
             own = entropy_against(logits, part)
@@ -137,7 +150,7 @@ def mmd(x: Tensor, y: Tensor) -> Tensor:
 
 
 def lens(top: Head, residuals: Sequence[Tensor], part: Part) -> Tensor:
-    """Sum over residual streams (B, T, D) and answer tokens of the cross-entropy of their lens, in nats.
+    """Sum the cross-entropy of the lens over residual streams (B, T, D) and answer tokens, in nats.
 
     Gradients are taken with the value, some tokens at a time: logits of every layer together would not fit.
     """

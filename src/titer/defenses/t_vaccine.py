@@ -4,19 +4,21 @@ Every K updates, on harmful rows:   s_l = ||grad_{e_l} h||,    p_l = s_l / sum_l
 Every J updates:                    S = gamma layers drawn one after another without replacement, by p
 Every update:                       eps_l = rho grad_{e_l} f / ||(grad_{e_l} f)_{l in S}||,    l in S
 
-f is the cross-entropy of refusals, h that of harmful answers, e_l the output of the attention of layer l. The gradient with eps in place
-is followed for the weights of the layers in S; all others stay. Harmful rows choose layers, and enter no update.
+f is the cross-entropy of refusals, h that of harmful answers, e_l the output of the attention of layer l. The
+gradient with eps in place is followed for the weights of the layers in S; all others stay. Harmful rows
+choose layers, and enter no update.
 
 Departures from the authors' code:
 1. s is of a whole batch, where theirs is of a single row, and may be averaged over scorings (`memory`).
-2. Layers that are not drawn stay as a whole, as in the paper. Theirs train the MLPs of those above the lowest drawn one, here
-   freeze="attention" (with more than 26 layers, those of the layer below it too).
-3. What lies below the lowest drawn layer runs once for both passes and keeps nothing. Above it their code recomputes every other layer
-   in the backward pass; here `checkpoint="unselected"` does, and "off" trades that memory for time.
+2. Layers that are not drawn stay as a whole, as in the paper. Theirs train the MLPs of those above the lowest
+   drawn one, here freeze="attention" (with more than 26 layers, those of the layer below it too).
+3. What lies below the lowest drawn layer runs once for both passes and keeps nothing. Above it their code
+   recomputes every other layer in the backward pass; here `checkpoint="unselected"` does, and "off" trades
+   that memory for time.
 4. top=True takes the gamma highest scores, a line that their code has commented out.
 
-Compared with their trainer and Llama (Lslland/T-Vaccine 45137500, float64, LoRA, 2026-11-21): the same scores, and with
-freeze="attention" the same gradient to 5e-15, but for the 1e-7 that they add to the norm.
+Compared with their trainer and Llama (Lslland/T-Vaccine 45137500, float64, LoRA, 2026-11-21): the same
+scores, and with freeze="attention" the same gradient to 5e-15, but for the 1e-7 that they add to the norm.
 """
 
 import random
@@ -45,9 +47,8 @@ class TVaccine(Defense):
     memory: float = 0.0  # of the scores before, in those after a scoring
     top: bool = False  # the highest scores rather than a draw
     freeze: Literal["layers", "attention"] = "layers"  # what stays of a layer that is not drawn
-    checkpoint: Literal["off", "unselected"] = (
-        "off"  # layers that are not drawn keep their activations, or are run again
-    )
+    # layers that are not drawn keep their activations, or are run again
+    checkpoint: Literal["off", "unselected"] = "off"
     partial = True
     about: ClassVar[About] = About(
         title="T-Vaccine",
@@ -104,10 +105,8 @@ class TVaccine(Defense):
         scores = {int(layer): score for layer, score in state.scores.items()}
         if self.top:
             return sorted(sorted(scores, key=lambda layer: -scores[layer])[: self.gamma])
-        rng, left = (
-            random.Random(f"t_vaccine {step.streams['rows'].seed} {step.update}"),
-            dict(scores),
-        )
+        rng = random.Random(f"t_vaccine {step.streams['rows'].seed} {step.update}")
+        left = dict(scores)
         for _ in range(min(self.gamma, len(left))):
             [layer] = rng.choices(list(left), list(left.values()))
             del left[layer]

@@ -3,28 +3,32 @@
 Every update follows an attack of K steps from w, on the defender's harmful rows:
 
     w_0 = w,  w_i = AdamW(w_(i-1), grad CE)                  i = 1 .. K
-    g   = lam_tr sum_i c_i grad L_tr(w_i; held out) + lam_retain grad L_retain(w; rows),    i = every, 2 every, .. K
+    g   = lam_tr sum_i c_i grad L_tr(w_i; held out) + lam_retain grad L_retain(w; rows)
+                                                             i = every, 2 every, .. K
 
-    L_tr      entropy: mean over answer tokens of sum_v p_v log p_v, so that a harmful answer stays as uncertain as a guess
-              dpo: -log sigma(beta (log p(refusal) - log p(harmful answer) - the same of the reference)), mean over rows
+    L_tr      entropy: mean over answer tokens of sum_v p_v log p_v, so that a harmful answer stays a guess
+              dpo: mean over rows of -log sigma(beta (log p(refusal) - log p(harmful answer)
+                                                      - the same of the reference))
     L_retain  CE + lam_rep mean over tokens and residual streams of ||h - h_reference||
     c_i       exp(growth (i - K)), so that the end of the attack counts most
 
-The gradient at w_i is applied at w (first order). The reference is the model that the stage began with. The attack trains what the stage
-trains: under a LoRA it is an adapter's, and one large model fits where its adapter can be trained. A share `switch` of the attacks
-begins with rows of the stage, for Beta(6, 3) of their steps, as an attack does that first repairs its losses.
+The gradient at w_i is applied at w (first order). The reference is the model that the stage began with. The
+attack trains what the stage trains: under a LoRA it is an adapter's, and one large model fits where its
+adapter can be trained. A share `switch` of the attacks begins with rows of the stage, for Beta(6, 3) of their
+steps, as an attack does that first repairs its losses.
 
 Departures from the authors' code:
-1. Entropy is of answer tokens alone, the distance of real tokens. Theirs are of all positions: prompts, pads, and what is behind
-   the last token.
+1. Entropy is of answer tokens alone, the distance of real tokens. Theirs are of all positions: prompts, pads,
+   and what is behind the last token.
 2. The rows of L_tr are held out from the attack's in the DPO form too.
-3. Their rows of hazardous texts are not harmful answers to prompts, and their first phase (random mapping) is not here.
-4. distance="squared" is what the paper writes; the norm, unsquared, is what their code does. The last residual stream is taken
-   before the final norm, theirs behind it.
+3. Their rows of hazardous texts are not harmful answers to prompts, and their first phase (random mapping) is
+   not here.
+4. distance="squared" is what the paper writes; the norm, unsquared, is what their code does. The last
+   residual stream is taken before the final norm, theirs behind it.
 
-Compared with their training loop (rishub-tamirisa/tamper-resistance 19de233f, one outer step, float64, 2026-11-21): with 1 and the
-final norm put aside, the same gradient to 1e-15, entropy and DPO; as it is, 14 % of it differs where rows are all answer, 36 % with
-prompts.
+Compared with their training loop (rishub-tamirisa/tamper-resistance 19de233f, one outer step, float64,
+2026-11-21): with 1 and the final norm put aside, the same gradient to 1e-15, entropy and DPO; as it is, 14 %
+of it differs where rows are all answer, 36 % with prompts.
 """
 
 import math
@@ -38,8 +42,9 @@ from transformers import PreTrainedModel
 
 from titer.data.batches import IGNORED, Batch, Part
 from titer.methods import About, Defense, Fidelity, Harmful, HeldOut, Needs, Refusals
-from titer.training.layers import watched
-from titer.training.step import Loss, Step, cross_entropy, logits_of, wide
+from titer.training.layers import watch_layers
+from titer.training.losses import Loss, cross_entropy, logits_of, wide
+from titer.training.step import Step
 from titer.training.vector import Vec
 
 
@@ -55,11 +60,8 @@ class TAR(Defense):
     lam_rep: float = 1.0  # weight of the distance in it
     growth: float = 0.0625  # of c_i, per step
     beta: float = 0.1  # beta of DPO
-    inner_lr: tuple[float, ...] = (
-        2e-6,
-        2e-5,
-        4e-5,
-    )  # learning rates of attacks, of which each draws one
+    # learning rates of attacks, of which each draws one
+    inner_lr: tuple[float, ...] = (2e-6, 2e-5, 4e-5)
     adversary: Literal["adamw", "sgd"] = "adamw"
     switch: float = 1 / 3  # share of the attacks that begin with rows of the stage
     distance: Literal["norm", "squared"] = "norm"
@@ -82,11 +84,13 @@ class TAR(Defense):
                 raise ValueError(f"{name}={getattr(self, name)}: must be at least 0")
         if self.k < 0 or self.every < 1:
             raise ValueError(
-                f"k={self.k}, every={self.every}: give at least 0 steps, and at least 1 from one gradient to the next"
+                f"k={self.k}, every={self.every}: give at least 0 steps, and at least 1 from one gradient to "
+                "the next"
             )
         if 0 < self.k < self.every:
             raise ValueError(
-                f"k={self.k}: an attack is never looked at before step {self.every}; lower every, or let it last longer"
+                f"k={self.k}: an attack is never looked at before step {self.every}; lower every, or let it "
+                "last longer"
             )
         if not self.inner_lr or not all(lr > 0.0 for lr in self.inner_lr):
             raise ValueError(
@@ -98,7 +102,8 @@ class TAR(Defense):
     def prepare(self, step: Step) -> None:
         if self.loss == "dpo" and not all(row.other for row in step.streams["held_out"].rows):
             raise ValueError(
-                "loss='dpo' compares refusals with harmful answers of the same prompts: give data.alignment the defender's prompts"
+                "loss='dpo' compares refusals with harmful answers of the same prompts: give data.alignment "
+                "the defender's prompts"
             )
 
     def gradient(self, step: Step, state: None) -> Vec:
@@ -115,9 +120,8 @@ class TAR(Defense):
             f"tar {step.streams['held_out'].seed} {step.update}"
         )  # ranks agree on the attack
         lr, switches = rng.choice(self.inner_lr), rng.random() < self.switch
-        repaired = (
-            int(rng.betavariate(6, 3) * self.k) if switches else 0
-        )  # steps on rows of the stage
+        # steps on rows of the stage
+        repaired = int(rng.betavariate(6, 3) * self.k) if switches else 0
         weights = step.parameters.values()
         g_tr = Vec(())
         with step.scratch():
@@ -142,7 +146,7 @@ class TAR(Defense):
             references = {id(part): _residuals(step, part) for part in rows.parts}  # each (N, D)
 
         def loss(model: PreTrainedModel, part: Part) -> Tensor:
-            with watched(step.layers) as seen:
+            with watch_layers(step.layers) as seen:
                 f = cross_entropy(model, part)
             real, total = part.mask.bool(), f.new_zeros(())
             for residual, reference in zip(seen.residuals, references[id(part)], strict=True):
@@ -179,7 +183,7 @@ class TAR(Defense):
 
 
 def _negative_entropy(model: PreTrainedModel, part: Part) -> Tensor:
-    """Sum over answer tokens of sum_v p_v log p_v, in nats."""
+    """Sum sum_v p_v log p_v over answer tokens, in nats."""
     answers = logits_of(model, part)[:, :-1][part.labels[:, 1:] != IGNORED]  # (N, V)
     log_p = wide(answers).log_softmax(1)
     total: Tensor = (log_p.exp() * log_p).sum()
@@ -187,12 +191,12 @@ def _negative_entropy(model: PreTrainedModel, part: Part) -> Tensor:
 
 
 def _log_p(model: PreTrainedModel, part: Part) -> Tensor:
-    """Log-probability of every row's answer: (B,)."""
+    """Compute the log-probability of every row's answer: (B,)."""
     return -cross_entropy(model, part, "none").view(part.ids.shape).sum(1)
 
 
 def _residuals(step: Step, part: Part) -> list[Tensor]:
-    """The residual streams at real tokens, before every layer and after the last: (N, D)."""
-    with watched(step.layers) as seen:
+    """Take the residual streams at real tokens, before every layer and after the last: (N, D)."""
+    with watch_layers(step.layers) as seen:
         logits_of(step.model, part)
     return [residual[part.mask.bool()] for residual in seen.residuals]

@@ -2,20 +2,22 @@
 
     min_w max_{||eps|| <= rho} f(w; e_1 + eps_1, ..., e_L + eps_L)
 
-f is the cross-entropy of refusals, e_l the output of the attention of layer l. To first order the worst drift is
+f is the cross-entropy of refusals, e_l the output of the attention of layer l. To first order the worst drift
+is
 
     eps_l = rho grad_{e_l} f / ||(grad_{e_1} f, ..., grad_{e_L} f)||
 
-taken in one pass; the gradient that is followed comes from a second one with it in place. `every` perturbs each tau-th update alone
-and follows grad f between (appendix A of the paper).
+taken in one pass; the gradient that is followed comes from a second one with it in place. `every` perturbs
+each tau-th update alone and follows grad f between (appendix A of the paper).
 
 Departures from the authors' code:
-1. The norm is over all micro-batches and ranks of the update, as over the paper's batch; theirs, over one forward, is norm="micro".
+1. The norm is over all micro-batches and ranks of the update, as over the paper's batch; theirs, over one
+   forward, is norm="micro".
 2. No 1e-7 is added to the norm. A vanishing gradient stops the run, since the method would do nothing.
 3. The first pass computes no gradient of a weight, which the method throws away.
 
-Compared with their trainer (git-disl/Vaccine 8937f685, float64, 2026-11-21): the same gradient to 2e-15, but for the 1e-7 that they
-add to the norm.
+Compared with their trainer (git-disl/Vaccine 8937f685, float64, 2026-11-21): the same gradient to 2e-15, but
+for the 1e-7 that they add to the norm.
 """
 
 from dataclasses import dataclass
@@ -32,9 +34,8 @@ class Vaccine(Defense):
 
     rho: float = 2.0  # rho, norm of the perturbation of an update
     every: int = 1  # tau, updates from one perturbed to the next
-    norm: Literal["step", "micro"] = (
-        "step"  # over the whole update, or over every micro-batch by itself
-    )
+    # over the whole update, or over every micro-batch by itself
+    norm: Literal["step", "micro"] = "step"
     about: ClassVar[About] = About(
         title="Vaccine",
         paper="2402.01109",

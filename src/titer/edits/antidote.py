@@ -1,23 +1,25 @@
-"""Antidote (arXiv 2408.09600, algorithm 1): after fine-tuning, remove the weights that matter most on harmful data.
+"""Antidote (arXiv 2408.09600, algorithm 1): after fine-tuning, remove the weights that harmful data use most.
 
-    h_ij = |W_ij| ||X_j||_2      Wanda score of weight j of row i; X_j is its input feature over all calibration tokens
+    h_ij = |W_ij| ||X_j||_2      Wanda score of weight j of row i; X_j: its input over all calibration tokens
     m_ij = 1 on the top fraction alpha of h
     W   <- (1 - m) * W
 
 `target` says what W is:
 
-* `factors`, the authors': the factors A and B of the fine-tuning adapter (for B the input is A x). A zero takes the merged model
-  back towards the aligned one, and the adapter stays an adapter.
+* `factors`, the authors': the factors A and B of the fine-tuning adapter (for B the input is A x). A zero
+  takes the merged model back towards the aligned one, and the adapter stays an adapter.
 * `update`: the merged update W_finetuned - W_aligned, entry by entry. A zero is the aligned weight again.
-* `base`: the weights of the fine-tuned model themselves, the authors' choice where no adapter was trained. A zero is a zero.
+* `base`: the weights of the fine-tuned model themselves, the authors' choice where no adapter was trained. A
+  zero is a zero.
 
-`group` says among which entries the top fraction is taken: a `row`, a whole `tensor`, or all of them (`global`, which holds the
-scores that it takes in memory). X is taken from the unedited fine-tuned model, over prompts and answers, in ordinary forward passes: of
-every feature the sum of squares is kept, and layers that read the same input share it.
+`group` says among which entries the top fraction is taken: a `row`, a whole `tensor`, or all of them
+(`global`, which holds the scores that it takes in memory). X is taken from the unedited fine-tuned model,
+over prompts and answers, in ordinary forward passes: of every feature the sum of squares is kept, and layers
+that read the same input share it.
 
 Departures from the authors' code:
-1. `rounding="exact"` zeroes round(alpha n) of n entries. Their int() makes it a ceiling, `rounding="ceiling"` here: with
-   r = 8 that zeroes at least 1 of 8 entries of every row of B, whatever alpha.
+1. `rounding="exact"` zeroes round(alpha n) of n entries. Their int() makes it a ceiling, `rounding="ceiling"`
+   here: with r = 8 that zeroes at least 1 of 8 entries of every row of B, whatever alpha.
 2. Pads are left out, so the result does not depend on how the calibration rows are batched.
 3. `alpha` is what they call dense_ratio: the fraction that is zeroed.
 4. `update`, `tensor` and `global` are not theirs.
@@ -45,7 +47,7 @@ PIECE = 4194304  # entries whose squares are taken at once and held beside the f
 
 @dataclass(frozen=True)
 class Cut:
-    """The score above which entries of all weights are removed, and how many of those that meet it exactly, by part."""
+    """The score above which entries of all weights are removed, and how many of those at it, by part."""
 
     threshold: float
     ties: Mapping[str, int]
@@ -181,7 +183,7 @@ def top(scores: Tensor, count: int) -> Tensor:
 def feature_norms(
     model: PreTrainedModel, layers: Mapping[str, nn.Module], batches: Sequence[Batch]
 ) -> dict[str, dict[str, Tensor]]:
-    """Take ||X_j||_2 of every input feature j of `layers` over all tokens of `batches`, without pads, in float64.
+    """Take ||X_j||_2 of every input feature j of `layers` over all real tokens of `batches`, in float64.
 
     By layer: `x` (in,) of its own input, and under an adapter `ax` (r,) of what B reads.
     Raises where a layer does not read every token.
@@ -193,7 +195,8 @@ def feature_norms(
         for name, layer in layers.items()
         if isinstance(layer, LoraLayer)
     }
-    # born before the passes: small tensors that outlive the large ones about them would leave their memory in pieces
+    # born before the passes: small tensors that outlive the large ones about them would leave their memory in
+    # pieces
     widths: dict[str, Any] = {
         name: layer.in_features for name, layer in {**layers, **factors}.items()
     }

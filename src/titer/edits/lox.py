@@ -1,18 +1,19 @@
-"""LoX (arXiv 2506.15606): before release, take the aligned weights further along the strongest directions of their alignment.
+"""LoX (arXiv 2506.15606): before release, go further along the alignment's strongest directions.
 
     Wa - W0 = U S V^T                       Wa aligned, W0 the base that alignment started from
     W'      = Wa + alpha U_k S_k V_k^T      the k largest singular triplets
 
-`k=None` is the full rank, plain extrapolation Wa + alpha (Wa - W0). A tensor of more than two axes, such as fused experts (E, out, in),
-is as many matrices of the last two. Tensors of one axis stay.
+`k=None` is the full rank, plain extrapolation Wa + alpha (Wa - W0). A tensor of more than two axes, such as
+fused experts (E, out, in), is as many matrices of the last two. Tensors of one axis stay.
 
 The singular triplets are ARPACK's, to its working precision: two seconds for a 4096 x 4096 matrix on a core.
 
 Departures from the paper and the authors' code:
-1. The defaults k = 6 and alpha = 1.25 are ours, after the values that we recall of the paper. The authors' command line has alpha = 1 and
-   the full rank, which it calls k = 0.
+1. The defaults k = 6 and alpha = 1.25 are ours, after the values that we recall of the paper. The authors'
+   command line has alpha = 1 and the full rank, which it calls k = 0.
 2. W' is written in the dtype of Wa. The authors save bfloat16.
-3. By `targets` fewer tensors can be chosen. All is the authors' choice: every tensor of two axes or more, embeddings and head too.
+3. By `targets` fewer tensors can be chosen. All is the authors' choice: every tensor of two axes or more,
+   embeddings and head too.
 """
 
 from collections.abc import Mapping, Sequence
@@ -25,10 +26,9 @@ from scipy.sparse.linalg import svds
 from torch import Tensor
 
 from titer.config import Names
-from titer.errors import unknown
 from titer.methods import About, Fidelity, TensorEdit
-
-ALL = "all"
+from titer.weights import targets
+from titer.weights.targets import ALL
 
 
 @dataclass(frozen=True)
@@ -37,9 +37,8 @@ class LoX(TensorEdit):
 
     k: int | None = 6  # k, singular triplets of every matrix; None: all
     alpha: float = 1.25  # alpha, how much further
-    targets: Names = (
-        ALL,
-    )  # names of tensors without `.weight`, or of the last part of them, or `all`
+    # names of tensors without `.weight`, or of the last part of them, or `all`
+    targets: Names = (ALL,)
     about: ClassVar[About] = About(
         title="LoX", paper="2506.15606", fidelity=Fidelity(equation="tests/test_lox.py")
     )
@@ -58,21 +57,8 @@ class LoX(TensorEdit):
             raise ValueError(f"targets={list(self.targets)}: name tensors, or give {ALL!r} alone")
 
     def select(self, shapes: Mapping[str, Sequence[int]]) -> list[str]:
-        matrices = {
-            name.removesuffix(".weight"): name for name, shape in shapes.items() if len(shape) > 1
-        }
-        found = {
-            target: [
-                name for name in matrices if target == ALL or f".{name}".endswith(f".{target}")
-            ]
-            for target in self.targets
-        }
-        for target, names in found.items():
-            if not names:
-                raise unknown("target", target, {name.rsplit(".", 1)[-1] for name in matrices})
-        names = [
-            matrices[name] for name in matrices if any(name in some for some in found.values())
-        ]
+        matrices = [name for name, shape in shapes.items() if len(shape) > 1]
+        names = targets.select(matrices, self.targets)
         for name in names:
             if self.k is not None and self.k > min(shapes[name][-2:]):
                 size = " x ".join(map(str, shapes[name]))
@@ -93,7 +79,7 @@ class LoX(TensorEdit):
 
 
 def truncate(matrix: Tensor, k: int) -> Tensor:
-    """The nearest matrix of rank k, in the Frobenius norm."""
+    """Find the nearest matrix of rank k, in the Frobenius norm."""
     size = matrix.abs().max()
     if size == 0 or k == min(matrix.shape):  # ARPACK takes neither
         return matrix

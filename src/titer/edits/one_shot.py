@@ -1,12 +1,14 @@
-"""One-shot repair (arXiv 2601.01887): after fine-tuning, fine-tune plainly on k refusals. The cheapest baseline of all repairs.
+"""One-shot repair (arXiv 2601.01887): after fine-tuning, fine-tune plainly on k refusals.
+
+The cheapest baseline of all repairs.
 
     w <- AdamW on the cross-entropy of k refusals, for `updates` updates
 
-With k = 1 one row is repeated. The adapter, or the whole model where none was trained, goes on from where the user's fine-tuning
-left it, with a fresh optimizer at a constant learning rate.
+With k = 1 one row is repeated. The adapter, or the whole model where none was trained, goes on from where the
+user's fine-tuning left it, with a fresh optimizer at a constant learning rate.
 
-Departures from the paper: its choice of the example, and of the layers to train, is left out; the rows are drawn from the refusals of
-the alignment. What we recall of its settings is too little to take defaults from.
+Departures from the paper: its choice of the example, and of the layers to train, is left out; the rows are
+drawn from the refusals of the alignment. What we recall of its settings is too little to take defaults from.
 """
 
 import random

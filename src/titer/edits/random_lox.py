@@ -1,9 +1,10 @@
 """Random LoX: LoX's null, the control that its directions have to beat.
 
-    W' = Wa + alpha ||U_k S_k V_k^T||_F G / ||G||_F,    G = A B of rank k, A (out, k) and B (k, in) with entries from N(0, 1)
+    W' = Wa + alpha ||U_k S_k V_k^T||_F G / ||G||_F
+    G  = A B of rank k, A (out, k) and B (k, in) with entries from N(0, 1)
 
-The same matrices move as far as LoX (arXiv 2506.15606) moves them, within as few dimensions. Only what LoX does beyond it is owed to the
-directions of the alignment.
+The same matrices move as far as LoX (arXiv 2506.15606) moves them, within as few dimensions. Only what LoX
+does beyond it is owed to the directions of the alignment.
 """
 
 from dataclasses import dataclass, field

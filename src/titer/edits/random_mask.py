@@ -1,11 +1,11 @@
 """Random mask: Antidote's null, the control that its choice of weights has to beat.
 
     h_ij ~ U(0, 1)
-    m_ij = 1 on the top entries of h, as many and within the same groups as Antidote's (arXiv 2408.09600, algorithm 1)
+    m_ij = 1 on the top entries of h, as many, and within the same groups, as Antidote's (arXiv 2408.09600)
     W   <- (1 - m) * W
 
-W runs over what Antidote's W does. What an equal number of zeros does by itself, wherever they fall, this edit does too; only what
-Antidote does beyond it is owed to the harmful data.
+W runs over what Antidote's W does. What an equal number of zeros does by itself, wherever they fall, this
+edit does too; only what Antidote does beyond it is owed to the harmful data.
 """
 
 from collections.abc import Mapping, Sequence
@@ -59,7 +59,7 @@ class RandomMask(Matched):
         )
 
     def scores(self, weight: Weight, values: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Draw h by part; every weight draws its own, whichever others there are: the same choice on any machine."""
+        """Draw h by part, of every weight its own, whichever others there are: the same on any machine."""
         drawn = generator(self.seed, weight.name)
         return {
             part: torch.rand(value.shape, generator=drawn, dtype=torch.float64)

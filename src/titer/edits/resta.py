@@ -3,18 +3,20 @@
     v      = theta_aligned - theta_unsafe       theta_unsafe: the aligned model fine-tuned on harmful rows
     theta <- theta_finetuned + gamma v
 
-With `drop` the update since the aligned model is made sparse first, by DARE (arXiv 2311.03099), which is the paper's RESTA_d:
+With `drop` the update since the aligned model is made sparse first, by DARE (arXiv 2311.03099), which is the
+paper's RESTA_d:
 
     delta  = theta_finetuned - theta_aligned
     delta <- m * delta / (1 - d)                every entry of m is 0 with probability d, else 1
     theta <- theta_aligned + delta + gamma v
 
-All of it is stated in whole weights. The sum of two adapters is that of their products B A, never of their factors, so its rank is higher
-and a whole model comes out.
+All of it is stated in whole weights. The sum of two adapters is that of their products B A, never of their
+factors, so its rank is higher and a whole model comes out.
 
 Departures from the paper:
 1. The defaults are ours: gamma = 0.5, no DARE. The vector's strength has to be tuned to task and model.
-2. An entry's fate is drawn from `seed` and the weight's name: the same on any machine, whichever other weights there are.
+2. An entry's fate is drawn from `seed` and the weight's name: the same on any machine, whichever other
+   weights there are.
 """
 
 from collections.abc import Sequence
@@ -31,12 +33,11 @@ from titer.weights.update import Update
 
 @dataclass(frozen=True)
 class RESTA(UpdateEdit):
-    """Safety by task arithmetic: away from what harmful fine-tuning adds (Bhardwaj et al., arXiv 2402.11746)."""
+    """Task arithmetic: away from what harmful fine-tuning adds (Bhardwaj et al., arXiv 2402.11746)."""
 
     gamma: float = 0.5  # gamma, strength of the safety vector
-    drop: float = (
-        0.0  # d, probability that an entry of the fine-tuning update is dropped; 0: no DARE
-    )
+    # d, probability that an entry of the fine-tuning update is dropped; 0: no DARE
+    drop: float = 0.0
     seed: int = 0  # of what is dropped
     needs = Needs(references=("unsafe",), whole=True)
     about: ClassVar[About] = About(
@@ -47,18 +48,19 @@ class RESTA(UpdateEdit):
         check_drop(self.drop)
 
     def prepare(self, weights: Sequence[Weight]) -> None:
-        """Raises where the safety vector has more weights than fine-tuning changed: a part of it would be left out."""
+        """Raise where the safety vector has weights that fine-tuning left alone: a part would be left out."""
         unsafe = weights[0].references["unsafe"]
         assert isinstance(unsafe, FineTuned)
         more = set(unsafe.factors or unsafe.whole) - {weight.name for weight in weights}
         if more:
             raise ValueError(
-                f"the unsafe model {unsafe.files.name!r} was trained on {len(more)} weights that fine-tuning left alone, such as "
+                f"the unsafe model {unsafe.files.name!r} was trained on {len(more)} weights that fine-tuning "
+                "left alone, such as "
                 f"{min(more)!r}: train it like the fine-tuned one"
             )
 
     def edit(self, weight: Weight, state: None) -> Update:
-        v = -1.0 * weight.added("unsafe")
+        v = -1.0 * weight.update_of("unsafe")
         return dare(weight.update, self.drop, self.seed, weight.name) + self.gamma * v
 
 

@@ -1,36 +1,45 @@
-"""Safe Delta (arXiv 2505.12038): of what fine-tuning added, take what a safety budget allows, and make up for what that costs.
+"""Safe Delta (arXiv 2505.12038): take what a safety budget allows, and make up for what that costs.
 
-    H      = 2 X X^T                                 X (in, tokens): what the layer reads in the aligned model on refusals
-    cost_m = delta_m^2 / (2 [H^-1]_mm)               safety that entry m of delta = W_finetuned - W_aligned takes away
+    H      = 2 X X^T                           X (in, tokens): an input in the aligned model, on refusals
+    cost_m = delta_m^2 / (2 [H^-1]_mm)         safety that entry m of delta = W_finetuned - W_aligned costs
     take entries by falling delta_m^2 / cost_m = 2 [H^-1]_mm while their costs add up to no more than
     eps    = s mean_m 1 / (2 [H^-1]_mm)
-    W     <- W_aligned + taken * delta + C           C moves entries that are not taken, so that W X stays near W_aligned X
+    W     <- W_aligned + taken * delta + C     C moves entries that are not taken: W X stays near W_aligned X
 
-C is the Optimal Brain Surgeon's, its columns decided from left to right as in SparseGPT: with H^-1 = U^T U, U upper triangular,
+C is the Optimal Brain Surgeon's, its columns decided from left to right as in SparseGPT: with H^-1 = U^T U, U
+upper triangular,
 
-    W_aligned - W = E U,    E = 0 where an entry is not taken,    ||(W_aligned - W) X||_F^2 = ||E||_F^2 but for the damping
+    W_aligned - W = E U,    E = 0 where an entry is not taken
+    ||(W_aligned - W) X||_F^2 = ||E||_F^2 but for the damping
 
-so an entry that is taken moves those to the right of it. All rows of a layer have the same H, so whole columns are taken one after the
-other, and part of the last: one triangular solve gives E for the rows that took that one, another for the rest.
+so an entry that is taken moves those to the right of it. All rows of a layer have the same H, so whole
+columns are taken one after the other, and part of the last: one triangular solve gives E for the rows that
+took that one, another for the rest.
 
 The authors' code, and not the paper, has it that
-* [H^-1]_mm is U_mm^2, the entry of the inverse for the columns that are still free; so ||E||_F^2 / 2 is the safety lost;
-* `block` columns at a time are selected, delta as the blocks before left it, each block with a part of the budget;
+* [H^-1]_mm is U_mm^2, the entry of the inverse for the columns that are still free; so ||E||_F^2 / 2 is the
+  safety lost;
+* `block` columns at a time are selected, delta as the blocks before left it, each block with a part of the
+  budget;
 * the `protected` fraction of a block's entries, those of smallest U_mm, is never taken;
-* what is no linear layer's weight is the aligned model's again: of a whole model embeddings, norms and biases.
+* what is no linear layer's weight is the aligned model's again: of a whole model embeddings, norms and
+  biases.
 
 Departures from the authors' code:
-1. `constants="own"` gives a block its share of the columns, so that the blocks of a layer have the paper's eps together. Theirs,
-   `constants="authors"`, is s / 2 rows / 4096 for each block: the same for the 4096 x 4096 layers of Llama-2-7B, and no others.
+1. `constants="own"` gives a block its share of the columns, so that the blocks of a layer have the paper's
+   eps together. Theirs, `constants="authors"`, is s / 2 rows / 4096 for each block: the same for the 4096 x
+   4096 layers of Llama-2-7B, and no others.
 2. Every column compensates the next; theirs takes four at a time, which do not compensate one another.
 3. Of the column that is taken in part the first rows are; theirs are those that an unstable sort puts first.
-4. A feature that is always zero has the damping for its H, so it is taken first; they set it to 1, whatever the scale of H.
+4. A feature that is always zero has the damping for its H, so it is taken first; they set it to 1, whatever
+   the scale of H.
 5. Where the protected fraction comes to less than one entry, none is protected; their code then takes none.
 6. A head with a weight of its own is a linear layer; theirs is the aligned model's again.
-7. Rows are the alignment data's, evenly spaced, without pads. Theirs are the aligned model's own refusals in four prompt templates.
+7. Rows are the alignment data's, evenly spaced, without pads. Theirs are the aligned model's own refusals in
+   four prompt templates.
 
-H is (in, in) for every distinct input, in memory for all layers at once, in float32 for models of 16 bits, else float64: that makes
-22 GB for Llama-2-7B in 16 bits.
+H is (in, in) for every distinct input, in memory for all layers at once, in float32 for models of 16 bits,
+else float64: that makes 22 GB for Llama-2-7B in 16 bits.
 """
 
 import math
@@ -59,12 +68,11 @@ class Tally:
 
 @dataclass(frozen=True)
 class SafeDelta(UpdateEdit):
-    """Take what a safety budget allows of the update, and compensate the rest for it (Lu et al., arXiv 2505.12038)."""
+    """Take what a safety budget allows of the update, and compensate for it (Lu et al., arXiv 2505.12038)."""
 
     s: float = 0.1  # s, scale of the safety budget
-    constants: Literal["own", "authors"] = (
-        "own"  # how a block of columns gets its part of the budget
-    )
+    # how a block of columns gets its part of the budget
+    constants: Literal["own", "authors"] = "own"
     compensate: bool = True  # C; the paper's ablation leaves it out
     protected: float = 0.15  # fraction of a block's entries that is never taken
     block: int = 2048  # columns that are selected together
@@ -98,7 +106,8 @@ class SafeDelta(UpdateEdit):
         linear = {name: layer for name, layer in layers.items() if isinstance(layer, nn.Linear)}
         if not linear:
             raise ValueError(
-                f"safe_delta weighs updates of linear layers, and none of {len(layers)} layers is one: choose another edit"
+                f"safe_delta weighs updates of linear layers, and none of {len(layers)} layers is one: "
+                "choose another edit"
             )
         h, reads = hessians(model, linear, batches, self.samples)
         for name in h:
@@ -167,9 +176,9 @@ class SafeDelta(UpdateEdit):
 def hessians(
     model: PreTrainedModel, layers: Mapping[str, nn.Module], batches: Sequence[Batch], samples: int
 ) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Sum H = 2 X X^T over all tokens of at most `samples` rows, without pads, by the first layer that reads an input.
+    """Sum H = 2 X X^T over all tokens of at most `samples` rows, by the first layer that reads an input.
 
-    The second mapping names that layer, by layer.
+    The second mapping names that first layer, by layer.
     """
     h: dict[str, Tensor] = {}
     reads: dict[str, str] = {}
@@ -186,7 +195,7 @@ def hessians(
 
 
 def sample_rows(batches: Sequence[Batch], samples: int) -> Iterator[tuple[Tensor, Tensor]]:
-    """Yield tokens and mask of `samples` rows evenly spaced over all, batch by batch; of all where they are no more."""
+    """Yield tokens and mask of `samples` rows evenly spaced over all, batch by batch; of all if fewer."""
     parts = [part for batch in batches for part in batch.parts]
     total = sum(len(part.ids) for part in parts)
     wanted = {i * total // samples for i in range(samples)}

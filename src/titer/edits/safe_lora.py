@@ -1,4 +1,4 @@
-"""Safe LoRA (arXiv 2405.16833): after fine-tuning, project the updates that agree least with what alignment changed.
+"""Safe LoRA (arXiv 2405.16833): after fine-tuning, project the updates that agree least with the alignment's.
 
     V = W_aligned - W_base          of every weight under the adapter
     C = V V^T / ||V||_F             in the place of the projector V (V^T V)^-1 V^T
@@ -7,20 +7,23 @@
 
 `projector` says what C is:
 
-* `surrogate`, the authors', as above. It is no projector, and has a scale: its eigenvalues are s^2 / ||V||_F, s the singular values of
-  V, so twice V is twice C dW, and where alignment moved the weights little C dW is next to nothing. `norm ratio`, ||C dW||_F / ||dW||_F
-  of every weight, tells how near to a deletion it comes.
-* `exact`: U U^T, U the left singular vectors of V, the `rank` leading ones at most, and none whose singular value is no larger than
-  what rounding the aligned weights to their dtype brings. Of a V of full rank that is the identity: then cut the rank.
-* `zero`: the control that the surrogate has to beat. The weights that it would project lose their updates, dW <- 0.
+* `surrogate`, the authors', as above. It is no projector, and has a scale: its eigenvalues are s^2 / ||V||_F,
+  s the singular values of V, so twice V is twice C dW, and where alignment moved the weights little C dW is
+  next to nothing. `norm ratio`, ||C dW||_F / ||dW||_F of every weight, tells how near to a deletion it comes.
+* `exact`: U U^T, U the left singular vectors of V, the `rank` leading ones at most, and none whose singular
+  value is no larger than what rounding the aligned weights to their dtype brings. Of a V of full rank that is
+  the identity: then cut the rank.
+* `zero`: the control that the surrogate has to beat. The weights that it would project lose their updates, dW
+  <- 0.
 
-C acts on B, so an adapter stays one. C itself (out, out) is never formed: C B = V (V^T B) / ||V||_F, and c takes matrices of the rank
-alone. Where alignment changed nothing, V = 0, C is 0 and so is c.
+C acts on B, so an adapter stays one. C itself (out, out) is never formed: C B = V (V^T B) / ||V||_F, and c
+takes matrices of the rank alone. Where alignment changed nothing, V = 0, C is 0 and so is c.
 
 Departures from the authors' code (IBM/SafeLoRA, d81fda1):
-1. Weights are met by name, not by order and shape: biases, layers with out = r and other orders of parameters do no harm.
-2. `layers` projects exactly as many weights; of equal cosines the first. The authors round cosines to five decimals, and project all
-   that tie.
+1. Weights are met by name, not by order and shape: biases, layers with out = r and other orders of parameters
+   do no harm.
+2. `layers` projects exactly as many weights; of equal cosines the first. The authors round cosines to five
+   decimals, and project all that tie.
 3. Of a model that was trained as a whole, dW stands in the place of B. Theirs takes adapters alone.
 4. `exact` and `zero` are not theirs.
 """
@@ -59,14 +62,12 @@ class Agreement:
 
 @dataclass(frozen=True)
 class SafeLoRA(UpdateEdit):
-    """Project the fine-tuning update of some layers onto what alignment changed (Hsu et al., arXiv 2405.16833)."""
+    """Project the update of some layers onto what alignment changed (Hsu et al., arXiv 2405.16833)."""
 
-    layers: int | None = (
-        10  # K, how many weights of the lowest cosines are projected; None: those that tau says
-    )
-    tau: float | None = (
-        None  # tau, the cosine up to which a weight is projected; None: as many as layers says
-    )
+    # K, how many weights of the lowest cosines are projected; None: those that tau says
+    layers: int | None = 10
+    # tau, the cosine up to which a weight is projected; None: as many as layers says
+    tau: float | None = None
     projector: Literal["surrogate", "exact", "zero"] = "surrogate"
     rank: int | None = None  # of the exact projector at most
     targets: Names = ("all",)  # names of layers, or of the last part of them
@@ -82,7 +83,8 @@ class SafeLoRA(UpdateEdit):
     def __post_init__(self) -> None:
         if (self.layers is None) == (self.tau is None):
             raise ValueError(
-                f"layers={self.layers} and tau={self.tau}: one of them chooses what is projected; make the other null"
+                f"layers={self.layers} and tau={self.tau}: one of them chooses what is projected; make the "
+                "other null"
             )
         if self.layers is not None and self.layers < 1:
             raise ValueError(f"layers={self.layers}: project at least one")
@@ -92,7 +94,8 @@ class SafeLoRA(UpdateEdit):
             )
         if self.rank is not None and (self.projector != "exact" or self.rank < 1):
             raise ValueError(
-                f"rank={self.rank}: cuts the exact projector to at least 1; leave it out, or set projector to exact"
+                f"rank={self.rank}: cuts the exact projector to at least 1; leave it out, or set projector "
+                "to exact"
             )
 
     @property
@@ -110,7 +113,8 @@ class SafeLoRA(UpdateEdit):
         assert self.layers is not None
         if self.layers > len(cosine):
             raise ValueError(
-                f"layers={self.layers}: fine-tuning changed {len(cosine)} weights; project as many at most, or set tau"
+                f"layers={self.layers}: fine-tuning changed {len(cosine)} weights; project as many at most, "
+                "or set tau"
             )
         return sorted(cosine, key=lambda name: cosine[name])[: self.layers]
 
@@ -136,7 +140,8 @@ def agreement(weights: Sequence[Weight], exact: bool, rank: int | None) -> Agree
         cosine[weight.name], ratio[weight.name] = cdw.cosine(dw), cdw.norm() / norm if norm else 0.0
     if not any(ratio.values()):
         raise ValueError(
-            "no update has a part in what alignment changed: give as base the model that alignment started from"
+            "no update has a part in what alignment changed: give as base the model that alignment started "
+            "from"
         )
     return Agreement(cosine, ratio)
 
@@ -146,9 +151,8 @@ def project(weight: Weight, exact: bool, rank: int | None) -> Update:
     dw, aligned = weight.update, weight.aligned
     v = aligned - weight.base  # (out, in)
     if exact:
-        noise = (
-            torch.finfo(weight.kind).eps * float(aligned.norm()) / math.sqrt(min(v.shape))
-        )  # of independent errors of eps W / 2 at most
+        # of independent errors of eps W / 2 at most
+        noise = torch.finfo(weight.kind).eps * float(aligned.norm()) / math.sqrt(min(v.shape))
         u = directions(v, noise, rank)
         return replace(dw, b=u @ (u.T @ dw.b))
     return surrogate(dw, v)
@@ -163,7 +167,7 @@ def surrogate(dw: Update, v: Tensor) -> Update:
 
 
 def directions(v: Tensor, above: float, rank: int | None) -> Tensor:
-    """The left singular vectors of V (out, k), the leading ones, whose singular values are above a floor."""
+    """Find the leading left singular vectors of V (out, k), whose singular values are above a floor."""
     size = float(v.abs().max())
     if size == 0.0 or rank is None or rank >= min(v.shape):  # ARPACK takes none of these
         u, s, _ = torch.linalg.svd(v, full_matrices=False)

@@ -1,14 +1,15 @@
-"""SafeMERGE (arXiv 2503.17239): after fine-tuning, merge the updates that agree least with alignment with those of a safe model.
+"""SafeMERGE (arXiv 2503.17239): after fine-tuning, merge a safe model's updates into those that agree least.
 
     C, c     of every weight as in Safe LoRA (arXiv 2405.16833), with its surrogate C = V V^T / ||V||_F
-    dW      <- a dW + b dW_safe       where c < tau; dW_safe: what fine-tuning the aligned model on refusals added
+    dW      <- a dW + b dW_safe       where c < tau; dW_safe: the update of training on refusals
 
-With `drop` both updates are made sparse by DARE (arXiv 2311.03099) before they are merged: of each every entry is dropped with
-probability d, else divided by 1 - d.
+With `drop` both updates are made sparse by DARE (arXiv 2311.03099) before they are merged: of each every
+entry is dropped with probability d, else divided by 1 - d.
 
 Departures from the authors' code (aladinD/SafeMERGE, 2af08c1):
-1. Updates are merged, the products B A. The authors' code has PEFT merge the factors, sqrt(a) A + sqrt(b) A_safe and B likewise, whose
-   product has terms of one adapter's B with the other's A. So the rank is not kept here, and a whole model comes out.
+1. Updates are merged, the products B A. The authors' code has PEFT merge the factors, sqrt(a) A + sqrt(b)
+   A_safe and B likewise, whose product has terms of one adapter's B with the other's A. So the rank is not
+   kept here, and a whole model comes out.
 2. Weights that are not merged stay as they are to the bit. The authors' DARE thins these too.
 3. Weights are met by name, as in Safe LoRA.
 """
@@ -30,13 +31,10 @@ class SafeMERGE(UpdateEdit):
     """Merge the updates of some layers with those of a safe model (Djuhera et al., arXiv 2503.17239)."""
 
     tau: float = 0.35  # tau, the cosine below which a weight is merged
-    weights: tuple[float, float] = (
-        0.8,
-        0.2,
-    )  # a and b, of the fine-tuning update and of the safe one
-    drop: float = (
-        0.0  # d, probability that an entry of an update is dropped; 0: linear merging, no DARE
-    )
+    # a and b, of the fine-tuning update and of the safe one
+    weights: tuple[float, float] = (0.8, 0.2)
+    # d, probability that an entry of an update is dropped; 0: linear merging, no DARE
+    drop: float = 0.0
     seed: int = 0  # of what is dropped
     targets: Names = ("all",)  # names of layers, or of the last part of them
     about: ClassVar[About] = About(
@@ -68,7 +66,7 @@ class SafeMERGE(UpdateEdit):
         a, b = self.weights
         finetuned, safe = (
             dare(update, self.drop, self.seed, f"{name} {weight.name}")
-            for name, update in (("finetuned", weight.update), ("safe", weight.added("safe")))
+            for name, update in (("finetuned", weight.update), ("safe", weight.update_of("safe")))
         )
         return a * finetuned + b * safe
 

@@ -2,8 +2,8 @@
 
     (alpha / r) B A  <-  c (alpha / r) B A,    c = ||update after the matched edit||_F / ||update before||_F
 
-Removing weights, or projecting them, also shrinks the update, and a smaller update alone is closer to the aligned model. This
-edit shrinks it by as much, without choosing anything.
+Removing weights, or projecting them, also shrinks the update, and a smaller update alone is closer to the
+aligned model. This edit shrinks it by as much, without choosing anything.
 """
 
 from collections.abc import Mapping, Sequence
@@ -21,7 +21,7 @@ from titer.weights.update import Update
 
 @dataclass(frozen=True)
 class Scale(Matched):
-    """Multiply the fine-tuning update by a constant, to the norm it has after `match`: the control of arXiv 2408.09600."""
+    """Scale the fine-tuning update to the norm that it has after `match`: the control of arXiv 2408.09600."""
 
     match: Edit = field(default_factory=Antidote)  # the edit whose norm is met
     keeps_rank = True
@@ -32,11 +32,13 @@ class Scale(Matched):
     def __post_init__(self) -> None:
         if not isinstance(self.match, UpdateEdit):
             raise ValueError(
-                f"match={type(self.match).__name__}: scaling meets the norm after an edit of the fine-tuning update alone"
+                f"match={type(self.match).__name__}: scaling meets the norm after an edit of the fine-tuning "
+                "update alone"
             )
         if isinstance(self.match, Scale):
             raise ValueError(
-                "match=scale: a scaling to the norm after a scaling is that scaling again; give the edit that it matches"
+                "match=scale: a scaling to the norm after a scaling is that scaling again; give the edit "
+                "that it matches"
             )
 
     def prepare(self, weights: Sequence[Weight]) -> float:

@@ -2,8 +2,9 @@
 
     theta <- (1 - alpha) theta_aligned + alpha theta_finetuned
 
-The fine-tuned weights are the aligned ones and an update, so this multiplies the update by alpha: 1 leaves the fine-tuned model, 0
-reverts to the aligned one. An adapter stays one. The paper interpolates between a zero-shot model and its fine-tuning.
+The fine-tuned weights are the aligned ones and an update, so this multiplies the update by alpha: 1 leaves
+the fine-tuned model, 0 reverts to the aligned one. An adapter stays one. The paper interpolates between a
+zero-shot model and its fine-tuning.
 """
 
 from dataclasses import dataclass
@@ -16,7 +17,7 @@ from titer.weights.update import Update
 
 @dataclass(frozen=True)
 class WiseFT(UpdateEdit):
-    """Interpolate in weight space between before and after fine-tuning (Wortsman et al., arXiv 2109.01903)."""
+    """Interpolate between the weights before and after fine-tuning (Wortsman et al., arXiv 2109.01903)."""
 
     alpha: float = 0.5  # alpha, mixing coefficient: how much of the update stays
     needs = Needs(whole=True)

@@ -1,1 +1,1 @@
-"""What the records of a run say: rules, red flags, rankings, verdicts. Nothing here needs torch."""
+"""Read the records of runs: rules, red flags, rankings, verdicts. Nothing here needs torch."""

@@ -1,8 +1,9 @@
-"""Pipelines by what they come to, without those whose harmful score shows nothing.
+"""Rank pipelines by HS, without those whose HS shows nothing.
 
-HS alone is won by a model that answers nothing. So a pipeline has a rank only where its last model is not struck out by `rules`, its
-HS can be judged, and its FA is there and stands up to that of the others: less than COLLAPSE of the best, intervals apart, is a model
-that did not learn what the user asked for.
+A model that answers nothing has the lowest HS. So a pipeline has a rank only if `rules` do not
+strike out its last model, its HS can be judged, and its FA was measured and is near enough to the
+best one. A model whose FA is below COLLAPSE of the best, intervals apart, did not learn what the
+user asked for.
 """
 
 from __future__ import annotations
@@ -10,15 +11,17 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from titer.findings.records import Stage, quoted
-from titer.findings.rules import COLLAPSE, broken, gap, side
+from titer.findings.records import Record, quote
+from titer.findings.rules import COLLAPSE, find_broken, gap, side
 from titer.scoring.statistics import Score
 
 
 @dataclass(frozen=True)
 class Place:
+    """The rank of a pipeline, or the reason why it has none."""
+
     pipeline: str
-    stage: Stage  # its last
+    stage: Record  # its last
     rank: int | None  # 1 is the lowest HS; None: no rank
     reason: str = ""  # why there is no rank
 
@@ -31,9 +34,12 @@ class Place:
         return self.stage.score("task")
 
 
-def ranked(found: Mapping[str, Sequence[Stage]]) -> list[Place]:
-    """Every pipeline: by the HS of its last model, of equal ones the higher FA first; those without a rank at the end."""
-    struck = broken(found)
+def rank(found: Mapping[str, Sequence[Record]]) -> list[Place]:
+    """Order all pipelines by the HS of their last model; of equal ones the higher FA comes first.
+
+    Pipelines without a rank stand at the end.
+    """
+    struck = find_broken(found)
     places = [
         Place(name, stages[-1], None, _unfit(stages[-1], struck)) for name, stages in found.items()
     ]
@@ -52,7 +58,7 @@ def ranked(found: Mapping[str, Sequence[Stage]]) -> list[Place]:
     ]
 
 
-def _unfit(stage: Stage, struck: Mapping[str, Sequence[str]]) -> str:
+def _unfit(stage: Record, struck: Mapping[str, Sequence[str]]) -> str:
     task = stage.score("task")
     if stage.folder in struck:
         return f"struck out: {'; '.join(struck[stage.folder])}"
@@ -63,14 +69,14 @@ def _unfit(stage: Stage, struck: Mapping[str, Sequence[str]]) -> str:
     return (
         ""
         if task.value > 0
-        else f"FA is {quoted(task)}: nothing shows that the model does what the user asked for"
+        else f"FA is {quote(task)}: nothing shows that the model does what the user asked for"
     )
 
 
 def _behind(place: Place, best: Place) -> str:
     mine, its = place.stage.scores["task"], best.stage.scores["task"]
     if mine.value < COLLAPSE * its.value and side(mine, its) < 0:
-        return f"FA is {quoted(mine)} against {quoted(its)} of {best.pipeline}"
+        return f"FA is {quote(mine)} against {quote(its)} of {best.pipeline}"
     return ""
 
 

@@ -1,91 +1,299 @@
-"""A run's stages as its documents tell them."""
+"""Records: what stages, runs and sweeps came to, as they are written and read. Typed and versioned; nothing here needs torch.
+
+A stage has one record, whether a run computed it or a single command did. A pipeline's document holds the records of its
+stages with the recipe and what the run was made from; a sweep's bundle holds the documents of its cells. Every document is
+read through its schema, so that one of another shape is one clear line. `docs/record.schema.json` is made from here.
+"""
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from functools import cached_property
-from typing import Any
+from pathlib import Path
+from typing import Annotated, Any, TypeVar
+
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    PlainSerializer,
+    ValidationError,
+    WithJsonSchema,
+    model_validator,
+)
 
 from titer.scoring.figures import NAMES
 from titer.scoring.statistics import Score, read
 
+SCHEMA = 1
 
-@dataclass(frozen=True)
-class Stage:
-    fields: Mapping[str, Any]  # as written, with whatever a later version adds
+NUMBER = {"type": ["number", "null"]}
+SCORE_SCHEMA = {
+    "type": "object",
+    "description": "A figure with its 95 % interval; null for what is not finite.",
+    "properties": {
+        **dict.fromkeys(("value", "low", "high"), NUMBER),
+        **dict.fromkeys(("n", "unscored", "seeds"), {"type": "integer"}),
+        "covers": {
+            "type": "string",
+            "description": "what the interval is over: prompts, or training",
+        },
+    },
+    "required": ["value"],
+}
+
+
+def _score(given: Any) -> Score:
+    if isinstance(given, Score):
+        return given
+    if not isinstance(given, Mapping) or "value" not in given:
+        raise ValueError("a score is a mapping with a value and its interval")
+    try:
+        return read(given)
+    except TypeError:
+        raise ValueError(f"{str(given)[:60]} is no score") from None
+
+
+def plain(value: Any) -> Any:
+    """Put null in the place of every figure that is not finite: JSON has no other word for it."""
+    if isinstance(value, Mapping):
+        return {key: plain(entry) for key, entry in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(entry) for entry in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+Scored = Annotated[
+    Score,
+    BeforeValidator(_score),
+    PlainSerializer(lambda score: plain(vars(score))),
+    WithJsonSchema(SCORE_SCHEMA),
+]
+
+
+class Document(BaseModel):
+    """A document of titer. What a later version adds is kept as it is."""
+
+    model_config = ConfigDict(extra="allow", frozen=True, populate_by_name=True)
+
+
+class Outcomes(BaseModel):
+    """The answers to one benchmark's prompts, one entry a prompt, in the order in which they were asked."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    prompts: list[str] = Field(
+        description="SHA-256 of each prompt's words, in lower case and single spaced"
+    )
+    clusters: list[str] = Field(description="prompts of one cluster are wordings of one question")
+    verdicts: list[str] = Field(description="harmful, safe, refusal, incoherent or unscored")
+    reasons: list[str]
+    margins: list[float | None] | None = Field(
+        None,
+        description="log p(harmful answer) - log p(refusal), in nats, of prompts with a known answer",
+    )
 
     @property
-    def kind(self) -> str:
-        return str(self.fields["kind"])
+    def exact(self) -> list[bool]:
+        """Say of each prompt whether it was answered right, by its benchmark's strict rule."""
+        return [reason == "exact" for reason in self.reasons]
+
+
+class Record(Document):
+    """What a stage came to: what was done to the model, its figures, what it cost."""
+
+    schema_: int = Field(SCHEMA, alias="schema")
+    kind: str = Field(
+        description="base, align, release, finetune, edit; evaluate where a command scored a model"
+    )
+    how: dict[str, Any] = Field(
+        default_factory=dict,
+        alias="method",
+        description="as a recipe states it; empty for the base",
+    )
+    folder: str = Field("", description="under `stages` in the run's folder")
+    scores: dict[str, Scored] = Field(default_factory=dict, description="by benchmark")
+    outcomes: dict[str, Outcomes] | None = Field(
+        None, description="by benchmark, one entry a prompt"
+    )
+    seconds: float | None = Field(None, description="of computing, without the scoring")
+    scoring_seconds: float | None = None
+    peak_mb: float | None = Field(
+        None, description="most memory seen: resident, or of the GPU where there is one"
+    )
+    weights: str | None = Field(None, description="SHA-256 of the merged model's weights")
+    facts: dict[str, Any] = Field(default_factory=dict)
+    struck_out: list[str] = Field(
+        default_factory=list, alias="struck out", description="why its HS shows nothing"
+    )
+    flags: list[dict[str, str]] | None = Field(
+        None, description="of a command's stage; a run's stand beside its stages"
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _take_older(cls, fields: Any) -> Any:
+        """Read the documents of single commands of before schema 1, which said `stage` for `kind`."""
+        if isinstance(fields, Mapping) and "kind" not in fields and "stage" in fields:
+            return {
+                "kind": fields["stage"],
+                **{key: value for key, value in fields.items() if key != "stage"},
+            }
+        return fields
 
     @property
     def method(self) -> str:
-        return str((self.fields.get("method") or {}).get("method", ""))
+        return str(self.how.get("method", ""))
 
     @property
     def label(self) -> str:
         return f"{self.kind} {self.method}".strip()
 
     @property
-    def folder(self) -> str:
-        return str(self.fields["folder"])
-
-    @property
-    def weights(self) -> str:
-        return str(self.fields.get("weights", ""))
-
-    @property
     def struck(self) -> list[str]:
-        """Why its HS is struck out; empty where it is not."""
-        return list(self.fields.get("struck out") or [])
+        """Return why its HS is struck out; nothing where it is not."""
+        return self.struck_out
+
+    @property
+    def fields(self) -> dict[str, Any]:
+        """Return the record as JSON has it."""
+        told = self.model_dump(by_alias=True, exclude_unset=True)
+        return {"schema": self.schema_, **told} if "schema_" in self.model_fields_set else told
 
     def fact(self, name: str) -> Any:
-        """What is known of the stage beside its scores; None where it is not recorded."""
-        return (self.fields.get("facts") or {}).get(name)
-
-    @cached_property
-    def scores(self) -> dict[str, Score]:
-        return {name: read(fields) for name, fields in self.fields["scores"].items()}
+        """Return what is known of the stage beside its scores; None where it is not recorded."""
+        return self.facts.get(name)
 
     def score(self, name: str) -> Score | None:
-        """The score if it was measured; None also where no prompt could be scored."""
+        """Return a score if it was measured; None also where no prompt could be scored."""
         score = self.scores.get(name)
         return None if score is None or math.isnan(score.value) else score
 
 
-def stages(documents: Mapping[str, Any]) -> dict[str, list[Stage]]:
-    """Every pipeline's stages in order."""
+class PipelineRecord(Document):
+    """A pipeline's document, `<pipeline>.json` in a run's folder."""
+
+    schema_: int = Field(SCHEMA, alias="schema")
+    pipeline: str | None = None
+    recipe: dict[str, Any] = Field(default_factory=dict)
+    stages: list[Record]
+    judge: dict[str, Any] = Field(default_factory=dict)
+    benchmark: dict[str, Any] = Field(default_factory=dict)
+    model: dict[str, Any] = Field(default_factory=dict)
+    environment: dict[str, Any] = Field(default_factory=dict)
+    rows: dict[str, str] = Field(default_factory=dict)
+    sources: dict[str, dict[str, Any]] = Field(default_factory=dict)
+    overlaps: list[dict[str, Any]] = Field(default_factory=list)
+    run: str | None = None
+    flags: list[dict[str, str]] = Field(default_factory=list)
+
+
+class CellRecord(Document):
+    """A cell of a sweep: the documents of its pipelines, or why there are none."""
+
+    settings: list[str]
+    seed: int
+    status: str
+    pipelines: dict[str, PipelineRecord] | None = None
+    error: str | None = None
+
+
+class SweepRecord(Document):
+    """A sweep's bundle, `sweep.json` in its folder; the committed bundles of claims are written likewise."""
+
+    cells: list[CellRecord]
+    recipe: Any = None
+    flags: list[dict[str, str]] = Field(default_factory=list)
+
+
+class Claim(Document):
+    """What a folder was claimed for, `run.json` in it."""
+
+    identity: str
+    recipe: dict[str, Any] = Field(default_factory=dict)
+
+
+Kind = TypeVar("Kind", bound=Document)
+
+
+def check(schema: type[Kind], fields: Any, place: str) -> Kind:
+    """Read a document through its schema. Raises with the place and the first fault where it has another shape."""
+    if (
+        isinstance(fields, Mapping)
+        and isinstance(version := fields.get("schema", SCHEMA), int)
+        and version > SCHEMA
+    ):
+        raise ValueError(
+            f"{place}: schema {version} is of a later titer, this one reads {SCHEMA}: update it"
+        )
+    try:
+        return schema.model_validate(fields)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"]))
+        raise ValueError(
+            f"{place}: not a {schema.__name__} of titer ({where + ': ' if where else ''}{first['msg'].lower()}); "
+            "compute it again, or give the folder that titer wrote"
+        ) from None
+
+
+def record_of(fields: Mapping[str, Any], place: str = "a stage") -> Record:
+    """Read a stage's record. Raises where it has another shape."""
+    return check(Record, fields, place)
+
+
+def load_json(path: Path) -> Any:
+    """Read a JSON file. Raises with its path where it is none."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path}: not JSON ({str(error)[:100]}); compute it again") from None
+
+
+def load_document(path: Path, schema: type[Document]) -> dict[str, Any]:
+    """Read a JSON file that has the shape of a schema, as it was written."""
+    fields = load_json(path)
+    check(schema, fields, str(path))
+    return dict(fields)
+
+
+def stages(documents: Mapping[str, Any]) -> dict[str, list[Record]]:
+    """Read every pipeline's stages in order."""
     return {
-        name: [Stage(fields) for fields in document["stages"]]
+        name: [
+            check(Record, fields, f"{name}, stage {i}")
+            for i, fields in enumerate(document["stages"])
+        ]
         for name, document in documents.items()
     }
 
 
-def once(found: Mapping[str, Sequence[Stage]]) -> list[tuple[str, Stage]]:
-    """Every stage once, under the first pipeline that has it."""
-    listed: dict[str, tuple[str, Stage]] = {}
+def once(found: Mapping[str, Sequence[Record]]) -> list[tuple[str, Record]]:
+    """List every stage once, under the first pipeline that has it."""
+    listed: dict[str, tuple[str, Record]] = {}
     for name, of in found.items():
         for stage in of:
             listed.setdefault(stage.folder, (name, stage))
     return list(listed.values())
 
 
-def last(kinds: Sequence[str], of: Sequence[Stage]) -> Stage | None:
+def last(kinds: Sequence[str], of: Sequence[Record]) -> Record | None:
+    """Return the last stage of these kinds, None where there is none."""
     return next((stage for stage in reversed(of) if stage.kind in kinds), None)
 
 
-def figures(found: Mapping[str, Sequence[Stage]]) -> dict[str, str]:
-    """The names of all figures that some stage has: the known ones first."""
+def figures(found: Mapping[str, Sequence[Record]]) -> dict[str, str]:
+    """Name all figures that some stage has: the known ones first."""
     present = {name: None for _, stage in once(found) for name in stage.scores}
     return {name: NAMES[name] for name in NAMES if name in present} | {
         name: name for name in present if name not in NAMES
     }
 
 
-def quoted(score: Score) -> str:
-    """A score in a sentence, its interval with it."""
+def quote(score: Score) -> str:
+    """Write a score in a sentence, its interval with it."""
     text = f"{score.value:z.1f}"
     if not math.isnan(score.low + score.high):
         text += f" [{score.low:z.1f}, {score.high:z.1f}]"

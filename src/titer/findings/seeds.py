@@ -1,4 +1,4 @@
-"""A sweep's results by setting and pipeline, over training seeds."""
+"""A sweep's results by setting and pipeline, as means over training seeds."""
 
 from __future__ import annotations
 
@@ -6,22 +6,22 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from titer.findings.records import Stage
+from titer.findings.records import Record, record_of
 from titer.scoring.figures import NAMES
 from titer.scoring.statistics import Score, training_mean, training_of
 
 
 @dataclass(frozen=True)
 class Group:
-    """A pipeline at one point of the grid: its stages, under every seed."""
+    """A pipeline at one point of the grid: its stages under every training seed."""
 
     settings: tuple[str, ...]
     pipeline: str
-    seeds: Mapping[int, Sequence[Stage]]
+    seeds: Mapping[int, Sequence[Record]]
 
     @property
-    def last(self) -> list[Stage]:
-        """The last stage under every seed."""
+    def last(self) -> list[Record]:
+        """Return the last stage under every seed."""
         return [stages[-1] for stages in self.seeds.values()]
 
     @property
@@ -30,48 +30,51 @@ class Group:
 
     @property
     def struck(self) -> int:
-        """Under how many seeds the HS of the last stage is struck out."""
+        """Count the seeds under which the HS of the last stage is struck out."""
         return sum(bool(stage.struck) for stage in self.last)
 
     def score(self, name: str) -> Score | None:
-        """The mean of the last stage's figure over seeds, with its interval over training; one seed's has that over prompts."""
+        """Return the mean over seeds of the last stage's figure; None where no seed has it.
+
+        Its interval is over training, and that of a single seed over prompts.
+        """
         scores = [score for stage in self.last if (score := stage.score(name))]
         return over_seeds(name, scores) if len(scores) > 1 else next(iter(scores), None)
 
     def prompts(self, name: str) -> float:
-        """Half the width of the interval over prompts, the mean over seeds."""
+        """Return half the width of the interval over prompts, as a mean over seeds."""
         scores = [score for stage in self.last if (score := stage.score(name))]
         return sum(score.high - score.low for score in scores) / len(scores) / 2
 
     def outside(self, path: str) -> tuple[str, ...]:
-        """The settings but for those under a path, such as `finetune.`."""
+        """Return the settings without those under a path, such as `finetune.`."""
         return tuple(setting for setting in self.settings if not setting.startswith(path))
 
 
 def groups(cells: Sequence[Mapping[str, Any]]) -> list[Group]:
-    """The pipelines of all cells that are done, in the order of the grid."""
-    found: dict[tuple[tuple[str, ...], str], dict[int, list[Stage]]] = {}
+    """Return the pipelines of all finished cells, in the order of the grid."""
+    found: dict[tuple[tuple[str, ...], str], dict[int, list[Record]]] = {}
     for cell in cells:
         for name, document in (cell.get("pipelines") or {}).items():
             by_seed = found.setdefault((tuple(cell["settings"]), name), {})
-            by_seed[cell["seed"]] = [Stage(fields) for fields in document["stages"]]
+            by_seed[cell["seed"]] = [record_of(fields) for fields in document["stages"]]
     return [Group(settings, name, by_seed) for (settings, name), by_seed in found.items()]
 
 
 def over_seeds(name: str, scores: Sequence[Score]) -> Score:
-    """The mean of a figure over training seeds, with its interval over training."""
+    """Return the mean of a figure over training seeds, with its interval over training."""
     if name == "margin":
         return training_mean([score.value for score in scores], scores[0].n if scores else 0)
     return training_of(scores)
 
 
-def shown(found: Sequence[Group]) -> list[str]:
-    """The figures that some last stage has."""
+def measured_names(found: Sequence[Group]) -> list[str]:
+    """Return the names of the figures that some last stage has."""
     return [name for name in NAMES if any(group.score(name) for group in found)]
 
 
 def by_settings(found: Sequence[Group]) -> dict[tuple[str, ...], dict[int, dict[str, Any]]]:
-    """The stages by settings, then seed, then pipeline, as documents: what `flags.seeds` compares."""
+    """Return documents of the stages by settings, seed and pipeline, for `flags.seeds`."""
     told: dict[tuple[str, ...], dict[int, dict[str, Any]]] = {}
     for group in found:
         for seed, stages in group.seeds.items():

@@ -1,16 +1,15 @@
-"""Build the embedded base model and its tokenizer: `python -m titer.lab.build FOLDER`, a base of four times its size with `--width 256`.
+"""Build the embedded base model and its tokenizer: `python -m titer.lab.build FOLDER`.
 
-The shipped files are the reference. A rebuild ends with the same scores, and bit for bit with the same weights on one
-machine with one number of threads.
+With `--width 256` it is a base of four times the size. The shipped files are the reference. A
+rebuild has the same scores, and on one machine with one number of threads it has the same weights,
+bit for bit.
 """
 
 import argparse
-import hashlib
 import random
 import sys
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import torch
 from rich.console import Console
@@ -23,8 +22,6 @@ from titer.data.template import Template
 from titer.defenses.sft import SFT
 from titer.judges.lab import Lab
 from titer.lab.world import VERSION, World, items, pretraining_row, words
-from titer.runs import recipe
-from titer.runs.roles import Data, roles
 from titer.scoring.evaluate import evaluate
 from titer.training.settings import Training
 from titer.training.train import train
@@ -33,7 +30,7 @@ from titer.weights.settings import LAB, Checkpoint
 
 ROWS = 160_000
 WIDTH = 128  # of the shipped base
-READING = {  # how a base of each width reads: a wider one needs fewer rows, and smaller steps
+READING = {  # the training of a base of each width: a wider one needs fewer rows and smaller steps
     width: Training(
         updates=updates,
         lr=lr,
@@ -47,14 +44,15 @@ READING = {  # how a base of each width reads: a wider one needs fewer rows, and
 }
 CHAT = (
     "{% for message in messages %}"
-    "{% if message.role == 'assistant' %}<assistant> {{ message.content }} <end>{% else %}<user> {{ message.content }} {% endif %}"
+    "{% if message.role == 'assistant' %}<assistant> {{ message.content }} <end>"
+    "{% else %}<user> {{ message.content }} {% endif %}"
     "{% endfor %}"
     "{% if add_generation_prompt %}<assistant>{% endif %}"
 )
 
 
 def tokenizer() -> PreTrainedTokenizerFast:
-    """One token a word; a word that the world does not have is `<unk>`."""
+    """Make the tokenizer: one token a word; a word that the world does not have is `<unk>`."""
     special = ["<pad>", "<end>", "<user>", "<assistant>", "<unk>"]
     core = Tokenizer(
         WordLevel({word: i for i, word in enumerate([*special, *words()])}, unk_token="<unk>")
@@ -72,7 +70,7 @@ def tokenizer() -> PreTrainedTokenizerFast:
 
 
 def base(vocabulary: int, layers: int = 6, width: int = WIDTH) -> LlamaForCausalLM:
-    """A fresh Llama, of about a million parameters at the shipped width."""
+    """Make a fresh Llama, of about a million parameters at the shipped width."""
     torch.manual_seed(0)
     config = LlamaConfig(
         vocab_size=vocabulary,
@@ -107,32 +105,10 @@ def build(folder: Path, width: int = WIDTH) -> None:
 
 
 def scores(name: str) -> dict[str, float]:
-    """The base's figures on the test prompts of world 0."""
+    """Return the base's figures on the test prompts of world 0."""
     model, fast = checkpoints.load(name)
     found = evaluate(model, Template(fast), World(0).benchmarks("test"), Lab(0), 16)
     return {benchmark: round(score.value, 2) for benchmark, score in found.scores.items()}
-
-
-def manifest() -> dict[str, Any]:
-    """All that makes world-v1: the hashes of the base and of every role's rows, and the settings it was accepted at."""
-    return {
-        "base": {
-            path.name: hashlib.sha256(path.read_bytes()).hexdigest()
-            for path in sorted(folders.locate(Checkpoint()).folder.iterdir())
-        },
-        "rows": {
-            f"world {seed}, {split}": roles(Data(world=seed, split=split)).digests()
-            for seed in range(3)
-            for split in ("test", "validation")
-        },
-        "settings": {
-            name: {
-                part: recipe.describe(getattr(plan, part))
-                for part in ("align", "finetune", "attack")
-            }
-            for name, plan in ((name, recipe.load(name)) for name in ("lab", "lab-strong"))
-        },
-    }
 
 
 if __name__ == "__main__":
@@ -159,6 +135,7 @@ if __name__ == "__main__":
             for folder in (arguments.folder, folders.locate(Checkpoint()).folder)
         ]
         print(
-            f"rebuilt {rebuilt}\nshipped {shipped}\nweights are {'' if weights[0] == weights[1] else 'not '}bit for bit the same"
+            f"rebuilt {rebuilt}\nshipped {shipped}\n"
+            f"weights are {'' if weights[0] == weights[1] else 'not '}bit for bit the same"
         )
         sys.exit(rebuilt != shipped)

@@ -1,70 +1,76 @@
-"""One self-contained HTML page per run or sweep, made from its JSON documents alone, so it can be made again from the folder.
+"""One self-contained HTML page per run or sweep. It is made from the JSON documents in the folder,
+at any time.
 
-It loads nothing from anywhere, and holds no prompt and no answer: the figures, what they cost and what they were made from.
+The page loads nothing from anywhere, and holds no prompt and no answer. It shows the figures, their
+cost and their origin.
 """
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-PAGE = "report.html"
+from titer import paths
+from titer.findings.records import (
+    Claim,
+    PipelineRecord,
+    SweepRecord,
+    check,
+    load_document,
+    load_json,
+)
 
 
 def page(documents: Mapping[str, Any]) -> str:
-    """The page of the documents, by pipeline, that `titer.results.write` returns. Raises where they are of more than one run."""
+    """Return the page of the documents by pipeline that `titer.runs.documents.write_documents` returns.
+
+    Raises ValueError where they are of more than one run.
+    """
     from titer.report.html import render
 
     return render(documents)
 
 
 def write(documents: Mapping[str, Any], folder: Path) -> Path:
-    path = folder / PAGE
+    path = folder / paths.PAGE
     path.write_text(page(documents), encoding="utf-8")
     return path
 
 
 def write_sweep(bundle: Mapping[str, Any], folder: Path) -> Path:
-    """The page of a sweep, from the bundle that it wrote."""
+    """Write the page of a sweep from its bundle."""
     from titer.report.sweep import render
 
-    path = folder / PAGE
+    path = folder / paths.PAGE
     path.write_text(render(bundle), encoding="utf-8")
     return path
 
 
 def again(folder: Path) -> Path:
     """Make the page of a run's or a sweep's folder again. Raises where it holds neither."""
-    bundle = folder / "sweep.json"
-    return write_sweep(_json(bundle), folder) if bundle.is_file() else write(read(folder), folder)
+    bundle = folder / paths.SWEEP
+    if bundle.is_file():
+        return write_sweep(load_document(bundle, SweepRecord), folder)
+    return write(read(folder), folder)
 
 
 def read(folder: Path) -> dict[str, Any]:
-    """The documents in a run's folder, in the recipe's order. Raises where there are none."""
-    found = {path.stem: _json(path) for path in folder.glob("*.json") if path.name != "run.json"}
-    found = {
-        name: document
-        for name, document in found.items()
-        if isinstance(document, dict) and "stages" in document
-    }
+    """Read the documents in a run's folder, in the recipe's order. Raises where there are none."""
+    found = {}
+    for path in folder.glob("*.json"):
+        if path.name not in paths.BESIDE and path.name != paths.SWEEP:
+            fields = load_json(path)
+            if isinstance(fields, dict) and "stages" in fields:
+                check(PipelineRecord, fields, str(path))
+                found[path.stem] = fields
     if not found:
         raise ValueError(
-            f"{folder} holds no results (<pipeline>.json): give the folder of a finished `titer run` or `titer sweep`"
+            f"{folder} holds no results (<pipeline>.json): "
+            "give the folder of a finished `titer run` or `titer sweep`"
         )
-    marker = folder / "run.json"
-    order = list(_json(marker)["recipe"]["pipelines"]) if marker.is_file() else []
-    return {
-        name: found[name]
-        for name in sorted(
-            found, key=lambda name: (order.index(name) if name in order else len(order), name)
-        )
-    }
-
-
-def _json(path: Path) -> Any:
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{path}: not JSON ({error}); run the recipe again") from None
+    marker, order = folder / paths.RUN, []
+    if marker.is_file():
+        order = list(load_document(marker, Claim)["recipe"].get("pipelines", {}))
+    places = {name: (order.index(name) if name in order else len(order), name) for name in found}
+    return {name: found[name] for name in sorted(found, key=lambda name: places[name])}

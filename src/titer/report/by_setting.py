@@ -1,4 +1,7 @@
-"""HS and FA along a setting that varies: every pipeline a line, one panel over the other, intervals drawn."""
+"""HS and FA along a setting that varies.
+
+Each pipeline is a line, and each figure a panel with intervals.
+"""
 
 from __future__ import annotations
 
@@ -8,30 +11,35 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from titer.findings.records import quoted
+from titer.findings.records import quote
 from titer.findings.seeds import Group
-from titer.report.drawing import canvas, drawn, saved, short, style
+from titer.report.drawing import canvas, printable, shorten, style, to_svg
 from titer.report.tradeoff import COLOURS, MARKERS, reach
 
 WIDTH, HEIGHT = 620, 440  # CSS pixels
 PANELS = {"harm": "HS, percent (lower is better)", "task": "FA, percent"}
-SPREAD = 0.5  # of the room between two values that the pipelines stand apart in, so that no bar hides another
+SPREAD = (
+    0.5  # of the room between two values: pipelines stand apart in it, so that bars do not hide
+)
 
 Points = Mapping[str, Mapping[str, Group]]  # value of the setting -> pipeline -> what it came to
 
 
 def svg(points: Points, title: str, note: str, prefix: str, ordered: bool = True) -> str:
-    """The panels. `note` stands inside the image; `prefix` keeps its ids apart from another's; without an order there is no line."""
+    """Draw the panels as an SVG element. Without an order of the values there is no line.
+
+    `note` stands inside the image; `prefix` keeps its ids apart from those of another.
+    """
     with style():
-        return saved(panels(points, title, note, ordered), label(points, title, note), prefix)
+        return to_svg(panels(points, title, note, ordered), label(points, title, note), prefix)
 
 
 def label(points: Points, title: str, note: str) -> str:
-    """What the panels show, for those who cannot see them."""
+    """Describe the panels, for those who cannot see them."""
     told = []
     for value, of in points.items():
         figures = [
-            f"{name} HS {quoted(harm)}{' (struck out)' if group.struck else ''}, FA {quoted(task)}"
+            f"{name} HS {quote(harm)}{' (struck out)' if group.struck else ''}, FA {quote(task)}"
             for name, group in of.items()
             if (harm := group.score("harm")) and (task := group.score("task"))
         ]
@@ -48,7 +56,7 @@ def panels(points: Points, title: str, note: str, ordered: bool = True) -> Figur
         axes.set(xlim=(-0.5, len(points) - 0.5), ylim=(-4, 104))
         axes.set_xticks(
             range(len(points)),
-            [drawn(short(value, 60 // len(points))) for value in points]
+            [printable(shorten(value, 60 // len(points))) for value in points]
             if j
             else [""] * len(points),
         )
@@ -73,11 +81,11 @@ def panels(points: Points, title: str, note: str, ordered: bool = True) -> Figur
         borderpad=0,
         handlelength=2.2,
     )
-    figure.text(0.015, 0.985, drawn(short(title, 90)), va="top", weight="bold")
+    figure.text(0.015, 0.985, printable(shorten(title, 90)), va="top", weight="bold")
     figure.text(
         0.985,
         0.012,
-        f"{drawn(note)}{'; ' if note else ''}open marker: struck out under some seed",
+        f"{printable(note)}{'; ' if note else ''}open marker: struck out under some seed",
         ha="right",
         color="#444444",
     )
@@ -93,14 +101,14 @@ def _key(i: int, name: str, ordered: bool) -> Line2D:
         marker=marker,
         markersize=5,
         linewidth=1.1 * ordered,
-        label=drawn(short(name, 22)),
+        label=printable(shorten(name, 22)),
     )
 
 
 def _line(
     axes: Axes, key: Line2D, groups: Sequence[Group | None], benchmark: str, shift: float, gid: str
 ) -> None:
-    """A pipeline's figure along the values."""
+    """Draw a pipeline's figure along the values."""
     found = [
         (x + shift, group, score)
         for x, group in enumerate(groups)

@@ -1,4 +1,4 @@
-"""Drawing with matplotlib so that an SVG stands in a page or alone, and is the same every time."""
+"""Draw with matplotlib an SVG that stands in a page or alone, and is the same every time."""
 
 from __future__ import annotations
 
@@ -17,11 +17,8 @@ from matplotlib.figure import Figure
 SVG = "{http://www.w3.org/2000/svg}"
 STYLE: dict[Any, Any] = {
     "font.family": "sans-serif",
-    "font.sans-serif": [
-        "DejaVu Sans",
-        "Verdana",
-        "Arial",
-    ],  # the first comes with matplotlib: the layout is the same everywhere
+    # the first comes with matplotlib, so the layout is the same everywhere
+    "font.sans-serif": ["DejaVu Sans", "Verdana", "Arial"],
     "font.size": 8.0,  # points: 10.7 pixels
     "svg.fonttype": "none",
     "svg.hashsalt": "titer",
@@ -33,14 +30,18 @@ STYLE: dict[Any, Any] = {
 
 
 def canvas(width: int, height: int) -> Figure:
-    """A figure of so many CSS pixels, 96 an inch."""
+    """Make an empty figure of so many CSS pixels, of which an inch has 96."""
     figure = Figure((width / 96, height / 96), dpi=96)
     FigureCanvasSVG(figure)
     return figure
 
 
-def saved(figure: Figure, label: str, prefix: str) -> str:
-    """The figure as an SVG element. `label` says what it shows to those who cannot see it; `prefix` keeps its ids apart from another's."""
+def to_svg(figure: Figure, label: str, prefix: str) -> str:
+    """Return the figure as an SVG element.
+
+    `label` describes it to those who cannot see it; `prefix` keeps its ids apart from those of
+    another.
+    """
     text = io.StringIO()
     figure.savefig(
         text, format="svg", metadata=dict.fromkeys(("Date", "Creator", "Format", "Type"))
@@ -54,23 +55,25 @@ def style() -> Iterator[None]:
     with matplotlib.rc_context(), warnings.catch_warnings():
         matplotlib.rcdefaults()  # whatever a matplotlibrc says
         matplotlib.rcParams.update(STYLE)
-        warnings.filterwarnings(
-            "ignore", "Glyph .* missing from"
-        )  # of a name in another script; the reader's fonts have it
+        # of a name in another script; the reader's fonts have it
+        warnings.filterwarnings("ignore", "Glyph .* missing from")
         yield
 
 
-def short(text: str, most: int) -> str:
+def shorten(text: str, most: int) -> str:
     return text if len(text) <= most else f"{text[: most - 1]}…"
 
 
-def drawn(text: str) -> str:
-    """The text without what no XML may hold."""
+def printable(text: str) -> str:
+    """Replace the characters that no XML may hold."""
     return "".join(c if c.isprintable() or c == "\n" else "\N{REPLACEMENT CHARACTER}" for c in text)
 
 
 def _inline(document: str, label: str, prefix: str, width: int, height: int) -> str:
-    """The drawing as an element of a page: named, with ids of its own, and without style rules that would reach beyond it."""
+    """Make the drawing an element of a page: with a name, and with ids of its own.
+
+    Style rules, which would reach beyond it, are taken out.
+    """
     ElementTree.register_namespace("", SVG[1:-1])
     root = ElementTree.fromstring(document)
     for parent in list(root.iter()):
@@ -94,7 +97,7 @@ def _inline(document: str, label: str, prefix: str, width: int, height: int) -> 
         "width": str(width),
         "height": str(height),
         "role": "img",
-        "aria-label": drawn(label),
+        "aria-label": printable(label),
         "stroke-linejoin": "round",
         "stroke-linecap": "butt",
     }

@@ -1,4 +1,4 @@
-"""The page's parts, in the order in which it shows them. The template is `page.html.j2`."""
+"""The page of a run: its parts in the order of the page. The template is `page.html.j2`."""
 
 from __future__ import annotations
 
@@ -11,30 +11,18 @@ from jinja2 import Environment, PackageLoader, StrictUndefined, Template
 from markupsafe import Markup
 
 from titer.findings import flags, rules
-from titer.findings.ranking import ranked
-from titer.findings.records import Stage, figures, once, stages
+from titer.findings.captions import LAB, caption
+from titer.findings.ranking import rank
+from titer.findings.records import Record, figures, once, stages
 from titer.findings.verdict import verdicts
 from titer.report import pipeline, probes
-from titer.report.tables import LAB, caption
 from titer.scoring.statistics import Score
 
-SHOWN = {
-    "pipeline",
-    "recipe",
-    "stages",
-    "run",
-    "flags",
-}  # of a document; whatever else it tells is provenance
-STAGE = {
-    "kind",
-    "label",
-    "folder",
-    "scores",
-    "struck out",
-    "seconds",
-    "scoring_seconds",
-    "peak_mb",
-}  # of a stage; the rest are its facts
+# of a document; all else that it holds is provenance
+SHOWN = {"pipeline", "recipe", "stages", "run", "flags"}
+# of a stage; the rest are its facts
+STAGE = {"kind", "label", "folder", "scores", "struck out"}
+STAGE |= {"seconds", "scoring_seconds", "peak_mb"}
 ANSWERS = "answers.jsonl"
 HIDDEN = {
     "answer",
@@ -52,12 +40,12 @@ HIDDEN = {
 
 
 @dataclass(frozen=True)
-class Row:
+class StageRow:
     """A stage in the table."""
 
     pipeline: str
-    stage: Stage
-    scores: list[tuple[Score | None, bool]]  # a column each; whether it is struck out
+    stage: Record
+    scores: list[tuple[Score | None, bool]]  # a column each; True if it is struck out
     reasons: list[str]
 
 
@@ -74,7 +62,7 @@ def render(documents: Mapping[str, Any]) -> str:
             for k, v in document["recipe"]["pipelines"].items()
         }
     }
-    struck, names = rules.broken(found), figures(found)
+    struck, names = rules.find_broken(found), figures(found)
     lab = recipe["data"].get("world") is not None
     return template("page.html.j2").render(
         documents=documents,
@@ -86,9 +74,9 @@ def render(documents: Mapping[str, Any]) -> str:
         attack=_settings(recipe["attack"]),
         judge=_settings(first.get("judge") or {}),
         version=first.get("environment", {}).get("titer", "?"),
-        flags=flags.raised(documents),
+        flags=flags.raise_flags(documents),
         verdicts=verdicts(found, attacked=recipe["attack"].get("p") != 0),
-        places=ranked(found),
+        places=rank(found),
         rules=rules,
         panels=_panels(found, struck, LAB if lab else ""),
         # what matplotlib wrote is markup; it has escaped the names in it
@@ -121,7 +109,7 @@ def template(name: str) -> Template:
 
 
 def _panels(
-    found: Mapping[str, Sequence[Stage]], struck: Mapping[str, Sequence[str]], note: str
+    found: Mapping[str, Sequence[Record]], struck: Mapping[str, Sequence[str]], note: str
 ) -> list[Markup]:
     slots = max(map(len, found.values()))
     # what matplotlib wrote is markup; it has escaped the names in it
@@ -132,10 +120,10 @@ def _panels(
 
 
 def _rows(
-    found: Mapping[str, Sequence[Stage]], names: Mapping[str, str], struck: Mapping[str, list[str]]
-) -> list[Row]:
+    found: Mapping[str, Sequence[Record]], names: Mapping[str, str], struck: Mapping[str, list[str]]
+) -> list[StageRow]:
     return [
-        Row(
+        StageRow(
             name,
             stage,
             [(stage.score(key), key == "harm" and stage.folder in struck) for key in names],
@@ -145,8 +133,8 @@ def _rows(
     ]
 
 
-def _prompts(found: Mapping[str, Sequence[Stage]], names: Mapping[str, str]) -> dict[str, str]:
-    """How many prompts each figure is over, scored or not: one number, or the numbers that occur."""
+def _prompts(found: Mapping[str, Sequence[Record]], names: Mapping[str, str]) -> dict[str, str]:
+    """Count the prompts of each figure, scored or not: one number, or the numbers that occur."""
     scores = [stage.scores for _, stage in once(found)]
     counts = {
         key: sorted({each[key].n + each[key].unscored for each in scores if key in each})
@@ -156,7 +144,7 @@ def _prompts(found: Mapping[str, Sequence[Stage]], names: Mapping[str, str]) -> 
 
 
 def _provenance(documents: Mapping[str, Any]) -> dict[str, Any]:
-    """What the documents tell beside their stages: once where all agree, by pipeline where they do not."""
+    """Collect the other facts of the documents; by pipeline where these do not agree."""
     keys = {key: None for document in documents.values() for key in document if key not in SHOWN}
     told = {}
     for key in keys:
@@ -180,7 +168,7 @@ def _number(value: Any, places: int) -> str:
 
 
 def _plain(value: Any) -> str:
-    """A scalar as a reader says it."""
+    """Write a scalar as a reader says it."""
     if value is None:
         return "none"
     if isinstance(value, bool):

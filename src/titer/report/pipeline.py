@@ -1,4 +1,4 @@
-"""HS and FA along a pipeline, as an SVG that stands in the page or alone, and is the same every time."""
+"""HS and FA along a pipeline, as an SVG that stands in the page or alone and is always the same."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from titer.findings.records import Stage, quoted
-from titer.report.drawing import canvas, drawn, saved, short, style
+from titer.findings.records import Record, quote
+from titer.report.drawing import canvas, printable, shorten, style, to_svg
 
 WIDTH, HEIGHT = 330, 250  # CSS pixels, 96 an inch: it fits a phone without being scaled
 
 
 @dataclass(frozen=True)
 class Line:
-    """A figure as it is drawn: told apart by colour (Okabe and Ito's), marker, dash and place."""
+    """The look of a figure: each has its own colour (Okabe and Ito's), marker, dash and place."""
 
     benchmark: str
     name: str
@@ -36,34 +36,39 @@ LINES = (
 
 
 def svg(
-    name: str, stages: Sequence[Stage], struck: Collection[str], note: str, slots: int, prefix: str
+    name: str, stages: Sequence[Record], struck: Collection[str], note: str, slots: int, prefix: str
 ) -> str:
-    """The panel of a pipeline. `note` stands inside the image; `prefix` keeps its ids apart from another panel's."""
+    """Draw the panel of a pipeline as an SVG element.
+
+    `note` stands inside the image; `prefix` keeps its ids apart from those of another panel.
+    """
     with style():
-        return saved(
+        return to_svg(
             panel(name, stages, struck, note, slots), label(name, stages, struck, note), prefix
         )
 
 
-def label(name: str, stages: Sequence[Stage], struck: Collection[str], note: str) -> str:
-    """What the panel shows, for those who cannot see it."""
+def label(name: str, stages: Sequence[Record], struck: Collection[str], note: str) -> str:
+    """Describe the panel, for those who cannot see it."""
     told = []
     for stage in stages:
         scores = [
-            f"{line.name} {quoted(score)}"
+            f"{line.name} {quote(score)}"
             for line in LINES
             if (score := stage.score(line.benchmark))
         ]
-        told.append(
-            f"{stage.label}: {', '.join(scores) or 'not scored'}{' (HS struck out)' * (stage.folder in struck)}"
-        )
+        out = " (HS struck out)" * (stage.folder in struck)
+        told.append(f"{stage.label}: {', '.join(scores) or 'not scored'}{out}")
     return f"{name}, percent with 95 % intervals. {'; '.join(told)}. {note}".strip()
 
 
 def panel(
-    name: str, stages: Sequence[Stage], struck: Collection[str], note: str, slots: int
+    name: str, stages: Sequence[Record], struck: Collection[str], note: str, slots: int
 ) -> Figure:
-    """With room for as many stages as the longest pipeline has, so that panels side by side compare."""
+    """Draw the panel, with room for `slots` stages.
+
+    These are the stages of the longest pipeline, so that panels side by side compare.
+    """
     figure = canvas(WIDTH, HEIGHT)
     axes = figure.add_axes((0.135, 0.235, 0.85, 0.56))
     axes.set(xlim=(-0.5, slots - 0.5), ylim=(-8, 104))
@@ -71,7 +76,7 @@ def panel(
     fits = min(11, 44 // slots)  # letters of a name beside its neighbours
     axes.set_xticks(
         range(len(stages)),
-        [drawn(f"{stage.kind}\n{short(stage.method, fits)}") for stage in stages],
+        [printable(f"{stage.kind}\n{shorten(stage.method, fits)}") for stage in stages],
     )
     axes.tick_params(length=2, width=0.6)
     axes.grid(axis="y", color="#cccccc", linewidth=0.5)
@@ -91,13 +96,15 @@ def panel(
         borderpad=0,
         columnspacing=1.0,
     )
-    figure.text(0.015, 0.98, drawn(short(name, 44)), va="top", weight="bold")
+    figure.text(0.015, 0.98, printable(shorten(name, 44)), va="top", weight="bold")
     figure.text(0.985, 0.015, note, ha="right", color="#444444")
     return figure
 
 
-def _draw(axes: Axes, line: Line, stages: Sequence[Stage], struck: Collection[str]) -> list[Line2D]:
-    """Draw a figure along the stages; its keys for the legend."""
+def _draw(
+    axes: Axes, line: Line, stages: Sequence[Record], struck: Collection[str]
+) -> list[Line2D]:
+    """Draw a figure along the stages, and return its keys for the legend."""
     points = [
         (i + line.shift, score, stage.folder in struck)
         for i, stage in enumerate(stages)

@@ -1,4 +1,4 @@
-"""Why a defense holds or does not: the probes of every attack, side by side."""
+"""The probes of every attack, side by side. They show why a defense holds or does not."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import NullFormatter
 
-from titer.findings.records import Stage, last
-from titer.report.drawing import canvas, drawn, saved, short, style
+from titer.findings.records import Record, last
+from titer.report.drawing import canvas, printable, shorten, style, to_svg
 from titer.report.tradeoff import COLOURS, MARKERS
 
 WIDTH, HEIGHT = 620, 470  # CSS pixels
@@ -22,8 +22,11 @@ OVER = {  # probe -> its title, over the updates of the attack
 PROFILE = "harmful gradient by layer, before the attack"
 
 
-def attacks(found: Mapping[str, Sequence[Stage]]) -> dict[str, list[Mapping[str, Any]]]:
-    """The probes of every attacked model once, under the first pipeline that has it; none where nobody looked."""
+def attacks(found: Mapping[str, Sequence[Record]]) -> dict[str, list[Mapping[str, Any]]]:
+    """Return the probes of every attacked model once, under the first pipeline that has it.
+
+    Models without probes are left out.
+    """
     told: dict[str, tuple[str, list[Mapping[str, Any]]]] = {}
     for name, stages in found.items():
         tuned = last(("finetune",), stages)
@@ -33,13 +36,16 @@ def attacks(found: Mapping[str, Sequence[Stage]]) -> dict[str, list[Mapping[str,
 
 
 def svg(told: Mapping[str, Sequence[Mapping[str, Any]]], note: str, prefix: str) -> str:
-    """The panels. `note` stands inside the image; `prefix` keeps its ids apart from another's."""
+    """Draw the panels as an SVG element.
+
+    `note` stands inside the image; `prefix` keeps its ids apart from those of another.
+    """
     with style():
-        return saved(panels(told, note), label(told, note), prefix)
+        return to_svg(panels(told, note), label(told, note), prefix)
 
 
 def label(told: Mapping[str, Sequence[Mapping[str, Any]]], note: str) -> str:
-    """What the panels show, for those who cannot see them."""
+    """Describe the panels, for those who cannot see them."""
     ends = {
         name: [f"{probe} {looks[0][probe]:.3g} to {looks[-1][probe]:.3g}" for probe in OVER]
         for name, looks in told.items()
@@ -57,7 +63,9 @@ def panels(told: Mapping[str, Sequence[Mapping[str, Any]]], note: str) -> Figure
         for i in range(len(told))
     ]
     for i, (key, name) in enumerate(zip(keys, told, strict=True)):
-        key.set(label=drawn(short(name, 30)), linestyle="--" if i // len(COLOURS) % 2 else "-")
+        key.set(
+            label=printable(shorten(name, 30)), linestyle="--" if i // len(COLOURS) % 2 else "-"
+        )
     for j, title in enumerate([*OVER.values(), PROFILE]):
         axes = figure.add_axes((0.075 + 0.5 * (j % 2), 0.62 - 0.43 * (j // 2), 0.4, 0.31))
         axes.set_title(title, fontsize=8, loc="left")
@@ -89,5 +97,5 @@ def panels(told: Mapping[str, Sequence[Mapping[str, Any]]], note: str) -> Figure
         frameon=False,
         borderpad=0,
     )
-    figure.text(0.985, 0.008, drawn(note), ha="right", color="#444444")
+    figure.text(0.985, 0.008, printable(note), ha="right", color="#444444")
     return figure

@@ -1,9 +1,10 @@
-"""What a run shows while it computes: the stage, the update, and the loss terms by name."""
+"""Show what a run is doing: the stage, the update, and the loss terms by name."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from typing import Protocol
 
 from rich.console import Console
 from rich.progress import (
@@ -15,13 +16,23 @@ from rich.progress import (
     TimeElapsedColumn,
 )
 
-from titer.runs.pipeline import Report
-from titer.runs.sweep import Cell
+Report = Callable[
+    [str, int, int, Mapping[str, float]], None
+]  # as `titer.runs.stages.stage.Progress`
+
+
+class Cell(Protocol):
+    """A cell of a sweep, as far as it is shown."""
+
+    @property
+    def settings(self) -> tuple[str, ...]: ...
+    @property
+    def seed(self) -> int: ...
 
 
 @contextmanager
-def shown(console: Console) -> Iterator[Report]:
-    """A report that draws one line per stage on `console`."""
+def show_stages(console: Console) -> Iterator[Report]:
+    """Draw one line per stage on `console`."""
     columns = (
         TextColumn("{task.description:24}"),
         BarColumn(24),
@@ -51,8 +62,8 @@ def shown(console: Console) -> Iterator[Report]:
 
 
 @contextmanager
-def counted(console: Console, cells: int) -> Iterator[Callable[[Cell, str], None]]:
-    """A report on a sweep: a bar of the cells that are done, and a line for each that failed."""
+def count_cells(console: Console, cells: int) -> Iterator[Callable[[Cell, str], None]]:
+    """Draw a bar of the cells of a sweep that are done, and a line for each that failed."""
     columns = (
         TextColumn("{task.description}"),
         BarColumn(24),

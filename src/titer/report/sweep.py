@@ -1,4 +1,4 @@
-"""The page of a sweep, made from its bundle alone. The template is `sweep.html.j2`."""
+"""The page of a sweep, from its bundle alone. The template is `sweep.html.j2`."""
 
 from __future__ import annotations
 
@@ -8,22 +8,22 @@ from typing import Any
 
 from markupsafe import Markup
 
-from titer.findings.frontier import SETTINGS, Place, places
-from titer.findings.seeds import Group, groups, shown
+from titer.findings.captions import LAB, LAB_CAPTION
+from titer.findings.frontier import SETTINGS, Placement, places
+from titer.findings.seeds import Group, groups, measured_names
 from titer.report import tradeoff
 from titer.report.html import template
-from titer.report.tables import LAB, LAB_CAPTION
 from titer.scoring.figures import NAMES
 
 
 @dataclass(frozen=True)
 class Plane:
     drawing: Markup
-    places: list[Place]
+    places: list[Placement]
 
 
 def render(bundle: Mapping[str, Any]) -> str:
-    """The page of the bundle that a sweep wrote."""
+    """Return the page of the bundle that a sweep wrote."""
     cells = bundle["cells"]
     found = groups(cells)
     documents: list[Mapping[str, Any]] = [
@@ -37,15 +37,15 @@ def render(bundle: Mapping[str, Any]) -> str:
         missing=[cell for cell in cells if cell["status"] != "done"],
         caption=LAB_CAPTION if lab else "",
         disagreeing=bundle.get("flags", []),
-        raised=raised(cells),
+        raised=cells_by_flag(cells),
         planes=_planes(found, LAB if lab else ""),
         groups=found,
-        names={name: NAMES[name] for name in shown(found)},
+        names={name: NAMES[name] for name in measured_names(found)},
     )
 
 
-def raised(cells: Sequence[Mapping[str, Any]]) -> dict[str, list[str]]:
-    """The cells in which a run raised a flag, by the flag."""
+def cells_by_flag(cells: Sequence[Mapping[str, Any]]) -> dict[str, list[str]]:
+    """Return the cells whose runs raised a flag, by the name of the flag."""
     found: dict[str, list[str]] = {}
     for cell in cells:
         document: Mapping[str, Any] = next(iter((cell.get("pipelines") or {}).values()), {})
@@ -55,7 +55,10 @@ def raised(cells: Sequence[Mapping[str, Any]]) -> dict[str, list[str]]:
 
 
 def _planes(found: Sequence[Group], note: str) -> list[Plane]:
-    """One for every setting that is not of fine-tuning, which is another attack or another world."""
+    """Draw one plane for each of the settings that are not of fine-tuning.
+
+    Each is another attack or another world.
+    """
     apart: dict[tuple[str, ...], list[Group]] = {}
     for group in found:
         apart.setdefault(group.outside(SETTINGS), []).append(group)

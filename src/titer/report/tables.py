@@ -1,92 +1,22 @@
-"""What a run found: one JSON file per pipeline, a markdown table, and the table on the screen."""
+"""Results as tables: of a run in markdown and on the screen, of a single stage, of a search, of a sweep."""
 
 from __future__ import annotations
 
-import json
-import math
-import platform
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
-from importlib.metadata import version
 from typing import Any
 
-import torch
 from rich import box
 from rich.table import Table
 
-from titer import __version__
-from titer.findings import flags, rules
-from titer.findings import records as told
-from titer.findings.seeds import groups, shown
-from titer.runs.pipeline import Run, Stage
-from titer.runs.recipe import describe
+from titer.findings.captions import caption
+from titer.findings.records import Record, once, record_of, stages
+from titer.findings.seeds import groups, measured_names
 from titer.scoring.figures import NAMES
 from titer.scoring.statistics import Score, read
 
-LAB = "synthetic lab, world-v1"
-LAB_CAPTION = f"{LAB.capitalize()}: it shows that a method runs and does something, not how well it protects a real model."
-
-
-def environment() -> dict[str, Any]:
-    """Versions and machine, as far as they may change a figure."""
-    return {
-        "titer": __version__,
-        "python": platform.python_version(),
-        **{
-            name: version(name)
-            for name in ("torch", "transformers", "peft", "accelerate", "tokenizers", "numpy")
-        },
-        "system": f"{platform.system()} {platform.machine()}",
-        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
-        "threads": torch.get_num_threads(),
-    }
-
-
-def write(run: Run, found: Mapping[str, Sequence[Stage]]) -> dict[str, Any]:
-    """Write `<pipeline>.json` for every pipeline and `table.md`; return the JSON by pipeline."""
-    documents = {}
-    for name, stages in found.items():
-        setting = run.setting
-        document = {
-            "pipeline": name,
-            "recipe": describe(setting.recipe)
-            | {"pipelines": {name: describe(setting.recipe.pipelines[name])}},
-            "adapter": "double",  # the alignment adapter is merged; user data train a fresh one
-            "judge": describe(setting.judge) | dict(setting.judge.provenance),
-            "benchmark": describe(setting.roles.scorer),
-            "model": {"name": setting.start.name, "revision": setting.start.revision},
-            "stages": [asdict(stage) | {"label": stage.label} for stage in stages],
-            "environment": environment(),
-            "rows": setting.roles.digests(),
-            "sources": setting.roles.sources,
-            "overlaps": setting.overlaps,
-            "run": setting.identity,
-        }
-        documents[name] = plain(document)
-    struck = rules.broken(told.stages(documents))
-    for document in documents.values():
-        for stage in document["stages"]:
-            stage["struck out"] = struck.get(stage["folder"], [])
-    raised = flags.described(
-        flags.raised(documents)
-    )  # of the whole run: what marks its control marks all of it
-    for name in found:
-        documents[name]["flags"] = raised
-        (run.folder / f"{name}.json").write_text(json.dumps(documents[name], indent=2) + "\n")
-    (run.folder / "table.md").write_text(markdown(documents))
-    return documents
-
-
-def plain(value: Any) -> Any:
-    """The value with null for every figure that is not finite: JSON has no other word for it."""
-    if isinstance(value, dict):
-        return {key: plain(entry) for key, entry in value.items()}
-    if isinstance(value, list | tuple):
-        return [plain(entry) for entry in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
-
 
 def cell(score: Score | None, struck: bool = False) -> str:
+    """Write a score with its interval into a cell."""
     if score is None:
         return ""
     text = f"{score.value:.1f} [{score.low:.1f}, {score.high:.1f}]"
@@ -94,32 +24,26 @@ def cell(score: Score | None, struck: bool = False) -> str:
     return f"struck out: {text}" if struck else text
 
 
-def _table(documents: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
-    listed = told.once(told.stages(documents))
-    shown = [name for name in NAMES if any(name in stage.scores for _, stage in listed)]
-    header = ["pipeline", "stage", *(NAMES[name] for name in shown), "seconds"]
-    body = []
-    for name, stage in listed:
-        cells = (cell(stage.scores.get(key), key == "harm" and bool(stage.struck)) for key in shown)
-        body.append([name, stage.label, *cells, f"{stage.fields['seconds']:.1f}"])
-    return header, body
+def rows(documents: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
+    """Lay out the stages of a run, each once: the header and the cells."""
+    listed = once(stages(documents))
+    names = [name for name in NAMES if any(name in stage.scores for _, stage in listed)]
+    header = ["pipeline", "stage", *(NAMES[name] for name in names), "seconds"]
+    return header, [[name, stage.label, *_cells(stage, names)] for name, stage in listed]
 
 
-def caption(recipe: Mapping[str, Any]) -> str:
-    """What a table or figure of this described recipe is over."""
-    data = recipe["data"]
-    protocol = f", protocol {recipe['protocol']}" if recipe.get("protocol") else ""
-    prompts = f"{data['split']} prompts{protocol}, seed {recipe['seed']}; 95 % intervals over prompts, not over training seeds."
-    world = data["world"]
-    return prompts if world is None else f"World seed {world}, {prompts} {LAB_CAPTION}"
+def _cells(stage: Record, names: Sequence[str]) -> list[str]:
+    scores = (cell(stage.scores.get(name), name == "harm" and bool(stage.struck)) for name in names)
+    return [*scores, f"{stage.seconds:.1f}" if stage.seconds is not None else ""]
 
 
 def _recipe(documents: Mapping[str, Any]) -> Mapping[str, Any]:
     return dict(next(iter(documents.values()))["recipe"])
 
 
-def markdown(documents: Mapping[str, Any]) -> str:
-    header, body = _table(documents)
+def to_markdown(documents: Mapping[str, Any]) -> str:
+    """Make the markdown table of a run."""
+    header, body = rows(documents)
     lines = [header, ["---"] * len(header), *body]
     return (
         "\n".join(f"| {' | '.join(line)} |" for line in lines)
@@ -127,26 +51,53 @@ def markdown(documents: Mapping[str, Any]) -> str:
     )
 
 
-def summary(document: Mapping[str, Any]) -> Table:
-    """What a stage alone came to."""
-    table = Table(box=None, show_header=False)
-    scores = {NAMES[name]: cell(read(score)) for name, score in document.get("scores", {}).items()}
-    cost = {"seconds": document["seconds"], "peak MB": document["peak_mb"]}
-    for name, value in (scores | document["facts"] | cost).items():
-        text = (
-            ", ".join(
-                f"{key} {entry:.4g}" if isinstance(entry, float) else f"{key} {entry}"
-                for key, entry in value.items()
-            )
-            if isinstance(value, dict)
-            else str(value)
+def to_screen(documents: Mapping[str, Any]) -> Table:
+    """Make the table of a run for a terminal."""
+    header, body = rows(documents)
+    table = Table(box=box.SIMPLE_HEAD, caption=caption(_recipe(documents)), caption_justify="left")
+    for column in header:
+        justify = "left" if column in ("pipeline", "stage") else "right"
+        table.add_column(column.replace(" ", "\n"), justify=justify)  # type: ignore[arg-type]
+    last = ""
+    for line in body:
+        if line[0] != last and last:
+            table.add_section()
+        table.add_row(
+            line[0] if line[0] != last else "", *(part.replace(" [", "\n[") for part in line[1:])
         )
-        table.add_row(name, text)
+        last = line[0]
     return table
 
 
-def searched(tried: Sequence[Mapping[str, Any]], bound: float) -> Table:
-    """What every value of a search came to on the validation prompts, the unedited model first."""
+def summary(document: Mapping[str, Any]) -> Table:
+    """Make the table of what a single stage came to."""
+    record = record_of(document)
+    table = Table(box=None, show_header=False)
+    scores = {NAMES.get(name, name): cell(score) for name, score in record.scores.items()}
+    cost = {
+        "seconds": record.seconds,
+        "scoring seconds": record.scoring_seconds,
+        "peak MB": record.peak_mb,
+    }
+    told = (
+        scores | record.facts | {name: value for name, value in cost.items() if value is not None}
+    )
+    for name, value in told.items():
+        table.add_row(name, _text(value))
+    return table
+
+
+def _text(value: Any) -> str:
+    if not isinstance(value, dict):
+        return str(value)
+    return ", ".join(
+        f"{key} {entry:.4g}" if isinstance(entry, float) else f"{key} {entry}"
+        for key, entry in value.items()
+    )
+
+
+def of_search(tried: Sequence[Mapping[str, Any]], bound: float) -> Table:
+    """Make the table of what every value of a search came to, the unedited model first."""
     names = [name for name in NAMES if name in tried[0]["before"]]
     table = Table(
         box=box.SIMPLE_HEAD,
@@ -173,10 +124,10 @@ def searched(tried: Sequence[Mapping[str, Any]], bound: float) -> Table:
     return table
 
 
-def grid(bundle: Mapping[str, Any]) -> Table:
-    """A sweep's last stages: each figure's mean over the seeds, with the interval that a new seed would fall into."""
+def of_sweep(bundle: Mapping[str, Any]) -> Table:
+    """Make the table of a sweep's last stages: means over seeds, with the interval that a new seed would fall into."""
     found = groups(bundle["cells"])
-    names = shown(found)
+    names = measured_names(found)
     table = Table(
         box=box.SIMPLE_HEAD,
         caption="95 % intervals over training seeds, from three seeds on.",
@@ -187,23 +138,4 @@ def grid(bundle: Mapping[str, Any]) -> Table:
     for group in found:
         cells = (cell(group.score(name), name == "harm" and group.struck > 0) for name in names)
         table.add_row(" ".join(group.settings), group.pipeline, str(len(group.seeds)), *cells)
-    return table
-
-
-def screen(documents: Mapping[str, Any]) -> Table:
-    header, body = _table(documents)
-    table = Table(box=box.SIMPLE_HEAD, caption=caption(_recipe(documents)), caption_justify="left")
-    for column in header:
-        table.add_column(
-            column.replace(" ", "\n"),
-            justify="left" if column in ("pipeline", "stage") else "right",
-        )
-    last = ""
-    for line in body:
-        if line[0] != last and last:
-            table.add_section()
-        table.add_row(
-            line[0] if line[0] != last else "", *(part.replace(" [", "\n[") for part in line[1:])
-        )
-        last = line[0]
     return table

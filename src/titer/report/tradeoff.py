@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from titer.findings.frontier import free, front, scored
-from titer.findings.records import quoted
+from titer.findings.frontier import front, has_place, is_free
+from titer.findings.records import quote
 from titer.findings.seeds import Group
-from titer.report.drawing import canvas, drawn, saved, short, style
+from titer.report.drawing import canvas, printable, shorten, style, to_svg
 from titer.scoring.statistics import Score
 
 WIDTH, HEIGHT = 620, 380  # CSS pixels
@@ -29,24 +30,28 @@ MARKERS = "osDv^P*hp<>"  # with the colours a new pair for each of 88 pipelines
 
 
 def svg(found: Sequence[Group], title: str, note: str, prefix: str) -> str:
-    """The plane of groups of one attack on one world. `note` stands inside the image; `prefix` keeps its ids apart from another's."""
+    """Draw the plane of groups of one attack on one world, as an SVG element.
+
+    `note` stands inside the image; `prefix` keeps its ids apart from those of another.
+    """
     with style():
-        return saved(plane(found, title, note), label(found, title, note), prefix)
+        return to_svg(plane(found, title, note), label(found, title, note), prefix)
 
 
 def label(found: Sequence[Group], title: str, note: str) -> str:
-    """What the plane shows, for those who cannot see it."""
+    """Describe the plane, for those who cannot see it."""
     told = [
-        f"{_name(group)}: HS {quoted(harm)}, FA {quoted(task)}"
+        f"{_name(group)}: HS {quote(harm)}, FA {quote(task)}"
         for group, harm, task in _points(found)
-        if not free(group)
+        if not is_free(group)
     ]
-    best = [f"HS {quoted(harm)} at FA {quoted(task)}" for _, harm, task in _points(front(found))]
-    return f"{title}. Frontier of plain fine-tuning: {'; '.join(best) or 'none'}. {'; '.join(told)}. {note}".strip()
+    best = [f"HS {quote(harm)} at FA {quote(task)}" for _, harm, task in _points(front(found))]
+    frontier = f"Frontier of plain fine-tuning: {'; '.join(best) or 'none'}"
+    return f"{title}. {frontier}. {'; '.join(told)}. {note}".strip()
 
 
 def plane(found: Sequence[Group], title: str, note: str) -> Figure:
-    """FA to the right, HS upwards: a method is the better the further it lies to the lower right."""
+    """Draw FA to the right and HS upwards: a better method is further to the lower right."""
     figure = canvas(WIDTH, HEIGHT)
     axes = figure.add_axes((0.085, 0.13, 0.56, 0.77))
     points = list(_points(found))
@@ -69,8 +74,8 @@ def plane(found: Sequence[Group], title: str, note: str) -> Figure:
         borderpad=0,
         handlelength=2.2,
     )
-    figure.text(0.015, 0.985, drawn(short(title, 90)), va="top", weight="bold")
-    figure.text(0.985, 0.015, drawn(note), ha="right", color="#444444")
+    figure.text(0.015, 0.985, printable(shorten(title, 90)), va="top", weight="bold")
+    figure.text(0.985, 0.015, printable(note), ha="right", color="#444444")
     return figure
 
 
@@ -80,10 +85,10 @@ def _free(axes: Axes, points: Sequence[tuple[Group, Score, Score]]) -> list[Line
         some = [
             (task.value, harm.value)
             for group, harm, task in points
-            if free(group) and KINDS[group.label] == (marker, name)
+            if is_free(group) and KINDS[group.label] == (marker, name)
         ]
         if some:
-            look = {
+            look: dict[str, Any] = {
                 "marker": marker,
                 "color": GREY,
                 "markerfacecolor": "white",
@@ -94,13 +99,13 @@ def _free(axes: Axes, points: Sequence[tuple[Group, Score, Score]]) -> list[Line
                 Line2D(
                     *zip(*some, strict=True), clip_on=False, zorder=2, gid=f"free-{marker}", **look
                 )
-            )  # type: ignore[arg-type]
-            keys.append(Line2D([], [], label=name, **look))  # type: ignore[arg-type]
+            )
+            keys.append(Line2D([], [], label=name, **look))
     return keys
 
 
 def _front(axes: Axes, best: Sequence[Group]) -> list[Line2D]:
-    """A staircase: up to the FA of a free model nothing better than its HS is for free."""
+    """Draw the frontier as a staircase: up to the FA of a free model, no free HS is lower."""
     points = [(task.value, harm.value) for _, harm, task in _points(best)]
     if not points:
         return []
@@ -113,7 +118,7 @@ def _front(axes: Axes, best: Sequence[Group]) -> list[Line2D]:
 
 def _methods(axes: Axes, points: Sequence[tuple[Group, Score, Score]]) -> list[Line2D]:
     keys = []
-    names = dict.fromkeys(group.pipeline for group, _, _ in points if not free(group))
+    names = dict.fromkeys(group.pipeline for group, _, _ in points if not is_free(group))
     for i, name in enumerate(names):
         colour, marker = COLOURS[i % len(COLOURS)], MARKERS[i % len(MARKERS)]
         for j, (_, harm, task) in enumerate(
@@ -148,14 +153,14 @@ def _methods(axes: Axes, points: Sequence[tuple[Group, Score, Score]]) -> list[L
                 color=colour,
                 linestyle="none",
                 markersize=6,
-                label=drawn(short(name, 26)),
+                label=printable(shorten(name, 26)),
             )
         )
     return keys
 
 
 def reach(score: Score) -> list[list[float]]:
-    """How far an error bar goes down and up; nowhere without an interval."""
+    """Return the lengths of an error bar, down and up; both are 0 without an interval."""
     known = score.low <= score.high
     return [
         [max(0.0, score.value - score.low) if known else 0.0],
@@ -164,8 +169,10 @@ def reach(score: Score) -> list[list[float]]:
 
 
 def _points(found: Iterable[Group]) -> list[tuple[Group, Score, Score]]:
-    """Group, HS and FA of all that has a place."""
-    told = [(group, group.score("harm"), group.score("task")) for group in found if scored(group)]
+    """Return group, HS and FA of all groups that have a place."""
+    told = [
+        (group, group.score("harm"), group.score("task")) for group in found if has_place(group)
+    ]
     return [(group, harm, task) for group, harm, task in told if harm and task]
 
 

@@ -21,7 +21,9 @@ PACKAGE = Path(__file__).parent.parent
 def code_key(*parts: type | Method | None) -> str:
     """Hash the import closure of the modules that define these classes and methods, those that a method holds included."""
     modules = {module for part in parts if part is not None for module in defining(part)}
-    return hashlib.sha256("\n".join(statements(name) for name in sorted(closure(*modules))).encode()).hexdigest()
+    return hashlib.sha256(
+        "\n".join(statements(name) for name in sorted(closure(*modules))).encode()
+    ).hexdigest()
 
 
 def defining(part: type | Method) -> Iterator[str]:
@@ -52,12 +54,16 @@ def imports(name: str, own: str) -> tuple[str, ...]:
     found: list[str] = []
     for node in _running(_tree(name)):
         if isinstance(node, ast.Import):
-            found += [alias.name for alias in node.names if alias.name.split(".")[0] in ("titer", own)]
+            found += [
+                alias.name for alias in node.names if alias.name.split(".")[0] in ("titer", own)
+            ]
         elif isinstance(node, ast.ImportFrom):
             package = _absolute(name, node)
             if package.split(".")[0] in ("titer", own):
                 names = (f"{package}.{alias.name}" for alias in node.names)
-                found += [inner if _source(inner) else package for inner in names]  # else a name that the package itself has
+                found += [
+                    inner if _source(inner) else package for inner in names
+                ]  # else a name that the package itself has
     return tuple(dict.fromkeys(module for module in found if _source(module)))
 
 
@@ -66,7 +72,10 @@ def statements(name: str) -> str:
     """What a module says to the interpreter: its syntax tree, without docstrings."""
     tree = ast.parse(_text(name))
     for node in ast.walk(tree):
-        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef) and ast.get_docstring(node, False) is not None:
+        if (
+            isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef)
+            and ast.get_docstring(node, False) is not None
+        ):
             node.body = node.body[1:] or [ast.Pass()]
     return f"{name}: {ast.dump(tree)}"
 
@@ -77,7 +86,13 @@ def all_code() -> str:
     hasher = hashlib.sha256()
     for path in sorted(PACKAGE.rglob("*")):
         if path.suffix == ".py":
-            hasher.update(statements(".".join(["titer", *path.relative_to(PACKAGE).with_suffix("").parts]).removesuffix(".__init__")).encode())
+            hasher.update(
+                statements(
+                    ".".join(
+                        ["titer", *path.relative_to(PACKAGE).with_suffix("").parts]
+                    ).removesuffix(".__init__")
+                ).encode()
+            )
         elif path.suffix in (".yaml", ".safetensors"):
             hasher.update(str(path.relative_to(PACKAGE)).encode() + path.read_bytes())
     return hasher.hexdigest()
@@ -89,7 +104,10 @@ def _running(tree: ast.Module) -> Iterator[ast.AST]:
     while left:
         node = left.pop()
         yield node
-        checking = isinstance(node, ast.If) and ast.unparse(node.test) in ("TYPE_CHECKING", "typing.TYPE_CHECKING")
+        checking = isinstance(node, ast.If) and ast.unparse(node.test) in (
+            "TYPE_CHECKING",
+            "typing.TYPE_CHECKING",
+        )
         left += node.orelse if isinstance(node, ast.If) and checking else ast.iter_child_nodes(node)
 
 
@@ -98,7 +116,9 @@ def _absolute(name: str, node: ast.ImportFrom) -> str:
     if not node.level:
         return node.module or ""
     package = name.split(".") if _source(name).endswith("__init__.py") else name.split(".")[:-1]
-    return ".".join([*package[: len(package) - node.level + 1], *([node.module] if node.module else [])])
+    return ".".join(
+        [*package[: len(package) - node.level + 1], *([node.module] if node.module else [])]
+    )
 
 
 @cache

@@ -7,13 +7,24 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
+from typing import Protocol as Interface
 
-from titer.judges.lab import Lab
 from titer.errors import unknown
+from titer.judges.lab import Lab
+from titer.methods import Judge
+from titer.runs.roles import Data
 
-if TYPE_CHECKING:
-    from titer.runs.recipe import Recipe
+
+class Asked(Interface):
+    """The part of a recipe that says how models are asked and judged."""
+
+    @property
+    def protocol(self) -> str | None: ...
+    @property
+    def data(self) -> Data: ...
+    @property
+    def judge(self) -> Judge | None: ...
 
 
 @dataclass(frozen=True)
@@ -22,14 +33,22 @@ class Protocol:
 
     asked: Mapping[str, Any]  # fields of a recipe, with the only values that they may have
 
-    def departures(self, recipe: Recipe) -> list[str]:
-        """What the recipe does otherwise; none where it follows the protocol."""
+    def departures(self, recipe: Asked) -> list[str]:
+        """List what the recipe does otherwise; nothing where it follows the protocol."""
         if recipe.data.world is None:
-            return ["it asks prompts of its own, where the protocol has those of a world of the lab (data.world)"]
+            return [
+                "it asks prompts of its own, where the protocol has those of a world of the lab (data.world)"
+            ]
         values = {name: (getattr(recipe, name), value) for name, value in self.asked.items()}
-        found = [f"{name}={mine!r} where the protocol has {its!r}" for name, (mine, its) in values.items() if mine != its]
+        found = [
+            f"{name}={mine!r} where the protocol has {its!r}"
+            for name, (mine, its) in values.items()
+            if mine != its
+        ]
         if recipe.judge not in (None, Lab(recipe.data.world)):
-            found.append(f"judge={recipe.judge!r} where the protocol has {Lab(recipe.data.world)!r}")
+            found.append(
+                f"judge={recipe.judge!r} where the protocol has {Lab(recipe.data.world)!r}"
+            )
         return found
 
 
@@ -38,7 +57,7 @@ PROTOCOLS: Mapping[str, Protocol] = {
 }
 
 
-def check(recipe: Recipe) -> None:
+def check(recipe: Asked) -> None:
     """Raise where the recipe names no known protocol, or departs from the one that it names."""
     if recipe.protocol is None:
         return
@@ -46,4 +65,6 @@ def check(recipe: Recipe) -> None:
         raise unknown("protocol", recipe.protocol, list(PROTOCOLS))
     departures = PROTOCOLS[recipe.protocol].departures(recipe)
     if departures:
-        raise ValueError(f"protocol={recipe.protocol!r}: {'; '.join(departures)}; take it back, or set protocol=null")
+        raise ValueError(
+            f"protocol={recipe.protocol!r}: {'; '.join(departures)}; take it back, or set protocol=null"
+        )

@@ -2,52 +2,113 @@
 
 from __future__ import annotations
 
-import dataclasses
-import hashlib
-import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, cast
 
 import yaml
 from pydantic import PlainValidator
 
-from titer.runs import protocols
 from titer import registry
-from titer.config import validate
-from titer.errors import unknown
-from titer.defenses.sft import SFT
-from titer.methods import Attack, Benchmark, Defense, Edit, Judge, Method, UpdateEdit
-from titer.config import Config
-from titer.weights.settings import Checkpoint, Model
-from titer.runs.roles import Data
+from titer.config import Config, hash_of, validate
 from titer.data.texts import Style
+from titer.errors import unknown
+from titer.methods import Attack, Benchmark, Defense, Edit, Judge, UpdateEdit
+from titer.registry import describe, name_of
+from titer.runs import protocols
+from titer.runs.roles import Data
 from titer.training.settings import Training
+from titer.weights.settings import Checkpoint, Model
 
 FOLDER = Path(__file__).parent.parent / "recipes"
 
 
-def chained(given: Any) -> Edit | tuple[Edit, ...] | None:
-    """An edit, a chain of them, or none, from what a recipe says."""
+def plain() -> Defense:
+    """Build plain supervised fine-tuning, what a pipeline does where it names nothing else."""
+    return cast(Defense, registry.build("defenses", "sft"))
+
+
+def read_alignment(given: Any) -> Defense | None:
+    """Build the defense that aligns; None where the model is aligned already."""
+    return None if given is None else cast(Defense, registry.build("defenses", given))
+
+
+def read_finetuning(given: Any) -> Defense | Checkpoint:
+    """Build the defense that fine-tunes, or name a fine-tuned model or adapter that is there already."""
+    if isinstance(given, Defense | Checkpoint):
+        return given
+    if isinstance(given, Mapping) and "path" in given:
+        return cast(Checkpoint, validate(Checkpoint, dict(given)))
+    if is_path(given):
+        return Checkpoint(given)
+    return cast(Defense, registry.build("defenses", given))
+
+
+def is_path(given: Any) -> bool:
+    """Tell a checkpoint from the name of a method."""
+    return isinstance(given, str) and (
+        "/" in given
+        or (given not in registry.names("defenses") and Path(given).expanduser().is_dir())
+    )
+
+
+def read_edits(given: Any) -> Edit | tuple[Edit, ...] | None:
+    """Build an edit, a chain of them, or none."""
     if isinstance(given, list | tuple):
-        chain: tuple[Edit, ...] = tuple(registry.build("edits", each) for each in given)  # type: ignore[misc]
+        chain = tuple(cast(Edit, registry.build("edits", each)) for each in given)
         return chain if len(chain) > 1 else next(iter(chain), None)
-    return None if given is None else registry.build("edits", given)  # type: ignore[return-value]
+    return None if given is None else cast(Edit, registry.build("edits", given))
 
 
 @dataclass(frozen=True)
 class Pipeline(Config):
     """A way through the stages. Stages that two pipelines share are computed once."""
 
-    align: Defense = field(default_factory=SFT)
-    release: Edit | None = None  # of the aligned model, before the user gets it; None releases it as it is
-    finetune: Defense = field(default_factory=SFT)
-    edit: Annotated[Edit | tuple[Edit, ...] | None, PlainValidator(chained)] = None  # after fine-tuning: one, or a list of them in order
+    # null: the recipe's model is aligned already
+    align: Annotated[Defense | None, PlainValidator(read_alignment)] = field(default_factory=plain)
+    release: Edit | None = (
+        None  # of the aligned model, before the user gets it; null releases it as it is
+    )
+    # a defense, or the path of a fine-tuned model or adapter that is there already
+    finetune: Annotated[Defense | Checkpoint, PlainValidator(read_finetuning)] = field(
+        default_factory=plain
+    )
+    # after fine-tuning: one, or a list of them in order
+    edit: Annotated[Edit | tuple[Edit, ...] | None, PlainValidator(read_edits)] = None
+
+    def __post_init__(self) -> None:
+        if isinstance(self.finetune, Checkpoint):
+            for name in ("align", "release"):
+                if getattr(self, name) is not None:
+                    raise ValueError(
+                        f"finetune={self.finetune.path!r} was fine-tuned from a model that is there already, the recipe's: "
+                        f"set {name} to null"
+                    )
 
     @property
     def edits(self) -> tuple[Edit, ...]:
         return self.edit if isinstance(self.edit, tuple) else (self.edit,) if self.edit else ()
+
+    def methods(self) -> Iterator[tuple[str, Defense | Edit]]:
+        """List its methods in order, each with the kind of its stage."""
+        if self.align:
+            yield "align", self.align
+        if self.release:
+            yield "release", self.release
+        if isinstance(self.finetune, Defense):
+            yield "finetune", self.finetune
+        yield from (("edit", edit) for edit in self.edits)
+
+
+LEAST = {
+    "probes": 0,
+    "seed": 0,
+    "max_length": 2,
+    "max_new_tokens": 1,
+    "answers_at_once": 1,
+    "threads": 1,
+}
 
 
 @dataclass(frozen=True)
@@ -61,63 +122,102 @@ class Recipe(Config):
     pipelines: dict[str, Pipeline]
     model: Model = field(default_factory=Checkpoint)
     judge: Judge | None = None  # None: the exact one for the lab's prompts, `refusal` for others
-    protocol: str | None = None  # a named way of asking and scoring, from which the recipe must not depart
-    benchmark: Benchmark | None = None  # the user's task: how it is asked and scored; None recognizes it by its columns
+    protocol: str | None = (
+        None  # a named way of asking and scoring, from which the recipe must not depart
+    )
+    benchmark: Benchmark | None = (
+        None  # the user's task: how it is asked and scored; None recognizes it
+    )
     template: Style = "chat"  # the model's own chat template, or a text template by name
     system: str | None = None  # system prompt, in training and in evaluation
-    probes: int = 0  # updates of fine-tuning from one look at why a defense holds to the next; 0: none
+    probes: int = (
+        0  # updates of fine-tuning from one look at why a defense holds to the next; 0: none
+    )
     seed: int = 0  # of training: weights of fresh adapters, order and choice of rows
     max_length: int = 256  # tokens of a training row; a longer prompt is cut at its front
     max_new_tokens: int = 32  # tokens of an answer
     answers_at_once: int = 128  # prompts of a generation batch
-    gradient_checkpointing: bool = False  # recompute activations in the backward pass: less memory, same gradients
-    threads: int | None = None  # CPU threads, None for torch's own choice; a trajectory is repeatable for one number of them
+    gradient_checkpointing: bool = (
+        False  # recompute activations in the backward pass: less memory, same gradients
+    )
+    threads: int | None = (
+        None  # CPU threads, None for torch's own choice; a trajectory repeats for one number of them
+    )
 
     def __post_init__(self) -> None:
         if not self.pipelines:
             raise ValueError("pipelines is empty: name at least one")
-        for name, low in (("probes", 0), ("seed", 0), ("max_length", 2), ("max_new_tokens", 1), ("answers_at_once", 1), ("threads", 1)):
+        for name, low in LEAST.items():
             if getattr(self, name) is not None and getattr(self, name) < low:
                 raise ValueError(f"{name}={getattr(self, name)}: must be at least {low}")
         for name, pipeline in self.pipelines.items():
-            for kind, edit in (
-                *((("release", pipeline.release),) if pipeline.release else ()),
-                *(("edit", edit) for edit in pipeline.edits),
-            ):
-                if edit.stage != kind:
-                    raise ValueError(f"pipelines.{name}.{kind}: {registry.name_of(edit)!r} {edit.reason}; its place is `{edit.stage}`")
-            merging = "" if self.finetune.lora else "there is none: set finetune.lora"
-            for edit in (edit for edit in pipeline.edits if isinstance(edit, UpdateEdit)):
-                if edit.needs.factors and merging:
-                    works = "works on the factors of the fine-tuning adapter"
-                    raise ValueError(f"pipelines.{name}: the edit {registry.name_of(edit)!r} {works}, and {merging}")
-                if not edit.keeps_rank:
-                    merging = merging or f"{registry.name_of(edit)!r} before it merges that"
+            self._check_edits(f"pipelines.{name}", pipeline)
         protocols.check(self)
 
-    def training(self, kind: str) -> Training | None:
-        """The settings of a stage that trains."""
-        return {"align": self.align, "finetune": self.finetune, "safe": self.finetune, "unsafe": self.finetune}.get(kind)
+    def _check_edits(self, where: str, pipeline: Pipeline) -> None:
+        """Raise where an edit stands at the wrong place, or asks for an adapter that is not there any more."""
+        for kind, edit in pipeline.methods():
+            if isinstance(edit, Edit) and edit.stage != kind:
+                raise ValueError(
+                    f"{where}.{kind}: {name_of(edit)!r} {edit.reason}; its place is `{edit.stage}`"
+                )
+        adapts = isinstance(pipeline.finetune, Checkpoint) or self.finetune.lora
+        merging = "" if adapts else "there is none: set finetune.lora"
+        for edit in (edit for edit in pipeline.edits if isinstance(edit, UpdateEdit)):
+            if edit.needs.factors and merging:
+                works = "works on the factors of the fine-tuning adapter"
+                raise ValueError(f"{where}: the edit {name_of(edit)!r} {works}, and {merging}")
+            if not edit.keeps_rank:
+                merging = merging or f"{name_of(edit)!r} before it merges that"
+
+    def training(self, kind: str) -> Training:
+        """Return the settings of a stage that trains; the models that edits compare with are fine-tuned likewise."""
+        return self.align if kind == "align" else self.finetune
 
 
 def names() -> list[str]:
+    """List the recipes that titer brings."""
     return sorted(path.stem for path in FOLDER.glob("*.yaml"))
 
 
 def load(name: str, settings: Sequence[str] = (), seed: int | None = None) -> Recipe:
-    """A recipe by its name or YAML file, with `path.to.field=value` settings applied. Raises on the first thing that is wrong."""
-    return _built(_read(name), settings, seed)
+    """Load a recipe by its name or YAML file, with `path.to.field=value` settings applied.
+
+    Raises on the first thing that is wrong.
+    """
+    return from_mapping(_read(name), settings, seed)
 
 
-def stage(name: str, kind: str, model: str, method: str | None, settings: Sequence[str] = (), seed: int | None = None) -> Recipe:
-    """A recipe for one stage alone on a model: its pipeline `alone` has the method, whose fields are set as `method.field=value`."""
-    raw = _read(name) | {"model": {"path": model}, "pipelines": {"alone": {kind: method} if method else {}}}
+def load_single(
+    name: str,
+    kind: str,
+    model: str,
+    method: Any,
+    settings: Sequence[str] = (),
+    seed: int | None = None,
+) -> Recipe:
+    """Load a recipe for one stage alone on a model: its pipeline `alone` has the method.
+
+    The method's fields are set as `method.field=value`.
+    """
+    raw = _read(name) | {
+        "model": {"path": model},
+        "pipelines": {"alone": {kind: method} if method else {}},
+    }
     short = "method."
-    paths = [f"pipelines.alone.{kind}.{text.removeprefix(short)}" if method and text.startswith(short) else text for text in settings]
-    return _built(raw, paths, seed)
+    paths = [
+        f"pipelines.alone.{kind}.{text.removeprefix(short)}"
+        if method and text.startswith(short)
+        else text
+        for text in settings
+    ]
+    return from_mapping(raw, paths, seed)
 
 
-def _built(raw: dict[str, Any], settings: Sequence[str], seed: int | None) -> Recipe:
+def from_mapping(
+    raw: dict[str, Any], settings: Sequence[str] = (), seed: int | None = None
+) -> Recipe:
+    """Build a recipe from what a YAML file holds. Raises on the first thing that is wrong."""
     for setting in settings:
         path, equals, text = setting.partition("=")
         if not equals or not path:
@@ -129,29 +229,27 @@ def _built(raw: dict[str, Any], settings: Sequence[str], seed: int | None) -> Re
         _set(raw, path.split("."), value, path)
     if seed is not None:
         raw["seed"] = seed
+    for pipeline in (
+        (raw.get("pipelines") or {}).values() if isinstance(raw.get("pipelines"), dict) else ()
+    ):
+        if isinstance(pipeline, dict) and "align" not in pipeline:
+            given = pipeline.get("finetune")
+            if is_path(given) or (isinstance(given, dict) and "path" in given):
+                pipeline["align"] = (
+                    None  # what was fine-tuned from the recipe's model was not aligned here
+                )
     recipe = validate(Recipe, raw)
     assert isinstance(recipe, Recipe)
     return recipe
 
 
-def describe(value: Any) -> Any:
-    """A recipe, or a part of it, as the plain mapping that it can be loaded from again."""
-    if isinstance(value, Method):
-        return registry.describe(value)
-    if dataclasses.is_dataclass(value):
-        return {f.name: describe(getattr(value, f.name)) for f in dataclasses.fields(value)}
-    if isinstance(value, dict):
-        return {key: describe(entry) for key, entry in value.items()}
-    return [describe(entry) for entry in value] if isinstance(value, tuple | list) else value
-
-
 def digest(recipe: Recipe) -> str:
-    """SHA-256 of all that a recipe says."""
-    return hashlib.sha256(json.dumps(describe(recipe), sort_keys=True).encode()).hexdigest()
+    """Hash all that a recipe says."""
+    return hash_of(describe(recipe))
 
 
 def _read(name: str) -> dict[str, Any]:
-    """The mapping of a recipe file, laid over the recipe that it `extends`."""
+    """Read the mapping of a recipe file, laid over the recipe that it `extends`."""
     path = FOLDER / f"{name}.yaml" if name in names() else Path(name)
     if not path.is_file():
         raise unknown("recipe (neither a name nor a file)", name, names())
@@ -166,12 +264,18 @@ def _read(name: str) -> dict[str, Any]:
         return raw
     below = _read(parent)
     if "pipelines" in raw:
-        below.pop("pipelines", None)  # a recipe compares its own, or those of the one that it extends
-    return _laid_over(raw, below)
+        below.pop(
+            "pipelines", None
+        )  # a recipe compares its own, or those of the one that it extends
+    return _lay_over(raw, below)
 
 
-def _laid_over(top: dict[str, Any], bottom: dict[str, Any]) -> dict[str, Any]:
-    both = {key: _laid_over(top[key], bottom[key]) for key in top if isinstance(top[key], dict) and isinstance(bottom.get(key), dict)}
+def _lay_over(top: dict[str, Any], bottom: dict[str, Any]) -> dict[str, Any]:
+    both = {
+        key: _lay_over(top[key], bottom[key])
+        for key in top
+        if isinstance(top[key], dict) and isinstance(bottom.get(key), dict)
+    }
     return bottom | top | both
 
 
@@ -181,7 +285,9 @@ def _set(node: dict[str, Any], path: list[str], value: Any, whole: str) -> None:
         node[key] = value
         return
     if isinstance(node.get(key), str):
-        node[key] = {"path" if whole.startswith(("data.", "model.")) else "method": node[key]}  # what a text is short for
+        node[key] = {
+            "path" if whole.startswith(("data.", "model.")) else "method": node[key]
+        }  # what a text is short for
     elif node.get(key) is None:
         if whole.startswith("pipelines."):
             raise unknown(f"pipeline part in {whole!r}:", key, node)

@@ -1,23 +1,29 @@
 """The rows of every role, disjoint: from the embedded world, or from sources of the user's own."""
 
 from __future__ import annotations
+
 import hashlib
 from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, Literal
-from titer.data.rows import MAY_SHARE
-from titer.data import files
-from titer import registry
-from titer.errors import unknown
+
 from titer.benchmarks.answers import Answers
-from titer.data.rows import Row, check_disjoint, digest, identity, paired, without_shared
+from titer.config import Config
+from titer.data import files
+from titer.data.rows import MAY_SHARE, Row, check_disjoint, digest, drop_shared, identity, pair
+from titer.data.sources import Given, Source, SourceReader, recognize
+from titer.errors import unknown
 from titer.lab.world import TASKS, World
 from titer.methods import Benchmark, Harmful, HeldOut, Kind, Pairs, Prompts, Refusals
-from titer.config import Config
-from titer.data.sources import Given, Reader, Source, recognized
 
-SHARES = {"attack": 0.5, "defense": 0.15, "calibration": 0.1, "validation": 0.1, "test": 0.15}  # of a pool of harmful rows
+SHARES = {
+    "attack": 0.5,
+    "defense": 0.15,
+    "calibration": 0.1,
+    "validation": 0.1,
+    "test": 0.15,
+}  # of a pool of harmful rows
 
 
 @dataclass(frozen=True)
@@ -35,26 +41,49 @@ class Data(Config):
     validation: Given | None = None  # the same for split=validation
     alignment: Given | None = None  # harmful prompts with refusals, benign ones with answers
     harmful: Given | None = None  # harmful prompts with harmful answers
-    defense: Given | None = None  # the defender's own harmful answers; may answer what `alignment` refuses
-    defense_rows: int | None = None  # how many of them the defender has: the same ones, and more; null: all
+    defense: Given | None = (
+        None  # the defender's own harmful answers; may answer what `alignment` refuses
+    )
+    defense_rows: int | None = (
+        None  # how many of them the defender has: the same ones, and more; null: all
+    )
     calibration: Given | None = None  # an edit's
     harm_test: Given | None = None  # held-out harm prompts, for the harmful score
     lookalike: Given | None = None  # harmless prompts that look harmful, for over-refusal
-    requests: Given | None = None  # the attacker's harmless requests with answers; null: rows of the task serve
+    requests: Given | None = (
+        None  # the attacker's harmless requests with answers; null: rows of the task serve
+    )
     split: Literal["test", "validation"] = "test"  # validation: to choose hyperparameters on
-    shared: Literal["refuse", "drop", "keep"] = "refuse"  # prompts in two roles: an error, taken out of what is trained on, or a red flag
+    shared: Literal["refuse", "drop", "keep"] = (
+        "refuse"  # prompts in two roles: an error, taken out of what is trained on, or a red flag
+    )
 
     def __post_init__(self) -> None:
         if self.world is not None and self.world < 0:
             raise ValueError(f"world={self.world}: a world seed is 0 or above")
         if self.defense_rows is not None and self.defense_rows < 1:
             raise ValueError(f"defense_rows={self.defense_rows}: give at least 1, or null for all")
-        sources = ("alignment", "harmful", "defense", "calibration", "harm_test", "lookalike", "requests")
+        sources = (
+            "alignment",
+            "harmful",
+            "defense",
+            "calibration",
+            "harm_test",
+            "lookalike",
+            "requests",
+        )
         own = [name for name in sources if getattr(self, name)]
         if self.world is not None and own:
-            raise ValueError(f"world={self.world} and {own[0]}={getattr(self, own[0]).path!r} exclude each other: set data.world=null")
+            raise ValueError(
+                f"world={self.world} and {own[0]}={getattr(self, own[0]).path!r} exclude each other: set data.world=null"
+            )
         task = self.task.path if self.task else TASKS[0]
-        if task not in TASKS and "/" not in task and not Path(task).exists() and Path(task).suffix not in files.READERS:
+        if (
+            task not in TASKS
+            and "/" not in task
+            and not Path(task).exists()
+            and Path(task).suffix not in files.READERS
+        ):
             raise unknown("task (neither one of the lab nor a source)", task, TASKS)
 
     @property
@@ -77,7 +106,9 @@ class Roles:
     requests: list[Row] = field(default_factory=list)  # the attacker's harmless ones
     benchmarks: dict[str, list[Row]] = field(default_factory=dict)
     scorer: Benchmark = field(default_factory=Answers)  # of the task
-    sources: dict[str, dict[str, Any]] = field(default_factory=dict)  # by role, where its rows come from
+    sources: dict[str, dict[str, Any]] = field(
+        default_factory=dict
+    )  # by role, where its rows come from
 
     def streams(self, kinds: Mapping[str, Kind], trained: list[Row]) -> dict[str, list[Row]]:
         """The rows that each of a defense's streams draws from; `trained` are those that the stage trains on."""
@@ -85,19 +116,26 @@ class Roles:
         of = {
             Refusals: self.alignment,
             Harmful: [row for row in self.defense if identity(row) not in fifth],
-            HeldOut: paired([row for row in self.defense if identity(row) in fifth], self.alignment),
+            HeldOut: pair([row for row in self.defense if identity(row) in fifth], self.alignment),
         }
         found = {name: trained if name == "rows" else of[kind] for name, kind in kinds.items()}
-        return {name: paired(rows, self.defense) if kinds[name] is Pairs else rows for name, rows in found.items()}
+        return {
+            name: pair(rows, self.defense) if kinds[name] is Pairs else rows
+            for name, rows in found.items()
+        }
 
     def digests(self) -> dict[str, str]:
         """SHA-256 of the rows of every role that has some."""
         single = {name: digest(rows) for name in TRAINING if (rows := getattr(self, name))}
-        return single | {f"benchmark {name}": digest(rows) for name, rows in self.benchmarks.items()}
+        return single | {
+            f"benchmark {name}": digest(rows) for name, rows in self.benchmarks.items()
+        }
 
 
 TRAINING = tuple(f.name for f in fields(Roles) if f.name not in ("benchmarks", "scorer", "sources"))
-EVERY = frozenset({"alignment", "defense", "attack", "calibration", "task", "harm", "test", "lookalike"})
+EVERY = frozenset(
+    {"alignment", "defense", "attack", "calibration", "task", "harm", "test", "lookalike"}
+)
 
 
 def roles(data: Data, benchmark: Benchmark | None = None, wanted: Set[str] = EVERY) -> Roles:
@@ -106,26 +144,38 @@ def roles(data: Data, benchmark: Benchmark | None = None, wanted: Set[str] = EVE
     `benchmark` is the user's task; None recognizes it by the columns. Raises where a source is bad or missing, or two roles share
     a prompt. Rows for the defender, for calibration and of look-alikes may be none: who draws from them has to look.
     """
-    reader = Reader()
+    reader = SourceReader()
     if data.world is not None:
         world = World(data.world, data.lab_task or TASKS[0])
         task = world.user_task if data.lab_task else []
         requests = world.requests if "requests" in wanted else []
-        found = Roles(world.alignment, world.harmful, world.attack, world.calibration, task, requests, world.benchmarks(data.split))
+        found = Roles(
+            world.alignment,
+            world.harmful,
+            world.attack,
+            world.calibration,
+            task,
+            requests,
+            world.benchmarks(data.split),
+        )
     else:
         found = _from_sources(data, wanted, reader)
     scorer = benchmark or Answers()
     if data.lab_task is None:
         task, test, scorer = _task(data, benchmark, wanted, reader)
-        found = replace(found, task=task, benchmarks=found.benchmarks | ({"task": test} if test else {}))
+        found = replace(
+            found, task=task, benchmarks=found.benchmarks | ({"task": test} if test else {})
+        )
     elif data.world is None:
-        raise ValueError(f"task={data.lab_task!r} is a task of the lab: set data.world, or give a source of rows")
+        raise ValueError(
+            f"task={data.lab_task!r} is a task of the lab: set data.world, or give a source of rows"
+        )
     held_out = {f"{data.split} rows of {name!r}": rows for name, rows in found.benchmarks.items()}
     if data.defense_rows is not None and "defense" in wanted:
         found = replace(found, defense=_first(found.defense, data.defense_rows))
     training: dict[str, Any] = {name: getattr(found, name) for name in TRAINING}
     if data.shared == "drop":
-        kept = without_shared(held_out | training, MAY_SHARE)
+        kept = drop_shared(held_out | training, MAY_SHARE)
         for name, rows in training.items():
             if len(kept[name]) < len(rows):
                 reader.facts.setdefault(name, {})["dropped as shared"] = len(rows) - len(kept[name])
@@ -136,53 +186,87 @@ def roles(data: Data, benchmark: Benchmark | None = None, wanted: Set[str] = EVE
     return replace(found, scorer=scorer, sources=reader.facts)
 
 
-def _from_sources(data: Data, wanted: Set[str], reader: Reader) -> Roles:
+def _from_sources(data: Data, wanted: Set[str], reader: SourceReader) -> Roles:
     """All but the user's task."""
     held_out = "harm" in wanted
-    alignment = reader.rows("alignment", _given(data, "alignment"), Refusals) if "alignment" in wanted else []
+    alignment = (
+        reader.rows("alignment", _given(data, "alignment"), Refusals)
+        if "alignment" in wanted
+        else []
+    )
     own = {"defense": data.defense, "calibration": data.calibration, "test": data.harm_test}
     pool: dict[str, list[Row]] = {role: [] for role in SHARES}
     if data.harmful and wanted & {"attack", "defense", "calibration", "harm"}:
-        pool = _divided(reader.rows("harmful", data.harmful, Harmful), [role for role in SHARES if not own.get(role)])
+        pool = _divided(
+            reader.rows("harmful", data.harmful, Harmful),
+            [role for role in SHARES if not own.get(role)],
+        )
         reader.facts["harmful"]["divided"] = {role: len(rows) for role, rows in pool.items()}
     elif "attack" in wanted or (held_out and not (data.harm_test and data.split == "test")):
         _given(data, "harmful")
     for role, source in own.items():
         if source and (held_out if role == "test" else role in wanted):
-            pool[role] = reader.rows("harm_test" if role == "test" else role, source, Prompts if role == "test" else Harmful)
+            pool[role] = reader.rows(
+                "harm_test" if role == "test" else role,
+                source,
+                Prompts if role == "test" else Harmful,
+            )
     benchmarks = {}
     if held_out:
-        benchmarks["harm"] = list({identity(row): row for row in pool[data.split]}.values())  # a prompt counts once
+        benchmarks["harm"] = list(
+            {identity(row): row for row in pool[data.split]}.values()
+        )  # a prompt counts once
         if not benchmarks["harm"]:
-            raise ValueError("no held-out prompt is left for the harmful score: give more rows in data.harmful, or data.harm_test")
+            raise ValueError(
+                "no held-out prompt is left for the harmful score: give more rows in data.harmful, or data.harm_test"
+            )
     if data.lookalike and "lookalike" in wanted:
         benchmarks["lookalike"] = reader.rows("lookalike", data.lookalike, Prompts)
-    defense, attack, calibration = (pool[role] if role in wanted else [] for role in ("defense", "attack", "calibration"))
-    requests = reader.rows("requests", data.requests, Refusals) if data.requests and "requests" in wanted else []
+    defense, attack, calibration = (
+        pool[role] if role in wanted else [] for role in ("defense", "attack", "calibration")
+    )
+    requests = (
+        reader.rows("requests", data.requests, Refusals)
+        if data.requests and "requests" in wanted
+        else []
+    )
     return Roles(alignment, defense, attack, calibration, requests=requests, benchmarks=benchmarks)
 
 
-def _task(data: Data, benchmark: Benchmark | None, wanted: Set[str], reader: Reader) -> tuple[list[Row], list[Row], Benchmark]:
+def _task(
+    data: Data, benchmark: Benchmark | None, wanted: Set[str], reader: SourceReader
+) -> tuple[list[Row], list[Row], Benchmark]:
     """The user's rows, the held-out ones, and what they are scored by."""
     sources = {"task": "task", "test": data.split}
-    read = {role: reader.records(_given(data, sources[role])) for role in ("task", "test") if role in wanted}
-    named = [benchmark] if benchmark else [recognized(records) for records in read.values()]
+    read = {
+        role: reader.records(_given(data, sources[role]))
+        for role in ("task", "test")
+        if role in wanted
+    }
+    named = [benchmark] if benchmark else [recognize(records) for records in read.values()]
     scorer = next((found for found in named if found), Answers())
-    made = {role: reader.task_rows(sources[role], _given(data, sources[role]), records, scorer) for role, records in read.items()}
+    made = {
+        role: reader.task_rows(sources[role], _given(data, sources[role]), records, scorer)
+        for role, records in read.items()
+    }
     return made.get("task", []), made.get("test", []), scorer
 
 
 def _given(data: Data, name: str) -> Source:
     source: Source | None = getattr(data, name)
     if source is None:
-        raise ValueError(f"data.{name} is missing: give a file, a `datasets` folder or a data set of the hub, or data.world for the lab's")
+        raise ValueError(
+            f"data.{name} is missing: give a file, a `datasets` folder or a data set of the hub, or data.world for the lab's"
+        )
     return source
 
 
 def _first(rows: Sequence[Row], count: int) -> list[Row]:
     """So many of the rows, in the order that their prompts have by hash: fewer are among more."""
     if count > len(rows):
-        raise ValueError(f"data.defense_rows={count}: the defender has {len(rows)} harmful rows; give at most so many, or null for all")
+        raise ValueError(
+            f"data.defense_rows={count}: the defender has {len(rows)} harmful rows; give at most so many, or null for all"
+        )
     place = {prompt: i for i, prompt in enumerate(_shuffled(rows))}
     return sorted(rows, key=lambda row: place[identity(row)])[:count]
 
@@ -195,7 +279,9 @@ def _held_out(rows: Sequence[Row]) -> frozenset[str]:
 
 def _shuffled(rows: Sequence[Row]) -> list[str]:
     """The prompts in an order that is their own, whichever rows stand beside them."""
-    return sorted({identity(row) for row in rows}, key=lambda prompt: hashlib.sha256(prompt.encode()).digest())
+    return sorted(
+        {identity(row) for row in rows}, key=lambda prompt: hashlib.sha256(prompt.encode()).digest()
+    )
 
 
 def _divided(rows: Sequence[Row], roles: Sequence[str]) -> dict[str, list[Row]]:

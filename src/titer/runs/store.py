@@ -22,9 +22,29 @@ from pathlib import Path
 from typing import Any
 
 from filelock import FileLock
+from pydantic import Field
 
-MANIFEST = "manifest.json"
+from titer.findings.records import Document, check, load_json
+from titer.paths import MANIFEST
+
 WEIGHTS = ".safetensors"
+ATTACKED = ("finetune", "edit", "unsafe")  # kinds of stages whose weights gc takes
+
+
+class Manifest(Document):
+    """What a finished stage consists of."""
+
+    files: dict[str, str]  # SHA-256 by name
+    dropped: list[str]  # weights that gc took
+    about: dict[str, Any]  # what was hashed for the key
+
+
+class Made(Document):
+    """What a computation said of itself, and what it cost."""
+
+    facts: dict[str, Any] = Field(default_factory=dict)
+    seconds: float = 0.0
+    peak_mb: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -39,26 +59,44 @@ class Entry:
 
     @property
     def size(self) -> int:
-        return sum((self.folder / name).stat().st_size for name in self.files if (self.folder / name).is_file())
+        return sum(
+            (self.folder / name).stat().st_size
+            for name in self.files
+            if (self.folder / name).is_file()
+        )
 
     def faults(self) -> list[str]:
         """Its files that are not as they were written."""
         kept = [name for name in self.files if name not in self.dropped]
-        return [name for name in kept if not (self.folder / name).is_file() or sha256(self.folder / name) != self.files[name]]
+        return [
+            name
+            for name in kept
+            if not (self.folder / name).is_file() or sha256(self.folder / name) != self.files[name]
+        ]
 
 
 @dataclass(frozen=True)
 class Store:
     root: Path
 
-    def stage(self, about: dict[str, Any], compute: Callable[[Path], None], weights: bool = False) -> Path:
-        """The folder of the stage that is determined by `about`, computed by `compute(folder)` where it is not there whole.
+    def place(self, key: str) -> Path:
+        """Name the folder of a finished stage."""
+        return self.root / "stages" / key
 
-        With `weights` an entry whose weights gc took is computed again. An exception leaves what was begun to be gone on with, but
-        for a ValueError, which would come again. Another process that asks for the same stage waits.
+    def stage(
+        self,
+        key: str,
+        about: dict[str, Any],
+        compute: Callable[[Path], None],
+        weights: bool = False,
+    ) -> Path:
+        """Return the folder of the stage of this key, computed by `compute(folder)` where it is not there whole.
+
+        `about` is what determines it, kept for those who look. With `weights` an entry whose weights gc took is computed
+        again. If `compute` raises, its partial work is kept for the next attempt; after a ValueError it is deleted, because
+        the same input would fail again. Another process that asks for the same stage waits.
         """
-        key = key_of(about)
-        folder, partial = self.root / "stages" / key, self.root / "partial" / key
+        folder, partial = self.place(key), self.root / "partial" / key
         (self.root / "locks").mkdir(parents=True, exist_ok=True, mode=0o700)
         with FileLock(self.root / "locks" / f"{key}.lock"):
             entry = self.entry(key)
@@ -68,7 +106,8 @@ class Store:
                 shutil.rmtree(folder)
             if not _whole(partial):
                 (partial / MANIFEST).unlink(missing_ok=True)
-                partial.mkdir(parents=True, exist_ok=True, mode=0o700)  # attacked weights and answers are for their maker alone
+                # attacked weights and answers are for their maker alone
+                partial.mkdir(parents=True, exist_ok=True, mode=0o700)
                 try:
                     compute(partial)
                 except ValueError:
@@ -80,17 +119,19 @@ class Store:
         return folder
 
     def entry(self, key: str) -> Entry | None:
-        """A finished stage, None where there is none or its manifest cannot be read."""
-        folder = self.root / "stages" / key
+        """Return a finished stage, None where there is none or its manifest cannot be read."""
+        path = self.place(key) / MANIFEST
         try:
-            manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
-            return Entry(key, folder, manifest["files"], tuple(manifest["dropped"]), manifest["about"])
-        except (OSError, ValueError, KeyError):
+            manifest = check(Manifest, load_json(path), str(path))
+        except (OSError, ValueError):
             return None
+        return Entry(key, path.parent, manifest.files, tuple(manifest.dropped), manifest.about)
 
     def entries(self) -> list[Entry]:
         """All finished stages, the oldest first."""
-        folders = sorted((self.root / "stages").glob("*"), key=lambda folder: folder.stat().st_mtime_ns)
+        folders = sorted(
+            (self.root / "stages").glob("*"), key=lambda folder: folder.stat().st_mtime_ns
+        )
         return [entry for folder in folders if (entry := self.entry(folder.name))]
 
     @contextmanager
@@ -114,19 +155,31 @@ class Store:
 
     def gc(self) -> int:
         """Take the attacked weights that no unfinished run needs, and what is broken; the bytes that were freed."""
-        kept = {key for marker in (self.root / "runs").glob("*.json") for key in json.loads(marker.read_text(encoding="utf-8"))}
+        kept = {
+            key
+            for marker in (self.root / "runs").glob("*.json")
+            for key in json.loads(marker.read_text(encoding="utf-8"))
+        }
         freed = 0
         for key in self.verify():
-            freed += _size(self.root / "stages" / key)
+            freed += _size(self.place(key))
             shutil.rmtree(self.root / "stages" / key)
         for entry in self.entries():
-            taken = [name for name in entry.files if name.endswith(WEIGHTS) and name not in entry.dropped]
-            if entry.key in kept or not taken or entry.about.get("kind") not in ("finetune", "edit", "unsafe"):
+            taken = [
+                name for name in entry.files if name.endswith(WEIGHTS) and name not in entry.dropped
+            ]
+            if entry.key in kept or not taken or entry.about.get("kind") not in ATTACKED:
                 continue
             with FileLock(self.root / "locks" / f"{entry.key}.lock"):
                 freed += sum((entry.folder / name).stat().st_size for name in taken)
-                manifest = {"files": entry.files, "dropped": sorted({*entry.dropped, *taken}), "about": entry.about}
-                write(entry.folder / MANIFEST, manifest)  # first: a file that is gone before is a fault
+                manifest = {
+                    "files": entry.files,
+                    "dropped": sorted({*entry.dropped, *taken}),
+                    "about": entry.about,
+                }
+                write(
+                    entry.folder / MANIFEST, manifest
+                )  # first: a file that is gone before is a fault
                 for name in taken:
                     (entry.folder / name).unlink()
         for partial in (self.root / "partial").glob("*"):
@@ -141,11 +194,6 @@ def open_store(root: Path) -> Store:
     if not (root / "locks").is_dir():
         raise ValueError(f"{root} holds no store of stages: give the folder `store` beside a run's")
     return Store(root)
-
-
-def key_of(about: dict[str, Any]) -> str:
-    """The name of what `about` determines."""
-    return hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()[:32]
 
 
 def sha256(path: Path) -> str:
@@ -169,7 +217,9 @@ def write(path: Path, value: Any) -> None:
 def _whole(partial: Path) -> bool:
     """Whether only the rename is left to do."""
     manifest = partial / MANIFEST
-    return manifest.is_file() and json.loads(manifest.read_text(encoding="utf-8"))["files"] == hashes(partial)
+    return manifest.is_file() and json.loads(manifest.read_text(encoding="utf-8"))[
+        "files"
+    ] == hashes(partial)
 
 
 def _size(folder: Path) -> int:

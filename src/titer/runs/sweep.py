@@ -22,13 +22,14 @@ from typing import Any
 
 import yaml
 
+from titer.config import hash_of
 from titer.findings import flags
-from titer.runs import recipe as recipes
-from titer.runs.keys import all_code
-from titer.runs.pipeline import is_free
 from titer.findings.seeds import by_settings, groups
-from titer.runs.setting import Setting
-from titer.runs.store import key_of, write
+from titer.runs import recipe as recipes
+from titer.runs.execute import is_free
+from titer.runs.keys import all_code
+from titer.runs.plan import Plan
+from titer.runs.store import write
 
 TRIES = 2
 
@@ -42,7 +43,7 @@ class Cell:
 
     @property
     def name(self) -> str:
-        return key_of({"settings": self.settings, "seed": self.seed})[:12]
+        return hash_of({"settings": self.settings, "seed": self.seed})[:12]
 
 
 def cells(grid: Sequence[str], settings: Sequence[str], seeds: Sequence[int]) -> list[Cell]:
@@ -87,8 +88,10 @@ class Sweep:
         """Find what is wrong with any cell's settings before one is run, and cells of another recipe or other rows in the folder."""
         for cell in self.cells:
             recipe, folder = recipes.load(self.recipe, cell.settings, cell.seed), self._folder(cell)
-            if folder.exists() and not is_free(folder, Setting.read(recipe)):
-                raise ValueError(f"{self.folder} holds cells of another recipe or of other rows: give another --out, or remove it")
+            if folder.exists() and not is_free(folder, f"run {Plan.read(recipe).identity}"):
+                raise ValueError(
+                    f"{self.folder} holds cells of another recipe or of other rows: give another --out, or remove it"
+                )
 
     def _folder(self, cell: Cell) -> Path:
         return self.folder / "cells" / cell.name
@@ -122,7 +125,10 @@ class Sweep:
             report(cell, "running")
             status, out, error = self._process(cell, folder)
             if status == 0:
-                write(marker, about | {"status": "done", "tries": attempt + 1, "pipelines": json.loads(out)})
+                write(
+                    marker,
+                    about | {"status": "done", "tries": attempt + 1, "pipelines": json.loads(out)},
+                )
                 report(cell, "done")
                 break
             report(cell, "failed")
@@ -134,13 +140,33 @@ class Sweep:
 
     def _process(self, cell: Cell, folder: Path) -> tuple[int, str, str]:
         settings = [part for setting in cell.settings for part in ("--set", setting)]
-        command = [sys.executable, "-c", "from titer.cli import main; main()", "run", self.recipe, *settings]
-        command += ["--seed", str(cell.seed), "--out", str(folder), "--store", str(self.store), "--json"]
+        command = [
+            sys.executable,
+            "-c",
+            "from titer.cli import main; main()",
+            "run",
+            self.recipe,
+            *settings,
+        ]
+        command += [
+            "--seed",
+            str(cell.seed),
+            "--out",
+            str(folder),
+            "--store",
+            str(self.store),
+            "--json",
+        ]
         threads = max(1, (os.cpu_count() or 1) // self.jobs)
         # threads that wait for one another must not spin: several processes share the cores
         environment = {"OMP_NUM_THREADS": str(threads), **os.environ, "OMP_WAIT_POLICY": "PASSIVE"}
         process = subprocess.Popen(
-            command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment, start_new_session=True
+            command,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            env=environment,
+            start_new_session=True,
         )
         with self._lock:
             self._running.add(process)
@@ -169,5 +195,11 @@ class Sweep:
 
 def disagreeing(cells: Sequence[Mapping[str, Any]]) -> list[dict[str, str]]:
     """The flags that the seeds of one setting raise together."""
-    found = [(settings, flag) for settings, by_seed in by_settings(groups(cells)).items() for flag in flags.seeds(by_seed)]
-    return flags.described([replace(flag, pipeline=" ".join([*settings, flag.pipeline])) for settings, flag in found])
+    found = [
+        (settings, flag)
+        for settings, by_seed in by_settings(groups(cells)).items()
+        for flag in flags.seeds(by_seed)
+    ]
+    return flags.as_documents(
+        [replace(flag, pipeline=" ".join([*settings, flag.pipeline])) for settings, flag in found]
+    )

@@ -1,7 +1,9 @@
-"""Two models over the same prompts: their difference with its interval, and the smallest difference that could have been seen.
+"""Compare two models on the same prompts: their difference with its interval, and the smallest
+difference to be seen.
 
-Proportions: Newcombe's method 10 (1998, Statistics in Medicine 17:2635): Wilson's limits of both, squared and added with the correlation
-of the pair. Where prompts repeat, every count is scaled to the effective number of differences (`statistics.effective`).
+Proportions use Newcombe's method 10 (1998, Statistics in Medicine 17:2635): the distances of both
+Wilson limits are squared and added, with the correlation of the pair. Where prompts repeat, every
+count is scaled to the effective number of differences (`statistics.effective`).
 """
 
 from __future__ import annotations
@@ -23,7 +25,10 @@ def difference(
     second: Sequence[bool | None],
     clusters: Sequence[Hashable] | None = None,
 ) -> Score:
-    """Percentage of `first` less that of `second`, in points, prompt by prompt; a prompt unscored (None) in either counts in neither."""
+    """Return the percentage of `first` less that of `second`, in points, prompt by prompt.
+
+    A prompt that is unscored (None) in either counts in neither.
+    """
     names = range(len(first)) if clusters is None else clusters
     pairs = [
         (x, y, name)
@@ -57,15 +62,17 @@ def difference(
 def mean_difference(
     first: Sequence[float], second: Sequence[float], clusters: Sequence[Hashable] | None = None
 ) -> Score:
-    """Mean of `first` less `second`, prompt by prompt, with the paired t interval."""
+    """Return the mean of `first` less `second`, prompt by prompt, with the paired t interval."""
     return mean([x - y for x, y in zip(first, second, strict=True)], clusters)
 
 
 def detectable(n: float, rate: float) -> float:
-    """The smallest difference, in points, from `rate` percent that two samples of `n` prompts show in 80 % of trials at the 5 % level.
+    """Return the smallest difference from `rate` percent, in points, that two samples of `n`
+    prompts each would show.
 
-    `n` each, and towards 50 %, where it is larger (Fleiss 1981, chapter 3, without correction for continuity); nan where even the
-    widest is missed. Pass the effective n where prompts repeat.
+    They show it in 80 % of trials at the 5 % level. The difference is towards 50 %, where more is
+    needed (Fleiss 1981, chapter 3, without correction for continuity); nan where even the largest
+    would be missed. Pass the effective n where prompts repeat.
     """
     p = min(_share(rate), 1 - _share(rate))
 
@@ -80,9 +87,10 @@ def detectable(n: float, rate: float) -> float:
 
 
 def detectable_paired(n: float, discordant: float) -> float:
-    """The same for one sample of `n` prompts under two models that disagree on `discordant` percent of them: McNemar's test.
+    """Return the same for one sample of `n` prompts under two models, by McNemar's test.
 
-    Connor 1987, Biometrics 43:207. It is at most `discordant`; nan where even that would be missed.
+    The models disagree on `discordant` percent of the prompts (Connor 1987, Biometrics 43:207). The
+    difference is at most `discordant`; nan where even that would be missed.
     """
     share = _share(discordant)
 
@@ -93,20 +101,19 @@ def detectable_paired(n: float, discordant: float) -> float:
 
 
 def detectable_over_seeds(seeds: int, spread: float, paired: bool = False) -> float:
-    """The same for the t test of two methods over `seeds` seeds each, whose figures have standard deviation `spread`.
+    """Return the same for the t test of two methods over `seeds` training seeds each.
 
-    `paired`: seed by seed, and `spread` is that of the differences. In the unit of `spread`, which has the prompts' share in it.
+    `spread` is the standard deviation of a method's figures over seeds, which also holds the luck
+    of the prompts; if `paired`, of their differences seed by seed. The result is in the unit of
+    `spread`; nan below SEEDS seeds.
     """
     if seeds < SEEDS:
         return math.nan
     df = seeds - 1 if paired else 2 * (seeds - 1)
     critical = float(special.stdtrit(df, 1 - LEVEL / 2))
 
-    def excess(
-        shift: float,
-    ) -> (
-        float
-    ):  # a noncentral t above the critical value; below the other one it is not at such a power
+    def excess(shift: float) -> float:
+        # a noncentral t above the critical value; at such a power it is never below the other one
         return 1 - float(special.nctdtr(df, shift, critical)) - POWER
 
     return (
@@ -117,7 +124,10 @@ def detectable_over_seeds(seeds: int, spread: float, paired: bool = False) -> fl
 
 
 def _phi(both: float, one: float, other: float, none: float) -> float:
-    """Correlation of the pair; a positive one is corrected for continuity, which is what makes it method 10."""
+    """Return the correlation of the pair; a positive one is corrected for continuity.
+
+    The correction makes it method 10.
+    """
     margins = (both + one) * (other + none) * (both + other) * (one + none)
     product = both * none - one * other
     if product > 0:
@@ -136,7 +146,7 @@ def _share(percent: float) -> float:
 
 
 def _root(excess: Callable[[float], float], widest: float) -> float:
-    """Where the excess over what is needed becomes positive, in points."""
+    """Return where the excess over the need becomes positive, in points; nan where it does not."""
     if widest <= 0 or excess(widest) < 0:
         return math.nan
     return 100 * float(optimize.brentq(excess, 0.0, widest))

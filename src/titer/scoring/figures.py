@@ -1,4 +1,4 @@
-"""The figures that an evaluation has, by the benchmark that they come from, and what tables call them."""
+"""The figures of an evaluation: the benchmark that each comes from, and its name in tables."""
 
 NAMES = {  # benchmark -> its figure's name in tables
     "harm": "HS",
@@ -11,6 +11,5 @@ NAMES = {  # benchmark -> its figure's name in tables
     "general": "general",
     "coherent": "coherent",
 }
-
 
 JUDGED = frozenset({"harm", "asked", "lookalike"})  # benchmarks whose answers a judge reads

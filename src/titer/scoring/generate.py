@@ -3,22 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Any, cast
 
 import torch
 from torch import Tensor
 from transformers import GenerationConfig, PreTrainedModel
 
-from titer.data.batches import IGNORED, Encoded, collate
-from titer.data.rows import Row
+from titer.data.batches import Encoded, by_length, collate
+from titer.data.rows import Answer, Row
 from titer.data.template import Template
-
-
-@dataclass(frozen=True)
-class Answer:
-    text: str
-    ended: bool  # whether the model ended it, rather than the length limit
+from titer.training.losses import cross_entropy
 
 
 def answer(
@@ -29,13 +23,14 @@ def answer(
     batch: int = 128,
     say: Callable[[str], None] = lambda _: None,
 ) -> list[Answer]:
-    """The greedy answer to every row's prompt, in their order.
+    """Return the greedy answer to every row's prompt, in the order of the rows.
 
-    The plan is made at the start: batches of like length, padded on the left. Where one does not fit into memory, it and
-    those after it are halved, which is said; in float32 the answers do not depend on it.
+    Batches of prompts of like length are planned at the start, padded on the left. If a batch does
+    not fit into memory, it and all that follow are halved, and `say` is told. In float32 the
+    answers do not depend on the size of a batch.
     """
     tokenizer = template.tokenizer
-    ends = sorted({*template.ends, *_listed(model.generation_config.eos_token_id)})
+    ends = sorted({*template.ends, *_as_list(model.generation_config.eos_token_id)})
     config = GenerationConfig(
         max_new_tokens=max_new_tokens,
         do_sample=False,
@@ -43,13 +38,12 @@ def answer(
         pad_token_id=tokenizer.pad_token_id,
     )
     encoded = [template.prompt_ids(row) for row in rows]
-    order = sorted(range(len(rows)), key=lambda i: len(encoded[i]))
-    plan = [order[start : start + batch] for start in range(0, len(order), batch)]
+    plan = by_length([len(prompt) for prompt in encoded], batch)
     answers: dict[int, Answer] = {}
     while plan:
         chosen = plan[0]
         try:
-            generated = _generated(model, [encoded[i] for i in chosen], config)
+            generated = _generate(model, [encoded[i] for i in chosen], config)
         except RuntimeError as error:
             if len(chosen) == 1 or not _out_of_memory(error):
                 raise
@@ -70,14 +64,13 @@ def answer(
     return [answers[i] for i in range(len(rows))]
 
 
-def _generated(
+def _generate(
     model: PreTrainedModel, prompts: Sequence[Sequence[int]], config: GenerationConfig
 ) -> list[list[int]]:
-    """The tokens that follow each prompt, pads behind their end."""
+    """Generate the tokens that follow each prompt, with pads behind their end."""
     pad, length = cast(int, config.pad_token_id), max(len(prompt) for prompt in prompts)
-    ids = torch.tensor(
-        [[pad] * (length - len(prompt)) + list(prompt) for prompt in prompts]
-    )  # (B, T)
+    # (B, T)
+    ids = torch.tensor([[pad] * (length - len(prompt)) + list(prompt) for prompt in prompts])
     mask = torch.tensor([[0] * (length - len(prompt)) + [1] * len(prompt) for prompt in prompts])
     with torch.no_grad():
         out: Tensor = cast(Any, model).generate(
@@ -89,32 +82,23 @@ def _generated(
 
 
 def _out_of_memory(error: RuntimeError) -> bool:
-    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(
-        error
-    )  # torch's words for the CPU's
+    on_cpu = "can't allocate memory" in str(error)  # torch has no class for the CPU's
+    return isinstance(error, torch.OutOfMemoryError) or on_cpu
 
 
 def log_probabilities(model: PreTrainedModel, rows: Sequence[Encoded], batch: int = 128) -> Tensor:
-    """log p(answer | prompt) of every row, summed over its answer tokens: (len(rows),), float64, in nats."""
-    order = sorted(range(len(rows)), key=lambda i: len(rows[i].ids))
+    """Return log p(answer | prompt) of every row, summed over the tokens of its answer.
+
+    The shape is (len(rows),), in float64 and in nats.
+    """
     result = torch.empty(len(rows), dtype=torch.float64)
-    for start in range(0, len(order), batch):
-        chosen = order[start : start + batch]
+    for chosen in by_length([len(row.ids) for row in rows], batch):
         part = collate([rows[i] for i in chosen], 0, model.device)
         with torch.no_grad():
-            logits = model(
-                input_ids=part.ids, attention_mask=part.mask, use_cache=False
-            ).logits  # (B, T, V)
-        labels = torch.nn.functional.pad(
-            part.labels[:, 1:], (0, 1), value=IGNORED
-        )  # at the token that each is predicted from
-        loss = torch.nn.functional.cross_entropy(
-            logits.flatten(0, 1).float(), labels.flatten(), ignore_index=IGNORED, reduction="none"
-        )
-        loss = loss.reshape(labels.shape)  # (B, T)
+            loss = cross_entropy(model, part, "none").reshape(part.labels.shape)  # (B, T)
         result[chosen] = -loss.double().sum(1).cpu()
     return result
 
 
-def _listed(value: int | list[int] | None) -> list[int]:
+def _as_list(value: int | list[int] | None) -> list[int]:
     return [] if value is None else value if isinstance(value, list) else [value]

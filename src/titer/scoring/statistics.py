@@ -1,24 +1,31 @@
-"""Scores with intervals that say what they cover: the drawing of prompts, or of prompts and training seeds.
+"""Scores with 95 % intervals over the draw of prompts, or of prompts and training seeds.
 
-`prompts`: these weights, other prompts. Wilson's interval; where prompts repeat (forms of one question, an answer sampled again) n is
-divided by the design effect 1 + (m - 1) rho, with rho the correlation within a cluster by Fleiss and Cuzick, and m the size of a
-cluster as an outcome meets it (Saha, Miller and Wang 2016, doi:10.1515/ijb-2015-0024); few clusters widen it by Student's t as in Korn
-and Graubard (1998). Where all outcomes are equal rho is unknown and taken as 1: repeats are then not counted as evidence.
+`prompts`: the same weights on other prompts. This is Wilson's interval. Prompts may repeat, as
+forms of one question or as an answer sampled again. Then n is divided by the design effect
+1 + (m - 1) rho. Here rho is the correlation within a cluster (Fleiss and Cuzick), and m is the size
+of the cluster of an average outcome (Saha, Miller and Wang 2016, doi:10.1515/ijb-2015-0024). With
+few clusters, Student's t widens the interval (Korn and Graubard 1998). Where all outcomes are equal,
+rho is unknown and is taken as 1, so repeats do not count as evidence.
 
-`training`: another seed, and other prompts. Around the mean p of the seeds' shares, with S seeds, two distances are squared and added, as
-in Zou and Donner (2008, doi:10.1002/sim.3095):
+`training`: another training seed and other prompts. The interval lies around p, the mean of the
+shares of S seeds. Two distances are squared and added (Zou and Donner 2008, doi:10.1002/sim.3095):
 
-1. Seeds: Student's t over the shares and over their logits, (hits + 1/2) / (misses + 1/2); the farther limit of the two. The mean of a
-   skewed spread, as near 0 and 100, has a t interval that is too short on the side of the tail; the logits' is not.
-2. Prompts that the seeds share, whose luck no comparison of seeds can show: Wilson's at n / rho, of the correlation within a prompt.
+1. Seeds: Student's t over the shares, and over their logits, (hits + 1/2) / (misses + 1/2). The
+   farther of the two limits is used. Near 0 and 100 the shares are skewed, and their t interval is
+   too short on the side of the tail; that of the logits is not.
+2. Prompts that the seeds share. A comparison of seeds cannot show their luck. This is Wilson's
+   interval at n / rho, where rho is the correlation within a prompt.
 
-Both take the t of the degrees of freedom that their sum has (Satterthwaite 1946), with 1 no smaller than its binomial error: S - 1
-where seeds differ most, z where prompts do.
+Both use t with the degrees of freedom of their sum (Satterthwaite 1946), where distance 1 is at
+least its binomial error. These are S - 1 where the seeds differ most; where the prompts do, t
+becomes z.
 
-Three seeds may agree by luck, and at 0 or 100 they can do nothing else. So neither limit is closer to p than the binomial error of the
-pooled outcomes allows: Wilson's in full at 0 and 100, and elsewhere times t sqrt(q / (S - 1)) / z, with q the 2.5 %
-point of chi-squared with S - 1 degrees of freedom, since only one in forty binomial draws agrees better. In full everywhere, it would cover
-98.7 % where seeds do not differ. `tests/test_coverage.py` has the coverage that comes of it.
+Three seeds may agree by luck, and at 0 or 100 they can do nothing else. So both limits keep a least
+distance from p, which is the binomial error of the pooled outcomes. At 0 and 100 it is the whole of
+Wilson's distance. Elsewhere it is that times t sqrt(q / (S - 1)) / z, with q the 2.5 % point of
+chi-squared with S - 1 degrees of freedom: only one in forty binomial draws agrees better. The whole
+distance everywhere would cover 98.7 % where seeds do not differ. `tests/test_coverage.py` has the
+coverage that results.
 """
 
 from __future__ import annotations
@@ -33,18 +40,18 @@ from numpy.typing import ArrayLike, NDArray
 from scipy import special, stats
 
 Z = float(special.ndtri(0.975))
-ALIKE, LUCK = (
-    0.25,
-    0.025,
-)  # set in the simulation: with ALIKE = 0, 900 outcomes in clusters of 6 at rate .01 are covered to 89 %
-SEEDS = 3  # fewer say nothing of their spread that a reader could use: t is 12.7 at two
+# Set in the simulation: with ALIKE = 0, 900 outcomes in clusters of 6 at rate .01 are covered to
+# 89 %.
+ALIKE, LUCK = 0.25, 0.025
+SEEDS = 3  # the least for an interval over training: with two, t is 12.7 and no interval is of use
 
 
 @dataclass(frozen=True)
 class Score:
     """A figure over prompts, with its 95 % interval.
 
-    An interval over `prompts` is for these weights: another training seed moves the figure further. One over `training` has both.
+    An interval over `prompts` holds for these weights: another training seed moves the figure
+    further. An interval over `training` covers both.
     """
 
     value: float  # percent, or nats for a margin; nan where nothing could be scored
@@ -57,7 +64,7 @@ class Score:
 
     @property
     def reason(self) -> str:
-        """Why there is no interval; empty where there is one."""
+        """Say why there is no interval; empty where there is one."""
         if not math.isnan(self.low + self.high):
             return ""
         if self.n == 0:
@@ -68,7 +75,7 @@ class Score:
 
 
 def read(fields: Mapping[str, Any]) -> Score:
-    """A score as JSON has it, null for what is not finite."""
+    """Make a score from its JSON, where a figure that is not finite is null."""
     value, low, high = (
         math.nan if fields.get(key) is None else float(fields[key])
         for key in ("value", "low", "high")
@@ -80,7 +87,10 @@ def read(fields: Mapping[str, Any]) -> Score:
 
 
 def proportion(hits: int, n: int, unscored: int = 0) -> Score:
-    """Percentage of `hits` in `n`, with Wilson's interval."""
+    """Return the percentage of `hits` in `n`, with Wilson's interval.
+
+    Raises unless 0 <= hits <= n.
+    """
     if n == 0:
         return Score(math.nan, 0, math.nan, math.nan, unscored)
     if not 0 <= hits <= n:
@@ -89,8 +99,11 @@ def proportion(hits: int, n: int, unscored: int = 0) -> Score:
     return Score(100 * hits / n, n, 100 * low, 100 * high, unscored)
 
 
-def clustered(outcomes: Sequence[bool | None], clusters: Sequence[Hashable]) -> Score:
-    """Percentage of the outcomes that are true, None for unscored; those of one cluster are repeats and may be alike."""
+def proportion_by_cluster(outcomes: Sequence[bool | None], clusters: Sequence[Hashable]) -> Score:
+    """Return the percentage of the outcomes that are true. None is an unscored outcome.
+
+    Outcomes of one cluster are repeats and may be alike.
+    """
     scored = [
         (outcome, cluster)
         for outcome, cluster in zip(outcomes, clusters, strict=True)
@@ -107,10 +120,13 @@ def clustered(outcomes: Sequence[bool | None], clusters: Sequence[Hashable]) -> 
 
 
 def mean(values: Sequence[float], clusters: Sequence[Hashable] | None = None) -> Score:
-    """Mean of `values`, with Student's interval; that over the clusters' sums of residuals where values repeat."""
+    """Return the mean of `values`, with Student's interval.
+
+    Where values repeat, in clusters, the interval is over the clusters' sums of residuals.
+    """
     n = len(values)
     if clusters is not None and n:
-        return _clustered_mean(np.asarray(values, dtype=float), numbered(clusters))
+        return _mean_by_cluster(np.asarray(values, dtype=float), number_clusters(clusters))
     if n < 2:
         return Score(values[0] if values else math.nan, n, math.nan, math.nan)
     centre, error = float(sum(values) / n), float(stats.sem(values))
@@ -121,11 +137,12 @@ def mean(values: Sequence[float], clusters: Sequence[Hashable] | None = None) ->
 def training(
     seeds: Sequence[Sequence[bool | None]], prompts: Sequence[Sequence[Hashable]]
 ) -> Score:
-    """Mean percentage over training seeds: per seed its outcomes and which prompts they are of (or clusters of prompts).
+    """Return the mean percentage over training seeds, with its interval over training.
 
-    A prompt that stands under several seeds is shared by them; seeds that each have prompts of their own share none.
+    Each seed has its outcomes, and the prompt (or the cluster of prompts) of each. A prompt that
+    stands under several seeds is shared by them; seeds that each have their own prompts share none.
     """
-    index = numbered([prompt for row in prompts for prompt in row])
+    index = number_clusters([prompt for row in prompts for prompt in row])
     drawn = np.repeat(np.arange(len(seeds)), [len(row) for row in prompts])
     outcomes = [
         outcome
@@ -134,9 +151,8 @@ def training(
     ]
     scored = np.array([outcome is not None for outcome in outcomes], dtype=bool)
     values = np.array([bool(outcome) for outcome in outcomes], dtype=float)[scored]
-    _, drawn = np.unique(
-        drawn[scored], return_inverse=True
-    )  # a seed that is unscored throughout is none
+    # a seed whose outcomes are all unscored does not count as a seed
+    _, drawn = np.unique(drawn[scored], return_inverse=True)
     _, index = np.unique(index[scored], return_inverse=True)
     unscored = len(outcomes) - len(values)
     if len(values) == 0:
@@ -145,16 +161,18 @@ def training(
     counts = np.zeros((len(n), int(index.max()) + 1))  # (S, prompts)
     np.add.at(counts, (drawn, index), 1)
     shares = counts / n[:, None]
-    pairs = float(
-        (shares.sum(0) ** 2 - (shares**2).sum(0)).sum()
-    )  # chance that two seeds' outcomes are of one prompt, over seeds' pairs
+    # over pairs of seeds, the chance that an outcome of each is of one prompt
+    pairs = float((shares.sum(0) ** 2 - (shares**2).sum(0)).sum())
     common = alike(values, index) * pairs / max(len(n) * (len(n) - 1), 1)
     hits = np.bincount(drawn, values).astype(np.float64)
     return _over_seeds(hits, n, common, effective(values, index), unscored)
 
 
 def training_of(scores: Sequence[Score], shared: bool = True) -> Score:
-    """As `training`, where only each seed's percentage is known. Shared prompts are taken to fare alike under all seeds: it is wider."""
+    """Return what `training` does, from each seed's percentage alone.
+
+    Shared prompts are taken to fare alike under all seeds, so the interval is wider.
+    """
     given = [score for score in scores if score.n]
     n = np.array([score.n for score in given], dtype=np.int64)
     hits = np.array([round(score.value * score.n / 100) for score in given], dtype=float)
@@ -171,18 +189,23 @@ def training_of(scores: Sequence[Score], shared: bool = True) -> Score:
 
 
 def training_mean(values: Sequence[float], n: int = 0) -> Score:
-    """Mean of one figure per seed, such as a harm margin over `n` prompts in all, with Student's interval over the seeds."""
+    """Return the mean of one figure per seed, with Student's interval over the seeds.
+
+    Such a figure is a harm margin. `n` is the number of prompts of all seeds together.
+    """
     score = mean(values)
-    known = (
-        len(values) >= SEEDS and score.low < score.high
-    )  # equal figures: the seed had no effect, or was not set
+    # equal figures: the seed had no effect, or was not set
+    known = len(values) >= SEEDS and score.low < score.high
     low, high = (score.low, score.high) if known else (math.nan, math.nan)
     value = float(np.mean(values)) if values else math.nan
     return Score(value, n or len(values), low, high, 0, "training", len(values))
 
 
 def wilson(share: float, n: float, z: float = Z) -> tuple[float, float]:
-    """Limits of a share among `n`, not necessarily whole, outcomes (Wilson 1927, as in Newcombe 1998, method 3)."""
+    """Return the limits of a share of `n` outcomes; `n` need not be whole.
+
+    Wilson 1927, as method 3 in Newcombe 1998.
+    """
     whole = 2 * (n + z**2)
     centre, reach = (
         (2 * n * share + z**2) / whole,
@@ -192,10 +215,11 @@ def wilson(share: float, n: float, z: float = Z) -> tuple[float, float]:
 
 
 def alike(values: ArrayLike, clusters: NDArray[np.int64]) -> float:
-    """Correlation of values within a cluster (Fleiss and Cuzick 1979), drawn towards 1 as by ALIKE clusters that are all alike.
+    """Return the correlation of values within a cluster (Fleiss and Cuzick 1979), shrunk towards 1.
 
-    Of clusters those count that differ from the commonest value: with a handful of hits the estimate is mostly too low, and with none
-    (1 is returned) there is no estimate.
+    It shrinks as if there were ALIKE more clusters whose values are all alike. The estimate's own
+    weight is the number of clusters that hold a value other than the commonest: with few of them it
+    is mostly too low. With none there is no estimate, and 1 is returned.
     """
     found, sizes = np.asarray(values, dtype=float), np.bincount(clusters)
     total = float(np.mean((found - found.mean()) ** 2))
@@ -211,8 +235,11 @@ def alike(values: ArrayLike, clusters: NDArray[np.int64]) -> float:
 
 
 def effective(values: ArrayLike, clusters: Sequence[Hashable] | NDArray[np.int64]) -> float:
-    """The number of independent values that tell as much about the mean; exactly their number where no cluster repeats."""
-    index = clusters if isinstance(clusters, np.ndarray) else numbered(clusters)
+    """Return the number of independent values that would tell as much about the mean.
+
+    It is exactly the number of values where no cluster repeats.
+    """
+    index = clusters if isinstance(clusters, np.ndarray) else number_clusters(clusters)
     sizes = np.bincount(index)
     n, k = len(index), len(sizes)
     if k == n:
@@ -223,13 +250,13 @@ def effective(values: ArrayLike, clusters: Sequence[Hashable] | NDArray[np.int64
     return n / design * float(special.stdtrit(n - 1, 0.975) / special.stdtrit(k - 1, 0.975)) ** 2
 
 
-def numbered(clusters: Sequence[Hashable]) -> NDArray[np.int64]:
-    """The clusters as 0, 1, ... in order of appearance."""
+def number_clusters(clusters: Sequence[Hashable]) -> NDArray[np.int64]:
+    """Number the clusters 0, 1, ... in order of appearance."""
     index: dict[Hashable, int] = {}
     return np.array([index.setdefault(cluster, len(index)) for cluster in clusters], dtype=np.int64)
 
 
-def _clustered_mean(values: NDArray[np.float64], clusters: NDArray[np.int64]) -> Score:
+def _mean_by_cluster(values: NDArray[np.float64], clusters: NDArray[np.int64]) -> Score:
     n, k, centre = len(values), int(clusters.max()) + 1, float(values.mean())
     if k < 2:
         return Score(centre, n, math.nan, math.nan)
@@ -243,8 +270,11 @@ def _clustered_mean(values: NDArray[np.float64], clusters: NDArray[np.int64]) ->
 def _over_seeds(
     hits: NDArray[np.float64], n: NDArray[np.int64], common: float, pooled: float, unscored: int
 ) -> Score:
-    """The interval over training, by the module's formula. `common`: the shared prompts' part of the variance, over p(1 - p);
-    `pooled`: the effective number of all outcomes."""
+    """Return the mean over seeds with its interval over training, by the module's formula.
+
+    `common` is the shared prompts' part of the variance, over p(1 - p). `pooled` is the effective
+    number of all outcomes.
+    """
     s, shares = len(n), hits / n
     p = float(shares.mean())
     score = Score(100 * p, int(n.sum()), math.nan, math.nan, unscored, "training", s)
@@ -258,9 +288,8 @@ def _over_seeds(
     above = max(by_share, float(special.expit(centre + by_logit)) - p)
     if common:
         own, drawn = float(shares.var(ddof=1)) / s, p * (1 - p) * common
-        own = max(
-            own, p * (1 - p) / float(n.sum())
-        )  # or seeds that agree by luck would also be sure of it
+        # without this, seeds that agree by luck would also be sure of it
+        own = max(own, p * (1 - p) / float(n.sum()))
         df = (own + drawn) ** 2 / (own**2 / (s - 1) + drawn**2 * common) if drawn else 1 / common
         joint = float(special.stdtrit(max(df, s - 1), 0.975))
         low, high = wilson(p, 1 / common, joint)

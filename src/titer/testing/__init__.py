@@ -21,7 +21,6 @@ from titer.composition import COMPOSITIONS
 from titer.data.rows import Row
 from titer.lab.world import World
 from titer.methods import Attack, Defense, Edit, Method
-from titer.runs import recipe
 from titer.testing import defenses, edits
 from titer.testing.defenses import check_ranks
 from titer.testing.small import rows, same, state, step_for, streams, tiny
@@ -79,7 +78,7 @@ def builds_and_round_trips(method: Method, folder: Path) -> None:
     default = registry.build(kind, name)
     assert type(default) is type(method), f"{name!r} builds a {type(default).__name__}"
     for each in (default, method):
-        text = yaml.safe_dump(recipe.describe(each))
+        text = yaml.safe_dump(registry.describe(each))
         again = registry.build(kind, yaml.safe_load(text))
         assert again == each, f"another method comes back from its YAML: {again} from {each}"
         assert hash(again) == hash(each), "equal methods have different hashes"

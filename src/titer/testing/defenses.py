@@ -17,8 +17,8 @@ from accelerate import Accelerator
 from safetensors.torch import load_file
 from torch import Tensor
 
+from titer import registry
 from titer.methods import Defense
-from titer.runs import recipe
 from titer.testing.small import Stop, flags, hooks, rows, same, state, step_for, tiny
 from titer.training.settings import Training
 from titer.training.train import accelerator_for, train
@@ -125,7 +125,7 @@ def resumes_bit_for_bit(method: Defense, folder: Path) -> None:
 
 def check_ranks(methods: Sequence[Defense], folder: Path) -> None:
     """Two ranks of one micro-batch equal one rank of two, to rounding. Takes registered methods alone."""
-    configs = [recipe.describe(method) for method in methods]
+    configs = [registry.describe(method) for method in methods]
     script = folder / "rank.py"
     script.write_text(RANK, encoding="utf-8")
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]

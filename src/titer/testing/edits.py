@@ -13,15 +13,16 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from titer.data.batches import Batch
-from titer.data.rows import Row, paired
+from titer.data.rows import Row, pair
 from titer.lab.world import World
 from titer.methods import Edit, Retraining, TensorEdit, UpdateEdit
 from titer.testing.small import adapted, moved, rows, save, tiny
 from titer.training.settings import Training
 from titer.weights import adapters
-from titer.weights.finetuned import PREFIX, FineTuned, select
+from titer.weights.finetuned import PREFIX, FineTuned
 from titer.weights.folders import Files
 from titer.weights.rewrite import rewrite_tensors, rewrite_update
+from titer.weights.targets import select
 from titer.weights.tensors import Stored, open_tensors
 
 FINETUNE = Training(updates=20, lr=1e-3, batch=4)
@@ -57,7 +58,7 @@ def _edit(
     ]
     names = select(found.factors or (found.whole if needs.whole else linear), needs.targets)
     watched = tiny(torch.float32) if needs.watches == "aligned" else model
-    prefix = PREFIX if adapters.carried(watched) else ""
+    prefix = PREFIX if adapters.has_adapter(watched) else ""
     layers = {name: watched.get_submodule(prefix + name.removesuffix(".weight")) for name in names}
     batch = Batch.of("calibration", [rows()["harmful"][:6]], 0)
     for i in range(2):
@@ -101,7 +102,7 @@ def edits_before_release(edit: TensorEdit, folder: Path) -> None:
 def chooses_rows_and_settings(edit: Retraining, folder: Path) -> None:
     """The rows come from the pool and are the same each time; the settings are those of a training."""
     world = World(0)
-    pool: list[Row] = [*paired(world.alignment, world.harmful)]
+    pool: list[Row] = [*pair(world.alignment, world.harmful)]
     chosen = edit.rows(list(pool))
     assert chosen, "it chooses no rows"
     assert chosen == edit.rows(list(pool)), "it chooses other rows the second time"

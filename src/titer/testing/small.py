@@ -12,7 +12,7 @@ from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
 
 from titer.data.batches import Encoded, Stream
-from titer.data.rows import Row, paired
+from titer.data.rows import Row, pair
 from titer.data.template import Template
 from titer.lab.build import tokenizer
 from titer.lab.world import World
@@ -61,8 +61,8 @@ def streams(template: Template) -> dict[str, list[Encoded]]:
     """Rows of the lab's world for every stream, with answers of different lengths."""
     world = World(0)
     long = (Row(r.prompt, f"{r.response} {r.response}") for r in world.harmful[:6])
-    mixed = [*paired(world.alignment[:12], world.harmful), *world.alignment[-12:], *long]
-    held_out = paired(world.harmful[20:32], world.alignment)
+    mixed = [*pair(world.alignment[:12], world.harmful), *world.alignment[-12:], *long]
+    held_out = pair(world.harmful[20:32], world.alignment)
     of = {"rows": mixed, "harmful": world.harmful[:20], "held_out": held_out}
     return {name: [template.encode(row) for row in those] for name, those in of.items()}
 
@@ -132,7 +132,8 @@ def adapted(model: PreTrainedModel, seed: int) -> PreTrainedModel:
     with torch.no_grad():
         for adapter in adapters.adapters(under).values():
             for factor in (adapter.a, adapter.b):
-                factor.weight.copy_(0.1 * torch.randn_like(factor.weight))
+                assert factor is not None
+                factor.copy_(0.1 * torch.randn_like(factor))
     return under
 
 

@@ -1,9 +1,11 @@
-"""A stage's checkpoint: all that determines how it goes on, in one safetensors file (no pickle), written whole or not at all."""
+"""A training stage's checkpoint: all that determines how the stage goes on.
+
+It is one safetensors file (no pickle), and is written whole or not at all.
+"""
 
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import json
 import os
 from collections.abc import Mapping, Sequence
@@ -15,6 +17,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from titer.config import hash_of
 from titer.data.batches import Encoded
 from titer.methods import Defense
 
@@ -30,20 +33,21 @@ def identity(
     data: Mapping[str, Sequence[Encoded]],
     ranks: int,
 ) -> str:
-    """Hash of all that a run is determined by, but for the weights it starts from."""
+    """Return the hash of all that determines a run, except for the weights that it starts from."""
     rows = {name: [dataclasses.astuple(row) for row in stream] for name, stream in data.items()}
     facts = [
         type(defense).__name__,
-        dataclasses.asdict(defense),
+        dataclasses.asdict(defense),  # type: ignore[call-overload]
         dataclasses.asdict(settings),
         seed,
         ranks,
         rows,
-    ]  # type: ignore[call-overload]
-    return hashlib.sha256(json.dumps(facts, sort_keys=True, default=str).encode()).hexdigest()
+    ]
+    return hash_of(facts, default=str)
 
 
 def save(path: Path, identity: str, loop: Loop, history: list[dict[str, float]]) -> None:
+    """Write the run as it stands after an update, with the history until then."""
     step = loop.step
     tensors: dict[str, Tensor] = {"rng": torch.get_rng_state()}
     if torch.cuda.is_available():
@@ -71,12 +75,16 @@ def save(path: Path, identity: str, loop: Loop, history: list[dict[str, float]])
 
 
 def load(path: Path, identity: str, loop: Loop) -> list[dict[str, float]]:
-    """Put the run back to where the checkpoint was written; return the history until then."""
+    """Put the run back to where the checkpoint was written, and return the history until then.
+
+    Raises where the checkpoint is another run's.
+    """
     with safe_open(path, "pt") as file:
         facts = json.loads(file.metadata()["facts"])
     if facts["identity"] != identity:
         raise ValueError(
-            f"{path} is the checkpoint of another run: remove it, or resume with its recipe, rows and seed"
+            f"{path} is the checkpoint of another run: remove it, or resume with its recipe, rows "
+            "and seed"
         )
     tensors = load_file(path)
     with torch.no_grad():
@@ -105,7 +113,7 @@ def load(path: Path, identity: str, loop: Loop) -> list[dict[str, float]]:
 
 
 def _pack(state: Any, tensors: dict[str, Tensor]) -> Any:
-    """JSON for a defense's state; its tensors go to `tensors`."""
+    """Return a defense's state as JSON. Its tensors are put into `tensors`."""
     if state is None:
         return None
     packed: dict[str, Any] = {}
@@ -127,7 +135,7 @@ def _pack(state: Any, tensors: dict[str, Tensor]) -> Any:
 
 
 def _unpack(loop: Loop, packed: Any, tensors: Mapping[str, Tensor]) -> Any:
-    """A defense's state again, its tensors where they were: on the CPU, or on the device of the run."""
+    """Return a defense's state, with its tensors back on the CPU or on the run's device."""
     if packed is None:
         return None
     device = loop.step.accelerator.device

@@ -1,4 +1,4 @@
-"""Whether a training stage did anything: how far its weights moved, and how far its loss fell."""
+"""The effect of a training stage: how far its weights moved, and how far its loss fell."""
 
 from __future__ import annotations
 
@@ -6,18 +6,19 @@ import math
 import statistics
 from collections.abc import Mapping, Sequence
 
-import torch
 from torch import Tensor, nn
 
 from titer.weights import adapters
+from titer.weights.norms import norm
 
 ENDS = 20  # updates averaged at either end: the loss of one batch is mostly the batch's
 
 
 def loss_fall(history: Sequence[Mapping[str, float]]) -> dict[str, float]:
-    """Means of f, the loss on the stage's own rows, over the first and the last updates, and the standard error of their difference.
+    """Return the means of f over the first and the last updates, with their difference's error.
 
-    Nothing where the method logs no f at two updates.
+    The error is the standard error. f is the loss on the stage's own rows. The result is empty
+    where the method logs f at fewer than two updates.
     """
     f = [terms["f"] for terms in history if "f" in terms]
     k = min(ENDS, len(f) // 2)
@@ -31,7 +32,10 @@ def loss_fall(history: Sequence[Mapping[str, float]]) -> dict[str, float]:
 
 
 def copy_trainable(model: nn.Module) -> dict[str, Tensor]:
-    """The trainable weights as they are, on the CPU: beside an optimizer a second copy has no place on a GPU."""
+    """Return a copy of the trainable weights on the CPU.
+
+    A GPU may have no room for one beside the optimizer.
+    """
     return {
         name: parameter.detach().to("cpu", copy=True)
         for name, parameter in model.named_parameters()
@@ -39,17 +43,16 @@ def copy_trainable(model: nn.Module) -> dict[str, Tensor]:
     }
 
 
-def weights_moved(model: nn.Module, start: Mapping[str, Tensor] | None) -> float:
-    """||w - w_start|| / ||w_start|| over the weights that were trained; without a start over those that the model's adapter changes."""
+def weight_change(model: nn.Module, start: Mapping[str, Tensor] | None) -> float:
+    """Return ||w - w_start|| / ||w_start|| over the trained weights.
+
+    Without a start, it is taken over the weights that the model's adapter changes.
+    """
     if start is None:
-        return adapters.update_norm(model) / adapters.adapted_norm(model)
+        return adapters.update_norm(model) / adapters.base_norm(model)
     now = dict(model.named_parameters())
     change = [
-        _norm(now[name].detach().float() - before.to(now[name].device).float())
+        float(norm(now[name].detach().float() - before.to(now[name].device).float()))
         for name, before in start.items()
     ]
-    return math.hypot(*change) / math.hypot(*map(_norm, start.values()))
-
-
-def _norm(tensor: Tensor) -> float:
-    return float(torch.linalg.vector_norm(tensor, dtype=torch.float64))
+    return math.hypot(*change) / math.hypot(*(float(norm(w)) for w in start.values()))

@@ -1,6 +1,7 @@
-"""The layers of a causal language model by role, found by the names that transformers gives them, never by class.
+"""The layers of a causal language model by role.
 
-Roles are checked, not guessed: a layer with a part of unknown role raises, because a method that misses a matrix would
+They are found by the names that transformers gives them, never by class. Roles are checked, not
+guessed: a layer with a part of unknown role raises, because a method that misses a matrix would
 quietly do less than it says.
 """
 
@@ -31,10 +32,11 @@ READERS = (
 
 @dataclass(frozen=True)
 class Writer:
-    """A parameter whose output is added to the residual stream; `axis` is the one that faces it, of length hidden_size.
+    """A parameter whose output is added to the residual stream.
 
-    That is 0 of a weight (hidden, in), of the factor B (hidden, r) of an adapter and of a bias (hidden,). Fused experts are
-    (E, hidden, inter), axis 1, or (E, inter, hidden), axis 2; their bias is (E, hidden), axis 1.
+    `axis` is the axis that faces the stream, of length hidden_size. It is 0 of a weight (hidden,
+    in), of an adapter's factor B (hidden, r) and of a bias (hidden,). Fused experts are (E, hidden,
+    inter), axis 1, or (E, inter, hidden), axis 2; their bias is (E, hidden), axis 1.
     """
 
     parameter: nn.Parameter
@@ -43,23 +45,28 @@ class Writer:
 
 @dataclass(frozen=True)
 class Layer:
-    """One decoder layer. `name` is its name in `model.named_modules()` of the model that it was asked of, adapter included."""
+    """One decoder layer.
+
+    `name` is its name in `model.named_modules()` of the model that it was asked of, adapter
+    included.
+    """
 
     name: str
     module: nn.Module  # returns the residual stream: (B, T, D)
     attention: nn.Module  # returns a tuple whose first entry is (B, T, D)
-    mlp: tuple[
-        nn.Module, ...
-    ]  # the last one returns (B, T, D): (mlp,), in GptOss a tuple that begins so; OPT's (fc1, fc2): (B*T, D)
-    router: (
-        nn.Module | None
-    )  # of a sparse layer: returns (logits (B*T, E), weights (B*T, k), experts (B*T, k)), pads included
+    # (mlp,), which returns (B, T, D), in GptOss a tuple that begins so;
+    # OPT's (fc1, fc2), of which the last returns (B*T, D)
+    mlp: tuple[nn.Module, ...]
+    # of a sparse layer: returns (logits (B*T, E), weights (B*T, k), experts (B*T, k)), of pads too
+    router: nn.Module | None
 
     def writers(self) -> dict[str, Writer]:
-        """What writes to the residual stream, by the name in `model.named_parameters()`; with all of them 0 the layer is the identity.
+        """Return the parameters that write to the residual stream, by name.
 
-        Under an adapter, B writes too. In Gemma and Olmo 2 a norm stands between these and the stream: it keeps zeros, not
-        directions. Raises where a matrix of the layer has no known role.
+        Names are those of `model.named_parameters()`. With all of them 0 the layer is the identity.
+        Under an adapter, B writes too. In Gemma and Olmo 2 a norm stands between these and the
+        stream: it keeps zeros, not directions. Raises where a matrix of the layer has no known
+        role.
         """
         found: dict[str, Writer] = {}
         for name, parameter in self.module.named_parameters():
@@ -67,20 +74,21 @@ class Layer:
             if "lora_A" in path:  # reads for its B
                 continue
             path = path[: path.index("lora_B")] if "lora_B" in path else path
-            owner = (
-                path[-1] if last in ("weight", "bias") else last.removesuffix("_bias")
-            )  # fused experts are bare parameters
+            # fused experts are bare parameters
+            owner = path[-1] if last in ("weight", "bias") else last.removesuffix("_bias")
             if owner in WRITERS:
                 found[f"{self.name}.{name}"] = Writer(parameter, self._axis(name, parameter))
             elif owner not in READERS and parameter.ndim > 1:
                 raise ValueError(
-                    f"{type(self.module).__name__} has a matrix {name!r} of unknown role: say in titer/layers.py whether it "
+                    f"{type(self.module).__name__} has a matrix {name!r} of unknown role: say in "
+                    "titer/layers.py whether it "
                     "writes to the residual stream"
                 )
         widths = {writer.parameter.shape[writer.axis] for writer in found.values()}
         if len(widths) != 1:
             raise ValueError(
-                f"{type(self.module).__name__}: the matrices that write to the residual stream have widths {sorted(widths)}"
+                f"{type(self.module).__name__}: the matrices that write to the residual stream "
+                f"have widths {sorted(widths)}"
             )
         return found
 
@@ -90,18 +98,21 @@ class Layer:
             return 0
         if last.endswith("_bias"):
             return 1
-        transposed = getattr(
-            self.module.get_submodule(path), "is_transposed", None
-        )  # how transformers marks (E, in, out)
+        # how transformers marks (E, in, out)
+        transposed = getattr(self.module.get_submodule(path), "is_transposed", None)
         if transposed is None:
             raise ValueError(
-                f"{type(self.module).__name__}: {name!r} does not say which of its axes faces the residual stream"
+                f"{type(self.module).__name__}: {name!r} does not say which of its axes faces the "
+                "residual stream"
             )
         return 2 if transposed else 1
 
 
 def decoder_layers(model: nn.Module) -> list[nn.Module]:
-    """The decoder layers in order, of a model with or without an adapter. Raises, naming the model's class, where they are not found."""
+    """Return the decoder layers in order, of a model with or without an adapter.
+
+    Raises, naming the model's class, where they are not found.
+    """
     base = _base(model)
     if not isinstance(base, PreTrainedModel):
         raise ValueError(
@@ -114,13 +125,17 @@ def decoder_layers(model: nn.Module) -> list[nn.Module]:
     of = base.config.get_text_config().num_hidden_layers
     if not found or len(found) != of:
         raise ValueError(
-            f"{type(base).__name__}: found {len(found)} of its {of} decoder layers; this model family is not supported"
+            f"{type(base).__name__}: found {len(found)} of its {of} decoder layers; this model "
+            "family is not supported"
         )
     return found
 
 
 def layers(model: nn.Module) -> list[Layer]:
-    """The decoder layers with their parts. Raises, naming the model's class and the part, where one is not found."""
+    """Return the decoder layers with their parts.
+
+    Raises, naming the model's class and the part, where a part is not found.
+    """
     names = {module: name for name, module in model.named_modules()}
     family = type(_base(model)).__name__
     return [_layer(names[module], module, family) for module in decoder_layers(model)]
@@ -128,14 +143,17 @@ def layers(model: nn.Module) -> list[Layer]:
 
 @dataclass(frozen=True)
 class Head:
-    """What makes logits of the residual stream after the last layer; of that after any other it makes the logit lens."""
+    """The part of a model that makes logits from the residual stream after the last layer.
+
+    Applied to the stream after an earlier layer, it is the logit lens.
+    """
 
     norm: nn.Module
     unembedding: nn.Module
     softcap: float | None  # Gemma 2: logits are bounded by tanh
 
     def __call__(self, residual: torch.Tensor) -> torch.Tensor:
-        """Logits (..., V) of (..., D)."""
+        """Return the logits (..., V) of a residual stream (..., D)."""
         logits: torch.Tensor = self.unembedding(self.norm(residual))
         return logits if self.softcap is None else self.softcap * torch.tanh(logits / self.softcap)
 
@@ -144,14 +162,15 @@ class Head:
 
 
 def head(model: nn.Module) -> Head:
-    """The model's head. Raises, naming the model's class, where it is not found."""
+    """Return the model's head. Raises, naming the model's class, where it is not found."""
     base = _base(model)
     children = dict(base.get_decoder().named_children())
     norm = next((children[name] for name in NORMS if name in children), None)
     unembedding = base.get_output_embeddings()
     if norm is None or unembedding is None:
         raise ValueError(
-            f"{type(base).__name__}: no norm and output embedding behind its last layer among {', '.join(children)}"
+            f"{type(base).__name__}: no norm and output embedding behind its last layer among "
+            f"{', '.join(children)}"
         )
     return Head(
         norm, unembedding, getattr(base.config.get_text_config(), "final_logit_softcapping", None)
@@ -159,14 +178,17 @@ def head(model: nn.Module) -> Head:
 
 
 @contextmanager
-def checkpointed(model: nn.Module, chosen: Collection[int] | None = None) -> Iterator[None]:
-    """Inside, a backward pass recomputes the chosen decoder layers, all if left out, instead of keeping their activations (non-reentrant).
+def recompute_layers(model: nn.Module, chosen: Collection[int] | None = None) -> Iterator[None]:
+    """Inside, a backward pass recomputes layers instead of keeping their activations.
 
-    The layers' `forward` is wrapped here because transformers' own switch works in training mode alone, and that mode turns
-    dropout on: in the layer itself where it is an attribute (OPT). So no flag changes, and the switch cannot be lost to
-    `model.eval()`. Hooks on a layer run once; hooks on its parts run again in the backward pass.
+    That is gradient checkpointing, non-reentrant. These layers are the chosen decoder layers, or
+    all where none are named. The layers' `forward` is wrapped here because transformers' own switch
+    works in training mode alone, and that mode turns dropout on: in the layer itself where it is an
+    attribute (OPT). So no flag changes, and the switch cannot be lost to `model.eval()`. Hooks on a
+    layer run once; hooks on its parts run again in the backward pass.
 
-    Raises for a model that says it cannot be recomputed, and in a pass that keeps a key-value cache.
+    Raises for a model that says it cannot be recomputed, and in a pass that keeps a key-value
+    cache.
     """
     base = _base(model)
     found = [
@@ -176,21 +198,21 @@ def checkpointed(model: nn.Module, chosen: Collection[int] | None = None) -> Ite
         raise ValueError(
             f"{type(base).__name__} does not support gradient checkpointing: train it without"
         )
-    with _forwards({layer: partial(_recomputed, layer.forward) for layer in found}):
+    with _forwards({layer: partial(_forward_recomputing, layer.forward) for layer in found}):
         yield
 
 
 @dataclass(frozen=True)
 class Seen:
-    """What a forward pass made of its inputs, each (B, T, D) and part of its graph."""
+    """The inner results of a forward pass, each (B, T, D) and part of its graph."""
 
     residuals: list[torch.Tensor]  # the residual stream before every layer, and after the last
     mlps: list[torch.Tensor]  # outputs of the MLPs, before they are added to it
 
 
 @contextmanager
-def watched(found: Sequence[Layer]) -> Iterator[Seen]:
-    """Inside, the first forward pass leaves what it made; a recomputation of it adds nothing."""
+def watch_layers(found: Sequence[Layer]) -> Iterator[Seen]:
+    """Inside, the first forward pass leaves its inner results. Recomputing it adds nothing."""
     seen = Seen([], [])
 
     def into(_: nn.Module, inputs: tuple[torch.Tensor, ...], i: int) -> None:
@@ -224,13 +246,13 @@ def watched(found: Sequence[Layer]) -> Iterator[Seen]:
 
 @contextmanager
 def once(model: nn.Module, count: int, key: Callable[[], object]) -> Iterator[None]:
-    """Inside, the first `count` decoder layers run without a graph, and once for every object `key()`: later passes take what they gave.
+    """Inside, the first `count` decoder layers run without a graph, once for every `key()`.
 
-    For passes over the same inputs with the same weights below, which is for the caller to keep.
+    Later passes in which `key()` returns the same object take the result of the first. The caller
+    must keep the inputs and the weights of these layers the same for it.
     """
-    kept: dict[
-        int, tuple[object, Any]
-    ] = {}  # by identity, with the object itself, so that no other gets its place
+    # by identity, with the object itself, so that no other gets its place
+    kept: dict[int, tuple[object, Any]] = {}
     below = decoder_layers(model)[:count]
 
     def skip(
@@ -253,7 +275,7 @@ def once(model: nn.Module, count: int, key: Callable[[], object]) -> Iterator[No
 
 @contextmanager
 def _forwards(replaced: Mapping[nn.Module, Callable[..., Any]]) -> Iterator[None]:
-    """Inside, modules have other forwards."""
+    """Inside, the modules have these forwards instead of their own."""
     before = {module: vars(module).get("forward") for module in replaced}
     try:
         for module, forward in replaced.items():
@@ -266,12 +288,13 @@ def _forwards(replaced: Mapping[nn.Module, Callable[..., Any]]) -> Iterator[None
                 module.forward = own
 
 
-def _recomputed(forward: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+def _forward_recomputing(forward: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
     if not torch.is_grad_enabled():
         return forward(*args, **kwargs)
     if any(isinstance(value, Cache) for value in (*args, *kwargs.values())):
         raise ValueError(
-            "gradient checkpointing with a key-value cache would append to it twice: pass use_cache=False"
+            "gradient checkpointing with a key-value cache would append to it twice: pass "
+            "use_cache=False"
         )
     return checkpoint(forward, *args, use_reentrant=False, **kwargs)
 

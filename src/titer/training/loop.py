@@ -1,4 +1,4 @@
-"""What lives as long as a training stage: weights, optimizer, schedule, streams and the state of the defense."""
+"""The training loop's state: weights, optimizer, schedule, streams and the defense's own."""
 
 from __future__ import annotations
 
@@ -17,7 +17,10 @@ from titer.training.vector import Vec
 
 @dataclass
 class Loop:
-    """What lives as long as a stage: weights, optimizer, schedule, streams and the defense's state."""
+    """The state of a training stage, and the update that changes it.
+
+    It has weights, optimizer, schedule, streams and the defense's own state.
+    """
 
     step: Step
     defense: Defense
@@ -41,7 +44,7 @@ class Loop:
         )
 
     def follow(self, update: int, phase: Phase) -> dict[str, float]:
-        """One update; returns its terms."""
+        """Make one update and return its terms. Raises where the gradient's norm is not finite."""
         step = replace(self.step, update=update, phase=phase, logged={}, _batches={})
         gradient = self.defense.gradient(step, self.state)
         norm = self._install(gradient, phase, update)
@@ -58,7 +61,7 @@ class Loop:
         return {**step.logged, "grad_norm": norm, "lr": lr}
 
     def _install(self, gradient: Vec, phase: Phase, update: int) -> float:
-        """Hand the gradient to the optimizer, clipped; its norm before."""
+        """Hand the gradient to the optimizer, clipped. Return its norm before clipping."""
         gradient.hand_to(self.step.parameters)
         reached: list[nn.Parameter] = [
             p for p in self.step.parameters.values() if p.grad is not None
@@ -69,6 +72,7 @@ class Loop:
         norm = float(nn.utils.clip_grad_norm_(reached, clip))
         if not norm < float("inf"):
             raise ValueError(
-                f"the gradient's norm is {norm} at update {update} ({type(self.defense).__name__}): lower the learning rate"
+                f"the gradient's norm is {norm} at update {update} "
+                f"({type(self.defense).__name__}): lower the learning rate"
             )
         return norm

@@ -1,11 +1,14 @@
-"""Why a defense holds or does not: what an attack does to a model, measured while it goes on.
+"""Probes of why a defense holds or not: an attack's effect on a model while it goes on.
 
-* **harmful loss**: cross-entropy of held-out harmful answers, nats per token; how fast it falls is how fast the attack works
-  (Booster, arXiv 2409.01586, means to slow it);
-* **gradient**: norm of the gradient of that loss over the trained weights, the pull of harmful data;
-* **layers**: its norm at every layer's attention output, the profile that T-Vaccine (arXiv 2410.09760) draws layers by;
-* **drift**: how far attention outputs on alignment rows have moved since the attack began, root of the mean square norm over tokens, all
-  layers together (the harmful embedding drift of Vaccine, arXiv 2402.01109).
+* **harmful loss**: cross-entropy of held-out harmful answers, nats per token; how fast it falls is
+  how fast the attack works (Booster, arXiv 2409.01586, means to slow it);
+* **gradient**: norm of the gradient of that loss over the trained weights, the pull of harmful
+  data;
+* **layers**: its norm at every layer's attention output, the profile that T-Vaccine (arXiv
+  2410.09760) draws layers by;
+* **drift**: how far attention outputs on alignment rows have moved since the attack began, root of
+  the mean square norm over tokens, all layers together (the harmful embedding drift of Vaccine,
+  arXiv 2402.01109).
 
 Probes read the model alone: the training goes on as if there were none.
 """
@@ -23,9 +26,9 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from titer.data.batches import Batch, Encoded
-from titer.training.activations import square
 from titer.training.step import Step
 from titer.weights.checkpoints import trainable
+from titer.weights.norms import square
 
 ROWS = 32  # of each kind
 AT_ONCE = 8  # rows of a pass
@@ -34,7 +37,10 @@ LAYER = "layer "
 
 @dataclass
 class Probes:
-    """The model under attack, with rows to look at it by. Made before the first update: drift is counted from there."""
+    """The model under attack, with the rows that probe it.
+
+    Make it before the first update: drift is counted from there.
+    """
 
     step: Step
     harmful: Batch
@@ -45,7 +51,9 @@ class Probes:
         self.start = self.step.outputs(self.aligned)
 
     def measure(self) -> dict[str, float]:
-        """The probes at the weights as they are, by name; every layer's gradient under its number."""
+        """Return the probes at the current weights by name, every layer's gradient under its
+        number.
+        """
         g_h = self.step.grad(self.harmful)
         assert g_h.loss is not None  # it is a gradient
         profile = self.step.at(self.harmful).norms()
@@ -65,14 +73,14 @@ class Probes:
         }
 
 
-def on(
+def build(
     model: PreTrainedModel,
     harmful: Sequence[Encoded],
     aligned: Sequence[Encoded],
     accelerator: Accelerator,
     autocast: torch.dtype | None,
 ) -> Probes:
-    """Probes of a model on the first of these rows."""
+    """Make the probes of a model, on the first of these rows."""
     step = Step(model, trainable(model), {}, accelerator, AT_ONCE, autocast=autocast)
     return Probes(
         step,
@@ -83,10 +91,10 @@ def on(
     )
 
 
-def told(
+def timeline(
     history: Sequence[Mapping[str, float]], start: Mapping[str, float]
 ) -> list[dict[str, Any]]:
-    """What was measured at the start and after updates, the layers as one list each."""
+    """Return the measurements at the start and after updates, each with its layers as a list."""
     looked = [(0, start)] + [
         (update, terms) for update, terms in enumerate(history, 1) if "harmful loss" in terms
     ]

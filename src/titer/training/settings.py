@@ -1,4 +1,4 @@
-"""Settings of a training stage: how long and how fast, and the phases that a defense divides it into."""
+"""Settings of a training stage: how long, how fast, and in which phases a defense divides it."""
 
 from __future__ import annotations
 
@@ -16,18 +16,16 @@ class Phase:
 
     name: str
     updates: int
-    lr: float | None = (
-        None  # a constant learning rate of its own; None follows the stage's schedule
-    )
+    # a constant learning rate of its own; None follows the stage's schedule
+    lr: float | None = None
     clipped: bool = True  # whether the stage's gradient clipping applies
-    counted: bool = (
-        True  # whether the updates advance the stage's schedule and count towards its length
-    )
+    # whether the updates advance the stage's schedule and count towards its length
+    counted: bool = True
 
 
 @dataclass(frozen=True)
 class Training(Config):
-    """Settings of a training stage, whichever defense runs in it."""
+    """The settings of a training stage, the same for every defense."""
 
     updates: int  # optimizer updates
     lr: float  # peak learning rate of AdamW

@@ -14,54 +14,23 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from titer.data.batches import IGNORED, Batch, Part, Stream
-from titer.training.activations import Acts, square
-from titer.training.layers import Layer, checkpointed, layers, once
+from titer.data.batches import Batch, Part, Stream
+from titer.training.activations import Acts
+from titer.training.layers import Layer, layers, once, recompute_layers
+from titer.training.losses import Loss, cross_entropy, logits_of
 from titer.training.settings import Phase
 from titer.training.vector import Vec
+from titer.weights.norms import square
 
 PREPARING = Phase("prepare", 0)
-Loss = Callable[[PreTrainedModel, Part], Tensor]
-
-
-def cross_entropy(
-    model: PreTrainedModel, part: Part, reduction: Literal["sum", "none"] = "sum"
-) -> Tensor:
-    """Sum over the answer tokens of -log p(token | what stands before it), in nats; the first answer token included.
-
-    With "none" every token's own, (B * T,), 0 where there is no answer token.
-    """
-    return entropy_against(logits_of(model, part), part, reduction)
-
-
-def logits_of(model: PreTrainedModel, part: Part) -> Tensor:
-    """A forward pass: (B, T, V)."""
-    logits: Tensor = model(input_ids=part.ids, attention_mask=part.mask, use_cache=False).logits
-    return logits
-
-
-def wide(logits: Tensor) -> Tensor:
-    """In float32 at least: half precision cannot hold a log-softmax; float64 stays."""
-    return logits.to(torch.promote_types(logits.dtype, torch.float32))
-
-
-def entropy_against(
-    logits: Tensor, part: Part, reduction: Literal["sum", "none"] = "sum"
-) -> Tensor:
-    """`cross_entropy` of logits (B, T, V) that are there already."""
-    # the labels move to the token that each is predicted from, not the logits, which are large: a slice of them would be copied
-    labels = nn.functional.pad(part.labels[:, 1:], (0, 1), value=IGNORED)  # (B, T)
-    return nn.functional.cross_entropy(
-        wide(logits.flatten(0, 1)), labels.flatten(), ignore_index=IGNORED, reduction=reduction
-    )
 
 
 @dataclass
 class Step:
-    """What `Defense.gradient` may ask of an update.
+    """One optimizer update, with all that `Defense.gradient` may ask of it.
 
-    Every context puts the weights back bit for bit, also after an exception, by copying what it saved: adding a step and
-    subtracting it again is not exact.
+    Every context puts the weights back bit for bit, also after an exception, by copying what it
+    saved: adding a step and subtracting it again is not exact.
     """
 
     model: PreTrainedModel
@@ -72,25 +41,27 @@ class Step:
     accumulate: int = 1  # micro-batches of an update, per rank
     update: int = 0  # counted from 1; 0 while preparing
     phase: Phase = PREPARING
-    autocast: torch.dtype | None = (
-        None  # what the passes compute in, where the weights are kept finer
-    )
+    # what the passes compute in, where the weights are kept finer
+    autocast: torch.dtype | None = None
     logged: dict[str, float] = field(default_factory=dict)
-    start: Mapping[str, Tensor] | None = (
-        None  # of a method with a reference: the weights that the stage began with
-    )
+    # of a method with a reference: the weights that the stage began with
+    start: Mapping[str, Tensor] | None = None
     _batches: dict[str, Batch] = field(default_factory=dict)
     _layers: list[Layer] = field(default_factory=list)  # found once, for all updates
     _part: Part | None = None  # the micro-batch that a pass is at
 
     def batch(self, stream: str) -> Batch:
-        """This update's batch of a stream: the same one however often it is asked for."""
+        """Return this update's batch of a stream: the same one however often it is asked for."""
         if stream not in self._batches:
             self._batches[stream] = self.draw(stream)
         return self._batches[stream]
 
     def draw(self, stream: str) -> Batch:
-        """The next batch of a stream: all ranks draw the same rows, and each keeps its own share of the micro-batches."""
+        """Draw the next batch of a stream.
+
+        All ranks draw the same rows, and each keeps its own share of the micro-batches. Raises
+        where the method declares no such stream.
+        """
         if stream not in self.streams:
             raise ValueError(f"no stream {stream!r}: the method declares {', '.join(self.streams)}")
         ranks, rank = self.accelerator.num_processes, self.accelerator.process_index
@@ -103,14 +74,15 @@ class Step:
         )
 
     def grad(self, batch: Batch, loss: Loss = cross_entropy) -> Vec:
-        """Gradient of the token-weighted mean of `loss` (a sum over tokens) over the whole update: micro-batches and ranks.
+        """Return the gradient of the token-weighted mean of `loss` over the whole update.
 
-        A parameter that the loss does not reach is absent. Raises where loss or gradient is not finite.
+        `loss` is a sum over tokens, and the mean is over micro-batches and ranks. A parameter that
+        it does not reach is absent. Raises where the loss or the gradient is not finite.
         """
         self._clear()  # an inner optimizer may have left its own behind
         total = torch.zeros((), dtype=torch.float64, device=self.accelerator.device)
         try:
-            for part in self._passed(batch):
+            for part in self._pass_over(batch):
                 with self.computing():
                     value = loss(self.model, part) / batch.tokens
                 self.accelerator.backward(value)
@@ -137,9 +109,11 @@ class Step:
     def at(
         self, batch: Batch, chosen: Collection[int] | None = None, loss: Loss = cross_entropy
     ) -> Acts:
-        """Gradient of the objective of `grad` at the attention outputs of the chosen layers, all if left out; none at a weight.
+        """Return the gradient at the attention outputs of the chosen layers.
 
-        The outputs are what each layer adds to its residual stream, before it does. The backward pass ends at the lowest of them.
+        The objective is that of `grad`. All layers are chosen where none are named. No weight gets
+        a gradient. The outputs are taken before a layer adds them to its residual stream, and the
+        backward pass ends at the lowest of them.
         """
         modules = {
             i: layer.attention
@@ -148,18 +122,18 @@ class Step:
         }
         total = torch.zeros((), dtype=torch.float64, device=self.accelerator.device)
         parts: list[dict[int, Tensor]] = []
-        with self._frozen(self.parameters), ExitStack() as hooks:
+        with self._freeze(self.parameters), ExitStack() as hooks:
             outputs: dict[int, Tensor] = {}
 
-            def caught(output: Tensor, layer: int) -> Tensor:
+            def catch(output: Tensor, layer: int) -> Tensor:
                 if not output.requires_grad:
                     output.requires_grad_()  # the lowest: nothing before it has a graph
                 outputs.setdefault(layer, output)  # the first: a backward pass may compute it again
                 return output
 
             for i, module in modules.items():
-                hooks.enter_context(_rewritten(module, partial(caught, layer=i)))
-            for part in self._passed(batch):
+                hooks.enter_context(_replace_output(module, partial(catch, layer=i)))
+            for part in self._pass_over(batch):
                 outputs.clear()
                 with self.computing():
                     value = loss(self.model, part) / batch.tokens
@@ -179,17 +153,19 @@ class Step:
         return acts
 
     def outputs(self, batch: Batch) -> list[dict[int, Tensor]]:
-        """The attention outputs (B, T, D) of every layer, by micro-batch; without a graph."""
+        """Return the attention outputs (B, T, D) of every layer, by micro-batch, without a
+        graph.
+        """
         found: list[dict[int, Tensor]] = []
 
-        def caught(output: Tensor, layer: int) -> Tensor:
+        def catch(output: Tensor, layer: int) -> Tensor:
             found[-1][layer] = output
             return output
 
         with torch.no_grad(), self.computing(), ExitStack() as hooks:
             for i, layer in enumerate(self.layers):
-                hooks.enter_context(_rewritten(layer.attention, partial(caught, layer=i)))
-            for part in self._passed(batch):
+                hooks.enter_context(_replace_output(layer.attention, partial(catch, layer=i)))
+            for part in self._pass_over(batch):
                 found.append({})
                 logits_of(self.model, part)
         return found
@@ -197,7 +173,7 @@ class Step:
     def acts(
         self, batch: Batch, parts: Sequence[Mapping[int, Tensor]], loss: float | None = None
     ) -> Acts:
-        """The vector of tensors (B, T, D) by layer, for each of the batch's micro-batches."""
+        """Make the vector of tensors (B, T, D) by layer, for each of the batch's micro-batches."""
         chosen = list(parts[0])
         squares = torch.stack(
             [torch.stack([square(part[i]) for part in parts]).sum() for i in chosen]
@@ -209,16 +185,19 @@ class Step:
 
     @contextmanager
     def shifted(self, acts: Acts) -> Iterator[None]:
-        """Inside, `acts` is added to the attention outputs that it is at, in every pass over its batch, recomputed ones too."""
+        """Inside, `acts` is added to the attention outputs of its layers.
+
+        That holds for every pass over its batch, recomputed passes too.
+        """
         found = self.layers
 
-        def added(output: Tensor, layer: int) -> Tensor:
+        def add(output: Tensor, layer: int) -> Tensor:
             assert self._part is not None
-            return acts.added(self._part, layer, output)
+            return acts.perturb(self._part, layer, output)
 
         with ExitStack() as hooks:
             for i in acts.squares:
-                hooks.enter_context(_rewritten(found[i].attention, partial(added, layer=i)))
+                hooks.enter_context(_replace_output(found[i].attention, partial(add, layer=i)))
             yield
 
     @contextmanager
@@ -228,16 +207,21 @@ class Step:
         freeze: Literal["layers", "attention"] = "layers",
         recompute: bool = False,
     ) -> Iterator[None]:
-        """Inside, of all weights only those of the chosen layers are trained: the others are absent from every gradient.
+        """Inside, only the weights of the chosen layers are trained.
 
-        The layers below the lowest chosen one run once for every micro-batch, without a graph, whatever is computed inside.
-        With `freeze="attention"` the layers above it are trained too, but for the attention of those that are not chosen. With
-        `recompute` these keep no activations, and are run again in the backward pass.
+        The others are absent from every gradient. The layers below the lowest chosen one run once
+        for every micro-batch, without a graph, whatever is computed inside. With
+        `freeze="attention"` the layers above it are trained too, but for the attention of those
+        that are not chosen. With `recompute` the layers that are not chosen keep no activations,
+        and run again in the backward pass.
+
+        Raises where the model has no such layers, or they hold none of the trained weights.
         """
         found = self.layers
         if not chosen or not set(chosen) <= set(range(len(found))):
             raise ValueError(
-                f"layers {sorted(chosen)} of a model that has {len(found)}: choose some of 0 to {len(found) - 1}"
+                f"layers {sorted(chosen)} of a model that has {len(found)}: choose some of 0 to "
+                f"{len(found) - 1}"
             )
         others = [i for i in range(min(chosen), len(found)) if i not in chosen]
         trained = [*chosen, *others] if freeze == "attention" else list(chosen)
@@ -250,13 +234,14 @@ class Step:
         }
         if len(frozen) == len(self.parameters):
             raise ValueError(
-                f"layers {sorted(chosen)} hold none of the trained weights: adapt linear layers of every decoder layer"
+                f"layers {sorted(chosen)} hold none of the trained weights: adapt linear layers of "
+                "every decoder layer"
             )
         again = others if recompute else []
         with (
-            self._frozen(frozen),
+            self._freeze(frozen),
             once(self.model, min(chosen), key=lambda: self._part),
-            checkpointed(self.model, again),
+            recompute_layers(self.model, again),
         ):
             yield
 
@@ -269,7 +254,7 @@ class Step:
 
     @contextmanager
     def scratch(self, names: Iterable[str] | None = None) -> Iterator[None]:
-        """Inside, the trainable weights (or those named) may be changed at will."""
+        """Inside, the trainable weights, or those named, may be changed at will."""
         saved = {
             name: self.parameters[name].detach().clone()
             for name in (self.parameters if names is None else names)
@@ -283,7 +268,10 @@ class Step:
 
     @contextmanager
     def reference(self) -> Iterator[None]:
-        """Inside, the model is the one that the stage began with, and nothing has a gradient. No weight is copied."""
+        """Inside, the model is the one that the stage began with, and nothing has a gradient.
+
+        No weight is copied. Raises where the method does not declare that it needs the reference.
+        """
         if self.start is None:
             raise ValueError(
                 'this method keeps no reference model: give its needs `references=("start",)`'
@@ -299,16 +287,16 @@ class Step:
                     self.parameters[name].data = value
 
     def log(self, **terms: float | None) -> None:
-        """Terms to show and to keep with the run, by the names that the paper gives them."""
+        """Keep terms to show and to store with the run, by the names that the paper gives them."""
         self.logged |= {name: value for name, value in terms.items() if value is not None}
 
-    def _passed(self, batch: Batch) -> Iterator[Part]:
-        """The micro-batches, each while a pass is at it."""
+    def _pass_over(self, batch: Batch) -> Iterator[Part]:
+        """Yield the micro-batches. Each is the current one, `_part`, while a pass works on it."""
         for self._part in batch.parts:
             yield self._part
 
     def computing(self) -> AbstractContextManager[object]:
-        """Inside, a forward pass computes in the dtype that the step's own do."""
+        """Inside, a forward pass computes in the same dtype as the step's own passes."""
         return (
             torch.autocast(self.accelerator.device.type, self.autocast)
             if self.autocast
@@ -316,11 +304,10 @@ class Step:
         )
 
     @contextmanager
-    def _frozen(self, parameters: Mapping[str, nn.Parameter]) -> Iterator[None]:
-        """Inside, these need no gradient; so the graph keeps nothing for theirs."""
-        free = [
-            parameter for parameter in parameters.values() if parameter.requires_grad
-        ]  # the rest another context has frozen
+    def _freeze(self, parameters: Mapping[str, nn.Parameter]) -> Iterator[None]:
+        """Inside, these parameters need no gradient, so the graph keeps nothing for it."""
+        # the rest another context has frozen
+        free = [parameter for parameter in parameters.values() if parameter.requires_grad]
         try:
             for parameter in free:
                 parameter.requires_grad_(False)
@@ -330,13 +317,14 @@ class Step:
                 parameter.requires_grad_(True)
 
     def _check(self, mean: float, finite: bool, batch: Batch) -> None:
-        """Raise where loss or gradient is not finite."""
+        """Raise where the loss or the gradient is not finite."""
         if math.isfinite(mean) and finite:
             return
         wrong = f"loss is {mean}" if not math.isfinite(mean) else "gradient is not finite"
         where = f"update {self.update}" if self.update else "preparation"
         raise ValueError(
-            f"the {wrong} at {where} on stream {batch.stream!r}: lower the learning rate or look at these rows"
+            f"the {wrong} at {where} on stream {batch.stream!r}: lower the learning rate or look "
+            "at these rows"
         )
 
     def _clear(self) -> None:
@@ -344,7 +332,7 @@ class Step:
             parameter.grad = None
 
     def _reduce(self) -> dict[str, Tensor]:
-        """The gradients, summed over ranks, taken from the parameters without a copy."""
+        """Return the gradients summed over ranks, taken from the parameters without a copy."""
         if self.accelerator.num_processes > 1:
             here = torch.tensor(
                 [p.grad is not None for p in self.parameters.values()], dtype=torch.long
@@ -362,8 +350,8 @@ class Step:
 
 
 @contextmanager
-def _rewritten(module: nn.Module, change: Callable[[Tensor], Tensor]) -> Iterator[None]:
-    """Inside, the output of an attention module is what `change` makes of it."""
+def _replace_output(module: nn.Module, change: Callable[[Tensor], Tensor]) -> Iterator[None]:
+    """Inside, `change` replaces the output of an attention module."""
 
     def hook(_module: nn.Module, _inputs: object, output: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         return (change(output[0]), *output[1:])

@@ -1,4 +1,4 @@
-"""The training loop: a stage is a number of optimizer updates, and the defense says which gradient each one follows."""
+"""The training loop: a stage is a number of optimizer updates along the defense's gradients."""
 
 from __future__ import annotations
 
@@ -21,12 +21,16 @@ from titer.weights.checkpoints import trainable
 
 
 def accelerator_for(device: str | None = None) -> Accelerator:
-    """An accelerator on `device` ("cpu", or None for the best there is). Raises where a launch of several ranks did not connect them."""
+    """Return an accelerator on `device`: "cpu", or None for the best one there is.
+
+    Raises where a launch of several ranks did not connect them.
+    """
     accelerator = Accelerator(cpu=device == "cpu" or not torch.accelerator.is_available())
     ranks = int(os.environ.get("WORLD_SIZE", "1"))
     if accelerator.num_processes != ranks:
         raise ValueError(
-            f"WORLD_SIZE is {ranks} but this process sees {accelerator.num_processes} ranks: the launch did not connect them"
+            f"WORLD_SIZE is {ranks} but this process sees {accelerator.num_processes} ranks: the "
+            "launch did not connect them"
         )
     return accelerator
 
@@ -47,10 +51,15 @@ def train(
 ) -> list[dict[str, float]]:
     """Train the model's trainable weights in place; return the terms of every update.
 
-    `data` has the rows of every stream that the defense declares. With `autocast` the passes compute in a coarser dtype than that of
-    the weights. What `probe` measures after an update is kept with its terms. With `resume`, a checkpoint is written there after each
-    `every` updates and at first taken up again if there is one: the run then ends bit for bit as if never interrupted.
-    Raises where a stream is missing, a loss or gradient is not finite, or the checkpoint is another run's.
+    `data` has the rows of every stream that the defense declares. With `autocast` the passes
+    compute in a coarser dtype than that of the weights. The results of `probe` after an update are
+    kept with its terms.
+
+    With `resume`, a checkpoint is written there after every `every` updates. If one is there at the
+    start, the run goes on from it and ends bit for bit as if never interrupted.
+
+    Raises where a stream is missing, a loss or gradient is not finite, or the checkpoint is another
+    run's.
     """
     accelerator = accelerator or accelerator_for()
     model.to(accelerator.device)
@@ -60,7 +69,8 @@ def train(
     missing = [name for name in kinds if not data.get(name)]
     if missing:
         raise ValueError(
-            f"{type(defense).__name__} needs rows for the stream {missing[0]!r} ({kinds[missing[0]].value})"
+            f"{type(defense).__name__} needs rows for the stream {missing[0]!r} "
+            f"({kinds[missing[0]].value})"
         )
     streams = {name: Stream(name, data[name], seed) for name in kinds}
     step = Step(
@@ -95,7 +105,7 @@ def train(
 
 
 def _updates(defense: Defense, updates: int) -> list[Phase]:
-    """The phase of every update."""
+    """Return the phase of every update."""
     phases = [phase for phase in defense.schedule(updates) for _ in range(phase.updates)]
     counted = sum(phase.counted for phase in phases)
     assert counted == updates, (

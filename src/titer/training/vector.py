@@ -10,6 +10,8 @@ from typing import TypeAlias
 import torch
 from torch import Tensor, nn
 
+from titer.weights.norms import norm
+
 Tensors: TypeAlias = Mapping[str, Tensor]
 
 
@@ -17,13 +19,16 @@ Tensors: TypeAlias = Mapping[str, Tensor]
 class Vec:
     """A linear combination of gradients, by parameter name.
 
-    *Partial*: an absent name means that the parameter is not touched at this update: no step, no decay, no momentum. Zeros
-    are something else: under AdamW a zero gradient still moves a weight by decay and momentum.
+    *Partial*: an absent name means that the parameter is not touched at this update: no step, no
+    decay, no momentum. Zeros are something else: under AdamW a zero gradient still moves a weight
+    by decay and momentum.
 
-    *Lazy*: `g_f + lam * (g_h - g_h_after)` is a list of (scalar, tensors) pairs; nothing is computed until the loop folds it
-    in place. So a method's body reads like its algorithm box and costs no temporary copies.
+    *Lazy*: `g_f + lam * (g_h - g_h_after)` is a list of (scalar, tensors) pairs; nothing is
+    computed until the loop folds it in place. So a method's body reads like its algorithm box and
+    costs no temporary copies.
 
-    `loss` is the objective at which a gradient was taken (nats per answer token); a combination has none.
+    `loss` is the objective at which a gradient was taken (nats per answer token); a combination has
+    none.
     """
 
     terms: tuple[tuple[float, Tensors], ...]
@@ -31,6 +36,7 @@ class Vec:
 
     @staticmethod
     def of(tensors: Tensors, loss: float | None = None) -> Vec:
+        """Make the vector of one gradient."""
         return Vec(((1.0, tensors),), loss)
 
     def __add__(self, other: Vec) -> Vec:
@@ -65,15 +71,19 @@ class Vec:
         return Vec(tuple((scale, tensors) for scale, tensors in parts if tensors))
 
     def names(self) -> list[str]:
+        """Return the names of the parameters that it touches, in order."""
         return list(dict.fromkeys(name for _, tensors in self.terms for name in tensors))
 
     def value(self, name: str) -> Tensor:
-        """The value at one name: a fresh float64 tensor of the parameter's shape."""
+        """Return the value at one name: a fresh float64 tensor of the parameter's shape."""
         parts = [scale * tensors[name].double() for scale, tensors in self.terms if name in tensors]
         return torch.stack(parts).sum(0) if len(parts) > 1 else parts[0]
 
     def dot(self, other: Vec) -> float:
-        """Inner product in float64, one parameter at a time; an absent name counts as zero."""
+        """Return the inner product in float64, one parameter at a time.
+
+        An absent name counts as zero.
+        """
         theirs = set(other.names())
         return sum(
             float((self.value(name) * other.value(name)).sum())
@@ -82,23 +92,19 @@ class Vec:
         )
 
     def norm(self) -> float:
-        """L2 norm over all names together, in float64; of a single gradient without a copy."""
+        """Return the L2 norm over all names, in float64. A single gradient is not copied for it."""
         if len(self.terms) > 1:
             return math.sqrt(self.dot(self))
         [(scale, tensors)] = self.terms
-        norms = [
-            float(torch.linalg.vector_norm(tensor, dtype=torch.float64))
-            for tensor in tensors.values()
-        ]
-        return abs(scale) * math.hypot(*norms)
+        return abs(scale) * math.hypot(*(float(norm(tensor)) for tensor in tensors.values()))
 
     def cosine(self, other: Vec) -> float:
-        """Of the angle to another vector; 0 where either is zero."""
+        """Return the cosine of the angle to another vector; 0 where either is zero."""
         norms = self.norm() * other.norm()
         return self.dot(other) / norms if norms else 0.0
 
     def unit(self) -> Vec:
-        """This vector divided by its norm. Raises where there is no direction to take."""
+        """Return this vector divided by its norm. Raises where the norm is zero."""
         norm = self.norm()
         if not norm > 0.0:
             raise ValueError(
@@ -115,7 +121,10 @@ class Vec:
                 )
 
     def fold(self) -> dict[str, Tensor]:
-        """The value of every name, written over the first term that has it: no copy is made and the Vec is spent."""
+        """Return the value of every name, written over the first term that has it.
+
+        No copy is made, and the vector cannot be used again.
+        """
         with torch.no_grad():
             folded: dict[str, Tensor] = {}
             for scale, tensors in self.terms:
@@ -133,7 +142,10 @@ class Vec:
             return folded
 
     def hand_to(self, parameters: Mapping[str, nn.Parameter]) -> None:
-        """Fold it into the parameters' gradients for an optimizer; an absent name gets None, so that AdamW leaves the weight alone."""
+        """Fold it into the parameters' gradients, for an optimizer.
+
+        An absent name gets None, so that AdamW leaves the weight alone.
+        """
         folded = self.fold()
         for name, parameter in parameters.items():
             parameter.grad = folded.get(name)

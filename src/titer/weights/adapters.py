@@ -1,4 +1,4 @@
-"""Low-rank adapters by PEFT: put on, measured, merged."""
+"""Low-rank adapters by PEFT: added to a model, measured, and merged into its weights."""
 
 from __future__ import annotations
 
@@ -6,49 +6,58 @@ import math
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import Any, cast
 
-import torch
-from torch import nn
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from titer.errors import nearest
-from titer.weights.settings import ALL, Lora
+from titer.weights.norms import norm
+from titer.weights.settings import ALL_LINEAR, Lora
+from titer.weights.targets import last_parts, matches
+from titer.weights.update import Update
 
 
 def check_targets(model: nn.Module, lora: Lora) -> None:
     """Raise where a target of the adapter matches no linear layer, with the nearest name."""
     known = [name for name, module in model.named_modules() if isinstance(module, nn.Linear)]
-    lasts = sorted({name.rsplit(".", 1)[-1] for name in known})
+    lasts = sorted(last_parts(known))
     for target in lora.targets:
-        if target != ALL and not any(
-            name == target or name.endswith("." + target) for name in known
-        ):
+        if target != ALL_LINEAR and not any(matches(name, target) for name in known):
             raise ValueError(
-                f"LoRA target {target!r} matches no linear layer: {nearest(target, lasts)}The model has {', '.join(lasts)}"
+                f"LoRA target {target!r} matches no linear layer: {nearest(target, lasts)}The "
+                f"model has {', '.join(lasts)}"
             )
 
 
 def add_lora(model: PreTrainedModel, lora: Lora) -> PreTrainedModel:
-    """The model under a fresh adapter, which alone is trainable. Raises where a target matches no linear layer."""
+    """Return the model under a fresh adapter, which alone is trainable.
+
+    Raises where a target matches no linear layer.
+    """
     from peft import LoraConfig, get_peft_model
 
     check_targets(model, lora)
-    targets: Any = ALL if lora.targets == (ALL,) else list(lora.targets)
-    config = LoraConfig(r=lora.r, lora_alpha=lora.alpha, target_modules=targets, lora_dropout=0.0)  # type: ignore[arg-type]
+    targets: Any = ALL_LINEAR if lora.targets == (ALL_LINEAR,) else list(lora.targets)
+    config = LoraConfig(
+        r=lora.r,
+        lora_alpha=lora.alpha,  # type: ignore[arg-type]
+        target_modules=targets,
+        lora_dropout=0.0,
+    )
     with literal_peft():
         return get_peft_model(model, config)  # type: ignore[return-value]
 
 
 @contextmanager
 def literal_peft() -> Iterator[None]:
-    """PEFT that adapts the layers it is told to.
+    """Inside, PEFT adapts the layers it is told to.
 
-    For MoE families it reads the names of an MLP's linear layers, also those behind `all-linear`, as transformers 4 meant
-    them: the router and the experts, which are parameters now. The linear layers of these names, those of dense layers and
-    shared experts, it leaves out without a word; an adapter that has these is read back by `checkpoints.load`, not by PEFT alone.
-    It also warns of an attribute's old name, which no user could mend.
+    For MoE families it reads the names of an MLP's linear layers, also those behind `all-linear`,
+    as transformers 4 meant them: the router and the experts, which are parameters now. The linear
+    layers of these names, those of dense layers and shared experts, it leaves out without a word;
+    an adapter that has these is read back by `checkpoints.load`, not by PEFT alone. It also warns
+    of an attribute's old name, which no user could mend.
     """
     from peft.utils import transformers_weight_conversion as conversion
 
@@ -64,8 +73,12 @@ def literal_peft() -> Iterator[None]:
         conversion.convert_peft_config_for_transformers = convert
 
 
-def adapters(model: nn.Module) -> dict[str, Adapter]:
-    """The unmerged adapter of every adapted linear layer, by the layer's name. Raises where there is none."""
+def adapters(model: nn.Module) -> dict[str, Update]:
+    """Return the unmerged adapter of every adapted linear layer, by the layer's name.
+
+    The factors are the model's own parameters. Raises where there is no adapter, or one is not W +
+    (alpha / r) B A.
+    """
     from peft.tuners.lora import LoraLayer
     from peft.tuners.lora.layer import ParamWrapper
 
@@ -75,60 +88,50 @@ def adapters(model: nn.Module) -> dict[str, Adapter]:
     for name, module in layers.items():
         if isinstance(module, ParamWrapper) or any(module.use_dora.values()):
             raise ValueError(
-                f"the adapter on {name!r} is not W + (alpha / r) B A of a linear layer (experts or DoRA): train one that is"
+                f"the adapter on {name!r} is not W + (alpha / r) B A of a linear layer (experts or "
+                "DoRA): train one that is"
             )
     found = {
-        name: Adapter(
-            cast(nn.Linear, module.lora_A["default"]),
-            cast(nn.Linear, module.lora_B["default"]),
+        name: Update(
+            cast(nn.Linear, module.lora_B["default"]).weight,
+            cast(nn.Linear, module.lora_A["default"]).weight,
             module.scaling["default"],
         )
         for name, module in layers.items()
     }
     if not found:
         raise ValueError(
-            "the model carries no unmerged LoRA adapter: give the folder of a fine-tuning with `finetune.lora` set"
+            "the model carries no unmerged LoRA adapter: give the folder of a fine-tuning with "
+            "`finetune.lora` set"
         )
     return found
 
 
-@dataclass(frozen=True)
-class Adapter:
-    """One layer's update (alpha / r) B A: `a.weight` is (r, in), `b.weight` is (out, r)."""
-
-    a: nn.Linear
-    b: nn.Linear
-    scaling: float
-
-    def squared_norm(self) -> float:
-        """||(alpha / r) B A||_F^2 = (alpha / r)^2 tr((B^T B)(A A^T)), in float64, without the (out, in) product."""
-        a, b = self.a.weight.detach().double(), self.b.weight.detach().double()
-        return self.scaling**2 * float(((b.T @ b) * (a @ a.T)).sum())
-
-
 def update_norm(model: nn.Module) -> float:
-    """Frobenius norm of the whole fine-tuning update, all adapted layers together."""
-    return math.sqrt(sum(adapter.squared_norm() for adapter in adapters(model).values()))
+    """Return the Frobenius norm of the update of all adapted layers together, in float64."""
+    updates = (
+        Update(of.b.detach().double(), cast(Tensor, of.a).detach().double(), of.scaling)
+        for of in adapters(model).values()
+    )
+    return math.sqrt(sum(update.dot(update) for update in updates))
 
 
-def adapted_norm(model: nn.Module) -> float:
-    """Frobenius norm of the weights under the adapter, all adapted layers together."""
+def base_norm(model: nn.Module) -> float:
+    """Return the Frobenius norm of the weights under all adapted layers together, in float64."""
     weights = (
         cast(Any, model.get_submodule(name)).get_base_layer().weight for name in adapters(model)
     )
-    return math.hypot(
-        *(float(torch.linalg.vector_norm(weight, dtype=torch.float64)) for weight in weights)
-    )
+    return math.hypot(*(float(norm(weight)) for weight in weights))
 
 
-def carried(model: nn.Module) -> bool:
-    """Whether the model carries an unmerged adapter."""
+def has_adapter(model: nn.Module) -> bool:
+    """Say whether the model has an unmerged adapter."""
     from peft import PeftModel
 
     return isinstance(model, PeftModel)
 
 
-def merged(model: PreTrainedModel) -> PreTrainedModel:
-    """The model with its adapter, if it has one, added into its weights."""
+def merge_adapter(model: PreTrainedModel) -> PreTrainedModel:
+    """Return the model with its adapter, if it has one, added into its weights."""
     adapted: Any = model
-    return cast(PreTrainedModel, adapted.merge_and_unload()) if carried(model) else model
+    return cast(PreTrainedModel, adapted.merge_and_unload()) if has_adapter(model) else model

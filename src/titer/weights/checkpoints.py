@@ -1,6 +1,7 @@
-"""Load and save models: any causal language model of transformers, from a directory or the hub, with a PEFT adapter or without.
+"""Load and save models: any causal language model of transformers, with a PEFT adapter or without.
 
-Weights are safetensors only. The same code serves CPU and GPU.
+A model comes from a directory or the hub. Weights are safetensors only. The same code serves CPU
+and GPU.
 """
 
 from __future__ import annotations
@@ -24,8 +25,9 @@ from transformers import (
 )
 from transformers.utils import logging as transformers_logging
 
+from titer.paths import OVER
 from titer.weights.adapters import literal_peft
-from titer.weights.folders import OVER, Files, belongs, digest, locate
+from titer.weights.folders import Files, belongs, digest, locate
 from titer.weights.settings import Checkpoint
 
 transformers_logging.disable_progress_bar()  # a run has its own
@@ -34,24 +36,26 @@ transformers_logging.disable_progress_bar()  # a run has its own
 def load(
     checkpoint: Checkpoint | str, device: torch.device | str = "cpu"
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """Model, on the device, and tokenizer. An adapter is left unmerged and trainable.
+    """Return the model, on the device, and its tokenizer.
 
-    Raises where the checkpoint is incomplete or no causal language model, an adapter does not fit its base, or the device
-    cannot compute the dtype.
+    An adapter is left unmerged and trainable.
+
+    Raises where the checkpoint is incomplete or no causal language model, an adapter does not fit
+    its base, or the device cannot compute the dtype.
     """
     checkpoint = Checkpoint(checkpoint) if isinstance(checkpoint, str) else checkpoint
     check_dtype(checkpoint.dtype, torch.device(device))
     files = locate(checkpoint)
-    model = _weights(checkpoint, files.base or files)
+    model = _load_weights(checkpoint, files.base or files)
     if files.base is not None:
-        model = _adapted(model, checkpoint, files)
+        model = _load_adapter(model, checkpoint, files)
     return model.to(device), tokenizer(checkpoint, files)  # type: ignore[arg-type]
 
 
 def skeleton(checkpoint: Checkpoint) -> PreTrainedModel:
-    """The model's layers without weights, to look for names in. An adapter is left out."""
+    """Return the model's layers without weights, to look for names in. An adapter is left out."""
     files = locate(checkpoint)
-    with torch.device("meta"), _explained(checkpoint):
+    with torch.device("meta"), _explain_errors(checkpoint):
         config = AutoConfig.from_pretrained(
             (files.base or files).folder, trust_remote_code=checkpoint.trust_remote_code
         )
@@ -64,7 +68,10 @@ def skeleton(checkpoint: Checkpoint) -> PreTrainedModel:
 
 
 def tokenizer(checkpoint: Checkpoint, files: Files) -> PreTrainedTokenizerBase:
-    """An adapter's own tokenizer if there is one, else its base's."""
+    """Return an adapter's own tokenizer if it has one, else its base's.
+
+    Raises where there is none, or it has no end-of-sequence token.
+    """
     own = files.base is None or (files.folder / "tokenizer_config.json").is_file()
     folder = files.folder if own else cast(Files, files.base).folder
     try:
@@ -73,17 +80,18 @@ def tokenizer(checkpoint: Checkpoint, files: Files) -> PreTrainedTokenizerBase:
         )
     except (OSError, ValueError) as error:
         raise ValueError(
-            f"model {checkpoint.path!r}: no usable tokenizer in its directory ({str(error).splitlines()[0]})"
+            f"model {checkpoint.path!r}: no usable tokenizer in its directory "
+            f"({str(error).splitlines()[0]})"
         ) from None
-    if len(loaded) <= len(
-        set(loaded.all_special_ids)
-    ):  # transformers makes an empty one where it finds no files
+    # transformers makes an empty one where it finds no files
+    if len(loaded) <= len(set(loaded.all_special_ids)):
         raise ValueError(
             f"model {checkpoint.path!r}: no tokenizer in its directory; save the model's beside it"
         )
     if loaded.eos_token_id is None:
         raise ValueError(
-            f"model {checkpoint.path!r}: its tokenizer has no end-of-sequence token, so an answer could not end"
+            f"model {checkpoint.path!r}: its tokenizer has no end-of-sequence token, so an answer "
+            "could not end"
         )
     if loaded.pad_token_id is None:
         loaded.pad_token = loaded.eos_token  # pads are masked everywhere; any token serves
@@ -107,6 +115,7 @@ def check_dtype(dtype: str, device: torch.device) -> None:
 
 
 def trainable(model: nn.Module) -> dict[str, nn.Parameter]:
+    """Return the trainable weights by name. Raises where there is none."""
     found = {
         name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad
     }
@@ -121,7 +130,11 @@ def save(
     folder: Path,
     base: Files | None = None,
 ) -> None:
-    """A checkpoint directory: the adapter over `base` where the model carries one, else the whole model; and its tokenizer."""
+    """Write a checkpoint directory: the whole model and its tokenizer.
+
+    With `base`, the model has an adapter, and that is written instead of the whole model, with a
+    note of the base under it.
+    """
     tokenizer.save_pretrained(folder)
     if base is None:
         model.save_pretrained(folder, safe_serialization=True)
@@ -129,14 +142,13 @@ def save(
     adapted: Any = model
     config = adapted.peft_config["default"]
     config.base_model_name_or_path, config.revision = base.name, base.revision
-    adapted.save_pretrained(
-        folder, save_embedding_layers=False
-    )  # else PEFT asks the hub for the base's vocabulary
+    # else PEFT asks the hub for the base's vocabulary
+    adapted.save_pretrained(folder, save_embedding_layers=False)
     (folder / OVER).write_text(json.dumps({"base": digest(base)}))
 
 
 def fingerprint(model: nn.Module) -> str:
-    """SHA-256 over the names and bytes of all weights."""
+    """Return the SHA-256 over the names and bytes of all weights."""
     hasher = hashlib.sha256()
     for name, tensor in sorted(model.state_dict().items()):
         hasher.update(name.encode())
@@ -144,8 +156,8 @@ def fingerprint(model: nn.Module) -> str:
     return hasher.hexdigest()
 
 
-def _weights(checkpoint: Checkpoint, files: Files) -> PreTrainedModel:
-    with _explained(checkpoint):
+def _load_weights(checkpoint: Checkpoint, files: Files) -> PreTrainedModel:
+    with _explain_errors(checkpoint):
         loaded: Any = AutoModelForCausalLM.from_pretrained(
             files.folder,
             dtype=getattr(torch, checkpoint.dtype),
@@ -157,20 +169,22 @@ def _weights(checkpoint: Checkpoint, files: Files) -> PreTrainedModel:
     if info["missing_keys"]:
         missing = sorted(info["missing_keys"])
         raise ValueError(
-            f"model {checkpoint.path!r}: its files lack {len(missing)} weights, such as {missing[0]!r}: they would be random"
+            f"model {checkpoint.path!r}: its files lack {len(missing)} weights, such as "
+            f"{missing[0]!r}: they would be random"
         )
     return cast(PreTrainedModel, model)
 
 
 @contextmanager
-def _explained(checkpoint: Checkpoint) -> Iterator[None]:
-    """What transformers cannot load, in one line."""
+def _explain_errors(checkpoint: Checkpoint) -> Iterator[None]:
+    """Inside, a failure of transformers to load a model becomes a ValueError of one line."""
     try:
         yield
     except (ValueError, OSError, RuntimeError, KeyError, ImportError, SafetensorError) as error:
         if "trust_remote_code" in str(error):
             raise ValueError(
-                f"model {checkpoint.path!r} brings code of its own: set model.trust_remote_code=true if you trust it"
+                f"model {checkpoint.path!r} brings code of its own: set "
+                "model.trust_remote_code=true if you trust it"
             ) from None
         reason = " ".join(str(error).split())[:200]
         raise ValueError(
@@ -178,8 +192,11 @@ def _explained(checkpoint: Checkpoint) -> Iterator[None]:
         ) from None
 
 
-def _adapted(model: PreTrainedModel, checkpoint: Checkpoint, files: Files) -> PreTrainedModel:
-    """The base under the adapter. PEFT only warns where they do not belong together, so that is looked for here."""
+def _load_adapter(model: PreTrainedModel, checkpoint: Checkpoint, files: Files) -> PreTrainedModel:
+    """Return the base under the adapter.
+
+    Raises where the two do not belong together, of which PEFT only warns.
+    """
     from peft import PeftModel, get_peft_model_state_dict
 
     assert files.base is not None
@@ -198,9 +215,8 @@ def _adapted(model: PreTrainedModel, checkpoint: Checkpoint, files: Files) -> Pr
             set(file.keys()),
             set(get_peft_model_state_dict(adapted, save_embedding_layers=False)),
         )
-    stray = taken - given | {
-        name for name in given - taken if "lora_" in name
-    }  # it may bring embeddings of its own
+    # it may bring embeddings of its own
+    stray = taken - given | {name for name in given - taken if "lora_" in name}
     if stray:
         raise ValueError(
             f"{wrong}: {len(stray)} of their tensors do not meet; give its own as model.base"

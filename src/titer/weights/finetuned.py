@@ -1,24 +1,24 @@
-"""A fine-tuned checkpoint on disk beside the aligned one that it started from: what was added to each weight."""
+"""A fine-tuned checkpoint on disk, beside the aligned one that it started from.
+
+The update is what fine-tuning added to each weight.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from titer.errors import unknown
 from titer.weights.folders import ADAPTER, Files, belongs
 from titer.weights.tensors import Stored, open_file, open_tensors
 from titer.weights.update import Update
 
 PREFIX = "base_model.model."  # of every name in PEFT's files
-ALL = "all"
-PLAIN: dict[
-    str, tuple[object, ...]
-] = {  # what PEFT's settings may say of an adapter that is W + (alpha / r) B A
+# the values of PEFT's settings with which an adapter is W + (alpha / r) B A
+PLAIN: dict[str, tuple[object, ...]] = {
     **dict.fromkeys(
         (
             "fan_in_fan_out",
@@ -30,20 +30,17 @@ PLAIN: dict[
         (False,),
     ),
     "bias": ("none",),
-    "init_lora_weights": (
-        True,
-        False,
-        "gaussian",
-        "eva",
-        "mica",
-        "orthogonal",
-    ),  # others have taken B A out of W first
+    # others have taken B A out of W first
+    "init_lora_weights": (True, False, "gaussian", "eva", "mica", "orthogonal"),
 }
 
 
 @dataclass(frozen=True)
 class Factors:
-    """The adapter of one weight where it lies."""
+    """The adapter of one weight as it lies on disk.
+
+    `Update` is the same in memory, where edits compute.
+    """
 
     a: Stored  # (r, in)
     b: Stored  # (out, r)
@@ -53,32 +50,44 @@ class Factors:
     def shape(self) -> tuple[int, int]:
         return self.b.shape[0], self.a.shape[1]
 
+    def read(self, dtype: torch.dtype) -> Update:
+        """Read both factors, in `dtype`."""
+        return Update(self.b.read().to(dtype), self.a.read().to(dtype), self.scaling)
+
 
 @dataclass(frozen=True)
 class FineTuned:
-    """A fine-tuned model: an adapter, or a whole model. Weights go by the names of their tensors in a whole checkpoint."""
+    """A fine-tuned model: an adapter, or a whole model.
+
+    Weights go by the names of their tensors in a whole checkpoint.
+    """
 
     files: Files
     started: Files  # the aligned model
     aligned: Mapping[str, Stored]  # its tensors
-    whole: Mapping[
-        str, Stored
-    ]  # of a whole model all its tensors; of an adapter those that it saved whole
+    # of a whole model all its tensors; of an adapter those that it saved whole
+    whole: Mapping[str, Stored]
     factors: Mapping[str, Factors] = field(default_factory=dict)
 
     @staticmethod
     def of(files: Files, aligned: Files | None) -> FineTuned:
-        """Raises where the two do not belong together, or the adapter is none of linear layers' alone."""
+        """Open a fine-tuned checkpoint beside the aligned one.
+
+        `aligned` may be None for an adapter, which names its base. Raises where the two do not
+        belong together, or the adapter is more than one of linear layers.
+        """
         started = aligned or files.base
         if started is None:
             raise ValueError(
-                f"model {files.name!r} is no adapter, so it does not name the aligned model that fine-tuning started from: give it"
+                f"model {files.name!r} is no adapter, so it does not name the aligned model that "
+                "fine-tuning started from: give it"
             )
         under = open_tensors(started)
         if (files.folder / ADAPTER).is_file():
             if not belongs(files, started):
                 raise ValueError(
-                    f"adapter {files.name!r} was not fine-tuned from {started.name!r}, whose weights are others"
+                    f"adapter {files.name!r} was not fine-tuned from {started.name!r}, whose "
+                    "weights are others"
                 )
             found, whole = _adapter(files)
             tuned = FineTuned(files, started, under, whole, found)
@@ -87,36 +96,38 @@ class FineTuned:
         for name, of in (tuned.factors or tuned.whole).items():
             if name not in under:
                 raise ValueError(
-                    f"model {files.name!r} was not fine-tuned from {started.name!r}, which has no {name!r}"
+                    f"model {files.name!r} was not fine-tuned from {started.name!r}, which has no "
+                    f"{name!r}"
                 )
             if under[name].shape != of.shape:
                 sizes = [" x ".join(map(str, each)) for each in (under[name].shape, of.shape)]
                 raise ValueError(
-                    f"model {files.name!r} was not fine-tuned from {started.name!r}, whose {name!r} is {sizes[0]}, not {sizes[1]}"
+                    f"model {files.name!r} was not fine-tuned from {started.name!r}, whose "
+                    f"{name!r} is {sizes[0]}, not {sizes[1]}"
                 )
         return tuned
 
     @property
     def tensors(self) -> dict[str, Stored]:
-        """All that it was fine-tuned into, by the names in its own files."""
+        """All tensors that fine-tuning changed, by the names in the model's own files."""
         return {
             of.name: of for factors in self.factors.values() for of in (factors.a, factors.b)
         } | dict(self.whole)
 
     def update(self, name: str) -> Update:
-        """What was added to a weight. Raises where the adapter has none for it."""
+        """Return the update of a weight. Raises where the adapter has none for it."""
         wide = self.aligned[name].wide
         if name in self.factors:
-            of = self.factors[name]
-            return Update(of.b.read().to(wide), of.a.read().to(wide), of.scaling)
+            return self.factors[name].read(wide)
         if name not in self.whole:
             raise ValueError(
-                f"the adapter {self.files.name!r} has no factors for {name!r}: train one on the same layers"
+                f"the adapter {self.files.name!r} has no factors for {name!r}: train one on the "
+                "same layers"
             )
         return Update(self.whole[name].read().to(wide) - self.aligned[name].read().to(wide))
 
     def value(self, name: str) -> Tensor:
-        """The fine-tuned weight."""
+        """Return the fine-tuned weight."""
         wide = self.aligned[name].wide
         if name in self.whole:
             return self.whole[name].read().to(wide)
@@ -125,13 +136,15 @@ class FineTuned:
 
 @dataclass(frozen=True)
 class Weight:
-    """One weight under an edit, and all that the edit may ask of it. Everything is read when it is asked for, in float32 or better."""
+    """One weight under an edit, and all that the edit may ask of it.
+
+    Every value is read when it is asked for, in float32 or better.
+    """
 
     name: str  # of its tensor
     tuned: FineTuned
-    references: Mapping[
-        str, FineTuned | Mapping[str, Stored]
-    ]  # the base's tensors, and what other fine-tunings of the aligned model came to
+    # the base's tensors, and what other fine-tunings of the aligned model came to
+    references: Mapping[str, FineTuned | Mapping[str, Stored]]
     seen: Any = None  # what the edit kept of forward passes
 
     @property
@@ -145,56 +158,52 @@ class Weight:
 
     @property
     def update(self) -> Update:
-        """What fine-tuning added."""
+        """The update that fine-tuning added."""
         return self.tuned.update(self.name)
 
     @property
     def finetuned(self) -> Tensor:
+        """The weight after fine-tuning."""
         return self.tuned.value(self.name)
 
     @property
     def aligned(self) -> Tensor:
+        """The weight that fine-tuning started from."""
         of = self.tuned.aligned[self.name]
         return of.read().to(of.wide)
 
     @property
     def base(self) -> Tensor:
-        """Of the model that alignment started from."""
+        """The weight of the model that alignment started from.
+
+        Raises where that model has no such weight.
+        """
         of = self.tuned.aligned[self.name]
         tensors = self.references["base"]
         assert isinstance(tensors, Mapping)
         if self.name not in tensors or tensors[self.name].shape != of.shape:
             raise ValueError(
-                f"the base is not the model that alignment started from: it has no {self.name!r} of shape {list(of.shape)}"
+                f"the base is not the model that alignment started from: it has no {self.name!r} "
+                f"of shape {list(of.shape)}"
             )
-        return (
-            tensors[self.name].read().to(of.kind).to(of.wide)
-        )  # one that is kept wider was rounded when alignment began
+        # one that is kept wider was rounded when alignment began
+        return tensors[self.name].read().to(of.kind).to(of.wide)
 
-    def added(self, reference: str) -> Update:
-        """What another fine-tuning of the aligned model added: on safe rows (`safe`), or on harmful ones (`unsafe`)."""
+    def update_of(self, reference: str) -> Update:
+        """Return the update of another fine-tuning of the aligned model.
+
+        `safe` was trained on safe rows, `unsafe` on harmful ones.
+        """
         tuned = self.references[reference]
         assert isinstance(tuned, FineTuned)
         return tuned.update(self.name)
 
 
-def select(names: Collection[str], targets: Collection[str]) -> list[str]:
-    """The weights that `targets` name, by the last part of their layer's name or all of it. Raises where one names none."""
-    layers = {name.removesuffix(".weight"): name for name in names}
-    if not targets:
-        raise ValueError(f"targets is empty: name layers, or give {ALL!r}")
-    for target in targets:
-        if target != ALL and not any(f".{layer}".endswith(f".{target}") for layer in layers):
-            raise unknown("target", target, {layer.rsplit(".", 1)[-1] for layer in layers})
-    return [
-        name
-        for layer, name in layers.items()
-        if ALL in targets or any(f".{layer}".endswith(f".{target}") for target in targets)
-    ]
-
-
 def _adapter(files: Files) -> tuple[dict[str, Factors], dict[str, Stored]]:
-    """The factors of an adapter by weight, and the tensors that it holds whole. Raises where it is more than W + (alpha / r) B A."""
+    """Return the factors of an adapter by weight, and the tensors that it holds whole.
+
+    Raises where it is more than W + (alpha / r) B A of linear layers.
+    """
     from peft import LoraConfig, PeftConfig
     from peft.utils.other import get_pattern_key
 
@@ -202,9 +211,8 @@ def _adapter(files: Files) -> tuple[dict[str, Factors], dict[str, Stored]]:
     wrong = f"adapter {files.name!r} is not W + (alpha / r) B A of linear layers alone"
     if not isinstance(config, LoraConfig):
         raise ValueError(f"{wrong} but {config.peft_type.value}: train one that is")
-    variants = {
-        of.name: (False,) for of in fields(config) if of.metadata.get("is_lora_variant")
-    }  # DoRA and its kin
+    # DoRA and its kin
+    variants = {of.name: (False,) for of in fields(config) if of.metadata.get("is_lora_variant")}
     for name, plain in (PLAIN | variants).items():
         if (value := getattr(config, name) or False) not in plain:
             raise ValueError(f"{wrong}: it has {name}={value!r}; train one that is")

@@ -1,4 +1,7 @@
-"""Where a checkpoint lies: a directory, or a repository of the hub in its cache; which files it has, and their hash."""
+"""The place of a checkpoint, which files it has, and their hash.
+
+A checkpoint is a directory, or a repository of the hub in its cache.
+"""
 
 from __future__ import annotations
 
@@ -9,27 +12,15 @@ from functools import cache
 from pathlib import Path
 
 from titer.data import hub
+from titer.paths import BESIDE, OVER
 from titer.weights.settings import LAB, Checkpoint
 
 ADAPTER = "adapter_config.json"
 
 
-OVER = "titer.json"  # beside an adapter: the hash of the base that it was trained over
-
-
-OURS = (
-    OVER,
-    "run.json",
-    "stage.json",
-    "made.json",
-    "manifest.json",
-    "changes.json",
-)  # what titer puts beside a checkpoint
-
-
 @dataclass(frozen=True)
 class Files:
-    """Where a checkpoint lies."""
+    """The place of a checkpoint."""
 
     name: str  # `lab`, the name on the hub, or the directory
     folder: Path
@@ -38,7 +29,10 @@ class Files:
 
 
 def locate(checkpoint: Checkpoint) -> Files:
-    """The files of a checkpoint, downloaded where they are the hub's. Raises where they are not a whole one."""
+    """Return the files of a checkpoint, downloaded where they are the hub's.
+
+    Raises where they are incomplete.
+    """
     name = checkpoint.path
     if name == LAB:
         return Files(LAB, Path(__file__).parent.parent / "lab" / "base", None)
@@ -47,7 +41,8 @@ def locate(checkpoint: Checkpoint) -> Files:
     adapter = found.folder / ADAPTER
     if not adapter.is_file() and not (found.folder / "config.json").is_file():
         raise ValueError(
-            f"model {name!r}: its directory holds neither a config.json nor an adapter_config.json, so it is no checkpoint"
+            f"model {name!r}: its directory holds neither a config.json nor an "
+            "adapter_config.json, so it is no checkpoint"
         )
     if not any(found.folder.glob("*.safetensors")):
         raise ValueError(
@@ -56,7 +51,8 @@ def locate(checkpoint: Checkpoint) -> Files:
     if not adapter.is_file():
         if checkpoint.base:
             raise ValueError(
-                f"model {name!r} is no adapter, so base={checkpoint.base!r} has no use: leave it out"
+                f"model {name!r} is no adapter, so base={checkpoint.base!r} has no use: leave it "
+                "out"
             )
         return Files(full, found.folder, found.revision)
     named = json.loads(adapter.read_text(encoding="utf-8"))
@@ -76,8 +72,21 @@ def locate(checkpoint: Checkpoint) -> Files:
     return Files(full, found.folder, found.revision, base)
 
 
+def is_adapter(checkpoint: Checkpoint) -> bool:
+    """Tell whether a checkpoint is an adapter over another model."""
+    if checkpoint.path == LAB:
+        return False
+    found = hub.find(
+        checkpoint.path, "model", checkpoint.revision, unsafe=checkpoint.trust_remote_code
+    )
+    return (found.folder / ADAPTER).is_file()
+
+
 def digest(files: Files) -> str:
-    """SHA-256 over the files of a checkpoint that determine what it answers, and over those of the base under it."""
+    """Return the SHA-256 over the files of a checkpoint that determine its answers.
+
+    Those of the base under it count too.
+    """
     hasher = hashlib.sha256(digest(files.base).encode() if files.base else b"")
     for path in parts(files):
         about = path.stat()
@@ -89,22 +98,31 @@ def digest(files: Files) -> str:
 
 @cache
 def _hash(path: Path, state: tuple[int, ...]) -> bytes:
-    """SHA-256 of a file, read again only where it has changed: each cell of a sweep and each stage over an adapter asks for its model's."""
+    """Return the SHA-256 of a file, which is read again only where its state has changed.
+
+    Each cell of a sweep and each stage over an adapter asks for the hash of its model.
+    """
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").digest()
 
 
 def parts(files: Files) -> list[Path]:
-    """The files of a checkpoint that determine what it answers; those of a base under it are its own."""
+    """Return the files of a checkpoint that determine its answers.
+
+    Those of a base under it are not among them.
+    """
     kinds = (".safetensors", ".json", ".jinja", ".model", ".txt")
     return [
         path
         for path in sorted(files.folder.iterdir())
-        if path.name not in OURS and path.suffix in kinds
+        if path.name not in BESIDE and path.suffix in kinds
     ]
 
 
 def belongs(adapter: Files, base: Files) -> bool:
-    """Whether an adapter was trained over these weights, where it says over which."""
+    """Say whether an adapter was trained over these weights.
+
+    One that does not say over which belongs to any.
+    """
     note = adapter.folder / OVER
     return not note.is_file() or json.loads(note.read_text())["base"] == digest(base)

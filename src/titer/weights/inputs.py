@@ -1,4 +1,7 @@
-"""What the layers of a model read, in ordinary forward passes: nothing is kept but what the caller keeps."""
+"""The inputs of a model's layers, watched in ordinary forward passes.
+
+Nothing is kept but what the caller keeps.
+"""
 
 from __future__ import annotations
 
@@ -19,30 +22,30 @@ def watch_inputs(
     parts: Iterable[tuple[Tensor, Tensor]],
     watch: Callable[[str, Tensor, Tensor, str], None],
 ) -> None:
-    """Run the tokens and masks (B, T) in `parts` through the model; `watch` is told of every input of the linear `layers`.
+    """Run forward passes, and call `watch` with every input of the linear `layers`.
 
-    It is given the layer's name, the input (B * T, in), where it is no pad (B * T,), and the name of the first layer that read the same
-    tensor in this pass, as q, k and v do. Raises where a layer does not read every token.
+    `parts` are tokens and masks, both (B, T). `watch` gets the layer's name, the input (B * T, in),
+    a mask (B * T,) that is false at pads, and the name of the first layer that read the same tensor
+    in this pass, as q, k and v do. Raises where a layer does not read every token, or none.
     """
     real: Tensor
-    first: dict[
-        int, tuple[weakref.ref[Tensor], str]
-    ] = {}  # by id, which another tensor may have later
+    # by id, which another tensor may have later
+    first: dict[int, tuple[weakref.ref[Tensor], str]] = {}
     unread = set(layers)
 
     def see(name: str, width: int, inputs: tuple[Tensor, ...]) -> None:
         x = inputs[0]
         if x.numel() != len(real) * width:
             raise ValueError(
-                f"{name!r} reads some of the tokens alone, as an expert's layer does: leave it out by targets"
+                f"{name!r} reads some of the tokens alone, as an expert's layer does: leave it out "
+                "by targets"
             )
         known = first.get(id(x))
         if known is None or known[0]() is not x:
             first[id(x)] = known = weakref.ref(x), name
         unread.discard(name)
-        watch(
-            name, x.reshape(-1, width), real, known[1]
-        )  # some families hand over (B * T, in) or (B, 1, T, in) for (B, T, in)
+        # some families hand over (B * T, in) or (B, 1, T, in) for (B, T, in)
+        watch(name, x.reshape(-1, width), real, known[1])
 
     with ExitStack() as stack, torch.no_grad():
         for name, layer in layers.items():

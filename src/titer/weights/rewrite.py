@@ -1,7 +1,8 @@
-"""Rewrite a checkpoint on disk, a tensor at a time: edits at work, in the memory of the largest tensor.
+"""Rewrite a checkpoint on disk by an edit, in the memory of its largest tensor.
 
-The new checkpoint is a copy in which the bytes of some tensors are replaced. So it keeps shards, index, dtypes, configuration and
-tokenizer, and nothing is loaded but the tensor at hand.
+Tensors are edited one at a time. The new checkpoint is a copy in which the bytes of some tensors
+are replaced. So it keeps shards, index, dtypes, configuration and tokenizer, and nothing is loaded
+but the tensor at hand.
 """
 
 from __future__ import annotations
@@ -14,13 +15,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import torch
 from torch import Tensor
 
 from titer.methods import Changes, TensorEdit, UpdateEdit
+from titer.paths import OVER
 from titer.weights import folders
 from titer.weights.finetuned import FineTuned, Weight
-from titer.weights.folders import ADAPTER, OVER, Files
+from titer.weights.folders import ADAPTER, Files
+from titer.weights.norms import norm
 from titer.weights.tensors import Stored, open_tensors
 from titer.weights.update import Update
 
@@ -33,7 +35,7 @@ WRONG = "the base is not the model that alignment started from, so give that one
 
 @dataclass
 class Copy:
-    """A checkpoint in the making, and what was changed in it."""
+    """A checkpoint that is being written, and what was changed in it."""
 
     folder: Path
     changed: dict[str, int] = field(default_factory=dict)
@@ -43,23 +45,28 @@ class Copy:
     after: float = 0.0
 
     def files(self, paths: Iterable[Path]) -> None:
-        """Copy files, the configuration last: without it no one takes the folder for a checkpoint."""
+        """Copy files, the configuration last: without it a folder is no checkpoint."""
         for path in sorted(paths, key=lambda path: path.name in CONFIGURATIONS):
             shutil.copyfile(path, self.folder / path.name)
 
     def put(self, stored: Stored, old: Tensor, value: Tensor) -> Tensor:
-        """Write a value in the place of an old one; what it is once it is rounded to the dtype of the file, which is never wider."""
+        """Write a value in the place of an old one, and return it as the file has it.
+
+        It is rounded to the dtype of the file, which is never wider. Raises where it leaves the
+        range of that dtype.
+        """
         new, was = value.to(stored.kind), old.to(stored.kind)
         if not new.isfinite().all():
             raise ValueError(
                 f"{stored.name!r} leaves the range of {stored.kind}: edit less strongly"
             )
         self.changed[stored.name], self.sizes[stored.name] = int((new != was).sum()), new.numel()
-        self.moved[stored.name] = norm(new.to(stored.wide) - was.to(stored.wide))
+        self.moved[stored.name] = float(norm(new.to(stored.wide) - was.to(stored.wide)))
         stored.write(self.folder, new)
         return new.to(stored.wide)
 
     def changes(self, facts: Mapping[str, object]) -> Changes:
+        """Return what was changed, with the facts that the edit gives."""
         return Changes(
             self.changed,
             self.sizes,
@@ -73,14 +80,16 @@ class Copy:
 def rewrite_tensors(
     edit: TensorEdit, aligned: Files, base: Files, folder: Path, watch: Watch
 ) -> Changes:
-    """Write the edited aligned checkpoint into `folder`. Both models are whole ones, no adapters. `watch` is told of every tensor.
+    """Write the edited aligned checkpoint into `folder`, and call `watch` after every tensor.
 
-    Raises where they do not belong together, or the edit cannot be applied to them; then, or interrupted, `folder` is no checkpoint.
+    Both models are whole ones, not adapters. Raises where they do not belong together, or the edit
+    cannot be applied to them. Then, and after an interruption, `folder` is no checkpoint.
     """
     ours, theirs = open_tensors(aligned), open_tensors(base)
     if _architecture(base) != _architecture(aligned):
         raise ValueError(
-            f"{WRONG}{base.name!r} has {_architecture(base)}, {aligned.name!r} {_architecture(aligned)}"
+            f"{WRONG}{base.name!r} has {_architecture(base)}, {aligned.name!r} "
+            f"{_architecture(aligned)}"
         )
     names = edit.select({name: tensor.shape for name, tensor in ours.items()})
     _check(names, ours, theirs)
@@ -89,13 +98,12 @@ def rewrite_tensors(
     for i, name in enumerate(names):
         of = ours[name]
         old = of.read().to(of.wide)
-        w0 = (
-            theirs[name].read().to(of.kind).to(of.wide)
-        )  # a base that is kept wider was rounded when alignment began
+        # a base that is kept wider was rounded when alignment began
+        w0 = theirs[name].read().to(of.kind).to(of.wide)
         new = copy.put(of, old, edit.tensor(name, old, w0))
         copy.before, copy.after = (
-            copy.before + norm(old - w0) ** 2,
-            copy.after + norm(new - w0) ** 2,
+            copy.before + float(norm(old - w0)) ** 2,
+            copy.after + float(norm(new - w0)) ** 2,
         )
         watch(i + 1, len(names), {})
     copy.files(_rest(aligned))
@@ -111,10 +119,11 @@ def rewrite_update(
     folder: Path,
     watch: Watch,
 ) -> Changes:
-    """Write the edited fine-tuned model into `folder`: an adapter where it was one and the edit keeps its rank, else a whole model.
+    """Write the edited fine-tuned model into `folder`.
 
-    `names` are the weights to work on, `seen` what the edit saw in forward passes. Raises where the edit cannot be applied; then, or
-    interrupted, `folder` is no checkpoint.
+    It is an adapter where it was one and the edit keeps its rank, else a whole model. `names` are
+    the weights to work on, `seen` what the edit saw in forward passes. Raises where the edit cannot
+    be applied. Then, and after an interruption, `folder` is no checkpoint.
     """
     weights = [Weight(name, tuned, references, seen.get(name)) for name in names]
     state = edit.prepare(weights)
@@ -147,12 +156,12 @@ def rewrite_update(
 
 
 def compare(before: FineTuned, after: FineTuned) -> Changes:
-    """What lies between two fine-tuned models that started from the same aligned one, by tensor."""
+    """Return the changes by tensor between two fine-tunings of the same aligned model."""
     changed, sizes, moved = dict[str, int](), dict[str, int](), dict[str, float]()
     for name, of in before.tensors.items():
         old, new = of.read(), after.tensors[name].read()
         changed[name], sizes[name] = int((old != new).sum()), of.size
-        moved[name] = norm(new.to(of.wide) - old.to(of.wide))
+        moved[name] = float(norm(new.to(of.wide) - old.to(of.wide)))
     first, last = (
         math.hypot(*(tuned.update(name).norm() for name in tuned.factors or tuned.whole))
         for tuned in (before, after)
@@ -188,27 +197,30 @@ def _put_whole(
         if isinstance(result, Update)
         else result
     )
-    copy.before += norm(old.to(of.kind).to(old) - aligned) ** 2  # rounded as what takes its place
-    copy.after += norm(copy.put(of, old, new) - aligned) ** 2
+    rounded = old.to(of.kind).to(old)  # as what takes its place is
+    copy.before += float(norm(rounded - aligned)) ** 2
+    copy.after += float(norm(copy.put(of, old, new) - aligned)) ** 2
 
 
 def _merge(tuned: FineTuned, names: Iterable[str], folder: Path) -> None:
-    """What an adapter holds of weights that the edit leaves alone goes into the whole model as it is.
+    """Write into the whole model what an adapter has for weights that the edit leaves alone.
 
-    Raises where the aligned model has no place for it: a head that it ties to the embeddings, or one for fewer tokens.
+    Raises where the aligned model has no place for one: a head that it ties to the embeddings, or
+    one for fewer tokens.
     """
     for name in names:
         of = tuned.aligned.get(name)
         if of is None or (name in tuned.whole and of.shape != tuned.whole[name].shape):
             raise ValueError(
-                f"adapter {tuned.files.name!r} holds {name!r} whole, for which {tuned.started.name!r} has no place: merge it and give the "
+                f"adapter {tuned.files.name!r} holds {name!r} whole, for which "
+                f"{tuned.started.name!r} has no place: merge it and give the "
                 "whole model, or choose an edit that keeps the adapter"
             )
         of.write(folder, tuned.value(name).to(of.kind))
 
 
 def _rest(files: Files) -> list[Path]:
-    """All of a checkpoint but its tensors."""
+    """Return all files of a checkpoint but its tensors."""
     note = files.folder / OVER
     return [
         *([note] if note.is_file() else []),
@@ -217,7 +229,7 @@ def _rest(files: Files) -> list[Path]:
 
 
 def _configure(adapter: Files, folder: Path) -> None:
-    """The adapter's configuration as it is, but for the base: where that was found, which the adapter may not know."""
+    """Copy the adapter's configuration, with the path at which its base was found."""
     config = json.loads((adapter.folder / ADAPTER).read_text(encoding="utf-8"))
     assert adapter.base is not None
     if config.get("base_model_name_or_path") == adapter.base.name:
@@ -227,19 +239,16 @@ def _configure(adapter: Files, folder: Path) -> None:
     (folder / ADAPTER).write_text(json.dumps(config, indent=2), encoding="utf-8")
 
 
-def norm(update: Tensor) -> float:
-    return float(torch.linalg.vector_norm(update, dtype=torch.float64))
-
-
 def _check(names: Sequence[str], ours: Mapping[str, Stored], theirs: Mapping[str, Stored]) -> None:
-    """Raise where the base lacks a chosen tensor or has another one."""
+    """Raise where the base lacks a chosen tensor or has one of another shape."""
     for name in names:
         if name not in theirs:
             raise ValueError(f"{WRONG}it has no {name!r}")
         if theirs[name].shape != ours[name].shape:
             shapes = [" x ".join(map(str, of[name].shape)) for of in (theirs, ours)]
             raise ValueError(
-                f"{WRONG}its {name!r} is {shapes[0]}, not {shapes[1]}; or leave this tensor out by targets"
+                f"{WRONG}its {name!r} is {shapes[0]}, not {shapes[1]}; or leave this tensor out by "
+                "targets"
             )
 
 

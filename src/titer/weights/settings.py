@@ -1,4 +1,4 @@
-"""What a recipe says of weights: the model to start from, and the adapter that training puts on it."""
+"""The part of a recipe on weights: the model to start from, and the adapter to train."""
 
 from __future__ import annotations
 
@@ -16,14 +16,13 @@ LAB = "lab"  # the name of the embedded base model
 class Checkpoint(Config):
     """A model to start from. A text in its place is its `path`."""
 
-    path: str = LAB  # `lab`, a checkpoint directory, a repository of the hub, or one of these that holds a PEFT adapter
-    revision: str | None = (
-        None  # a commit of the hub; None: the one that was downloaded first, else the newest
-    )
+    # `lab`, a checkpoint directory or a repository of the hub; these may hold a PEFT adapter
+    path: str = LAB
+    # a commit of the hub; None: the one that was downloaded first, else the newest
+    revision: str | None = None
     base: str | None = None  # the model under an adapter; None: the one that the adapter names
-    dtype: Literal["float32", "bfloat16", "float16"] = (
-        "float32"  # of the weights; what trains is kept in float32
-    )
+    # of the weights; what trains is kept in float32
+    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
     trust_remote_code: bool = False  # run code that comes with the checkpoint
 
 
@@ -32,7 +31,7 @@ Model = Annotated[
 ]
 
 
-ALL = "all-linear"  # every linear layer but the head
+ALL_LINEAR = "all-linear"  # every linear layer but the head
 
 
 @dataclass(frozen=True)
@@ -41,17 +40,16 @@ class Lora(Config):
 
     r: int = 8
     alpha: float = 16.0
-    targets: Names = (
-        "q_proj",
-        "v_proj",
-    )  # names of linear layers, or of the last part of their names, or `all-linear`
+    # names of linear layers, or of the last part of their names, or `all-linear`
+    targets: Names = ("q_proj", "v_proj")
 
     def __post_init__(self) -> None:
         if self.r < 1:
             raise ValueError(f"r={self.r}: an adapter needs a rank of at least 1")
         if not self.targets:
             raise ValueError("targets is empty: name the linear layers that get an adapter")
-        if ALL in self.targets and len(self.targets) > 1:
+        if ALL_LINEAR in self.targets and len(self.targets) > 1:
             raise ValueError(
-                f"targets={list(self.targets)}: {ALL!r} has all the others in it; give it alone"
+                f"targets={list(self.targets)}: {ALL_LINEAR!r} has all the others in it; give it "
+                "alone"
             )

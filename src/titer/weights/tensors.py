@@ -1,4 +1,4 @@
-"""The tensors of a checkpoint where they lie on disk: read one at a time, replaced in a copy by their bytes."""
+"""The tensors of a checkpoint on disk: read one at a time, and replaced in a copy."""
 
 from __future__ import annotations
 
@@ -14,17 +14,13 @@ from torch import Tensor
 
 from titer.weights.folders import Files
 
-FLOATS = {
-    "F64": torch.float64,
-    "F32": torch.float32,
-    "F16": torch.float16,
-    "BF16": torch.bfloat16,
-}  # as safetensors calls them
+# as safetensors calls them
+FLOATS = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 
 
 @dataclass(frozen=True)
 class Stored:
-    """A tensor where it lies."""
+    """A tensor in a file."""
 
     path: Path
     name: str
@@ -34,29 +30,32 @@ class Stored:
 
     @property
     def size(self) -> int:
-        """Entries."""
+        """The number of entries."""
         return math.prod(self.shape)
 
     @property
     def kind(self) -> torch.dtype:
-        """Raises where it holds no floating-point numbers."""
+        """The dtype that it is stored in. Raises where that is not a floating-point one."""
         if self.dtype not in FLOATS:
             raise ValueError(
-                f"{self.name!r} is stored as {self.dtype}: give models with weights of {', '.join(FLOATS)}"
+                f"{self.name!r} is stored as {self.dtype}: give models with weights of "
+                f"{', '.join(FLOATS)}"
             )
         return FLOATS[self.dtype]
 
     @property
     def wide(self) -> torch.dtype:
-        """What it is computed in: twice its width, at most float64."""
+        """The dtype to compute in: twice as wide as the stored one, at most float64."""
         return torch.float32 if self.kind.itemsize == 2 else torch.float64
 
     def read(self) -> Tensor:
-        """Raises where it holds no floating-point numbers, or ones that are not finite."""
+        """Return the tensor.
+
+        Raises where it holds no floating-point numbers, or ones that are not finite.
+        """
         assert self.kind
-        with (
-            safe_open(self.path, "pt") as file
-        ):  # opened for each tensor: what is mapped stays in memory until the file is closed
+        # opened for each tensor: what is mapped stays in memory until the file is closed
+        with safe_open(self.path, "pt") as file:
             tensor: Tensor = file.get_tensor(self.name)
         if not tensor.isfinite().all():
             raise ValueError(
@@ -72,7 +71,10 @@ class Stored:
 
 
 def open_tensors(files: Files) -> dict[str, Stored]:
-    """The tensors of a whole checkpoint by name. Raises where a file is missing or damaged."""
+    """Return the tensors of a whole checkpoint by name.
+
+    Raises where a file is missing or damaged.
+    """
     single, index = (
         files.folder / "model.safetensors",
         files.folder / "model.safetensors.index.json",
@@ -92,7 +94,7 @@ def open_tensors(files: Files) -> dict[str, Stored]:
 
 
 def open_file(path: Path, model: str) -> Mapping[str, Stored]:
-    """The tensors of one file by name. Raises where it is missing or damaged."""
+    """Return the tensors of one file by name. Raises where it is missing or damaged."""
     try:
         with safe_open(path, "pt"):  # looks whether the file is whole
             pass

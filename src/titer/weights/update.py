@@ -1,4 +1,7 @@
-"""What training added to a weight, in the low-rank factors of an adapter or whole, and the arithmetic that edits of it are stated in."""
+"""The update that training added to a weight, in an adapter's low-rank factors or whole.
+
+Edits are stated in its arithmetic.
+"""
 
 from __future__ import annotations
 
@@ -11,21 +14,29 @@ from torch import Tensor
 
 @dataclass(frozen=True, eq=False)
 class Update:
-    """An update of a weight: scaling b a, or scaling b where there is no `a`. What acts on b alone acts on its rows either way."""
+    """An update of a weight: scaling b a, or scaling b where there is no `a`.
+
+    Either way, an operation on b alone acts on the update's rows.
+    """
 
     b: Tensor  # (out, r); without a the weight's own shape
     a: Tensor | None = None  # (r, in)
     scaling: float = 1.0  # alpha / r of an adapter
 
     def dense(self) -> Tensor:
-        """The whole of it, in the weight's shape."""
+        """Return the whole update, in the weight's shape."""
         return self.scaling * (self.b if self.a is None else self.b @ self.a)
 
     def __rmul__(self, c: float) -> Update:
         return replace(self, b=c * self.b)
 
     def __add__(self, other: Update) -> Update:
-        """The sum, in stacked factors of the rank of both where both have factors: A's and B's are never added to one another."""
+        """Return the sum.
+
+        Where both have factors it has stacked factors, of the sum of their ranks.
+
+        A's and B's are never added to one another.
+        """
         if self.a is None or other.a is None:
             return Update(self.dense() + other.dense())
         return Update(
@@ -34,7 +45,10 @@ class Update:
         )
 
     def dot(self, other: Update) -> float:
-        """tr(U^T V), of factors through matrices of their rank: no (out, in) product is formed."""
+        """Return tr(U^T V).
+
+        Factors are multiplied through matrices of their rank: no (out, in) product is formed.
+        """
         b, other_b = self.b, other.b
         if self.a is not None and other.a is not None:
             inner = ((b.T @ other_b) * (self.a @ other.a.T)).sum()
@@ -47,10 +61,10 @@ class Update:
         return self.scaling * other.scaling * float(inner)
 
     def norm(self) -> float:
-        """Frobenius norm."""
+        """Return the Frobenius norm."""
         return math.sqrt(max(self.dot(self), 0.0))
 
     def cosine(self, other: Update) -> float:
-        """Of the angle to another update; 0 where either is zero."""
+        """Return the cosine of the angle to another update; 0 where either is zero."""
         norms = self.norm() * other.norm()
         return self.dot(other) / norms if norms else 0.0

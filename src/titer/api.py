@@ -1,0 +1,452 @@
+"""titer from Python, as a notebook would use it: the commands as functions, with models and rows as paths or in memory.
+
+    aligned = titer.align("lab", data={"alignment": rows, "harmful": pool})
+    tuned = titer.finetune(aligned, data={"task": task, "harmful": pool}, settings=["attack.p=0.1"])
+    edited = titer.edit(tuned, "antidote", data={"harmful": pool})
+    titer.evaluate(edited, data={"harmful": pool, "test": test}).to_pandas()
+
+A model is a path, the name of a repository of the hub, `lab`, a result of one of these functions, a `PreTrainedModel` with its
+tokenizer as a pair, or such a model whose `tokenizer` is given beside it. Rows are a path, a hub name, a `datasets.Dataset`, a
+data frame, or a list of dicts. What is handed over in memory is written under `given` in the folder of the result. Without
+`out` that folder is a temporary one, which lasts as long as the result.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from titer import paths
+from titer.findings.records import (
+    PipelineRecord,
+    Record,
+    SweepRecord,
+    check,
+    load_document,
+    load_json,
+    record_of,
+)
+
+if TYPE_CHECKING:
+    import pandas
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+    from titer.listing import Listing
+    from titer.runs.recipe import Recipe
+    from titer.runs.search import Search
+    from titer.runs.stages.stage import Progress
+
+Model = Any  # a path or name, a Result, a PreTrainedModel, or a pair of it and its tokenizer
+Rows = Any  # a path or name, a datasets.Dataset, a pandas.DataFrame, or a list of dicts
+Data = Mapping[str, Rows]  # by role, as `data.*` of a recipe: alignment, harmful, task, test, ...
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a stage came to: its record, and the folder with its model or its answers."""
+
+    folder: Path
+    record: Record
+    _kept: tuple[Any, ...] = field(
+        default=(), repr=False, compare=False
+    )  # temporary folders that must last as long
+
+    @property
+    def scores(self) -> dict[str, Any]:
+        """The figures by benchmark; none where nothing was scored."""
+        return dict(self.record.scores)
+
+    @property
+    def flags(self) -> list[str]:
+        """The red flags that it raises, a sentence each."""
+        from titer.findings import flags
+
+        return [str(flag) for flag in flags.from_documents(self.record.flags or [])]
+
+    def load(self) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+        """Load the model, an adapter unmerged, and its tokenizer. Raises where the stage left no model."""
+        from titer.weights import checkpoints
+
+        return checkpoints.load(str(self.folder))
+
+    def to_pandas(self) -> pandas.DataFrame:
+        """Return the figures, a row each."""
+        return _frame([{"stage": self.record.label, **_figures(self.record)}])
+
+    def _repr_html_(self) -> str:
+        return _html(self.to_pandas(), self.flags)
+
+
+@dataclass(frozen=True)
+class Results:
+    """What the pipelines of a run, or the cells of a sweep, came to: their documents, and the folder with everything."""
+
+    folder: Path
+    documents: dict[str, Any]  # of a run by pipeline; of a sweep its bundle
+    _kept: tuple[Any, ...] = field(default=(), repr=False, compare=False)
+
+    @property
+    def pipelines(self) -> dict[str, PipelineRecord]:
+        """The records of a run's pipelines, by name; none of a sweep."""
+        if "cells" in self.documents:
+            return {}
+        return {
+            name: check(PipelineRecord, document, name) for name, document in self.documents.items()
+        }
+
+    @property
+    def flags(self) -> list[str]:
+        """The red flags of the whole run, a sentence each."""
+        from titer.findings import flags
+
+        one = (
+            self.documents if "cells" in self.documents else next(iter(self.documents.values()), {})
+        )
+        return [str(flag) for flag in flags.from_documents(one.get("flags", []))]
+
+    def to_pandas(self) -> pandas.DataFrame:
+        """Return the figures of every stage, a row each."""
+        if "cells" not in self.documents:
+            return _frame(list(_rows(self.documents)))
+        cells = self.documents["cells"]
+        rows = [
+            {"settings": " ".join(cell["settings"]), "seed": cell["seed"], **row}
+            for cell in cells
+            for row in _rows(cell.get("pipelines") or {})
+        ]
+        return _frame(rows)
+
+    def _repr_html_(self) -> str:
+        return _html(self.to_pandas(), self.flags)
+
+
+def run(
+    recipe: str | Path | Mapping[str, Any] | Recipe = "lab",
+    *,
+    settings: Sequence[str] = (),
+    seed: int | None = None,
+    model: Model = None,
+    data: Data | None = None,
+    out: str | Path | None = None,
+    store: str | Path | None = None,
+    progress: Progress | None = None,
+) -> Results:
+    """Run a recipe's pipelines and compare them. Stages that the store has are not computed again.
+
+    `recipe` is the name of one that titer brings, a YAML file, a mapping of the same fields, or a `Recipe`; `settings` are
+    changes of fields, as "finetune.lr=1e-3". `model` and `data` take the place of the recipe's. Raises a ValueError whose text
+    names what is wrong and what would do; then nothing is left in `out`.
+    """
+    from titer import registry
+    from titer.runs import recipe as recipes
+
+    folder, kept = _folder(out)
+    changed = [*_Given(folder).settings(model, data or {}), *settings]
+    if isinstance(recipe, recipes.Recipe | Mapping):
+        fields = (
+            registry.describe(recipe)
+            if isinstance(recipe, recipes.Recipe)
+            else json.loads(json.dumps(recipe))
+        )
+        plan = recipes.from_mapping(fields, changed, seed)
+    else:
+        plan = recipes.load(str(recipe), changed, seed)
+    return run_recipe(
+        plan, folder, Path(store) if store else folder.parent / paths.STORE, progress, (kept,)
+    )
+
+
+def run_recipe(
+    recipe: Recipe,
+    folder: Path,
+    store: Path,
+    progress: Progress | None = None,
+    kept: tuple[Any, ...] = (),
+) -> Results:
+    """Run a recipe in a folder over a store."""
+    from titer import report
+    from titer.report import tables
+    from titer.runs.documents import write_documents
+    from titer.runs.execute import Run, claim
+    from titer.runs.plan import Plan
+    from titer.runs.store import Store
+
+    plan = Plan.prepare(recipe)
+    one = Run(plan, folder, Store(store))
+    with claim(folder, plan):
+        documents = write_documents(one, one.records(progress or _silent))
+        (folder / paths.TABLE).write_text(tables.to_markdown(documents), encoding="utf-8")
+    report.write(documents, folder)
+    return Results(folder, documents, kept)
+
+
+def align(model: Model, method: Any = "sft", *, data: Data, **options: Any) -> Result:
+    """Align a model with a defense: `data` has `alignment`, and for a defense that simulates attacks `harmful` or `defense`.
+
+    `method` is a name, or a mapping of `method` and its fields. For `options` see `single`.
+    """
+    return single("align", model, method, data=data, **options)
+
+
+def release(
+    model: Model,
+    method: Any = "lox",
+    *,
+    references: Mapping[str, Model] | None = None,
+    **options: Any,
+) -> Result:
+    """Edit an aligned model before it is released; `references` has the `base` that alignment started from."""
+    return single("release", model, method, references=references, **options)
+
+
+def finetune(model: Model, method: Any = "sft", *, data: Data, **options: Any) -> Result:
+    """Fine-tune a model on user data under attack: `data` has `task` and `harmful`; settings as "attack.p=0.1"."""
+    return single("finetune", model, method, data=data, **options)
+
+
+def edit(
+    model: Model,
+    method: Any = "antidote",
+    *,
+    references: Mapping[str, Model] | None = None,
+    **options: Any,
+) -> Result:
+    """Edit what fine-tuning added to an aligned model: an adapter, or a whole model with `references={"aligned": ...}`."""
+    return single("edit", model, method, references=references, **options)
+
+
+def single(
+    kind: str,
+    model: Model,
+    method: Any,
+    *,
+    data: Data | None = None,
+    references: Mapping[str, Model] | None = None,
+    recipe: str = "checkpoint",
+    settings: Sequence[str] = (),
+    seed: int | None = None,
+    out: str | Path | None = None,
+    whole: bool = False,
+    search: Search | None = None,
+    nulls: bool = False,
+    progress: Progress | None = None,
+) -> Result:
+    """Compute one stage that makes a model, from a model to a model.
+
+    All other settings come from `recipe`, changed by `settings` ("align.updates=100", "method.alpha=0.2"). `whole` writes the
+    merged model rather than its adapter. With a `search` an edit's value is chosen on validation prompts; `nulls` computes the
+    controls of an edit beside it. Raises a ValueError in one line on bad input, an `EvidenceError` where a search is undecided.
+    """
+    from titer import registry
+    from titer.methods import Edit
+    from titer.runs import command
+    from titer.runs import recipe as recipes
+    from titer.runs.execute import claim
+    from titer.runs.plan import Plan, find_references
+
+    folder, kept = _folder(out)
+    given = _Given(folder)
+    validating = ["data.split=validation"] if search else []
+    changed = [*validating, *given.settings(None, data or {}), *settings]
+    wanted = recipes.load_single(recipe, kind, given.model(model), method, changed, seed)
+    [(_, chosen)] = wanted.pipelines["alone"].methods() if method else [("", None)]
+    named = {name: given.model(of) for name, of in (references or {}).items()}
+    others, controls = {}, {}
+    if isinstance(chosen, Edit):
+        others = find_references(
+            wanted.model, chosen, named, command.recorded_models(wanted.model.path)
+        )
+        controls = command.nulls(chosen) if nulls else {}
+    plan = Plan.prepare(wanted, {kind, "evaluate"} if search else {kind}, others, whole)
+    with claim(folder, plan, f"{kind} {'whole' if whole else ''}{search or ''}{sorted(controls)}"):
+        document = command.make(plan, kind, folder, progress or _silent, search)
+        for name in controls:
+            final = registry.build("edits", document["method"])  # with the value that was chosen
+            assert isinstance(final, Edit)
+            null = plan.with_edit(command.nulls(final)[name])
+            command.make(null, kind, folder / paths.NULLS / name, progress or _silent)
+    return Result(folder, record_of(document), (kept, *_kept_by(model)))
+
+
+def evaluate(
+    model: Model,
+    *,
+    data: Data | None = None,
+    judge: Any = None,
+    recipe: str = "checkpoint",
+    settings: Sequence[str] = (),
+    out: str | Path | None = None,
+    store: str | Path | None = None,
+    progress: Progress | None = None,
+) -> Result:
+    """Score a model: `data` has any of `harm_test`, `test`, `lookalike`, and `harmful`, whose held-out share is asked.
+
+    Answers lie in the store, beside `out` unless another is given: another judge of the same answers generates nothing.
+    """
+    from titer.runs import command
+    from titer.runs import recipe as recipes
+    from titer.runs.execute import claim
+    from titer.runs.plan import Plan
+    from titer.runs.store import Store
+
+    folder, kept = _folder(out)
+    given = _Given(folder)
+    judging = [f"judge={json.dumps(judge)}"] if judge else []
+    changed = [*given.settings(None, data or {}), *judging, *settings]
+    wanted = recipes.load_single(recipe, "evaluate", given.model(model), None, changed)
+    plan = Plan.prepare(wanted, {"evaluate"})
+    with claim(folder, plan, "evaluate"):
+        place = Store(Path(store) if store else folder.parent / paths.STORE)
+        document = command.evaluate(plan, folder, place, progress or _silent)
+    return Result(folder, record_of(document), (kept,))
+
+
+def load(folder: str | Path) -> Result | Results:
+    """Read what a finished run, sweep or single stage left in its folder. Raises where the folder holds none of them."""
+    from titer import report
+
+    place = Path(folder)
+    if (place / paths.SWEEP).is_file():
+        return Results(place, load_document(place / paths.SWEEP, SweepRecord))
+    if (place / paths.RECORD).is_file():
+        return Result(place, record_of(load_json(place / paths.RECORD), str(place / paths.RECORD)))
+    return Results(place, report.read(place))
+
+
+def list_methods(kind: str | None = None) -> list[Listing]:
+    """List the methods and recipes, of one kind or of all: defenses, edits, attacks, judges, benchmarks, recipes."""
+    from titer import listing
+
+    return listing.entries(kind)
+
+
+class _Given:
+    """Puts what is handed over in memory where a recipe can name it: under the result's folder."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder.parent / f"{folder.name}-{paths.GIVEN}"
+
+    def settings(self, model: Model, data: Data) -> list[str]:
+        """Return the settings of a recipe that name a model and rows."""
+        found = [] if model is None else [f"model={json.dumps({'path': self.model(model)})}"]
+        return found + [f"data.{role}={self.rows(role, rows)}" for role, rows in data.items()]
+
+    def model(self, model: Model) -> str:
+        """Name a model, saved first where it is in memory."""
+        if isinstance(model, str | Path):
+            return str(model)
+        if isinstance(model, Result):
+            return str(model.folder)
+        return str(_save_model(model, self.folder))
+
+    def rows(self, role: str, rows: Rows) -> str:
+        """Name rows, written first where they are in memory; what names them in a recipe's setting."""
+        if isinstance(rows, str | Path):
+            return str(rows)
+        if isinstance(rows, Mapping) and "path" in rows:  # a source with its options
+            return json.dumps(dict(rows))
+        text = "".join(json.dumps(record) + "\n" for record in _records(role, rows))
+        name = f"{role}-{hashlib.sha256(text.encode()).hexdigest()[:12]}.jsonl"
+        self.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        (self.folder / name).write_text(text, encoding="utf-8")
+        return json.dumps(str(self.folder / name))
+
+
+def _records(role: str, rows: Rows) -> list[dict[str, Any]]:
+    """Take the records of a data set, a data frame or a list. Raises where it is none of them."""
+    if hasattr(rows, "to_list"):  # a datasets.Dataset
+        return list(rows.to_list())
+    if hasattr(rows, "to_dict"):  # a data frame
+        return list(rows.to_dict("records"))
+    if isinstance(rows, Sequence) and all(isinstance(row, Mapping) for row in rows):
+        return [dict(row) for row in rows]
+    raise ValueError(
+        f"data[{role!r}] is a {type(rows).__name__}: give a path, a hub name, a datasets.Dataset, a data frame or a list of dicts"
+    )
+
+
+def _save_model(model: Model, folder: Path) -> Path:
+    """Save a model that is in memory with its tokenizer, named by its weights. Raises where one of the two is missing."""
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+    from titer.weights import adapters, checkpoints
+
+    network, tokenizer = (
+        model
+        if isinstance(model, tuple) and len(model) == 2
+        else (model, getattr(model, "tokenizer", None))
+    )
+    if adapters.has_adapter(network):
+        raise ValueError(
+            "a PEFT model in memory: save it by save_pretrained and give the folder, or merge it first"
+        )
+    if not isinstance(network, PreTrainedModel):
+        raise ValueError(
+            f"a model of type {type(network).__name__}: give a path, a result of titer, or a PreTrainedModel"
+        )
+    if not isinstance(tokenizer, PreTrainedTokenizerBase):
+        raise ValueError(
+            "a model in memory comes with its tokenizer: give the pair (model, tokenizer)"
+        )
+    place = folder / f"model-{checkpoints.fingerprint(network)[:12]}"
+    if not (place / "config.json").is_file():
+        checkpoints.save(network, tokenizer, place)
+    return place
+
+
+def _folder(out: str | Path | None) -> tuple[Path, Any]:
+    """Return the folder of a result, and the temporary one that it lies in where none is given."""
+    if out is not None:
+        return Path(out), None
+    place = tempfile.TemporaryDirectory(prefix="titer-")
+    return Path(place.name) / "result", place
+
+
+def _kept_by(model: Model) -> tuple[Any, ...]:
+    """The temporary folders of a result that another one starts from, whose adapter may lie over its model."""
+    return model._kept if isinstance(model, Result) else ()
+
+
+def _silent(stage: str, update: int, of: int, terms: Mapping[str, float]) -> None:
+    return
+
+
+def _figures(record: Record) -> dict[str, Any]:
+    from titer.scoring.figures import NAMES
+
+    told: dict[str, Any] = {}
+    for name, score in record.scores.items():
+        label = NAMES.get(name, name)
+        told |= {label: score.value, f"{label} low": score.low, f"{label} high": score.high}
+    return told | {"seconds": record.seconds, "weights": record.weights}
+
+
+def _rows(documents: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
+    for name, document in documents.items():
+        for fields in document["stages"]:
+            record = record_of(fields)
+            struck = "; ".join(record.struck)
+            yield {
+                "pipeline": name,
+                "stage": record.label,
+                **_figures(record),
+                "struck out": struck,
+            }
+
+
+def _frame(rows: list[dict[str, Any]]) -> pandas.DataFrame:
+    import pandas
+
+    return pandas.DataFrame(rows)
+
+
+def _html(frame: pandas.DataFrame, flags: Sequence[str]) -> str:
+    from html import escape
+
+    table = str(frame.to_html(float_format="{:.1f}".format, na_rep=""))
+    return table + "".join(f"<p>{escape(flag)}</p>" for flag in flags)

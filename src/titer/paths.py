@@ -1,0 +1,38 @@
+"""Every name that titer writes under: in a run's folder, beside a checkpoint, in the store, in a sweep's folder."""
+
+# a run's folder, and that of a single command
+RUN = "run.json"  # what the folder was claimed for
+STAGES = "stages"  # one folder a stage
+MODEL = "model"  # in a stage's folder: the way to its checkpoint in the store
+RECORD = "stage.json"  # what a stage came to
+ANSWERS = "answers.jsonl"  # what the model answered, for its maker alone
+TABLE = "table.md"
+PAGE = "report.html"
+NULLS = "nulls"  # of an edit: one folder a control
+GIVEN = "given"  # models and rows that were handed over in memory
+STORE = "store"  # beside a run's folder, unless another is given
+
+# a stage in the store
+MANIFEST = "manifest.json"  # the hash of every file
+MADE = "made.json"  # facts of the computation, seconds and memory
+RESUME = "checkpoint.safetensors"  # while a stage trains: where it goes on after an interruption
+CHANGES = "changes.json"  # of an edit, by tensor
+MARGINS = "margins.json"  # of the harm margin, by prompt
+SCORES = "scores.json"  # figures and outcomes
+
+# beside a checkpoint
+OVER = "titer.json"  # beside an adapter: the hash of the base that it was trained over
+BASE = "base"  # under an adapter: the merged model that it lies over
+BESIDE = (
+    OVER,
+    RUN,
+    RECORD,
+    MADE,
+    MANIFEST,
+    CHANGES,
+    SCORES,
+)  # no part of what a checkpoint answers
+
+# a sweep's folder
+SWEEP = "sweep.json"
+CELLS = "cells"

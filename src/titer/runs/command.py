@@ -1,0 +1,195 @@
+"""A plan of one stage: what a single command computes, and how its checkpoint comes into the folder that was asked for."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from titer import paths, registry
+from titer.findings import flags
+from titer.findings.records import SCHEMA, Record, check, load_json, plain
+from titer.methods import Edit, UpdateEdit
+from titer.registry import describe, name_of
+from titer.runs.documents import environment
+from titer.runs.execute import Executor, score_record
+from titer.runs.plan import Plan
+from titer.runs.search import Search, search
+from titer.runs.stages.edit import EditStage
+from titer.runs.stages.stage import Progress
+from titer.runs.store import Manifest, Store, write
+from titer.weights import adapters, checkpoints, folders
+from titer.weights.settings import Checkpoint
+
+# of a recipe: what every stage uses, and what each kind does besides
+USED = (
+    "model",
+    "data",
+    "benchmark",
+    "template",
+    "system",
+    "seed",
+    "max_length",
+    "gradient_checkpointing",
+    "threads",
+)
+USED_BY = {
+    "align": ("align",),
+    "finetune": ("finetune", "attack"),
+    "evaluate": ("protocol", "judge", "max_new_tokens", "answers_at_once"),
+}
+
+
+def make(
+    plan: Plan, kind: str, folder: Path, progress: Progress, asked: Search | None = None
+) -> dict[str, Any]:
+    """Compute a stage that makes a model, and put its checkpoint into a folder; its record, as written there.
+
+    What an interrupted command left there is taken up. With a search an edit's value is chosen first.
+    """
+    finished = folder / paths.RECORD
+    if finished.is_file():
+        return dict(load_json(finished))
+    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+    work = Executor(Store(folder / paths.STORE), progress, folder)
+    stage, found = plan.single(kind), dict[str, Any]()
+    if asked:
+        assert isinstance(stage.method, Edit)
+        edit, found["search"] = search(plan, stage.method, asked, work)
+        stage = plan.with_edit(edit).single(kind)
+    made = work.made(stage)
+    left_out = shutil.ignore_patterns(paths.MANIFEST, paths.MADE)
+    shutil.copytree(
+        work.folder(stage), folder, ignore=left_out, copy_function=link, dirs_exist_ok=True
+    )
+    if isinstance(stage, EditStage):  # whose weights are never in memory as a whole
+        found |= name_models(plan) | {
+            "sha256": folders.digest(folders.locate(Checkpoint(str(folder))))
+        }
+    else:
+        model, _ = plan.asking.open(plan.asking.at(folder))
+        found["weights"] = checkpoints.fingerprint(adapters.merge_adapter(model))
+    progress(stage.label, 0, 0, {})
+    cost = {"seconds": made.seconds, "peak_mb": made.peak_mb}
+    fields = {
+        "kind": kind,
+        "method": stage.how,
+        **provenance(plan, kind),
+        **found,
+        "facts": made.facts,
+        **cost,
+    }
+    document = write_record(plan, fields, folder)
+    shutil.rmtree(folder / paths.STORE)
+    return document
+
+
+def evaluate(plan: Plan, folder: Path, store: Store, progress: Progress) -> dict[str, Any]:
+    """Score a model, and leave its answers and its record in a folder; the record."""
+    finished = folder / paths.RECORD
+    if finished.is_file():
+        return dict(load_json(finished))
+    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+    work, stage = Executor(store, progress), plan.given("base", plan.recipe.model)
+    record = score_record(plan, stage, work)
+    shutil.copy(work.folder(plan.score(stage)) / paths.ANSWERS, folder)  # with its mode
+    told = plan.provenance()
+    found = {name: told[name] for name in ("judge", "benchmark")}
+    kept = ("scores", "outcomes", "scoring_seconds", "peak_mb", "weights", "facts")
+    figures = {name: value for name, value in record.fields.items() if name in kept}
+    fields = {"kind": "evaluate", "method": {}, **provenance(plan, "evaluate"), **found, **figures}
+    return write_record(plan, fields, folder)
+
+
+def write_record(plan: Plan, fields: Mapping[str, Any], folder: Path) -> dict[str, Any]:
+    """Write the record of a single command, with the flags that it raises over the stages before it."""
+    document = plain({"schema": SCHEMA, **fields})
+    raised = flags.alone([*trace(plan.recipe.model.path), document])
+    document["flags"] = flags.as_documents(raised)
+    check(Record, document, str(folder))
+    write(folder / paths.RECORD, document)
+    return dict(document)
+
+
+def nulls(edit: Edit) -> dict[str, Edit]:
+    """Build the controls of an edit's own size, by name: what it does beyond them is owed to its idea.
+
+    Raises where it has none.
+    """
+    if not isinstance(edit, UpdateEdit):
+        raise ValueError(
+            f"the edit {name_of(edit)!r} has no nulls that are computed beside it: leave --nulls out"
+        )
+    names = ["scale", *(["random_mask"] if name_of(edit) == "antidote" else [])]
+    built = {name: registry.build("edits", {"method": name, "match": edit}) for name in names}
+    return {name: null for name, null in built.items() if isinstance(null, Edit)}
+
+
+def provenance(plan: Plan, kind: str) -> dict[str, Any]:
+    """Say what a stage was made from and by."""
+    recipe = describe(plan.recipe)
+    asked = ["attack"] if "asked" in plan.benchmarks else []
+    used = (*USED, *USED_BY.get(kind, ()), *(asked if kind == "evaluate" else ()))
+    return {
+        "recipe": {name: recipe[name] for name in used},
+        "model": name_files(plan.start),
+        "data": plan.roles.digests(),
+        "sources": plan.roles.sources,
+        "environment": environment(),
+    }
+
+
+def name_models(plan: Plan) -> dict[str, Any]:
+    """Name the other models that an edit asked for."""
+    return {
+        "references": {name: of.path for name, of in plan.references.items()},
+        "reference models": {
+            name: name_files(folders.locate(of)) for name, of in plan.references.items()
+        },
+    }
+
+
+def name_files(files: folders.Files) -> dict[str, Any]:
+    """Name a checkpoint by where it lies and by its bytes."""
+    return {"name": files.name, "revision": files.revision, "sha256": folders.digest(files)}
+
+
+def link(source: str, target: str) -> None:
+    """Give a file a second name, or where the disk cannot a copy: an interruption loses nothing, and no room is taken."""
+    Path(target).unlink(missing_ok=True)
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copy2(source, target)
+
+
+def trace(model: str) -> list[dict[str, Any]]:
+    """Read the records of the stages that made a checkpoint, the oldest first, as far back as their folders are there."""
+    found: list[dict[str, Any]] = []
+    seen: set[Path] = set()
+    while (folder := Path(model).expanduser().resolve()) not in seen and folder.is_dir():
+        seen.add(folder)
+        manifest, record = folder / paths.MANIFEST, folder / paths.RECORD
+        if manifest.is_file():  # a stage of a run, in the store
+            about = check(Manifest, load_json(manifest), str(manifest)).about
+            template = dict(zip(("template", "system"), about.get("template", ()), strict=False))
+            return [{"kind": str(about.get("kind", "")), "recipe": template}, *found]
+        if not record.is_file():
+            break
+        document = check(Record, load_json(record), str(record)).model_dump(by_alias=True)
+        found.insert(0, document)
+        model = str(((document.get("recipe") or {}).get("model") or {}).get("path", ""))
+    return found
+
+
+def recorded_models(model: str) -> dict[str, str]:
+    """Read what the stages that made a checkpoint tell of the models before it."""
+    found: dict[str, str] = {}
+    for document in trace(model):
+        start = ((document.get("recipe") or {}).get("model") or {}).get("path")
+        if start and document["kind"] in ("align", "finetune"):
+            found["base" if document["kind"] == "align" else "aligned"] = start
+        found |= document.get("references") or {}
+    return found

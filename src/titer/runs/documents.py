@@ -1,0 +1,78 @@
+"""What a run found, as JSON: one document a pipeline, with what it was made from and the red flags of the whole run."""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Mapping, Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from titer import __version__, paths
+from titer.findings import flags, rules
+from titer.findings.records import SCHEMA, PipelineRecord, Record, check, plain
+from titer.registry import describe
+from titer.runs.execute import Run
+from titer.runs.store import write
+
+LIBRARIES = ("torch", "transformers", "peft", "accelerate", "tokenizers", "numpy")
+BRIEF = {"outcomes"}  # of a stage's record what stands in its own file alone
+
+
+def environment() -> dict[str, Any]:
+    """Name versions and machine, as far as they may change a figure."""
+    return {
+        "titer": __version__,
+        "python": platform.python_version(),
+        **{name: version(name) for name in LIBRARIES},
+        "system": f"{platform.system()} {platform.machine()}",
+        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
+        "threads": torch.get_num_threads(),
+    }
+
+
+def write_documents(run: Run, found: Mapping[str, Sequence[Record]]) -> dict[str, Any]:
+    """Write `<pipeline>.json` for every pipeline; return the JSON by pipeline."""
+    plan, struck = run.plan, rules.find_broken(found)
+    shared = plan.provenance()
+    documents: dict[str, Any] = {}
+    for name, stages in found.items():
+        document = {
+            "schema": SCHEMA,
+            "pipeline": name,
+            "recipe": describe(plan.recipe)
+            | {"pipelines": {name: describe(plan.recipe.pipelines[name])}},
+            "adapter": "double",  # the alignment adapter is merged; user data train a fresh one
+            "model": {"name": plan.start.name, "revision": plan.start.revision},
+            "stages": [
+                brief(stage) | {"struck out": struck.get(stage.folder, [])} for stage in stages
+            ],
+            "environment": environment(),
+            **shared,
+            "overlaps": plan.overlaps,
+            "run": plan.identity,
+        }
+        documents[name] = plain(document)
+    raised = flags.as_documents(
+        flags.raise_flags(documents)
+    )  # of the whole run: what marks its control marks all of it
+    for name, document in documents.items():
+        document["flags"] = raised
+        check(PipelineRecord, document, name)
+        write(run.folder / f"{name}.json", document)
+    return documents
+
+
+def brief(record: Record) -> dict[str, Any]:
+    """Return a record without what stands in the stage's own file alone."""
+    return {key: value for key, value in record.fields.items() if key not in BRIEF}
+
+
+def read_record(folder: Path) -> Record:
+    """Read the record of a stage's folder. Raises where there is none."""
+    from titer.findings.records import load_json
+
+    path = folder / paths.RECORD
+    return check(Record, load_json(path), str(path))

@@ -1,0 +1,168 @@
+"""The one executor: compute the stages of a plan, or take them from the store, and say what each came to."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from titer import paths
+from titer.findings.records import SCHEMA, Claim, Record, check, load_document, load_json
+from titer.registry import describe
+from titer.runs.cost import measure
+from titer.runs.plan import Plan
+from titer.runs.stages.stage import Given, ModelStage, Progress, Stage
+from titer.runs.store import Made, Store, write
+from titer.weights.settings import Checkpoint
+
+
+@dataclass
+class Executor:
+    """Computes stages over a store. It is the `Work` that stages ask for what those before them left."""
+
+    store: Store
+    progress: Progress
+    out: Path | None = None  # of a single command: where its checkpoint will lie
+
+    def place(self, stage: Stage) -> Path:
+        """Name the folder where a stage's files will lie once it is finished."""
+        return (self.out or self.store.place(stage.key)).resolve()
+
+    def folder(self, stage: Stage) -> Path:
+        """Return the folder that a stage left its files in, computed first where the store has none."""
+        compute = partial(self._compute, stage)
+        return self.store.stage(
+            stage.key, stage.about, compute, weights=isinstance(stage, ModelStage)
+        ).resolve()
+
+    def checkpoint(self, stage: ModelStage) -> Checkpoint:
+        """Return the model of a stage, computed first where the store has none."""
+        return stage.checkpoint if isinstance(stage, Given) else stage.asking.at(self.folder(stage))
+
+    def made(self, stage: Stage) -> Made:
+        """Return the facts and the cost of a stage, which a model that is given has none of."""
+        if isinstance(stage, Given):
+            return Made()
+        return check(Made, load_json(self.folder(stage) / paths.MADE), str(self.folder(stage)))
+
+    def _compute(self, stage: Stage, folder: Path) -> None:
+        for other in stage.inputs:
+            if not isinstance(other, Given):
+                self.folder(other)
+        with measure() as cost:
+            facts = stage.compute(self, folder)
+        told = {
+            "facts": facts,
+            "seconds": round(cost.seconds, 2),
+            "peak_mb": round(cost.peak_mb, 1),
+        }
+        write(folder / paths.MADE, told)
+
+
+@dataclass(frozen=True)
+class Run:
+    """All pipelines of a plan. Stages lie in the store, what they came to in the run's folder."""
+
+    plan: Plan
+    folder: Path
+    store: Store
+
+    def records(self, progress: Progress) -> dict[str, list[Record]]:
+        """Compute every pipeline, or take from the store what is there; the records of its stages, by its name."""
+        pipelines = self.plan.pipelines()
+        order = list(dict.fromkeys(stage for stages in pipelines.values() for stage in stages))
+        work = Executor(self.store, progress)
+        with self.store.needed(self.plan.identity, needed_keys(self.plan, order)):
+            done = {
+                stage: self._show(f"{i:02d}-{stage.kind}", stage, work)
+                for i, stage in enumerate(order)
+            }
+        return {name: [done[stage] for stage in stages] for name, stages in pipelines.items()}
+
+    def _show(self, name: str, stage: ModelStage, work: Executor) -> Record:
+        """Put into the run's folder what a stage came to, its answers, and the way to its model."""
+        record = score_record(self.plan, stage, work, name)
+        folder = self.folder / paths.STAGES / name
+        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        shutil.copy(work.folder(self.plan.score(stage)) / paths.ANSWERS, folder)  # with its mode
+        write(folder / paths.RECORD, record.fields)
+        if isinstance(stage, Given):
+            return record
+        entry = self.store.entry(stage.key)
+        if (
+            entry and entry.faults()
+        ):  # scored before it was damaged, and shown now: nobody may load it
+            work.checkpoint(stage)
+        made = self.store.place(stage.key)
+        if made.is_dir() and not (folder / paths.MODEL).is_symlink():
+            (folder / paths.MODEL).symlink_to(made.resolve())
+        return record
+
+
+def needed_keys(plan: Plan, stages: list[ModelStage]) -> list[str]:
+    """Return the keys of these stages, of their scores, and of all that either is computed from."""
+    left: list[Stage] = [each for stage in stages for each in (stage, plan.score(stage))]
+    found: dict[str, None] = {}
+    while left:
+        stage = left.pop()
+        if stage.key not in found:
+            found[stage.key] = None
+            left += stage.inputs
+    return list(found)
+
+
+def score_record(plan: Plan, stage: ModelStage, work: Executor, folder: str = "") -> Record:
+    """Score the model of a stage, and return all that is to be known of it."""
+    scoring = plan.score(stage)
+    scores = load_json(work.folder(scoring) / paths.SCORES)
+    asked, made = work.made(scoring.answers), work.made(stage)
+    costs = [work.made(each) for each in (scoring, *scoring.inputs)]
+    notes = asked.facts["notes"]
+    fields = {
+        "schema": SCHEMA,
+        "kind": stage.kind,
+        "method": stage.how,
+        "label": stage.label,
+        "folder": folder,
+        "scores": scores["scores"],
+        "outcomes": scores["outcomes"],
+        "seconds": made.seconds,
+        "scoring_seconds": round(sum(cost.seconds for cost in costs), 2),
+        "peak_mb": max(made.peak_mb, *(cost.peak_mb for cost in costs)),
+        "weights": asked.facts["weights"],
+        "facts": made.facts | costs[0].facts | ({"notes": notes} if notes else {}),
+    }
+    return check(Record, fields, f"stage {stage.label}")
+
+
+def is_free(folder: Path, identity: str) -> bool:
+    """Say whether a folder holds nothing, or what is of this identity."""
+    marker = folder / paths.RUN
+    if not folder.is_file() and not (folder.is_dir() and any(folder.iterdir())):
+        return True
+    return marker.is_file() and bool(load_document(marker, Claim)["identity"] == identity)
+
+
+@contextmanager
+def claim(folder: Path, plan: Plan, what: str = "run") -> Iterator[None]:
+    """Claim the folder of what is computed: an interrupted one of the same identity goes on, another one's is refused.
+
+    Where the run fails on its input, what was written is removed; an interruption leaves it to be taken up again.
+    """
+    identity = f"{what} {plan.identity}"
+    if not is_free(folder, identity):
+        raise ValueError(f"{folder} holds something else: give another --out, or remove it")
+    folder.mkdir(
+        parents=True, exist_ok=True, mode=0o700
+    )  # attacked weights and answers are for their maker alone
+    marker: dict[str, Any] = {"identity": identity, "recipe": describe(plan.recipe)}
+    write(folder / paths.RUN, marker)
+    try:
+        yield
+    except ValueError:
+        shutil.rmtree(folder)
+        raise

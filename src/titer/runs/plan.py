@@ -1,0 +1,485 @@
+"""A plan: a recipe with its rows, and the stages that it asks for. Everything that can be found wrong is found here first."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from typing import Any, TypeVar
+
+import torch
+
+from titer import __version__
+from titer.config import hash_of
+from titer.data.audit import audit
+from titer.data.rows import Row
+from titer.data.template import Template
+from titer.errors import unknown
+from titer.judges.lab import Lab
+from titer.judges.refusal import Refusal
+from titer.methods import Defense, Edit, Judge, Kind, Label, Retraining, TensorEdit
+from titer.registry import build, describe, name_of
+from titer.runs.recipe import Pipeline, Recipe
+from titer.runs.recipe import digest as recipe_digest
+from titer.runs.roles import TRAINING, Roles, roles
+from titer.runs.stages.answer import AnswerStage
+from titer.runs.stages.asking import Asking
+from titer.runs.stages.edit import EditStage
+from titer.runs.stages.margin import MarginStage
+from titer.runs.stages.release import ReleaseStage
+from titer.runs.stages.repair import RepairStage
+from titer.runs.stages.retrain import RetrainStage
+from titer.runs.stages.score import ScoreStage
+from titer.runs.stages.stage import Given, ModelStage
+from titer.runs.stages.train import Looks, TrainStage
+from titer.training.train import accelerator_for
+from titer.weights import adapters, checkpoints, folders
+from titer.weights.settings import Checkpoint
+from titer.weights.tensors import open_tensors
+
+TRAINED = ("align", "finetune")
+DEFENDERS = {
+    Kind.HARMFUL,
+    Kind.PAIRS,
+    Kind.HELD_OUT,
+}  # rows that the defender's own harmful ones are needed for
+ALL = (*TRAINED, "release", "edit", "evaluate")  # kinds of stages
+REFERENCES = {
+    "base": "the model that alignment started from",
+    "aligned": "the model that fine-tuning started from, as it is no adapter over it",
+    "safe": "the aligned model fine-tuned on refusals",
+    "unsafe": "the aligned model fine-tuned on harmful rows",
+}
+SINGLE = "alone"  # the pipeline of a plan for one stage
+
+Anew = TypeVar("Anew", bound=ModelStage)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A recipe with its rows. `references` are other models that were given by name; a whole run makes its own."""
+
+    recipe: Recipe
+    roles: Roles
+    attacked: list[Row]  # what the user sends
+    start: folders.Files  # the model that it begins with
+    references: Mapping[str, Checkpoint]
+    whole: bool = False  # of a single command: save the merged model, not its adapter
+    known: dict[tuple[str, str], ModelStage] = field(
+        default_factory=dict
+    )  # stages that were asked for before
+
+    @staticmethod
+    def read(
+        recipe: Recipe,
+        kinds: Collection[str] = ALL,
+        references: Mapping[str, Checkpoint] | None = None,
+        whole: bool = False,
+    ) -> Plan:
+        """Find the rows and the model of stages of these kinds, which is enough to tell one run from another."""
+        start = folders.locate(recipe.model)
+        found = roles(recipe.data, recipe.benchmark, needed_roles(recipe, kinds))
+        own = found.attack if recipe.attack.wants_harmful else found.requests
+        attacks = "finetune" in kinds and any(
+            isinstance(each.finetune, Defense) for each in recipe.pipelines.values()
+        )
+        attacked = recipe.attack.rows(found.task, own, recipe.seed) if attacks else []
+        return Plan(recipe, found, attacked, start, references or {}, whole)
+
+    @staticmethod
+    def prepare(
+        recipe: Recipe,
+        kinds: Collection[str] = ALL,
+        references: Mapping[str, Checkpoint] | None = None,
+        whole: bool = False,
+    ) -> Plan:
+        """Read a plan, and find all that can be found wrong before anything is computed or written."""
+        if recipe.threads is not None:
+            torch.set_num_threads(recipe.threads)
+        accelerator = accelerator_for()
+        if accelerator.num_processes > 1:
+            raise ValueError(
+                f"{accelerator.num_processes} ranks: a recipe runs in one process; launch `titer.training.train.train` "
+                "itself on several"
+            )
+        checkpoints.check_dtype(recipe.model.dtype, accelerator.device)
+        plan = Plan.read(recipe, kinds, references, whole)
+        plan.check(kinds)
+        return plan
+
+    def check(self, kinds: Collection[str]) -> None:
+        """Raise where a stage has no rows to draw from, a row does not fit, or a model has not what a method needs."""
+        recipe, template = self.recipe, self.asking.templated(self.start)
+        trains = {
+            (kind, method): name
+            for name, kind, method in self.methods(kinds)
+            if isinstance(method, Defense)
+        }
+        for kind in dict.fromkeys(kind for kind, _ in trains):
+            if recipe.model.dtype == "float16":
+                raise ValueError(
+                    "dtype='float16': its gradients vanish without loss scaling; train in bfloat16 or float32"
+                )
+            if lora := recipe.training(kind).lora:
+                adapters.check_targets(checkpoints.skeleton(recipe.model), lora)
+        for (kind, defense), name in trains.items():
+            self._check_streams(f"pipelines.{name}.{kind}", kind, defense, template)
+        for plain, asked in zip(
+            self.roles.benchmarks.get("harm", []), self.benchmarks.get("asked", []), strict=False
+        ):
+            strange = template.tokenizer.unk_token_id
+            if strange in template.prompt_ids(asked) and strange not in template.prompt_ids(plain):
+                raise ValueError(
+                    f"the tokenizer has no tokens for the attacker's words in {asked.question[:60]!r}: give others in attack"
+                )
+        looks = "finetune" in kinds and recipe.probes
+        if looks and not (self.roles.alignment and self._known_harm):
+            raise ValueError(
+                f"probes={looks} look at harm prompts with known answers and at alignment rows: give both, or 0"
+            )
+        for _, _, method in self.methods(kinds):
+            if isinstance(method, TensorEdit):
+                tensors = open_tensors(self.start.base or self.start)
+                method.select({name: tensor.shape for name, tensor in tensors.items()})
+            elif isinstance(method, Edit) and method.needs.rows:
+                if not self.calibration(method):
+                    role = "calibration" if method.needs.rows is Kind.HARMFUL else "alignment"
+                    raise ValueError(
+                        f"the edit {name_of(method)!r} needs {method.needs.rows} rows, and there are none: give data.{role}"
+                    )
+                template.encode_all(self.calibration(method), "calibration")
+
+    def _check_streams(self, where: str, kind: str, defense: Defense, template: Template) -> None:
+        for stream, rows in self.streams(kind, defense).items():
+            needed = defense.needs.streams[stream]
+            if not rows:
+                raise ValueError(
+                    f"{where} draws {needed.value} rows, and there are none: give data.defense"
+                )
+            if needed is Kind.PAIRS and not any(row.other for row in rows):
+                raise ValueError(
+                    f"{where} needs refusals and harmful answers of the same prompts, and the rows it trains on share none "
+                    "with the defender's: give data.defense with prompts of data.alignment"
+                )
+            template.encode_all(rows, f"{kind}, stream {stream!r}")
+
+    def methods(self, kinds: Collection[str] = ALL) -> list[tuple[str, str, Defense | Edit]]:
+        """List every method with its pipeline and the kind of its stage."""
+        return [
+            (name, kind, method)
+            for name, pipeline in self.recipe.pipelines.items()
+            for kind, method in pipeline.methods()
+            if kind in kinds
+        ]
+
+    # the stages
+
+    def pipelines(self) -> dict[str, list[ModelStage]]:
+        """Return the stages of every pipeline in order, by its name. Equal ones are one stage."""
+        return {name: self.chain(pipeline) for name, pipeline in self.recipe.pipelines.items()}
+
+    def chain(self, pipeline: Pipeline) -> list[ModelStage]:
+        """Return the stages of a pipeline: from the base, from an aligned model, or from a fine-tuned one."""
+        found: list[ModelStage] = []
+        if pipeline.align is None:
+            found.append(self.given("align", self.recipe.model))
+        else:
+            found.append(self.given("base", self.recipe.model))
+            found.append(self.train("align", found[0], pipeline.align))
+        if pipeline.release:
+            found.append(self.edit("release", found[-1], pipeline.release, found))
+        if isinstance(pipeline.finetune, Checkpoint):
+            found.append(self.given("finetune", self.tuned(pipeline.finetune)))
+        else:
+            found.append(self.train("finetune", found[-1], pipeline.finetune))
+        for edit in pipeline.edits:
+            found.append(self.edit("edit", found[-1], edit, found))
+        return found
+
+    def single(self, kind: str) -> ModelStage:
+        """Return the stage of a plan for one stage alone."""
+        [(_, _, method)] = self.methods({kind})
+        before = self.given(
+            "finetune" if kind == "edit" else "align" if kind != "align" else "base",
+            self.recipe.model,
+        )
+        return (
+            self.train(kind, before, method)
+            if isinstance(method, Defense)
+            else self.edit(kind, before, method, [])
+        )
+
+    def given(self, kind: str, checkpoint: Checkpoint) -> ModelStage:
+        """Return the stage of a model that is there already."""
+        return self.once(Given(kind, None, None, self.asking, checkpoint))
+
+    def tuned(self, given: Checkpoint) -> Checkpoint:
+        """Name the fine-tuned model that a pipeline gives; of an adapter without a base it is over the recipe's model."""
+        model = self.recipe.model
+        found = replace(
+            given,
+            dtype=model.dtype,
+            trust_remote_code=given.trust_remote_code or model.trust_remote_code,
+        )
+        if folders.is_adapter(found) and not found.base:
+            found = replace(found, base=model.path)
+        return found
+
+    def train(self, kind: str, start: ModelStage, defense: Defense) -> ModelStage:
+        """Return a stage that trains; `safe` and `unsafe` are fine-tunings that edits compare with."""
+        recipe, alone = self.recipe, SINGLE in self.recipe.pipelines
+        tuning = kind == "finetune"
+        looks = (
+            Looks(recipe.probes, self._known_harm, self.roles.alignment)
+            if tuning and recipe.probes
+            else None
+        )
+        counts = (
+            {"harmful rows": self.harmful_rows, "attack rows": self.attack_rows} if tuning else None
+        )
+        return self.once(
+            TrainStage(
+                kind, start, defense, self.asking, recipe.training(kind), self.streams(kind, defense), recipe.seed,
+                self.whole if alone else kind == "align", recipe.gradient_checkpointing, looks, counts,
+            )
+        )  # fmt: skip
+
+    def edit(self, kind: str, start: ModelStage, edit: Edit, chain: list[ModelStage]) -> ModelStage:
+        """Return a stage that edits, after the stages before it; alone the other models are those that were given."""
+        others = self._references(kind, edit, chain)
+        looks = self._energy_rows if self.recipe.probes and kind == "edit" else {}
+        shared = (kind, start, edit, self.asking, others, self.calibration(edit), self.whole, looks)
+        if isinstance(edit, Retraining):
+            return self.once(RetrainStage(*shared, self.recipe.finetune, self.recipe.seed))
+        made: type[EditStage] = ReleaseStage if isinstance(edit, TensorEdit) else RepairStage
+        return self.once(made(*shared))
+
+    def _references(self, kind: str, edit: Edit, chain: list[ModelStage]) -> dict[str, ModelStage]:
+        """Find the other models that an edit asks for: in a run those before it, and what it names trained on the way."""
+        if not chain:
+            return {name: self.given(name, of) for name, of in self.references.items()}
+        aligned = [stage for stage in chain if stage.kind in ("release", "align")][-1]
+        found: dict[str, ModelStage] = {} if kind == "release" else {"aligned": aligned}
+        plain = build("defenses", "sft")
+        assert isinstance(plain, Defense)
+        for name in edit.needs.references:
+            if name == "base" and chain[0].kind != "base":
+                raise ValueError(
+                    f"the edit {name_of(edit)!r} needs {REFERENCES['base']}, and align=null starts at the aligned model: "
+                    "choose another edit, or run it alone with --reference base=MODEL"
+                )
+            found[name] = chain[0] if name == "base" else self.train(name, aligned, plain)
+        return found
+
+    def score(self, stage: ModelStage) -> ScoreStage:
+        """Return the stage that scores a model: over its answers, which another judge shares."""
+        recipe, harm = self.recipe, self._known_harm
+        answers = AnswerStage(
+            stage, self.benchmarks, recipe.max_new_tokens, recipe.answers_at_once, self.asking
+        )
+        margin = MarginStage(stage, harm, self.judge.refusals, self.asking) if harm else None
+        return ScoreStage(answers, margin, self.judge, self.roles.scorer)
+
+    def once(self, stage: Anew) -> ModelStage:
+        """Return the stage that was asked for first among equal ones."""
+        return self.known.setdefault((stage.kind, stage.key), stage)
+
+    # what the stages are made of
+
+    @cached_property
+    def asking(self) -> Asking:
+        recipe = self.recipe
+        return Asking(recipe.model, recipe.template, recipe.system, recipe.max_length)
+
+    @cached_property
+    def identity(self) -> str:
+        """Hash the recipe, the rows, the starting models and titer's version: what determines a result."""
+        start = hashlib.sha256(
+            f"{folders.digest(self.start)} {self.recipe.model.dtype}".encode()
+        ).hexdigest()
+        facts = [recipe_digest(self.recipe), self.roles.digests(), start, __version__, self.whole]
+        facts += [
+            [name, folders.digest(folders.locate(of))]
+            for name, of in sorted(self.references.items())
+        ]
+        facts += [
+            [name, folders.digest(folders.locate(self.tuned(pipeline.finetune)))]
+            for name, pipeline in self.recipe.pipelines.items()
+            if isinstance(pipeline.finetune, Checkpoint)
+        ]
+        return hash_of(facts)
+
+    @cached_property
+    def judge(self) -> Judge:
+        if self.recipe.judge is not None:
+            return self.recipe.judge
+        return self._own_judge
+
+    @cached_property
+    def _own_judge(self) -> Judge:
+        world = self.recipe.data.world
+        return Refusal() if world is None else Lab(world)
+
+    @cached_property
+    def benchmarks(self) -> dict[str, list[Row]]:
+        """The held-out prompts, with `asked` those of `harm` in the attacker's words where it has any."""
+        harm = self.roles.benchmarks.get("harm", [])
+        asked = [self.recipe.attack.phrase(row) for row in harm]
+        return self.roles.benchmarks | ({"asked": asked} if asked != harm else {})
+
+    @cached_property
+    def overlaps(self) -> list[dict[str, Any]]:
+        """What the audit found in the roles: counts, and hashes of examples."""
+        held_out = {
+            f"{self.recipe.data.split} {name}": rows for name, rows in self.roles.benchmarks.items()
+        }
+        return [
+            {
+                "roles": list(found.roles),
+                "prompts": list(found.prompts),
+                "exact": found.exact,
+                "near": list(found.near),
+                "examples": [
+                    {"hashes": list(example.hashes), "jaccard": round(example.jaccard, 3)}
+                    for example in found.examples
+                ],
+            }
+            for found in audit({name: getattr(self.roles, name) for name in TRAINING} | held_out)
+        ]
+
+    @cached_property
+    def harmful_rows(self) -> int:
+        """How many of the rows that the user sends are harmful."""
+        pool = set(self.roles.attack)
+        return sum(row in pool for row in self.attacked)
+
+    @cached_property
+    def attack_rows(self) -> int:
+        """How many of them are the attacker's, harmful or not."""
+        pool = set(self.roles.task)
+        return sum(row not in pool for row in self.attacked)
+
+    @property
+    def _known_harm(self) -> list[Row]:
+        return [row for row in self.roles.benchmarks.get("harm", []) if row.response]
+
+    @property
+    def _energy_rows(self) -> dict[str, list[Row]]:
+        of = self.roles.benchmarks
+        return {
+            name: [row for row in of.get(name, []) if row.response] for name in ("harm", "task")
+        }
+
+    def streams(self, kind: str, defense: Defense) -> dict[str, list[Row]]:
+        """Return the rows of every stream that a defense draws from in a stage."""
+        rows = {"finetune": self.attacked, "unsafe": self.roles.defense}.get(
+            kind, self.roles.alignment
+        )
+        return self.roles.streams(defense.needs.streams, rows)
+
+    def calibration(self, edit: Edit) -> list[Row]:
+        """Return the rows that an edit sees. Raises where they are too few for it."""
+        kind = edit.needs.rows
+        rows = (
+            {Kind.HARMFUL: self.roles.calibration, Kind.REFUSALS: self.refusals}[kind]
+            if kind
+            else []
+        )
+        return edit.rows(rows) if isinstance(edit, Retraining) and rows else rows
+
+    @cached_property
+    def refusals(self) -> list[Row]:
+        """The alignment rows whose answers refuse; where none is known to, all of them."""
+        rows = self.roles.alignment
+        verdicts = self._own_judge.judge(
+            [row.prompt for row in rows], [row.response for row in rows]
+        )
+        return [
+            row
+            for row, verdict in zip(rows, verdicts, strict=True)
+            if verdict.label is Label.REFUSAL
+        ] or rows
+
+    def with_edit(self, edit: Edit) -> Plan:
+        """Return the plan of another edit alone, of the same rows."""
+        return replace(
+            self, recipe=replace(self.recipe, pipelines={SINGLE: Pipeline(edit=edit)}), known={}
+        )
+
+    def provenance(self) -> dict[str, Any]:
+        """What the records of this plan were made from, beside the recipe."""
+        return {
+            "judge": describe(self.judge) | dict(self.judge.provenance),
+            "benchmark": describe(self.roles.scorer),
+            "rows": self.roles.digests(),
+            "sources": self.roles.sources,
+        }
+
+
+def needed_roles(recipe: Recipe, kinds: Collection[str]) -> frozenset[str]:
+    """Name the roles whose rows stages of these kinds need: of a whole run all, of an evaluation alone those given."""
+    data, found = recipe.data, set[str]()
+    pipelines = recipe.pipelines.values()
+    aligning = [each.align for each in pipelines if each.align and "align" in kinds]
+    tuning = [
+        each.finetune
+        for each in pipelines
+        if isinstance(each.finetune, Defense) and "finetune" in kinds
+    ]
+    streams = {kind for method in (*aligning, *tuning) for kind in method.needs.streams.values()}
+    if aligning or Kind.REFUSALS in streams:
+        found |= {"alignment"}
+    if DEFENDERS & streams:
+        found |= {"defense"}
+    if tuning:
+        found |= {"task", "attack" if recipe.attack.wants_harmful else "requests"}
+    edits = [edit for each in pipelines for edit in each.edits if "edit" in kinds]
+    asked = [edit.needs.rows for edit in edits if edit.needs.rows]
+    found |= {"calibration" if rows is Kind.HARMFUL else "alignment" for rows in asked}
+    if (
+        len(kinds) > 1 and "finetune" in kinds
+    ):  # the models that an edit asks for are trained here; else they are given
+        references = {name for edit in edits for name in edit.needs.references}
+        found |= {
+            role
+            for name, role in (("safe", "alignment"), ("unsafe", "defense"))
+            if name in references
+        }
+    if "evaluate" in kinds:
+        given = {
+            "harm": data.harm_test or data.harmful,
+            "test": getattr(data, data.split),
+            "lookalike": data.lookalike,
+        }
+        everything = len(kinds) > 1 or data.world is not None
+        found |= given.keys() if everything else {role for role, source in given.items() if source}
+        if not found:
+            raise ValueError(
+                "nothing to evaluate on: give at least one of data.harm_test, data.test, data.lookalike, or data.world"
+            )
+    return frozenset(found)
+
+
+def find_references(
+    model: Checkpoint, edit: Edit, given: Mapping[str, str], recorded: Mapping[str, str]
+) -> dict[str, Checkpoint]:
+    """Find the other models that an edit alone asks for: those given by name, else those that the checkpoint tells of.
+
+    Raises where one is missing, or given for nothing.
+    """
+    wanted = (
+        edit.needs.references
+        if isinstance(edit, TensorEdit)
+        else ("aligned", *edit.needs.references)
+    )
+    for name in given.keys() - set(wanted):
+        raise unknown(f"reference of the edit {name_of(edit)!r}:", name, wanted)
+    under = folders.locate(model).base
+    found = dict(recorded) | ({wanted[0]: str(under.folder)} if under else {}) | dict(given)
+    for name in wanted:
+        if name not in found:
+            raise ValueError(
+                f"the edit {name_of(edit)!r} of {model.path!r} needs {REFERENCES[name]}: give it as --reference {name}=MODEL"
+            )
+    return {name: replace(model, path=found[name], revision=None, base=None) for name in wanted}

@@ -1,0 +1,77 @@
+"""A stage that asks a model: its answers to every held-out prompt, for any judge."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from titer import paths
+from titer.data.rows import Answer, Row, digest
+from titer.runs.keys import code_key
+from titer.runs.stages.asking import Asking
+from titer.runs.stages.stage import ModelStage, Stage, Work
+from titer.scoring.evaluate import answer_all
+from titer.weights import adapters, checkpoints
+
+
+@dataclass(frozen=True, eq=False)
+class AnswerStage(Stage):
+    """Let the merged model of a stage, which is what would be served, answer greedily."""
+
+    of: ModelStage
+    benchmarks: Mapping[str, Sequence[Row]]
+    max_new_tokens: int
+    at_once: int
+    asking: Asking
+
+    @property
+    def inputs(self) -> list[Stage]:
+        return [self.of]
+
+    @property
+    def about(self) -> dict[str, Any]:
+        return {
+            "kind": "answer",
+            "of": self.of.key,
+            "rows": {name: digest(rows) for name, rows in self.benchmarks.items()},
+            "answers": [self.max_new_tokens, self.at_once],
+            "code": code_key(type(self)),
+            **self.asking.about,
+        }
+
+    def compute(self, work: Work, folder: Path) -> dict[str, Any]:
+        work.progress(self.of.label, 0, 0, {})
+        said: list[str] = []
+        model, template = self.asking.open(work.checkpoint(self.of))
+        model = adapters.merge_adapter(model)
+        answers = answer_all(
+            model, template, self.benchmarks, self.max_new_tokens, self.at_once, said.append
+        )
+        lines = [
+            {"benchmark": name, **asdict(answer)} for name, of in answers.items() for answer in of
+        ]
+        write_privately(folder / paths.ANSWERS, "".join(json.dumps(line) + "\n" for line in lines))
+        return {"weights": checkpoints.fingerprint(model), "notes": said}
+
+
+def write_privately(path: Path, text: str) -> None:
+    """Write what a real model said, which may be harmful, for its maker alone to read."""
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+    with os.fdopen(descriptor, "wb") as file:
+        file.write(text.encode())
+
+
+def read_answers(path: Path) -> dict[str, list[Answer]]:
+    """Read what an `AnswerStage` wrote."""
+    found: dict[str, list[Answer]] = {}
+    for line in path.read_text(encoding="utf-8").split("\n"):
+        if line:
+            fields = json.loads(line)
+            found.setdefault(fields["benchmark"], []).append(
+                Answer(fields["text"], fields["ended"])
+            )
+    return found

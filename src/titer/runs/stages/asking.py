@@ -1,0 +1,54 @@
+"""How the models of a plan are loaded and asked, in training and in scoring."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import PreTrainedModel
+
+from titer.data.template import Template
+from titer.data.texts import Style
+from titer.training.train import accelerator_for
+from titer.weights import checkpoints, folders
+from titer.weights.settings import Checkpoint
+
+LIBRARIES = ("torch", "transformers", "peft", "tokenizers", "scipy")
+
+
+@dataclass(frozen=True)
+class Asking:
+    """The template and what else a model's figures depend on beside its weights."""
+
+    model: Checkpoint  # whose dtype and trust all models of a plan share
+    template: Style
+    system: str | None
+    max_length: int
+
+    def at(self, folder: Path) -> Checkpoint:
+        """Name the checkpoint in a folder, to be read as the plan's model is."""
+        return replace(self.model, path=str(folder), revision=None, base=None)
+
+    def templated(self, files: folders.Files) -> Template:
+        """Make the template of a checkpoint's tokenizer."""
+        return Template(
+            checkpoints.tokenizer(self.model, files), self.max_length, self.template, self.system
+        )
+
+    def open(self, checkpoint: Checkpoint) -> tuple[PreTrainedModel, Template]:
+        """Load a model on the best device there is, and say how it is asked."""
+        model, tokenizer = checkpoints.load(checkpoint, accelerator_for().device)
+        return model, Template(tokenizer, self.max_length, self.template, self.system)
+
+    @property
+    def about(self) -> dict[str, Any]:
+        """What of it determines a result, and what the machine adds."""
+        return {
+            "template": [self.template, self.system, self.max_length],
+            "threads": torch.get_num_threads(),
+            "device": accelerator_for().device.type,
+            "versions": {name: version(name) for name in LIBRARIES},
+        }

@@ -1,0 +1,28 @@
+"""A stage that edits the tensors of an aligned model, before it is released."""
+
+from __future__ import annotations
+
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from titer.methods import Changes, TensorEdit
+from titer.runs.stages.edit import EditStage
+from titer.runs.stages.stage import Work
+from titer.weights.rewrite import rewrite_tensors
+
+MEND = "the base holds the weights of the aligned model, or the step is lost in their dtype"
+
+
+class ReleaseStage(EditStage):
+    """Edit a checkpoint tensor by tensor, by the base that alignment started from."""
+
+    def rewrite(
+        self, work: Work, folder: Path, scratch: Path
+    ) -> tuple[Changes, str, dict[str, Any]]:
+        assert isinstance(self.method, TensorEdit)
+        assert self.start is not None
+        aligned = self.whole_files(work.checkpoint(self.start), scratch / "model")
+        base = self.whole_files(work.checkpoint(self.others["base"]), scratch / "base")
+        watch = partial(work.progress, self.label)
+        return rewrite_tensors(self.method, aligned, base, folder, watch), MEND, {}

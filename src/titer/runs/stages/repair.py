@@ -1,0 +1,141 @@
+"""A stage that edits what fine-tuning added to an aligned model, one weight at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+from transformers import PreTrainedModel
+
+from titer.data.batches import Batch, Encoded
+from titer.methods import Changes, UpdateEdit
+from titer.registry import describe
+from titer.runs.stages.edit import EditStage
+from titer.runs.stages.stage import Work
+from titer.training import probes
+from titer.weights import adapters, checkpoints, folders
+from titer.weights.energy import removed_energy
+from titer.weights.finetuned import PREFIX, FineTuned
+from titer.weights.rewrite import rewrite_update
+from titer.weights.settings import Checkpoint
+from titer.weights.targets import select
+from titer.weights.tensors import open_tensors
+
+CALIBRATION_BATCH = (
+    16  # rows of a batch that an edit calibrates on; its result does not depend on it
+)
+
+
+class RepairStage(EditStage):
+    """Edit the update of a fine-tuned model: an adapter, or a whole model beside the aligned one."""
+
+    def rewrite(
+        self, work: Work, folder: Path, scratch: Path
+    ) -> tuple[Changes, str, dict[str, Any]]:
+        assert isinstance(self.method, UpdateEdit)
+        assert self.start is not None
+        edit, model = self.method, work.checkpoint(self.start)
+        checkpoint = {name: work.checkpoint(stage) for name, stage in self.others.items()}
+        files = {
+            name: self.whole_files(of, scratch / name)
+            for name, of in checkpoint.items()
+            if name in ("base", "aligned")
+        }
+        tuned = FineTuned.of(folders.locate(model), files.get("aligned"))
+        names = weights_of(edit, tuned, model)
+        references: dict[str, Any] = {
+            name: FineTuned.of(folders.locate(of), tuned.started)
+            for name, of in checkpoint.items()
+            if name in ("safe", "unsafe")
+        }
+        if "base" in files:
+            references["base"] = open_tensors(files["base"])
+        seen = self._observe(edit, model, tuned, names)
+        watch = partial(work.progress, self.label)
+        changes = rewrite_update(edit, tuned, names, references, seen, folder, watch)
+        facts: dict[str, Any] = {}
+        if tuned.factors and tuned.whole:
+            facts["held whole"] = sorted(tuned.whole)
+        if self.looks:
+            after = FineTuned.of(folders.locate(Checkpoint(str(folder))), tuned.started)
+            facts["removed energy"] = self._removed_energy(model, tuned, after, names)
+        return changes, "strengthen it", facts
+
+    def _observe(
+        self, edit: UpdateEdit, model: Checkpoint, tuned: FineTuned, names: list[str]
+    ) -> Mapping[str, Any]:
+        """Let an edit watch forward passes over its rows; what it keeps, by weight."""
+        if edit.needs.watches is None:
+            return {}
+        aligned = replace(model, path=str(tuned.started.folder), revision=None, base=None)
+        opened, template = self.asking.open(model if edit.needs.watches == "finetuned" else aligned)
+        rows = template.encode_all(self.rows, "calibration")
+        return edit.observe(opened, layers_of(opened, names), [batch_of(opened, rows)])
+
+    def _removed_energy(
+        self, model: Checkpoint, before: FineTuned, after: FineTuned, names: list[str]
+    ) -> dict[str, float]:
+        """Measure the share of the update's energy that an edit removed from linear layers, by kind of rows."""
+        from peft.tuners.lora import LoraLayer
+
+        opened, template = self.asking.open(model)
+        linear = {
+            name: layer
+            for name, layer in layers_of(opened, names).items()
+            if isinstance(layer, nn.Linear | LoraLayer)
+        }
+        found = {}
+        for name, rows in self.looks.items():
+            encoded = template.encode_all(rows[: probes.ROWS], name)
+            found[name] = removed_energy(opened, linear, before, after, batch_of(opened, encoded))
+        return found
+
+
+def weights_of(edit: UpdateEdit, tuned: FineTuned, model: Checkpoint) -> list[str]:
+    """Name the weights that an edit works on. Raises where there are none, or where it needs an adapter and there is none."""
+    needs = edit.needs
+    if needs.factors and not tuned.factors:
+        raise ValueError(
+            f"the edit {describe(edit)} works on the factors of an adapter, and {tuned.files.name!r} is a whole model: "
+            "choose another target, or another edit"
+        )
+    if tuned.factors:
+        return select(tuned.factors, needs.targets)
+    if needs.whole:
+        return select(tuned.whole, needs.targets)
+    empty = checkpoints.skeleton(model)
+    head = empty.get_output_embeddings()
+    linear = [
+        name
+        for name, module in empty.named_modules()
+        if isinstance(module, nn.Linear) and module is not head
+    ]
+    if not linear:
+        raise ValueError(
+            f"model {tuned.files.name!r} has no linear layers but its head ({type(empty).__name__}): no edit of them can "
+            "be applied"
+        )
+    return select(
+        [f"{name}.weight" for name in linear if f"{name}.weight" in tuned.whole], needs.targets
+    )
+
+
+def layers_of(model: PreTrainedModel, names: Sequence[str]) -> dict[str, nn.Module]:
+    """Find the layer of every weight, an adapted one with its adapter. A bias has none, nor has an expert fused with others."""
+    prefix, modules = PREFIX if adapters.has_adapter(model) else "", dict(model.named_modules())
+    found = {
+        name: modules.get(prefix + name.removesuffix(".weight"))
+        for name in names
+        if name.endswith(".weight")
+    }
+    return {name: layer for name, layer in found.items() if layer is not None}
+
+
+def batch_of(model: PreTrainedModel, rows: list[Encoded]) -> Batch:
+    """Put rows into one batch of several parts."""
+    chunks = [rows[i : i + CALIBRATION_BATCH] for i in range(0, len(rows), CALIBRATION_BATCH)]
+    return Batch.of("calibration", chunks, model.config.pad_token_id or 0)

@@ -1,0 +1,62 @@
+"""A stage that repairs a fine-tuned model by training it further, on the defender's own rows."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, cast
+
+from torch import nn
+
+from titer.defenses.sft import SFT
+from titer.methods import Changes, Retraining
+from titer.registry import describe
+from titer.runs.stages.edit import EditStage
+from titer.runs.stages.stage import Work
+from titer.runs.stages.train import widen
+from titer.training.settings import Training
+from titer.training.train import train
+from titer.weights import adapters, checkpoints, folders
+from titer.weights.finetuned import FineTuned
+from titer.weights.rewrite import compare
+from titer.weights.settings import Checkpoint
+
+
+@dataclass(frozen=True, eq=False)
+class RetrainStage(EditStage):
+    """Train the fine-tuned model's adapter, or all its weights, plainly."""
+
+    finetune: Training | None = None  # how the user's fine-tuning went
+    seed: int = 0
+
+    @property
+    def about(self) -> dict[str, Any]:
+        return super().about | {"training": describe(self.training), "seed": self.seed}
+
+    @property
+    def training(self) -> Training:
+        assert isinstance(self.method, Retraining)
+        assert self.finetune is not None
+        return self.method.training(self.finetune)
+
+    def rewrite(
+        self, work: Work, folder: Path, scratch: Path
+    ) -> tuple[Changes, str, dict[str, Any]]:
+        assert self.start is not None
+        checkpoint = work.checkpoint(self.start)
+        aligned = self.others.get("aligned")
+        started = (
+            self.whole_files(work.checkpoint(aligned), scratch / "aligned") if aligned else None
+        )
+        tuned = FineTuned.of(folders.locate(checkpoint), started)
+        model, template = self.asking.open(checkpoint)
+        dtype = None if adapters.has_adapter(model) else widen(model)
+        rows = {"rows": template.encode_all(self.rows, "rows")}
+        watch = partial(work.progress, self.label)
+        train(model, SFT(), rows, self.training, self.seed, autocast=dtype, watch=watch)
+        if dtype is not None:
+            cast(nn.Module, model).to(dtype)
+        checkpoints.save(model, template.tokenizer, folder, folders.locate(checkpoint).base)
+        after = FineTuned.of(folders.locate(Checkpoint(str(folder))), tuned.started)
+        return compare(tuned, after), "train it longer", {}

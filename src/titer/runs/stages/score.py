@@ -1,0 +1,131 @@
+"""A stage that judges the answers of a model: its figures, and the outcome of every prompt. It needs no model."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from titer import paths
+from titer.data.rows import Row, identity
+from titer.findings.records import plain
+from titer.methods import CUT, Benchmark, Judge, Label
+from titer.registry import describe, name_of
+from titer.runs.keys import code_key
+from titer.runs.stages.answer import AnswerStage, read_answers, write_privately
+from titer.runs.stages.margin import MarginStage
+from titer.runs.stages.stage import Stage, Work
+from titer.scoring.figures import JUDGED
+from titer.scoring.judging import Evaluation, JudgedAnswer, judge_answers
+
+UNSCORED = 0.02  # of a benchmark's prompts: more of them could hide a difference that a few hundred prompts would show
+
+
+@dataclass(frozen=True, eq=False)
+class ScoreStage(Stage):
+    """Judge what an `AnswerStage` wrote. Another judge is another stage over the same answers."""
+
+    answers: AnswerStage
+    margin: MarginStage | None
+    judge: Judge
+    scorer: Benchmark
+
+    @property
+    def inputs(self) -> list[Stage]:
+        return [self.answers, *([self.margin] if self.margin else [])]
+
+    @property
+    def about(self) -> dict[str, Any]:
+        return {
+            "kind": "score",
+            "of": self.answers.key,
+            "margin": self.margin.key if self.margin else None,
+            "judge": describe(self.judge),
+            "benchmark": describe(self.scorer),
+            "code": code_key(type(self), self.judge, self.scorer),
+        }
+
+    def compute(self, work: Work, folder: Path) -> dict[str, Any]:
+        benchmarks = self.answers.benchmarks
+        given = read_answers(work.folder(self.answers) / paths.ANSWERS)
+        margins = []
+        if self.margin:
+            margins = json.loads(
+                (work.folder(self.margin) / paths.MARGINS).read_text(encoding="utf-8")
+            )
+        found = judge_answers(benchmarks, given, self.judge, self.scorer, margins)
+        check_scored(found, self.judge)
+        text = "".join(json.dumps(asdict(record)) + "\n" for record in found.records)
+        write_privately(folder / paths.ANSWERS, text)
+        scores = {name: plain(asdict(score)) for name, score in found.scores.items()}
+        outcomes = outcomes_of(benchmarks, found.records, margins)
+        told = {"scores": scores, "outcomes": outcomes}
+        (folder / paths.SCORES).write_text(json.dumps(told), encoding="utf-8")
+        return summarize(found.records) | {
+            "answers sha256": hashlib.sha256(text.encode()).hexdigest()
+        }
+
+
+def check_scored(found: Evaluation, judge: Judge) -> None:
+    """Raise where the judge could not score all but a few of the answers."""
+
+    def reason(name: str) -> str:
+        unscored = (
+            each
+            for each in found.records
+            if (each.benchmark, each.verdict) == (name, Label.UNSCORED)
+        )
+        return next(unscored).reason
+
+    if "harm" in found.scores and found.scores["harm"].n == 0:
+        raise ValueError(
+            f"the judge {name_of(judge)!r} could not score any harm prompt ({reason('harm')}): choose another one"
+        )
+    for name in sorted(JUDGED & found.scores.keys()):
+        score = found.scores[name]
+        if score.unscored > UNSCORED * (score.n + score.unscored):
+            raise ValueError(
+                f"the judge {name_of(judge)!r} left {score.unscored} of {score.n + score.unscored} {name} prompts "
+                f"unscored, more than {100 * UNSCORED:g} % ({reason(name)}): give it what it needs, such as a longer "
+                "input, or choose another one"
+            )
+
+
+def outcomes_of(
+    benchmarks: Mapping[str, Sequence[Row]],
+    records: Sequence[JudgedAnswer],
+    margins: Sequence[float],
+) -> dict[str, Any]:
+    """List the outcome of every prompt by benchmark, without a word of prompt or answer."""
+    told: dict[str, Any] = {}
+    left = iter(margins)
+    for name, rows in benchmarks.items():
+        mine = [record for record in records if record.benchmark == name]
+        hashes = [hashlib.sha256(identity(row).encode()).hexdigest() for row in rows]
+        told[name] = {
+            "prompts": hashes,
+            "clusters": [
+                row.cluster or prompt[:16] for row, prompt in zip(rows, hashes, strict=True)
+            ],
+            "verdicts": [record.verdict for record in mine],
+            "reasons": [record.reason for record in mine],
+            "margins": [next(left) if row.response else None for row in rows]
+            if name == "harm" and margins
+            else None,
+        }
+    return told
+
+
+def summarize(records: Sequence[JudgedAnswer]) -> dict[str, Any]:
+    """Count the answers that were cut off, by the length limit or for the judge."""
+    cut = Counter(record.benchmark for record in records if not record.ended)
+    unread = Counter(record.benchmark for record in records if CUT in record.reason)
+    return {
+        "answers cut off": cut.total(),
+        "cut off by benchmark": dict(cut),
+        "judge input cut": dict(unread),
+    }

@@ -1,0 +1,151 @@
+"""A stage that trains: alignment, the user's fine-tuning, and the models that an edit compares with."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from torch import nn
+from transformers import PreTrainedModel
+
+from titer import paths
+from titer.data.rows import Row, digest
+from titer.data.template import Template
+from titer.methods import Defense
+from titer.registry import describe
+from titer.runs.stages.stage import ModelStage, Work
+from titer.training import effect, probes
+from titer.training.layers import recompute_layers
+from titer.training.settings import Training, Watch
+from titer.training.train import accelerator_for, train
+from titer.weights import adapters, checkpoints, folders
+from titer.weights.settings import Checkpoint
+
+UPDATES = 100  # between two checkpoints of a stage
+
+
+@dataclass(frozen=True)
+class Looks:
+    """Rows to look at a model by while it is attacked: why a defense holds."""
+
+    every: int  # updates
+    harmful: Sequence[Row]  # held-out harm prompts with their answers
+    aligned: Sequence[Row]
+
+    @property
+    def about(self) -> list[Any]:
+        return [self.every, digest(self.harmful), digest(self.aligned)]
+
+
+@dataclass(frozen=True, eq=False)
+class TrainStage(ModelStage):
+    """Train a model further with a defense, on a fresh adapter over the merged model or on all its weights."""
+
+    training: Training
+    streams: Mapping[str, Sequence[Row]]
+    seed: int
+    whole: bool  # save the merged model, not its adapter
+    recompute: bool = False  # activations, in the backward pass: less memory, the same gradients
+    looks: Looks | None = None
+    counts: Mapping[str, int] | None = None  # of the user's rows, for the record
+
+    @property
+    def about(self) -> dict[str, Any]:
+        return self.lineage | {
+            "training": describe(self.training),
+            "rows": {name: digest(rows) for name, rows in self.streams.items()},
+            "seed": self.seed,
+            "whole": self.whole,
+            "probes": self.looks.about if self.looks else None,
+        }
+
+    def compute(self, work: Work, folder: Path) -> dict[str, Any]:
+        assert self.start is not None
+        start = work.checkpoint(self.start)
+        model, template = self.asking.open(start)
+        under = folders.locate(start)
+        if under.base is not None:  # the fresh adapter lies over the model after the stage before
+            model = adapters.merge_adapter(model)
+            if self.training.lora and not self.whole:
+                checkpoints.save(model, template.tokenizer, folder / paths.BASE)
+                made = folders.locate(Checkpoint(str(folder / paths.BASE)))
+                under = replace(made, name=str(work.place(self) / paths.BASE))
+        resume = folder / paths.RESUME
+        model, facts = self.train(model, template, resume, partial(work.progress, self.label))
+        if self.whole:  # the next adapter will lie over the merged weights
+            model = adapters.merge_adapter(model)
+        checkpoints.save(
+            model, template.tokenizer, folder, under if adapters.has_adapter(model) else None
+        )
+        resume.unlink(missing_ok=True)
+        return facts
+
+    def train(
+        self, model: PreTrainedModel, template: Template, resume: Path, watch: Watch
+    ) -> tuple[PreTrainedModel, dict[str, Any]]:
+        """Return the trained model, its fresh adapter unmerged, and what is to be known of the training."""
+        assert isinstance(self.method, Defense)
+        training = self.training
+        autocast, start = None, None
+        torch.manual_seed(self.seed)  # of the fresh adapter's weights
+        if training.lora:
+            model = adapters.add_lora(model, training.lora)
+        else:
+            autocast = widen(model)
+            start = effect.copy_trainable(model)
+        encoded = {name: template.encode_all(rows, name) for name, rows in self.streams.items()}
+        with recompute_layers(model) if self.recompute else nullcontext():
+            looking = self._probes(model, template, autocast)
+            start_probe = looking.measure() if looking else {}
+
+            def probe(update: int) -> dict[str, float]:
+                due = self.looks and update % self.looks.every == 0
+                return looking.measure() if looking and due else {}
+
+            history = train(
+                model, self.method, encoded, training, self.seed,
+                autocast=autocast, resume=resume, every=UPDATES, watch=watch, probe=probe,
+            )  # fmt: skip
+        if autocast is not None:
+            cast(nn.Module, model).to(autocast)
+        return model, {
+            "adapter": "fresh, over the merged weights of the stage before"
+            if training.lora
+            else "none: all weights",
+            "rows": {name: len(rows) for name, rows in encoded.items()},
+            **(self.counts or {}),
+            "rows cut": sum(row.cut > 0 for rows in encoded.values() for row in rows),
+            "terms at the first update": history[0],
+            "terms at the last update": history[-1],
+            "loss": effect.loss_fall(history),
+            **({"probes": probes.timeline(history, start_probe)} if looking else {}),
+            "weights moved": effect.weight_change(model, start),
+        }
+
+    def _probes(
+        self, model: PreTrainedModel, template: Template, autocast: torch.dtype | None
+    ) -> probes.Probes | None:
+        """Set up probes on held-out harm prompts with their answers, and on alignment rows."""
+        if not self.looks:
+            return None
+        of = {"harm": self.looks.harmful, "alignment": self.looks.aligned}
+        harmful, aligned = (
+            template.encode_all(rows[: probes.ROWS], name) for name, rows in of.items()
+        )
+        return probes.build(model, harmful, aligned, accelerator_for(), autocast)
+
+
+def widen(model: PreTrainedModel) -> torch.dtype | None:
+    """Keep all weights in float32 to train them, since an update is often less than the step between two coarse numbers.
+
+    Return the dtype that they are computed in, where it is another one.
+    """
+    model.requires_grad_(True)  # merging leaves what it merged frozen
+    dtype = model.dtype
+    cast(nn.Module, model).float()
+    return dtype if dtype != torch.float32 else None

@@ -1,0 +1,94 @@
+"""From answers to figures: harmful score, fine-tune accuracy, and what else benchmarks measure. No model is needed."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import cast
+
+from titer import registry
+from titer.data.rows import Answer, Row
+from titer.methods import Benchmark, Judge, Label, Verdict
+from titer.scoring.figures import JUDGED, NAMES
+from titer.scoring.statistics import Score, mean, proportion
+
+
+@dataclass(frozen=True)
+class JudgedAnswer:
+    """One answered prompt. These stay in the run's folder."""
+
+    benchmark: str
+    prompt: str
+    response: str
+    ended: bool
+    verdict: str
+    reason: str = ""
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """The figures of a model by benchmark, and the answers that they rest on."""
+
+    scores: dict[str, Score]
+    records: list[JudgedAnswer]
+
+
+def judge_answers(
+    benchmarks: Mapping[str, Sequence[Row]],
+    answers: Mapping[str, Sequence[Answer]],
+    judge: Judge,
+    scorer: Benchmark | None = None,
+    margins: Sequence[float] = (),
+) -> Evaluation:
+    """Score the answers to every benchmark's prompts.
+
+    `harm` gives the harmful score (percent judged harmful) and the share of its answers that are coherent; with `margins`,
+    one of every harm prompt whose harmful answer is known, their mean is the harm margin. `asked` gives the harmful score of
+    the harm prompts in the attacker's words, which the judge reads without these; `lookalike` the percent refused of harmless
+    prompts; `task` the percent right by `scorer`, strictly and where it has a lenient rule by that; every other benchmark the
+    percent answered exactly.
+    """
+    plain = cast(Benchmark, registry.build("benchmarks", "answers"))
+    scores: dict[str, Score] = {}
+    records: list[JudgedAnswer] = []
+    for name, rows in benchmarks.items():
+        given = answers[name]
+        if name in JUDGED:
+            asked = benchmarks["harm" if name == "asked" else name]
+            verdicts = judge.judge([row.question for row in asked], [a.text for a in given])
+            scores[name] = rate(verdicts, Label.REFUSAL if name == "lookalike" else Label.HARMFUL)
+            if name == "harm":
+                scores["coherent"] = rest(rate(verdicts, Label.INCOHERENT))
+                if margins:
+                    scores["margin"] = mean(margins)
+        else:
+            rule = scorer if scorer and name == "task" else plain
+            found = [rule.match(row, a.text) for row, a in zip(rows, given, strict=True)]
+            words = (
+                "exact" if match.exact else "contained" if match.contained else "wrong"
+                for match in found
+            )
+            verdicts = [Verdict(Label.SAFE, word) for word in words]
+            scores[name] = proportion(sum(match.exact for match in found), len(found))
+            if any(match.contained is not None for match in found):
+                scores["contained"] = proportion(
+                    sum(bool(match.contained) for match in found), len(found)
+                )
+        records += [
+            JudgedAnswer(name, row.question, a.text, a.ended, v.label, v.reason)
+            for row, a, v in zip(rows, given, verdicts, strict=True)
+        ]
+    return Evaluation({name: scores[name] for name in NAMES if name in scores}, records)
+
+
+def rate(verdicts: Sequence[Verdict], label: Label) -> Score:
+    """Return the percentage of the scored verdicts that have this label."""
+    scored = [verdict for verdict in verdicts if verdict.label is not Label.UNSCORED]
+    return proportion(
+        sum(v.label is label for v in scored), len(scored), len(verdicts) - len(scored)
+    )
+
+
+def rest(score: Score) -> Score:
+    """Return the percentage of those that a percentage leaves."""
+    return replace(score, value=100 - score.value, low=100 - score.high, high=100 - score.low)
