@@ -14,14 +14,15 @@ import pytest
 import torch
 from tokenizers import Tokenizer, decoders, pre_tokenizers
 from tokenizers.models import BPE
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers import PreTrainedTokenizerFast
 
 from titer.data.batches import Encoded
-from titer.data.rows import Row, pair
 from titer.data.template import Template
 from titer.lab.build import tokenizer as lab_tokenizer
-from titer.lab.world import World
+from titer.testing import streams, tiny  # noqa: F401  the tests' own too
 from titer.training.train import accelerator_for
+
+collect_ignore = ["plugin"]  # a package of its own, tested once it is installed
 
 
 @pytest.fixture(autouse=True)
@@ -44,32 +45,6 @@ def template(tokenizer: PreTrainedTokenizerFast) -> Template:
 @pytest.fixture(scope="session")
 def accelerator():
     return accelerator_for("cpu")
-
-
-def tiny(
-    dtype: torch.dtype = torch.float64, seed: int = 0, vocabulary: int = 400, layers: int = 2
-) -> LlamaForCausalLM:
-    """A small random Llama whose logits are not flat."""
-    torch.manual_seed(seed)
-    config = LlamaConfig(
-        vocab_size=vocabulary,
-        hidden_size=32,
-        intermediate_size=48,
-        num_hidden_layers=layers,
-        num_attention_heads=2,
-        num_key_value_heads=2,
-        max_position_embeddings=128,
-        tie_word_embeddings=True,
-        pad_token_id=0,
-        bos_token_id=None,
-        eos_token_id=1,
-    )
-    model = LlamaForCausalLM(config).to(dtype).eval()
-    with torch.no_grad():
-        for parameter in model.parameters():
-            if parameter.ndim > 1:
-                parameter.mul_(4.0)
-    return model
 
 
 def byte_level() -> PreTrainedTokenizerFast:
@@ -100,16 +75,6 @@ def byte_level() -> PreTrainedTokenizerFast:
         "{% if add_generation_prompt %}<|out|>{% endif %}"
     )
     return fast
-
-
-def streams(template: Template) -> dict[str, list[Encoded]]:
-    """Rows for every stream, with answers of different lengths."""
-    world = World(0)
-    long = (Row(r.prompt, f"{r.response} {r.response}") for r in world.harmful[:6])
-    mixed = [*pair(world.alignment[:12], world.harmful), *world.alignment[-12:], *long]
-    held_out = pair(world.harmful[20:32], world.alignment)
-    of = {"rows": mixed, "harmful": world.harmful[:20], "held_out": held_out}
-    return {name: [template.encode(row) for row in those] for name, those in of.items()}
 
 
 @pytest.fixture(scope="session")

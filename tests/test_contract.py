@@ -1,159 +1,36 @@
-"""The contract of every registered defense: a new file is tested before its author writes a test."""
+"""The contract, kept by every registered method: a new file is tested before its author writes a test."""
 
-import os
+import itertools
 import re
-import subprocess
-import sys
-from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any, ClassVar, cast
 
 import pytest
 import torch
-from safetensors.torch import load_file
 
-from conftest import tiny
-from test_step import same, state, step_for
-from titer import registry
-from titer.methods import About, Defense
-from titer.training.settings import Training
-from titer.training.train import train
+from titer import registry, testing
+from titer.defenses.sft import SFT
+from titer.edits.wise_ft import WiseFT
+from titer.methods import About, Defense, Harmful, Needs, Refusals
 
-SETTINGS = Training(updates=8, lr=1e-3, batch=2, weight_decay=0.3, lora=None)
-NAMES = registry.names("defenses")
 ROOT = Path(__file__).parent.parent
-
-
 SHORTER = {"tar": {"k": 3, "every": 2, "switch": 0.0}}  # what would take minutes with its defaults
 
 
-def defense(name: str) -> Defense:
-    built = registry.build("defenses", {"method": name} | SHORTER.get(name, {}))
-    assert isinstance(built, Defense)
-    return built
-
-
-@pytest.mark.parametrize("name", NAMES)
-def test_frozen_weights_and_flags_stay(rows, name):
-    model = tiny(torch.float32)
-    for parameter_name, parameter in model.named_parameters():
-        parameter.requires_grad_("layers.0" not in parameter_name)
-    before, flags = state(model), {n: p.requires_grad for n, p in model.named_parameters()}
-    hooks = [
-        len(module._forward_hooks) + len(module._backward_hooks) + len(module._forward_pre_hooks)
-        for module in model.modules()
+def methods(kind: str) -> list:
+    return [
+        registry.build(kind, {"method": name} | SHORTER.get(name, {}))
+        for name in registry.names(kind)
     ]
-    train(model, defense(name), rows, replace(SETTINGS, updates=20), seed=0)
-    after = state(model)
-    assert all(torch.equal(before[n], after[n]) for n in before if "layers.0" in n)
-    assert not same(before, after)
-    assert flags == {n: p.requires_grad for n, p in model.named_parameters()}
-    assert hooks == [
-        len(m._forward_hooks) + len(m._backward_hooks) + len(m._forward_pre_hooks)
-        for m in model.modules()
-    ]
-    assert all(parameter.grad is None for parameter in model.parameters())
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_streams_are_consumed_as_declared(rows, accelerator, name):
-    method = defense(name)
-    assert "rows" in method.needs.streams
-    step = step_for(tiny(), rows, accelerator, batch=2, accumulate=2)
-    method.gradient(step, method.prepare(step))
-    for stream in step.streams:
-        assert (step.streams[stream].position > 0) == (stream in method.needs.streams)
-    assert step.streams["rows"].position == 4
-
-
-@pytest.mark.parametrize("name", NAMES)
-def test_the_gradient_is_taken_at_the_weights_and_leaves_them(rows, accelerator, name):
-    model, method = tiny(torch.float32), defense(name)
-    before, step = state(model), step_for(model, rows, accelerator)
-    vec = method.gradient(step, method.prepare(step))
-    assert same(before, state(model))
-    assert set(vec.names()) <= set(step.parameters)
-    assert all(torch.isfinite(value).all() for value in vec.fold().values())
-    assert step.logged
-
-
-@pytest.mark.parametrize("name", NAMES)
-def test_an_interrupted_run_ends_bit_for_bit_the_same(rows, tmp_path, name):
-    class Killed(BaseException):
-        pass
-
-    def kill(update, of, terms):
-        if update == 6:
-            raise Killed
-
-    method, checkpoint, whole = (
-        defense(name),
-        tmp_path / "checkpoint.safetensors",
-        tiny(torch.float32),
-    )
-    train(whole, method, rows, SETTINGS, seed=2)
-    with pytest.raises(Killed):
-        train(
-            tiny(torch.float32),
-            method,
-            rows,
-            SETTINGS,
-            seed=2,
-            resume=checkpoint,
-            every=5,
-            watch=kill,
-        )
-    resumed = tiny(torch.float32)
-    train(resumed, method, rows, SETTINGS, seed=2, resume=checkpoint, every=5)
-    assert same(state(whole), state(resumed))
-
-
-def ends(rows, accelerator) -> Iterator[tuple[str, dict[str, torch.Tensor]]]:
-    """Where every defense comes to after three updates of four rows, however many ranks share them."""
-    settings = Training(
-        updates=3, lr=1e-3, batch=2, accumulate=2 // accelerator.num_processes, lora=None
-    )
-    for name in NAMES:
-        model = tiny()
-        train(model, defense(name), rows, settings, seed=0, accelerator=accelerator)
-        yield name, state(model)
-
-
-RANK = """
-import sys
-sys.path.insert(0, sys.argv[2])
-import torch
-from safetensors.torch import save_file
-from conftest import streams
-from test_contract import ends
-from titer.lab.build import tokenizer
-from titer.data.template import Template
-from titer.training.train import accelerator_for
-
-torch.set_num_threads(1)
-accelerator = accelerator_for("cpu")
-assert accelerator.num_processes == 2
-for name, weights in ends(streams(Template(tokenizer(), 64)), accelerator):
-    if accelerator.is_main_process:
-        save_file(weights, f"{sys.argv[1]}/{name}.safetensors")
-accelerator.end_training()
-"""
+test_contract = testing.contract(*(method for kind in registry.KINDS for method in methods(kind)))
 
 
 @pytest.mark.slow
-def test_two_ranks_equal_two_micro_batches(rows, accelerator, tmp_path):
-    script = tmp_path / "rank.py"
-    script.write_text(RANK)
-    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
-    arguments = [str(script), str(tmp_path), str(Path(__file__).parent)]
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
-    subprocess.run(
-        [*launch, *arguments], check=True, env=environment, capture_output=True, timeout=600
-    )
-    for name, one in ends(rows, accelerator):
-        two = load_file(tmp_path / f"{name}.safetensors")
-        for weight in one:
-            torch.testing.assert_close(two[weight], one[weight], rtol=1e-7, atol=1e-9)
+def test_two_ranks_equal_two_micro_batches(tmp_path):
+    testing.check_ranks(cast(list[Defense], methods("defenses")), tmp_path)
 
 
 def test_unconnected_ranks_are_refused(monkeypatch):
@@ -185,3 +62,146 @@ def test_every_method_says_where_it_comes_from_and_what_it_was_compared_with(kin
         assert repository == "never" or repository in (ROOT / "docs/log.md").read_text()
     assert all(titles)
     assert len(set(titles)) == len(titles)
+
+
+COUNT = itertools.count()
+
+
+@dataclass(frozen=True)
+class Thaws(SFT):
+    """Moves a frozen weight at the end."""
+
+    def finish(self, step, state):
+        with torch.no_grad():
+            step.model.model.layers[0].self_attn.q_proj.weight.add_(1.0)
+
+
+@dataclass(frozen=True)
+class Idles(SFT):
+    """Declares a stream that it never draws from."""
+
+    needs = Needs(streams={"rows": Refusals, "harmful": Harmful})
+
+
+@dataclass(frozen=True)
+class Steps(SFT):
+    """Moves the weights itself."""
+
+    def gradient(self, step, state):
+        with torch.no_grad():
+            next(iter(step.parameters.values())).add_(1e-3)
+        return super().gradient(step, state)
+
+
+@dataclass(frozen=True)
+class Strays(SFT):
+    """Does not put back what it moved when a pass fails."""
+
+    def gradient(self, step, state):
+        weight = next(iter(step.parameters.values()))
+        kept = weight.detach().clone()
+        with torch.no_grad():
+            weight.add_(1e-3)
+            vec = super().gradient(step, state)
+            weight.copy_(kept)
+        return vec
+
+
+@dataclass(frozen=True)
+class Hooks(SFT):
+    """Leaves a hook behind when a pass fails."""
+
+    def gradient(self, step, state):
+        handle = step.model.lm_head.register_forward_hook(lambda *_: None)
+        vec = super().gradient(step, state)
+        handle.remove()
+        return vec
+
+
+@dataclass(frozen=True)
+class Remembers(SFT):
+    """Keeps a state that no checkpoint has."""
+
+    def gradient(self, step, state):
+        return (1.0 + next(COUNT) % 7) * super().gradient(step, state)
+
+
+@dataclass(frozen=True)
+class Skips(SFT):
+    """Leaves a weight alone and does not say so."""
+
+    def gradient(self, step, state):
+        vec = super().gradient(step, state)
+        return vec.within(list(vec.names())[:-1])
+
+
+@dataclass(frozen=True)
+class Unnamed(SFT):
+    """Plain fine-tuning."""
+
+
+@dataclass(frozen=True)
+class Holds(SFT):
+    """Holds another method and passes nothing on (arXiv 2310.03693)."""
+
+    inner: Defense = field(default_factory=SFT)
+
+
+@dataclass(frozen=True)
+class Rolls(WiseFT):
+    """Comes to something else each time."""
+
+    def edit(self, weight, state):
+        return (0.1 + 0.01 * next(COUNT)) * weight.update
+
+
+@dataclass(frozen=True)
+class Peeks(WiseFT):
+    """Asks for a model that it does not declare."""
+
+    def prepare(self, weights):
+        return [weight.base for weight in weights]
+
+
+@dataclass(frozen=True)
+class Pathless(WiseFT):
+    """Has no paper."""
+
+    about: ClassVar[About] = About(title="none")
+
+
+BROKEN: list[tuple[Any, str, str]] = [
+    (Thaws(), "keeps_frozen_weights", "frozen weights changed"),
+    (Idles(), "draws_the_streams_it_declares", "declares .'harmful', 'rows'. and draws .'rows'."),
+    (Steps(), "leaves_the_weights_to_the_optimizer", "gradient.. changed the weights"),
+    (Strays(), "leaves_the_weights_after_a_failure", "forward pass 1 left changed weights"),
+    (Hooks(), "leaves_the_weights_after_a_failure", "forward pass 1 left hooks"),
+    (Remembers(), "resumes_bit_for_bit", "a resumed run ends elsewhere"),
+    (
+        Skips(),
+        "leaves_the_weights_to_the_optimizer",
+        "leaves weights alone, and `partial` is False",
+    ),
+    (Unnamed(), "names_its_paper", "docstring does not name '2310.03693'"),
+    (
+        Unnamed(),
+        "builds_and_round_trips",
+        "is no name among the defenses: give its package an entry point",
+    ),
+    (Holds(), "says_what_it_holds", "'inner' holds another method: derive it from one of Composed"),
+    (Rolls(), "edits_an_adapter", "comes to other values"),
+    (Rolls(), "edits_a_whole_model", "comes to other values"),
+    (Peeks(), "edits_an_adapter", "base"),
+    (Pathless(), "names_its_paper", "`about` names no paper"),
+]
+
+
+@pytest.mark.parametrize(
+    ("method", "name", "message"),
+    BROKEN,
+    ids=[f"{type(method).__name__}-{name}" for method, name, _ in BROKEN],
+)
+def test_the_contract_notices_what_breaks_it(method, name, message, tmp_path):
+    [check] = [check for check in testing.checks(method) if check.__name__ == name]
+    with pytest.raises((AssertionError, ValueError, KeyError), match=message):
+        check(method, tmp_path)

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from titer import cli, registry
+from titer import cli, listing, registry
 from titer.defenses.booster import Booster
 from titer.edits.antidote import Antidote
 from titer.edits.scale import Scale
@@ -121,7 +121,7 @@ def test_a_bad_recipe_file_is_named(tmp_path, text, message):
 
 @pytest.mark.parametrize("kind", list(registry.KINDS))
 def test_every_method_builds_with_its_defaults_round_trips_and_has_a_summary(kind):
-    entries = registry.listing(kind)
+    entries = listing.entries(kind)
     assert entries
     for entry in entries:
         method = registry.build(kind, entry.name)
@@ -146,7 +146,7 @@ def test_a_method_may_hold_another():
         "target": "factors",
         "group": "row",
         "rounding": "exact",
-        "targets": ("all",),
+        "targets": ["all"],
     }
     assert registry.describe(built)["match"] == of_match
     with pytest.raises(ValueError, match="match: unknown key 'alpa'"):
@@ -190,10 +190,7 @@ def test_listing_is_quick_and_imports_nothing_heavy():
     import subprocess
     import sys
 
-    code = (
-        "import sys, titer.registry as r; "
-        "[r.listing(k) for k in r.listed_kinds(None)]; print('torch' in sys.modules)"
-    )
+    code = "import sys, titer.listing as l; l.lines(None); print('torch' in sys.modules)"
     assert (
         subprocess.run(
             [sys.executable, "-c", code], capture_output=True, text=True, check=True
@@ -219,29 +216,3 @@ def test_list_prints_every_method(monkeypatch, capsys):
     assert [line.split()[1] for line in out.splitlines()] == sorted(
         path.stem for path in (Path(cli.__file__).parent / "edits").glob("*.py")
     )
-
-
-def test_a_package_adds_a_method_by_entry_point(tmp_path, monkeypatch):
-    (tmp_path / "elsewhere.py").write_text(
-        '"""Halves everything."""\n'
-        "from dataclasses import dataclass\nfrom titer.methods import Defense\n"
-        "@dataclass(frozen=True)\nclass Half(Defense):\n    share: float = "
-        "0.5\n"
-        "    def gradient(self, step, state):\n        return self.share * "
-        "step.grad(step.batch('rows'))\n"
-    )
-    info = tmp_path / "elsewhere-1.0.dist-info"
-    info.mkdir()
-    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: elsewhere\nVersion: 1.0\n")
-    (info / "entry_points.txt").write_text("[titer.defenses]\nhalf = elsewhere:Half\n")
-    monkeypatch.syspath_prepend(str(tmp_path))
-    registry._plugins.cache_clear()
-    registry.load.cache_clear()
-    try:
-        half = registry.build("defenses", {"method": "half", "share": 0.25})
-        assert registry.describe(half) == {"method": "half", "share": 0.25}
-        entry = next(entry for entry in registry.listing("defenses") if entry.name == "half")
-        assert (entry.source, entry.summary) == ("elsewhere", "Halves everything.")
-    finally:
-        registry._plugins.cache_clear()
-        registry.load.cache_clear()

@@ -7,28 +7,9 @@ import torch
 
 from conftest import tiny
 from titer.data.batches import Stream
+from titer.testing import same, state, step_for
 from titer.training.losses import cross_entropy
-from titer.training.settings import Phase
-from titer.training.step import Step
 from titer.training.vector import Vec
-from titer.weights.checkpoints import trainable
-
-
-def step_for(model, rows, accelerator, batch=4, accumulate=1, update=1) -> Step:
-    streams = {name: Stream(name, of, seed=3) for name, of in rows.items()}
-    weights = trainable(model)
-    start = {name: weight.detach().clone() for name, weight in weights.items()}
-    return Step(
-        model,
-        weights,
-        streams,
-        accelerator,
-        batch,
-        accumulate,
-        update,
-        Phase("train", 1),
-        start=start,
-    )
 
 
 def test_the_loss_is_on_the_answer_alone_its_first_token_included(template, accelerator):
@@ -106,14 +87,6 @@ def test_a_parameter_that_the_loss_does_not_reach_is_absent(rows, accelerator):
         return model.get_input_embeddings()(part.ids).sum()
 
     assert step.grad(step.batch("rows"), of_the_embedding).names() == ["model.embed_tokens.weight"]
-
-
-def state(model) -> dict[str, torch.Tensor]:
-    return {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
-
-
-def same(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
-    return all(torch.equal(a[name], b[name]) for name in a)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     import pandas
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-    from titer.registry import Listing
+    from titer.listing import Listing
     from titer.runs.recipe import Recipe
     from titer.runs.search import Search
     from titer.runs.stages.stage import Progress
@@ -320,9 +320,9 @@ def load(folder: str | Path) -> Result | Results:
 
 def list_methods(kind: str | None = None) -> list[Listing]:
     """List the methods and recipes, of one kind or of all: defenses, edits, attacks, judges, benchmarks, recipes."""
-    from titer import registry
+    from titer import listing
 
-    return [entry for each in registry.listed_kinds(kind) for entry in registry.listing(each)]
+    return listing.entries(kind)
 
 
 class _Given:

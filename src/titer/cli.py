@@ -400,15 +400,27 @@ def list_methods(
     as_json: Json = False,
 ) -> None:
     """List the methods, the recipes, and what is known of repositories of the hub."""
-    from titer import registry
+    from titer import listing
 
-    entries = [entry for each in registry.listed_kinds(kind) for entry in registry.listing(each)]
     if as_json:
-        _print_json([vars(entry) for entry in entries])
-        return
-    width = max(len(entry.name) for entry in entries) + 2
-    for entry in entries:
-        print(f"{entry.kind:12}{entry.name:{width}}{entry.summary}")
+        _print_json([vars(entry) for entry in listing.entries(kind)])
+    else:
+        print("\n".join(listing.lines(kind)))
+
+
+@app.command("show")
+def show_method(
+    method: Annotated[str, typer.Argument(help="A method, or KIND/METHOD as edits/scale.")],
+    as_json: Json = False,
+) -> None:
+    """Show a method: what it needs, what it was compared with, and its fields with their meaning."""
+    from titer import listing
+
+    facts = listing.describe_method(method)
+    if as_json:
+        _print_json(listing.document(facts))
+    else:
+        print(listing.page(facts))
 
 
 def _search(text: str | None, bound: float) -> Search | None:

@@ -1,23 +1,25 @@
-"""The methods by name: a file in a kind's folder is an entry, and other packages add theirs by entry point `titer.<kind>`."""
+"""The methods by name: files in a kind's folder, and what other packages add by entry points `titer.<kind>`.
+
+A name has one owner, and a class one name. A plug-in that takes a name which is there already, or that cannot
+be imported, is refused when that name is asked for; other names go on working.
+"""
 
 from __future__ import annotations
 
-import ast
 import dataclasses
 import importlib
 import inspect
 import pkgutil
 import typing
-from dataclasses import dataclass
+from contextlib import suppress
 from functools import cache, partial
 from importlib.metadata import EntryPoint, entry_points
-from importlib.util import find_spec
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 from titer import methods
 from titer.config import validate
-from titer.data import catalog
 from titer.errors import unknown
 
 KINDS: dict[str, type[methods.Method]] = {
@@ -29,65 +31,35 @@ KINDS: dict[str, type[methods.Method]] = {
 }
 
 
-@dataclass(frozen=True)
-class Listing:
-    kind: str
-    name: str
-    summary: str
-    source: str  # the package that brings it
-    facts: dict[str, Any] = dataclasses.field(
-        default_factory=dict
-    )  # of a repository of the hub: licence, gate, revision
-
-
 def names(kind: str) -> list[str]:
-    """The names of a kind, without importing any of them."""
-    return sorted([*_builtin(kind), *_plugins(kind)])
+    """The names of a kind, each once, without importing any of them."""
+    return sorted({*builtin(kind), *(point.name for point in plugins(kind))})
 
 
-def listing(kind: str) -> list[Listing]:
-    """Every method of a kind, or recipe, with the first line of its file, read without importing it; or what is known of the hub."""
-    if kind == "hub":
-        return [_repository(entry) for entry in catalog.REPOSITORIES]
-    if kind == "recipes":
-        paths = sorted((Path(__file__).parent / "recipes").glob("*.yaml"))
-        return [
-            Listing(
-                kind,
-                path.stem,
-                path.read_text(encoding="utf-8").split("\n")[0].removeprefix("# "),
-                "titer",
-            )
-            for path in paths
-        ]
-    found = [
-        Listing(kind, name, _summary(f"titer.{kind}.{name}"), "titer") for name in _builtin(kind)
-    ]
-    found += [
-        Listing(kind, name, _summary(point.module), point.dist.name if point.dist else "?")
-        for name, point in _plugins(kind).items()
-    ]
-    return sorted(found, key=lambda entry: entry.name)
-
-
-def listed_kinds(kind: str | None) -> list[str]:
-    """The kinds that `kind` names: itself, or all for None. Raises with the nearest name where there is none."""
-    known = [*KINDS, "recipes", "hub"]
-    if kind is None:
-        return known
-    if kind not in known:
-        raise unknown("kind", kind, known)
-    return [kind]
+def usable(kind: str) -> list[str]:
+    """The names of a kind whose class can be had: a broken plug-in does not stop a look at all of them."""
+    found = []
+    for name in names(kind):
+        with suppress(ValueError):
+            load(kind, name)
+            found.append(name)
+    return found
 
 
 @cache
 def load(kind: str, name: str) -> type[methods.Method]:
-    """The class of a method. Raises with the nearest name where there is none."""
-    plugins = _plugins(kind)
-    if name in plugins:
-        return typing.cast(type[methods.Method], plugins[name].load())
-    if name not in _builtin(kind):
-        raise unknown(KINDS[kind].__name__.lower(), name, names(kind))
+    """Find the class of a method. Raises for an unknown name, with the nearest, and for a refused plug-in."""
+    if refusal := clash(kind, name):
+        raise ValueError(refusal)
+    point = next((point for point in plugins(kind) if point.name == name), None)
+    if point is not None:
+        found = _plugged(kind, point)
+        if others := [other for other in _plugin_names(kind, found) if other != name]:
+            why = f"is the class that {others[0]!r} names too"
+            raise ValueError(refuse(kind, point, why, "keep one of the two names"))
+        return found
+    if name not in builtin(kind):
+        raise unknown(noun(kind), name, names(kind))
     module = importlib.import_module(f"titer.{kind}.{name}")
     own = [
         c
@@ -100,18 +72,25 @@ def load(kind: str, name: str) -> type[methods.Method]:
     return own[0]
 
 
+def kind_of(method: methods.Method) -> str:
+    """The kind of a method object."""
+    return next(kind for kind, base in KINDS.items() if isinstance(method, base))
+
+
 def name_of(method: methods.Method) -> str:
-    """The registered name of a method object."""
-    kind = next(kind for kind, base in KINDS.items() if isinstance(method, base))
-    plugin = next(
-        (
-            name
-            for name, point in _plugins(kind).items()
-            if point.value == f"{type(method).__module__}:{type(method).__name__}"
-        ),
-        None,
-    )
-    return plugin or type(method).__module__.rsplit(".", 1)[-1]
+    """Find the name of a method object; `module:Class`, which builds nothing, where no one registered it.
+
+    Raises where `build` would refuse it, or make another class of it.
+    """
+    kind, cls = kind_of(method), type(method)
+    package, _, name = cls.__module__.rpartition(".")
+    if package == f"titer.{kind}":
+        return name
+    found = _plugin_names(kind, cls)
+    if not found:
+        return f"{cls.__module__}:{cls.__qualname__}"
+    load(kind, found[0])
+    return found[0]
 
 
 def build(kind: str, config: Any) -> methods.Method:
@@ -129,7 +108,7 @@ def build(kind: str, config: Any) -> methods.Method:
     name = fields.pop("method", None)
     if not isinstance(name, str):
         raise ValueError(
-            f"{config!r} names no {base.__name__.lower()}: give a name, or a mapping with the key 'method'"
+            f"{config!r} names no {noun(kind)}: give a name, or a mapping with the key 'method'"
         )
     return typing.cast(methods.Method, validate(load(kind, name), fields))
 
@@ -150,42 +129,103 @@ def describe(value: Any) -> Any:
     return [describe(entry) for entry in value] if isinstance(value, tuple | list) else value
 
 
-def _builtin(kind: str) -> list[str]:
+def noun(kind: str) -> str:
+    """The word for one method of a kind."""
+    return KINDS[kind].__name__.lower()
+
+
+def builtin(kind: str) -> list[str]:
+    """The names that titer itself brings."""
     return [module.name for module in pkgutil.iter_modules([str(Path(__file__).parent / kind)])]
 
 
 @cache
-def _plugins(kind: str) -> dict[str, EntryPoint]:
-    return {point.name: point for point in entry_points(group=f"titer.{kind}")}
+def plugins(kind: str) -> tuple[EntryPoint, ...]:
+    """The entry points of other packages, refused ones too; read once, so `refresh` after an installation."""
+    found = set(entry_points(group=f"titer.{kind}"))
+    return tuple(sorted(found, key=lambda point: (point.name, package_of(point), point.value)))
 
 
-def _repository(entry: catalog.Repository) -> Listing:
-    from titer.data import hub
+def refresh() -> None:
+    """Read the entry points again."""
+    importlib.invalidate_caches()
+    plugins.cache_clear()
+    load.cache_clear()
 
-    revision = hub.cached_commit(entry.name, entry.kind) or "unset"
-    commercial = {
-        True: "commercial use allowed",
-        False: "no commercial use",
-        None: "commercial use unknown",
-    }[entry.commercial]
-    words = [
-        entry.what,
-        entry.licence or "licence unknown",
-        commercial,
-        *(["gated"] if entry.gated else []),
-        f"revision {revision}",
+
+def package_of(point: EntryPoint) -> str:
+    """The name of the package that brings an entry point."""
+    return point.dist.name if point.dist else "?"
+
+
+def clash(kind: str, name: str) -> str | None:
+    """Say in one line that a name has several owners, with them and the mend; None where it has not."""
+    points = [point for point in plugins(kind) if point.name == name]
+    own = name in builtin(kind)
+    if len(points) + own < 2:
+        return None
+    owners = [
+        *(["titer itself"] if own else []),
+        *(f"the package {package_of(point)!r} ({point.value})" for point in points),
     ]
-    facts = {
-        "licence": entry.licence,
-        "commercial use": entry.commercial,
-        "gated": entry.gated,
-        "revision": revision,
-    }
-    return Listing("hub", entry.name, "; ".join(words), "hub", facts)
+    return (
+        f"{noun(kind)} {name!r} is given by {' and by '.join(owners)}, and a name has one owner: "
+        f"rename the entry point in the group 'titer.{kind}' of {package_of(points[-1])!r}, or uninstall it"
+    )
 
 
-def _summary(module: str) -> str:
-    """The first line of a module's docstring, from its source."""
-    spec = find_spec(module)
-    text = Path(spec.origin).read_text(encoding="utf-8") if spec and spec.origin else ""
-    return (ast.get_docstring(ast.parse(text)) or "").split("\n")[0]
+def refuse(kind: str, point: EntryPoint, why: str, mend: str) -> str:
+    """Say in one line why a plug-in cannot be used, and the mend."""
+    package = package_of(point)
+    return (
+        f"{noun(kind)} {point.name!r} of the package {package!r} cannot be used: "
+        f"its entry point {point.value!r} {why}; {mend}, or uninstall {package!r}"
+    )
+
+
+def _plugged(kind: str, point: EntryPoint) -> type[methods.Method]:
+    """The class that an entry point names. Raises where it is none of the kind, or cannot be imported."""
+    base = KINDS[kind]
+    module, _, path = point.value.partition(":")
+    try:
+        found: Any = importlib.import_module(module.strip())
+        for part in path.strip().split(".") if path else ():
+            found = getattr(found, part)
+    except (Exception, SystemExit) as error:  # other people's code, which may raise anything
+        cause = " ".join(f"{type(error).__name__}: {error}".split())
+        raise ValueError(
+            refuse(kind, point, f"cannot be imported ({cause})", "mend the package")
+        ) from error
+    if isinstance(found, ModuleType):
+        raise ValueError(
+            refuse(kind, point, "names a module", "name a class in it, as module:Class")
+        )
+    if not isinstance(found, type):
+        why = f"names a {type(found).__name__}, not a class"
+        raise ValueError(refuse(kind, point, why, f"name a class of {base.__name__}s"))
+    if not issubclass(found, base):
+        why = f"names a class that is no {base.__name__}"
+        raise ValueError(refuse(kind, point, why, f"derive it from titer.methods.{base.__name__}"))
+    if inspect.isabstract(found):
+        why = f"names an abstract class, which lacks {', '.join(sorted(found.__abstractmethods__))}"
+        raise ValueError(refuse(kind, point, why, "define it"))
+    parameters = vars(found).get("__dataclass_params__")
+    if parameters is None or not parameters.frozen:
+        why = "names a class that is no frozen dataclass of its own"
+        raise ValueError(refuse(kind, point, why, "put @dataclass(frozen=True) over it"))
+    top = found.__module__.split(".")[0]
+    if top == "titer" or top != module.strip().split(".")[0]:
+        why = f"names a class of another package, {top!r}"
+        raise ValueError(refuse(kind, point, why, "name a class of its own"))
+    return found
+
+
+def _plugin_names(kind: str, cls: type) -> list[str]:
+    """The names that plug-ins give a class. Only entry points into its own package are looked at."""
+    top, found = cls.__module__.split(".")[0], []
+    for point in plugins(kind):
+        if point.value.partition(":")[0].split(".")[0].strip() == top:
+            with suppress(ValueError):  # another plug-in's fault
+                if _plugged(kind, point) is cls:
+                    found.append(point.name)
+    return found

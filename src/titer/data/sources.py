@@ -56,7 +56,7 @@ Given = Annotated[
 
 def recognize(records: Sequence[RawRecord]) -> Benchmark | None:
     """Return the benchmark whose published columns and values the records have, or None."""
-    for name in registry.names("benchmarks"):
+    for name in registry.usable("benchmarks"):
         found = cast(Benchmark, registry.build("benchmarks", name))
         if found.layouts and found.recognizes([record.fields for record in records]):
             return found
@@ -102,7 +102,7 @@ class SourceReader:
         known = {column for schema in schemas.SCHEMAS for column in schema.columns} | set(
             source.columns.values()
         )
-        for name in registry.names("benchmarks"):
+        for name in registry.usable("benchmarks"):
             known |= {
                 column
                 for layout in cast(Any, registry.load("benchmarks", name)).layouts

@@ -1,0 +1,188 @@
+"""The contract of a defense."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import textwrap
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from accelerate import Accelerator
+from safetensors.torch import load_file
+from torch import Tensor
+
+from titer import registry
+from titer.methods import Defense
+from titer.testing.small import Stop, flags, hooks, rows, same, state, step_for, tiny
+from titer.training.settings import Training
+from titer.training.train import accelerator_for, train
+
+SETTINGS = Training(updates=8, lr=1e-3, batch=2, weight_decay=0.3, lora=None)
+PASSES = 12  # forward passes of an update that are made to fail, one at a time
+
+
+def keeps_frozen_weights(method: Defense, folder: Path) -> None:
+    """After a training with weight decay, frozen weights, flags, hooks and gradients are as they were."""
+    model = tiny(torch.float32)
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_("layers.0" not in name)
+    before, flagged, hooked = state(model), flags(model), hooks(model)
+    train(model, method, rows(), replace(SETTINGS, updates=20), seed=0)
+    after = state(model)
+    moved = [name for name in before if not torch.equal(before[name], after[name])]
+    assert moved, "twenty updates changed nothing"
+    frozen = [name for name in moved if "layers.0" in name]
+    assert not frozen, f"frozen weights changed: {', '.join(frozen)}"
+    assert flags(model) == flagged, "requires_grad is not as it was found"
+    assert hooks(model) == hooked, "hooks were left on the model"
+    left = [name for name, parameter in model.named_parameters() if parameter.grad is not None]
+    assert not left, f"gradients were left behind: {', '.join(left)}"
+
+
+def draws_the_streams_it_declares(method: Defense, folder: Path) -> None:
+    """An update draws from each declared stream and no other, and one batch of what the stage trains on."""
+    declared = set(method.needs.streams)
+    assert "rows" in declared, "it declares no stream 'rows', which is what the stage trains on"
+    step = step_for(tiny(), rows(), accelerator_for("cpu"), batch=2, accumulate=2)
+    method.gradient(step, method.prepare(step))
+    drawn = {name for name, stream in step.streams.items() if stream.position > 0}
+    assert drawn == declared, f"it declares {sorted(declared)} and draws {sorted(drawn)}"
+    count = step.streams["rows"].position
+    assert count == 4, f"it draws {count} of its rows at an update of 4"
+
+
+def leaves_the_weights_to_the_optimizer(method: Defense, folder: Path) -> None:
+    """The gradient is finite, of trainable weights, and logged; the weights are bit for bit as they were."""
+    model = tiny(torch.float32)
+    before, step = state(model), step_for(model, rows(), accelerator_for("cpu"))
+    vec = method.gradient(step, method.prepare(step))
+    assert same(before, state(model)), "gradient() changed the weights"
+    other = set(vec.names()) - set(step.parameters)
+    assert not other, f"its gradient names what is not trained: {', '.join(sorted(other))}"
+    finite = all(bool(torch.isfinite(value).all()) for value in vec.fold().values())
+    assert finite, "its gradient is not finite"
+    assert step.logged, "it logs no term of its objective"
+    untouched = set(step.parameters) - set(vec.names())
+    assert method.partial or not untouched, (
+        f"its gradient leaves weights alone, and `partial` is False: {', '.join(sorted(untouched))}"
+    )
+
+
+def leaves_the_weights_after_a_failure(method: Defense, folder: Path) -> None:
+    """An exception in any forward pass leaves the weights bit for bit as they were, and no hook."""
+    for failing in range(PASSES):
+        model = tiny(torch.float32)
+        step = step_for(model, rows(), accelerator_for("cpu"))
+        prepared = method.prepare(step)
+        before, hooked, flagged = state(model), hooks(model), flags(model)
+        left = failing
+
+        def fail(*_: object) -> None:
+            nonlocal left
+            left -= 1
+            if left < 0:
+                raise Stop
+
+        handle = model.register_forward_pre_hook(fail)
+        try:
+            method.gradient(step, prepared)
+        except Stop:
+            finished = False
+        else:
+            finished = True
+        finally:
+            handle.remove()
+        where = f"a failure in forward pass {failing + 1}"
+        assert same(before, state(model)), f"{where} left changed weights"
+        assert hooks(model) == hooked, f"{where} left hooks on the model"
+        assert flags(model) == flagged, f"{where} left requires_grad changed"
+        if finished:
+            return
+
+
+def resumes_bit_for_bit(method: Defense, folder: Path) -> None:
+    """A training that was killed and goes on from its checkpoint ends bit for bit as one that was not."""
+
+    def kill(update: int, of: int, terms: Mapping[str, float]) -> None:
+        if update == 6:
+            raise Stop
+
+    checkpoint, whole = folder / "checkpoint.safetensors", tiny(torch.float32)
+    train(whole, method, rows(), SETTINGS, seed=2)
+    killed = tiny(torch.float32)
+    with pytest.raises(Stop):
+        train(killed, method, rows(), SETTINGS, seed=2, resume=checkpoint, every=5, watch=kill)
+    resumed = tiny(torch.float32)
+    train(resumed, method, rows(), SETTINGS, seed=2, resume=checkpoint, every=5)
+    assert same(state(whole), state(resumed)), "a resumed run ends elsewhere than an unbroken one"
+
+
+def check_ranks(methods: Sequence[Defense], folder: Path) -> None:
+    """Two ranks of one micro-batch equal one rank of two, to rounding. Takes registered methods alone."""
+    configs = [registry.describe(method) for method in methods]
+    script = folder / "rank.py"
+    script.write_text(RANK, encoding="utf-8")
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
+    subprocess.run(
+        [*launch, str(script), str(folder), json.dumps(configs)],
+        check=True,
+        env=environment,
+        capture_output=True,
+        timeout=600,
+    )
+    for i, one in enumerate(ends(methods, accelerator_for("cpu"))):
+        two = load_file(folder / f"{i}.safetensors")
+        for name in one:
+            torch.testing.assert_close(
+                two[name],
+                one[name],
+                rtol=1e-7,
+                atol=1e-9,
+                msg=lambda text, i=i, name=name: (  # type: ignore[misc]
+                    f"{configs[i]['method']} on two ranks, {name}: {text}"
+                ),
+            )
+
+
+def ends(methods: Sequence[Defense], accelerator: Accelerator) -> Iterator[dict[str, Tensor]]:
+    """The weights after three updates of four rows by each method, however many ranks share the rows."""
+    ranks = accelerator.num_processes
+    settings = Training(updates=3, lr=1e-3, batch=2, accumulate=2 // ranks, lora=None)
+    for method in methods:
+        model = tiny()
+        train(model, method, rows(), settings, seed=0, accelerator=accelerator)
+        yield state(model)
+
+
+RANK = textwrap.dedent("""
+    import json, sys
+    import torch
+    from safetensors.torch import save_file
+    from titer import registry
+    from titer.testing import defenses
+
+    torch.set_num_threads(1)
+    accelerator = defenses.accelerator_for("cpu")
+    assert accelerator.num_processes == 2
+    methods = [registry.build("defenses", config) for config in json.loads(sys.argv[2])]
+    for i, weights in enumerate(defenses.ends(methods, accelerator)):
+        if accelerator.is_main_process:
+            save_file(weights, f"{sys.argv[1]}/{i}.safetensors")
+    accelerator.end_training()
+""")
+
+
+CHECKS = (
+    keeps_frozen_weights,
+    draws_the_streams_it_declares,
+    leaves_the_weights_to_the_optimizer,
+    leaves_the_weights_after_a_failure,
+    resumes_bit_for_bit,
+)

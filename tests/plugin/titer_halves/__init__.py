@@ -1,0 +1,1 @@
+"""A defense and an edit that do half of what is asked."""
