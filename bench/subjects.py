@@ -15,8 +15,9 @@ from bench.bare import Bare
 from bench.shapes import ROWS, Shape
 from titer.data.batches import Stream, collate
 from titer.methods import Answers, Defense
+from titer.phase import Phase
 from titer.training.loop import Loop
-from titer.training.settings import Phase, Training
+from titer.training.settings import Training
 from titer.training.step import Step
 from titer.weights.checkpoints import trainable
 from titer.weights.settings import Lora

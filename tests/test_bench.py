@@ -18,7 +18,7 @@ from titer import registry
 from titer.defenses.sft import SFT
 from titer.defenses.vaccine import Vaccine
 from titer.methods import Answers, Defense, Pairs
-from titer.training.settings import Phase
+from titer.phase import Phase
 from titer.weights.settings import Lora
 
 QUICK, LORA = shapes.load(quick=True)

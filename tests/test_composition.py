@@ -45,8 +45,9 @@ from titer.methods import (
     Refusals,
     UpdateEdit,
 )
+from titer.phase import Phase
 from titer.runs.roles import Roles
-from titer.training.settings import Phase, Training
+from titer.training.settings import Training
 from titer.training.train import train
 from titer.weights.finetuned import FineTuned
 from titer.weights.rewrite import rewrite_update

@@ -21,7 +21,7 @@ from titer.defenses.t_vaccine import TVaccine
 from titer.defenses.tar import TAR
 from titer.defenses.vaccine import Vaccine
 from titer.methods import Defense, Harmful, Needs, Refusals
-from titer.training.settings import Phase
+from titer.phase import Phase
 
 
 def flat(of: dict[str, torch.Tensor]) -> torch.Tensor:
@@ -102,7 +102,9 @@ def test_a_match_that_trains_a_part_of_the_weights_is_refused(match):
 
 
 def test_a_match_that_does_not_say_so_stops_the_run(rows, accelerator):
-    with pytest.raises(AssertionError, match="test_random_term:Upper leaves trained weights untouched"):
+    with pytest.raises(
+        AssertionError, match="test_random_term:Upper leaves trained weights untouched"
+    ):
         RandomTerm(Upper()).gradient(step_for(tiny(), rows, accelerator), None)
 
 

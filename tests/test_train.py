@@ -12,7 +12,8 @@ from test_step import same, state
 from titer.defenses.booster import Booster
 from titer.defenses.sft import SFT
 from titer.methods import Defense
-from titer.training.settings import Phase, Training
+from titer.phase import Phase
+from titer.training.settings import Training
 from titer.training.step import Step
 from titer.training.train import train
 from titer.training.vector import Vec

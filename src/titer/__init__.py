@@ -6,6 +6,7 @@ list_methods. Importing titer imports none of what they need.
 
 from __future__ import annotations
 
+import importlib
 from typing import TYPE_CHECKING, Any
 
 from titer.version import __version__
@@ -44,9 +45,7 @@ if TYPE_CHECKING:
 def __getattr__(name: str) -> Any:
     if name not in __all__:
         raise AttributeError(f"module 'titer' has no attribute {name!r}")
-    from titer import api
-
-    return getattr(api, name)
+    return getattr(importlib.import_module("titer.api"), name)
 
 
 def __dir__() -> list[str]:

@@ -26,7 +26,7 @@ from titer.methods import (
     TensorEdit,
     UpdateEdit,
 )
-from titer.training.settings import Phase
+from titer.phase import Phase
 
 if TYPE_CHECKING:
     from torch import nn

@@ -20,7 +20,7 @@ from pydantic import GetCoreSchemaHandler
 from pydantic_core import CoreSchema, core_schema
 
 from titer.config import Config
-from titer.training.settings import Phase
+from titer.phase import Phase
 
 if TYPE_CHECKING:  # listing methods imports nothing heavy
     from torch import Tensor, nn

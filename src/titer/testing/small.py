@@ -16,7 +16,7 @@ from titer.data.rows import Row, pair
 from titer.data.template import Template
 from titer.lab.build import tokenizer
 from titer.lab.world import World
-from titer.training.settings import Phase
+from titer.phase import Phase
 from titer.training.step import Step
 from titer.weights import adapters, checkpoints, folders
 from titer.weights.checkpoints import trainable

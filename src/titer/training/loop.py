@@ -10,7 +10,8 @@ from torch import nn
 from transformers import get_scheduler
 
 from titer.methods import Defense
-from titer.training.settings import Phase, Training
+from titer.phase import Phase
+from titer.training.settings import Training
 from titer.training.step import Step
 from titer.training.vector import Vec
 

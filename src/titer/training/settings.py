@@ -1,4 +1,4 @@
-"""Settings of a training stage: how long, how fast, and in which phases a defense divides it."""
+"""Settings of a training stage: how long, how fast, on which weights."""
 
 from __future__ import annotations
 
@@ -8,19 +8,6 @@ from typing import Literal
 
 from titer.config import Config
 from titer.weights.settings import Lora
-
-
-@dataclass(frozen=True)
-class Phase:
-    """A run of equal updates. A defense with two kinds of update yields several."""
-
-    name: str
-    updates: int
-    # a constant learning rate of its own; None follows the stage's schedule
-    lr: float | None = None
-    clipped: bool = True  # whether the stage's gradient clipping applies
-    # whether the updates advance the stage's schedule and count towards its length
-    counted: bool = True
 
 
 @dataclass(frozen=True)

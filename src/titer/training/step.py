@@ -15,10 +15,10 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from titer.data.batches import Batch, Part, Stream
+from titer.phase import Phase
 from titer.training.activations import Acts
 from titer.training.layers import Layer, layers, once, recompute_layers
 from titer.training.losses import Loss, cross_entropy, logits_of
-from titer.training.settings import Phase
 from titer.training.vector import Vec
 from titer.weights.norms import square
 

@@ -13,9 +13,10 @@ from transformers import PreTrainedModel
 
 from titer.data.batches import Encoded, Stream
 from titer.methods import Defense
+from titer.phase import Phase
 from titer.training import checkpoint
 from titer.training.loop import Loop
-from titer.training.settings import Phase, Training, Watch
+from titer.training.settings import Training, Watch
 from titer.training.step import Step
 from titer.weights.checkpoints import trainable
 
