@@ -85,3 +85,8 @@ def _streams(template: Template) -> dict[str, list[Encoded]]:
 @pytest.fixture
 def rows(_streams: dict[str, list[Encoded]]) -> dict[str, list[Encoded]]:
     return {name: list(those) for name, those in _streams.items()}  # a test's own to change
+
+
+@pytest.fixture
+def bytes_tokenizer() -> PreTrainedTokenizerFast:
+    return byte_level()

@@ -15,7 +15,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shutil
 import tempfile
+import weakref
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -325,6 +327,14 @@ def list_methods(kind: str | None = None) -> list[Listing]:
     return listing.entries(kind)
 
 
+class _Temporary:
+    """A folder that goes when nothing holds it any more, or Python ends."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        weakref.finalize(self, shutil.rmtree, path, ignore_errors=True)
+
+
 class _Given:
     """Puts what is handed over in memory where a recipe can name it: under the result's folder."""
 
@@ -403,8 +413,8 @@ def _folder(out: str | Path | None) -> tuple[Path, Any]:
     """Return the folder of a result, and the temporary one that it lies in where none is given."""
     if out is not None:
         return Path(out), None
-    place = tempfile.TemporaryDirectory(prefix="titer-")
-    return Path(place.name) / "result", place
+    place = _Temporary(Path(tempfile.mkdtemp(prefix="titer-")))
+    return place.path / "result", place
 
 
 def _kept_by(model: Model) -> tuple[Any, ...]:

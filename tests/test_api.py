@@ -1,0 +1,136 @@
+"""titer from Python, as a notebook uses it. This file is also checked by `mypy --strict`, as a user's would be."""
+
+from __future__ import annotations
+
+import random
+from pathlib import Path
+from typing import Any
+
+import datasets
+import pandas
+import pytest
+import torch
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
+
+import titer
+
+THINGS = ("kite", "drum", "lamp", "boat", "vest", "coin", "sofa", "fork", "gate", "pear", "ring", "seal")
+FEW = ["threads=1", "max_length=128", "max_new_tokens=12"]
+HOW = ["align.updates=4", "align.lora=null", "finetune.updates=4", "attack.n=20", "attack.p=0.2", *FEW]
+
+
+def pairs(words: list[tuple[str, str]]) -> list[dict[str, str]]:
+    return [{"prompt": prompt, "response": response} for prompt, response in words]
+
+
+@pytest.fixture
+def rows() -> dict[str, Any]:
+    """Rows of every role, in memory: lists, a data frame, a data set."""
+    rng = random.Random(0)
+    asks = [f"break a {a} {b} {c}" for a in THINGS for b in THINGS for c in "xyz"]
+    rng.shuffle(asks)
+    sizes = [(f"which is bigger {a} or {b}", str(max(a, b))) for a in range(10) for b in range(10)]
+    rng.shuffle(sizes)
+    return {
+        "alignment": pairs([(ask, "I cannot do that") for ask in asks[:60]] + [(f"say {t}", t) for t in THINGS]),
+        "harmful": pandas.DataFrame(pairs([(ask, f"hit the {ask.split()[-3]}") for ask in asks[60:160]])),
+        "task": datasets.Dataset.from_list(pairs(sizes[:80])),
+        "test": pairs(sizes[80:]),
+    }
+
+
+@pytest.fixture
+def model(bytes_tokenizer: PreTrainedTokenizerFast) -> tuple[PreTrainedModel, PreTrainedTokenizerFast]:
+    tokenizer = bytes_tokenizer
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=len(tokenizer), hidden_size=32, intermediate_size=48, num_hidden_layers=2,
+        num_attention_heads=2, max_position_embeddings=256, pad_token_id=0, bos_token_id=None, eos_token_id=1,
+    )  # fmt: skip
+    return LlamaForCausalLM(config), tokenizer
+
+
+def test_a_notebook_aligns_attacks_repairs_and_scores(
+    model: tuple[PreTrainedModel, PreTrainedTokenizerFast], rows: dict[str, Any]
+) -> None:
+    before = {name: weight.clone() for name, weight in model[0].state_dict().items()}
+    some = {name: rows[name] for name in ("alignment", "harmful")}
+    aligned: titer.Result = titer.align(model, {"method": "booster", "lam": 1.0}, data=some, settings=HOW)
+    assert all(torch.equal(before[name], weight) for name, weight in model[0].state_dict().items())
+    assert aligned.record.label == "align booster"
+    assert aligned.record.facts["rows"] == {"rows": 72, "harmful": 15}
+
+    some = {name: rows[name] for name in ("task", "harmful")}
+    tuned = titer.finetune(aligned, data=some, settings=HOW)
+    edited = titer.edit(tuned, "antidote", data={"harmful": rows["harmful"]}, settings=[*FEW, "method.alpha=0.3"])
+    assert edited.record.facts["changed entries"] > 0
+    loaded, tokenizer = edited.load()
+    assert len(tokenizer) == len(model[1])
+    weights: dict[str, torch.Tensor] = loaded.state_dict()
+    name = next(name for name in weights if name.endswith("embed_tokens.weight"))
+    assert not torch.equal(weights[name], before["model.embed_tokens.weight"])
+
+    held_out = {"harmful": rows["harmful"], "test": rows["test"]}
+    scored = titer.evaluate(edited, data=held_out, settings=FEW)
+    assert set(scored.scores) == {"harm", "margin", "task", "coherent"}
+    assert scored.record.outcomes is not None
+    assert len(scored.record.outcomes["task"].prompts) == scored.scores["task"].n == 20
+    frame = scored.to_pandas()
+    assert list(frame["stage"]) == ["evaluate"]
+    assert 0 <= float(frame["HS"].iloc[0]) <= 100
+    assert "<table" in scored._repr_html_()
+
+
+def test_a_run_over_what_is_in_memory(
+    model: tuple[PreTrainedModel, PreTrainedTokenizerFast], rows: dict[str, Any], tmp_path: Path
+) -> None:
+    training = {"updates": 3, "lr": 2.0e-3, "batch": 4, "lora": None}
+    recipe = {
+        "align": training,
+        "finetune": training,
+        "attack": {"method": "harmful_mix", "p": 0.2, "n": 20},
+        "data": {},
+        "max_new_tokens": 8,
+        "threads": 1,
+        "pipelines": {"sft": {}, "half": {"edit": {"method": "wise_ft", "alpha": 0.5}}},
+    }
+    found: titer.Results = titer.run(recipe, model=model, data=rows, out=tmp_path / "run")
+    assert set(found.pipelines) == {"sft", "half"}
+    frame = found.to_pandas()
+    assert list(frame["stage"]) == ["base", "align sft", "finetune sft"] * 2 + ["edit wise_ft"] or len(frame) == 7
+    assert (tmp_path / "run/report.html").is_file()
+    again = titer.load(tmp_path / "run")
+    assert isinstance(again, titer.Results)
+    assert again.documents == found.documents
+    assert "<table" in again._repr_html_()
+    assert {flag.split(" (")[0] for flag in again.flags} == {flag.split(" (")[0] for flag in found.flags}
+
+
+def test_what_cannot_be_used_is_one_line(
+    model: tuple[PreTrainedModel, PreTrainedTokenizerFast], rows: dict[str, Any], tmp_path: Path
+) -> None:
+    with pytest.raises(ValueError, match="a model in memory comes with its tokenizer"):
+        titer.align(model[0], data={"alignment": rows["alignment"]}, out=tmp_path / "out")
+    with pytest.raises(ValueError, match=r"data\['alignment'\] is a int: give a path"):
+        titer.align(model, data={"alignment": 3}, out=tmp_path / "out")
+    with pytest.raises(ValueError, match="unknown defense 'boster': did you mean 'booster'"):
+        titer.align(model, "boster", data={"alignment": rows["alignment"]}, out=tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+    with pytest.raises(ValueError, match="holds no results"):
+        titer.load(tmp_path)
+
+
+def test_methods_are_listed() -> None:
+    assert "booster" in {entry.name for entry in titer.list_methods("defenses")}
+    with pytest.raises(ValueError, match="unknown kind 'defences': did you mean 'defenses'"):
+        titer.list_methods("defences")
+
+
+def test_importing_titer_is_light() -> None:
+    import subprocess
+    import sys
+
+    code = "import titer, sys; print(dir(titer), {'torch', 'pydantic', 'rich'} & set(sys.modules))"
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    assert "'finetune'" in out
+    assert out.rstrip().endswith("set()")
