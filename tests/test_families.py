@@ -436,7 +436,7 @@ def test_every_edit_of_what_fine_tuning_added_changes_that_alone(
     edit = registry.build(
         "edits", {"method": name} | few | (ANYWHERE.get(name, {}) if kind == "whole" else {})
     )
-    references = {of: folder / kind for of in edit.needs.references} | {
+    references = dict.fromkeys(edit.needs.references, folder / kind) | {
         "aligned": folder / "aligned"
     }
     seen = edit.rows(calibration) if isinstance(edit, Retraining) else calibration

@@ -108,7 +108,7 @@ def test_training_goes_on_as_if_there_were_none_and_an_interruption_loses_none(
     assert again == told
 
 
-def test_a_run_has_its_probes_where_they_were_asked_for(plan, monkeypatch, capsys, tmp_path):  # noqa: F811
+def test_a_run_has_its_probes_where_they_were_asked_for(plan, monkeypatch, capsys, tmp_path):
     path = tmp_path / "recipe.yaml"
     path.write_text(yaml.safe_dump(plan | {"pipelines": {"sft": {}}, "probes": 2}))
     code, out, _ = titer(

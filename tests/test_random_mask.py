@@ -38,7 +38,7 @@ def removed(edit, model, folder, batches=()) -> dict[str, torch.Tensor]:
 )
 @everywhere
 def test_every_group_has_as_many_zeros_as_antidotes(
-    calibration,  # noqa: F811
+    calibration,
     tmp_path,
     target,
     kind,

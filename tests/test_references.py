@@ -59,7 +59,7 @@ def added(folder: Path, under: dict[str, torch.Tensor]) -> dict[str, torch.Tenso
     }
 
 
-def run(monkeypatch, capsys, out: Path, plan: dict, *options: str) -> tuple[dict, dict[str, Path]]:  # noqa: F811
+def run(monkeypatch, capsys, out: Path, plan: dict, *options: str) -> tuple[dict, dict[str, Path]]:
     """The documents of a run, and the models of its stages by kind and method, those that no
     pipeline shows among them.
     """
@@ -87,7 +87,7 @@ def run(monkeypatch, capsys, out: Path, plan: dict, *options: str) -> tuple[dict
 
 
 @pytest.mark.parametrize("options", [[], ["--set", "finetune.lora=null"]])
-def test_a_run_trains_what_its_edits_ask_for(monkeypatch, capsys, plan, tmp_path, options):  # noqa: F811
+def test_a_run_trains_what_its_edits_ask_for(monkeypatch, capsys, plan, tmp_path, options):
     if options:
         monkeypatch.setitem(CHAINS, "chain", {"edit": [SAFE_LORA, ANTIDOTE | {"target": "update"}]})
     documents, models = run(monkeypatch, capsys, tmp_path / "run", plan, *options)
@@ -158,7 +158,7 @@ def test_a_run_trains_what_its_edits_ask_for(monkeypatch, capsys, plan, tmp_path
             AutoModelForCausalLM.from_pretrained(folder)
 
 
-def test_a_command_takes_them_by_name(monkeypatch, capsys, plan, tmp_path):  # noqa: F811
+def test_a_command_takes_them_by_name(monkeypatch, capsys, plan, tmp_path):
     _, models = run(monkeypatch, capsys, tmp_path / "run", plan)
     chain = [
         ("resta", "finetune", {"unsafe": models["unsafe"]}, []),

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+import titer
 from test_recipe import run
 from titer import listing, registry
 from titer.data import sources
@@ -294,7 +295,7 @@ def test_what_a_source_says_of_a_method_is_what_its_class_says(kind):
     for name in registry.builtin(kind):
         cls = registry.load(kind, name)
         tree = ast.parse(Path(sys.modules[cls.__module__].__file__).read_text())
-        assert listing.stated(tree) == cls.about, name
+        assert listing.read_about(tree) == cls.about, name
         facts = listing.describe_method(f"{kind}/{name}")
         assert facts.title
         assert facts.summary
@@ -326,7 +327,7 @@ def installed(tmp_path_factory) -> Path:
 
 def python(installed: Path, *arguments: str) -> str:
     """What a Python that has the example package prints."""
-    path = [str(installed / "site"), str(Path(listing.__file__).parent.parent)]
+    path = [str(installed / "site"), str(Path(titer.__file__).parent.parent)]
     done = subprocess.run(
         [sys.executable, *arguments],
         check=False,

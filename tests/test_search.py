@@ -88,8 +88,8 @@ def test_what_cannot_be_searched_is_refused():
 def test_the_command_writes_the_chosen_model_its_table_and_its_nulls(
     monkeypatch,
     capsys,
-    plan,  # noqa: F811
-    recipe_file,  # noqa: F811
+    plan,
+    recipe_file,
     tmp_path,
 ):
     out = tmp_path / "run"

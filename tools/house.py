@@ -18,8 +18,8 @@ from pathlib import Path
 
 PACKAGE = Path(__file__).parent.parent / "src" / "titer"
 
-# The wings from the bottom to the top. A module may import its own layer and those before it in this
-# list. A wing is an entry; a module belongs to the longest entry that its name begins with.
+# The wings from the bottom to the top. A module may import its own layer and those before it in
+# this list. A wing is an entry; a module belongs to the longest entry that its name begins with.
 LAYERS = (
     ("titer", "titer.errors", "titer.config", "titer.paths", "titer.phase", "titer.version"),
     ("titer.registry", "titer.methods", "titer.composition"),
@@ -40,7 +40,7 @@ LAYERS = (
     ("titer.runs",),
     ("titer.report", "titer.listing"),
     ("titer.api",),
-    ("titer.cli", "titer.testing"),
+    ("titer.cli", "titer.__main__", "titer.testing"),
 )
 LIGHT = ("titer.findings", "titer.report")  # wings that load without torch
 FEW = 20  # places of a figure that are printed unless all are asked for
