@@ -275,7 +275,10 @@ def test_it_regularizes_what_another_method_follows(rows, accelerator):
 
 
 def test_over_a_method_that_trains_some_layers_the_bracket_is_of_these_alone(rows, accelerator):
-    """T-Vaccine draws layer 1: there its gradient, the plain one with the attention outputs perturbed, and the bracket."""
+    """T-Vaccine draws layer 1, and has its own gradient there.
+
+    That is the plain one with the attention outputs perturbed, and the bracket.
+    """
     model = tiny()
     step = step_for(model, rows, accelerator, update=2)
     aligned, harmful = (

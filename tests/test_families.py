@@ -47,7 +47,7 @@ def part_of(encoded):
 
 
 def residual(model):
-    """What goes into and comes out of every decoder layer: [(before, after)], each (B, T, D)."""
+    """Watch what goes into and comes out of every layer: [(before, after)], each (B, T, D)."""
     seen = []
     handles = [
         layer.register_forward_hook(lambda _, x, out: seen.append((x[0], out)))

@@ -216,7 +216,7 @@ def test_an_attack_must_be_worse_than_benign_fine_tuning():
 
 
 def test_an_attack_that_bites_in_its_own_words_alone_is_one():
-    """Of identity rows, which are the attacker's and not harmful."""
+    """The rows are identity rows, which are the attacker's and not harmful."""
 
     def shifted(asked: int, rows: int = 50, tag: str = "") -> dict:
         return with_facts(

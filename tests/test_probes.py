@@ -22,7 +22,7 @@ from titer.training.train import train
 
 
 def outputs(model, row) -> list[torch.Tensor]:
-    """What every layer's attention gives, of one row."""
+    """Return what every layer's attention gives, of one row."""
     caught: list[torch.Tensor] = []
     handles = [
         layer.self_attn.register_forward_hook(

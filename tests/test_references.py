@@ -40,8 +40,9 @@ def weights(folder: Path) -> dict[str, torch.Tensor]:
 
 
 def added(folder: Path, under: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """What a model of the plan's adapter (alpha / r = 2) or a whole one adds to the weights that it
-    was made from, in float64.
+    """Return what a model adds to the weights that it was made from, in float64.
+
+    It is of the plan's adapter (alpha / r = 2), or a whole one.
     """
     found = {name: w.double() for name, w in weights(folder).items()}
     if "model.norm.weight" in found:

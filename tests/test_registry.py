@@ -326,7 +326,7 @@ def installed(tmp_path_factory) -> Path:
 
 
 def python(installed: Path, *arguments: str) -> str:
-    """What a Python that has the example package prints."""
+    """Return what a Python that has the example package prints."""
     path = [str(installed / "site"), str(Path(titer.__file__).parent.parent)]
     done = subprocess.run(
         [sys.executable, *arguments],

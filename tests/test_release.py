@@ -27,7 +27,7 @@ LOX = {"method": "lox", "k": 3, "alpha": 1.25}
 
 
 def made(base: Path, aligned: Path, out: Path, config=LOX):
-    """What an edit makes of two checkpoints, and its report."""
+    """Return what an edit makes of two checkpoints, and its report."""
     out.mkdir(parents=True)
     edit = registry.build("edits", config)
     changes = rewrite.rewrite_tensors(

@@ -33,7 +33,7 @@ def record(harmful: int, right: int, coherent: int = ASKED) -> Record:
 
 
 def chosen(records: list[Record], values: tuple[float, ...], bound: float):
-    """What is chosen of edits with these values, the unedited model's record first."""
+    """Choose among edits with these values, the unedited model's record first."""
     asked = Search("alpha", values, bound)
     return choose(asked, asked.edits(Antidote()), records[0], records[1:])
 

@@ -59,7 +59,7 @@ def test_what_is_wrong_with_a_cell_is_found_before_any_is_run(
 
 
 def figures(bundle: dict) -> dict:
-    """What a bundle says, without what a clock says."""
+    """Return what a bundle says, without what a clock says."""
     return {
         (*cell["settings"], cell["seed"]): [
             (stage["weights"], stage["scores"]) for stage in cell["pipelines"]["sft"]["stages"]

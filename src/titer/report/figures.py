@@ -1,4 +1,7 @@
-"""The figures of a page, drawn once: a page that is made again takes those that were drawn, and loads no library for it."""
+"""The figures of a page, drawn once.
+
+A page that is made again takes those that were drawn, and loads no library for it.
+"""
 
 from __future__ import annotations
 

@@ -2,9 +2,9 @@
 
     test_contract = titer.testing.contract(Half())
 
-The model and the rows are those of the embedded lab, made small: nothing is downloaded, and no check takes
-long. Every check is a function of a method and an empty folder, and raises AssertionError with a sentence of
-what was broken. pytest has to be installed.
+The model and the rows are those of the embedded lab, made small: nothing is downloaded, and no
+check takes long. Every check is a function of a method and an empty folder, and raises
+AssertionError with a sentence of what was broken. pytest has to be installed.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ def contract(*methods: Method) -> Callable[..., None]:
 
 
 def checks(method: Method) -> list[Check]:
-    """The checks that a method of this kind has to pass."""
+    """Return the checks that a method of this kind has to pass."""
     found: list[Check] = [builds_and_round_trips]
     if isinstance(method, Defense | Edit | Attack):
         found += [names_its_paper, says_what_it_holds]

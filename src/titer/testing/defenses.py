@@ -152,7 +152,7 @@ def check_ranks(methods: Sequence[Defense], folder: Path) -> None:
 
 
 def ends(methods: Sequence[Defense], accelerator: Accelerator) -> Iterator[dict[str, Tensor]]:
-    """The weights after three updates of four rows by each method, however many ranks share the rows."""
+    """Return the weights after three updates of four rows by each method, on any number of ranks."""
     ranks = accelerator.num_processes
     settings = Training(updates=3, lr=1e-3, batch=2, accumulate=2 // ranks, lora=None)
     for method in methods:

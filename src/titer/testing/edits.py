@@ -72,7 +72,7 @@ def _edit(
 def _references(
     edit: UpdateEdit, aligned: Files, tuned: FineTuned, folder: Path
 ) -> dict[str, FineTuned | Mapping[str, Stored]]:
-    """The other models that the edit asks for, and no others."""
+    """Make the other models that the edit asks for, and no others."""
     found: dict[str, FineTuned | Mapping[str, Stored]] = {}
     for i, name in enumerate(edit.needs.references):
         if name == "base":
@@ -142,7 +142,7 @@ def _digests(folder: Path) -> dict[Path, str]:
 
 
 def checks(edit: Edit) -> list[Callable[[Any, Path], None]]:
-    """The checks of an edit of this kind."""
+    """Return the checks of an edit of this kind."""
     if isinstance(edit, UpdateEdit):
         return [edits_an_adapter, edits_a_whole_model]
     if isinstance(edit, TensorEdit):
