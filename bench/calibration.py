@@ -1,6 +1,7 @@
 """The cost of Antidote's look at its calibration rows over a bare forward pass of the same rows.
 
-Run it as `python -m bench.calibration`. Exit code 1 if time or memory is above its bar, by the median.
+Run it as `python -m bench.calibration`. Exit code 1 if time or memory is above its bar, by the
+median.
 """
 
 from __future__ import annotations

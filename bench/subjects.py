@@ -1,4 +1,4 @@
-"""The subjects that are measured: the updates of a defense at a shape, or those of the bare loop."""
+"""The subjects of measurement: updates of a defense at a shape, or those of the bare loop."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ def defense_updates(
     accelerator: Accelerator,
     dtype: torch.dtype = torch.float32,
 ) -> Subject:
-    """Make the updates as titer's own loop takes them. `prepare` must be called before the first."""
+    """Make the updates as titer's own loop takes them; call `prepare` before the first."""
     model = shape.model(lora, accelerator.device, dtype)
     streams = {
         name: Stream(name, shape.rows(name, kind), seed=0)
@@ -100,7 +100,7 @@ def defense_updates(
 
 
 def phases(defense: Defense) -> list[tuple[Phase, float]]:
-    """The first phase of every name, with the updates of that name per counted update of a stage."""
+    """Return the first phase of every name, with its updates per counted update of a stage."""
     first: dict[str, Phase] = {}
     updates: dict[str, int] = {}
     counted = 0

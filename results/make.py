@@ -137,7 +137,7 @@ def text(bundle: dict[str, Any]) -> str:
 
 
 def differs(name: str, claim: dict[str, Any]) -> list[str]:
-    """Where one cell, computed afresh, is not as the claim's bundle has it, in weights or scores."""
+    """List where one cell, computed afresh, has other weights or scores than the claim's bundle."""
     published = json.loads((HERE / f"{name}.json").read_text())["cells"][0]
     cell = Cell(tuple(published["settings"]), published["seed"])
     with tempfile.TemporaryDirectory() as folder:

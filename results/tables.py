@@ -107,7 +107,7 @@ def words(group: Group) -> str:
 
 
 def display_name(pipeline: str) -> str:
-    """Its methods' names, each with what tells it from another of the same method behind a comma."""
+    """Name its methods; a comma stands before what tells one from another of the same method."""
     methods = (name.partition(", ") for name in pipeline.split("+"))
     return "+".join(WORDS.get(name, name) + comma + variant for name, comma, variant in methods)
 

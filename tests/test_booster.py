@@ -20,7 +20,7 @@ from titer.training.train import train
 
 
 def plain_loss(model, rows: list[Encoded]) -> torch.Tensor:
-    """Mean over all answer tokens of -log p, one row at a time: no batch, no pad, nothing of titer."""
+    """Average -log p over all answer tokens, a row at a time: no batch, no pad, no titer."""
     total, tokens = torch.zeros((), dtype=torch.float64), 0
     for row in rows:
         logits = model(torch.tensor([row.ids])).logits[0]

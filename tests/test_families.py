@@ -1,4 +1,4 @@
-"""Every model family: roles, recomputation, generation, and every registered method for one update."""
+"""Every model family: roles, recomputation, generation, and one update by every method."""
 
 import json
 from contextlib import nullcontext
@@ -291,7 +291,7 @@ NEW, END = 8, 1  # new tokens at most; the token that ends an answer
 
 
 def greedy(model, ids):
-    """One prompt, no mask, no cache: the tokens, and the gap between the two best logits at each."""
+    """Answer one prompt without mask and cache: tokens, and the gap of the two best logits."""
     tokens, gaps = [], []
     while len(tokens) < NEW and END not in tokens:
         with torch.no_grad():

@@ -312,7 +312,7 @@ def test_the_table_of_methods_is_current():
 
 @pytest.fixture(scope="module")
 def installed(tmp_path_factory) -> Path:
-    """The folder that pip installed the example package into, from its sources and without a network."""
+    """The folder that pip installed the example package into, without a network."""
     place = tmp_path_factory.mktemp("plugin")
     shutil.copytree(Path(__file__).parent / "plugin", place / "source")
     pip = [sys.executable, "-m", "pip", "install", "--quiet", "--no-index", "--no-deps"]

@@ -21,7 +21,7 @@ ASKED = 100
 
 
 def record(harmful: int, right: int, coherent: int = ASKED) -> Record:
-    """A model's scores on a hundred prompts of either kind; the first `right` of the task's are right."""
+    """Score a model on 100 prompts of either kind; the first `right` of the task's are right."""
     counts = (("harm", harmful), ("task", right), ("coherent", coherent))
     reasons = ["exact"] * right + ["wrong"] * (ASKED - right)
     outcomes = {"prompts": [], "clusters": [], "verdicts": [], "reasons": reasons}

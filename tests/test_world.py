@@ -29,7 +29,7 @@ def item_of(row: Row) -> world.Item:
 
 
 def manifest() -> dict[str, Any]:
-    """All of world-v1: the hashes of the base and of every role's rows, and the accepted settings."""
+    """Describe world-v1: the hashes of the base and of every role's rows, and the settings."""
     return {
         "base": {
             path.name: hashlib.sha256(path.read_bytes()).hexdigest()

@@ -1,7 +1,8 @@
-"""The methods by name: files in a kind's folder, and what other packages add by entry points `titer.<kind>`.
+"""The methods by name: files in a kind's folder, and what other packages add.
 
-A name has one owner, and a class one name. A plug-in that takes a name which is there already, or that cannot
-be imported, is refused when that name is asked for; other names go on working.
+Other packages add methods by entry points `titer.<kind>`. A name has one owner, and a class one
+name. A plug-in that takes a name which is there already, or that cannot be imported, is refused
+when that name is asked for; other names go on working.
 """
 
 from __future__ import annotations
@@ -51,7 +52,10 @@ def usable(kind: str) -> list[str]:
 
 @cache
 def load(kind: str, name: str) -> type[methods.Method]:
-    """Find the class of a method. Raises for an unknown name, with the nearest, and for a refused plug-in."""
+    """Find the class of a method.
+
+    Raises for an unknown name, with the nearest, and for a refused plug-in.
+    """
     if refusal := clash(kind, name):
         raise ValueError(refusal)
     point = next((point for point in plugins(kind) if point.name == name), None)
@@ -81,9 +85,10 @@ def kind_of(method: methods.Method) -> str:
 
 
 def name_of(method: methods.Method) -> str:
-    """Find the name of a method object; `module:Class`, which builds nothing, where no one registered it.
+    """Find the name of a method object.
 
-    Raises where `build` would refuse it, or make another class of it.
+    It is `module:Class`, which builds nothing, where no one registered it. Raises where `build`
+    would refuse it, or make another class of it.
     """
     kind, cls = kind_of(method), type(method)
     package, _, name = cls.__module__.rpartition(".")
@@ -168,7 +173,7 @@ def package_of(point: EntryPoint) -> str:
 
 
 def clash(kind: str, name: str) -> str | None:
-    """Say in one line that a name has several owners, with them and the mend; None where it has not."""
+    """Say in one line that a name has several owners, and the mend; None where it has not."""
     points = [point for point in plugins(kind) if point.name == name]
     own = name in builtin(kind)
     if len(points) + own < 2:
@@ -179,7 +184,8 @@ def clash(kind: str, name: str) -> str | None:
     ]
     return (
         f"{noun(kind)} {name!r} is given by {' and by '.join(owners)}, and a name has one owner: "
-        f"rename the entry point in the group 'titer.{kind}' of {package_of(points[-1])!r}, or uninstall it"
+        f"rename the entry point in the group 'titer.{kind}' of {package_of(points[-1])!r}, "
+        "or uninstall it"
     )
 
 

@@ -26,7 +26,10 @@ def run_recipe(
     store: StoreFolder = None,
     as_json: Json = False,
 ) -> None:
-    """Run a recipe's pipelines and compare them. Stages that the store has are not computed again."""
+    """Run a recipe's pipelines and compare them.
+
+    Stages that the store has are not computed again.
+    """
     from titer.runs import recipe as recipes
 
     plan = recipes.load(recipe, settings or [], seed)  # a bad recipe is told of without torch

@@ -83,7 +83,7 @@ class Document(BaseModel):
 
 
 class Outcomes(BaseModel):
-    """The answers to one benchmark's prompts, one entry a prompt, in the order in which they were asked."""
+    """The answers to one benchmark's prompts, one entry a prompt, in the order of asking."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -138,7 +138,7 @@ class Record(Document):
     @model_validator(mode="before")
     @classmethod
     def _take_older(cls, fields: Any) -> Any:
-        """Read the documents of single commands of before schema 1, which said `stage` for `kind`."""
+        """Read what single commands wrote before schema 1, which said `stage` for `kind`."""
         if isinstance(fields, Mapping) and "kind" not in fields and "stage" in fields:
             return {
                 "kind": fields["stage"],
@@ -204,7 +204,7 @@ class CellRecord(Document):
 
 
 class SweepRecord(Document):
-    """A sweep's bundle, `sweep.json` in its folder; the committed bundles of claims are written likewise."""
+    """A sweep's bundle, `sweep.json` in its folder; the committed bundles of claims are alike."""
 
     cells: list[CellRecord]
     recipe: Any = None

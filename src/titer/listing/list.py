@@ -65,7 +65,7 @@ def lines(kind: str | None) -> list[str]:
 
 
 def _methods(kind: str) -> list[Listing]:
-    """List the methods of a kind: the first paragraph of each module, and what it says of itself."""
+    """List the methods of a kind: the first paragraph of each module, and its facts."""
     found = [
         Listing(kind, name, *read_module(kind, name, find_module(f"titer.{kind}.{name}"), "titer"))
         for name in registry.builtin(kind)

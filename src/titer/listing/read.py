@@ -100,7 +100,7 @@ def read_fields(cls: type) -> Iterator[tuple[str, tuple[str, str]]]:
 
 
 def find_fault(kind: str, point: EntryPoint, spec: ModuleSpec | None) -> str | None:
-    """Refuse a plug-in whose source shows that it cannot be used; return None where nothing does."""
+    """Say why a plug-in cannot be used, as far as its source shows; None where nothing does."""
     module, _, path = (part.strip() for part in point.value.partition(":"))
     broken, mend = "cannot be imported", "mend the package"
     if spec is None:

@@ -1,4 +1,4 @@
-"""Results as tables: of a run in markdown and on the screen, of a single stage, of a search, of a sweep."""
+"""Results as tables: of a run in markdown and on the screen, of a stage, a search, a sweep."""
 
 from __future__ import annotations
 

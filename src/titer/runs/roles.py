@@ -72,8 +72,8 @@ class Data(Config):
         own = [name for name in sources if getattr(self, name)]
         if self.world is not None and own:
             raise ValueError(
-                f"world={self.world} and {own[0]}={getattr(self, own[0]).path!r} exclude each other: "
-                "set data.world=null"
+                f"world={self.world} and {own[0]}={getattr(self, own[0]).path!r} "
+                "exclude each other: set data.world=null"
             )
         task = self.task.path if self.task else TASKS[0]
         if (

@@ -3,7 +3,7 @@
 A stage is computed once, whichever run or process asks for it.
 
     stages/<key>/     what a stage left, with manifest.json: the SHA-256 of every file
-    partial/<key>/    a stage that is being computed, or that an interrupted process left to go on with
+    partial/<key>/    a stage that is being computed, or that was interrupted and can go on
     locks/<key>.lock  held by the process that computes it
     runs/<name>.json  the stages that an unfinished run needs
 

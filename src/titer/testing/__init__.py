@@ -41,7 +41,10 @@ Check = Callable[[Any, Path], None]
 
 
 def contract(*methods: Method) -> Callable[..., None]:
-    """Make a pytest function that runs every check on every method; its name has to begin with `test`."""
+    """Make a pytest function that runs every check on every method.
+
+    Its name has to begin with `test`.
+    """
     cases = [
         pytest.param(method, check, id=f"{type(method).__name__}-{check.__name__}")
         for method in methods
@@ -101,7 +104,7 @@ def says_what_it_holds(method: Method, folder: Path) -> None:
 
 
 def tampers_the_same_way(attack: Attack, folder: Path) -> None:
-    """The rows that the user sends are the same for the same seed, and the pools stay as they are."""
+    """The user's rows are the same for the same seed, and the pools stay as they are."""
     world = World(0)
     task = [Row(f"{row.prompt} {i}", row.response) for i in range(20) for row in world.alignment]
     own = [Row(f"{row.prompt} {i}", row.response) for i in range(20) for row in world.harmful]

@@ -1,4 +1,4 @@
-"""A small model, rows, and what is looked at of them: all from the embedded lab, nothing is downloaded."""
+"""A small model and rows, all from the embedded lab: nothing is downloaded."""
 
 from __future__ import annotations
 
