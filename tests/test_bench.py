@@ -49,7 +49,8 @@ def test_operations_of_a_linear_model_are_the_hand_count():
         torch.ones(5, 7),
     )
     assert count.flops(lambda: model(x)) == 2 * 5 * (7 * 11 + 11 * 3)
-    # backward: the gradients of both weights, and that of the hidden layer; nobody asks for x's
+    # backward: the gradients of both weights, and that of the hidden layer; nobody asks for that of
+    # x
     assert count.flops(lambda: model(x).sum().backward()) == 2 * 5 * (2 * 7 * 11 + 3 * 11 * 3)
 
 
