@@ -1,7 +1,7 @@
-"""What Antidote's look at its calibration rows costs over a bare forward pass of the same rows:
-`python -m bench.calibration`.
+"""The cost of Antidote's look at its calibration rows over a bare forward pass of the same rows.
 
-Exit code 1 if time or memory is above its bar, by the median.
+Run it as `python -m bench.calibration`. Exit code 1 if time or memory is above its bar, by the
+median.
 """
 
 from __future__ import annotations

@@ -36,10 +36,10 @@ class Times:
 
 
 class Timed(Protocol):
-    """What is timed: a `Subject`, say."""
+    """A thing to be timed: a `Subject`, say."""
 
     def mean(self, measure: Callable[[Callable[[], object]], float]) -> float:
-        """What `measure` finds in an update, or in another unit of work."""
+        """Return what `measure` finds in an update, or in another unit of work."""
 
 
 def seconds(action: Callable[[], object]) -> float:

@@ -41,7 +41,7 @@ LARGE = 40_000_000  # parameters
 
 @dataclass(frozen=True)
 class Counts:
-    """What an update costs on any machine."""
+    """The cost of an update on any machine."""
 
     flops: float
     kept: int  # bytes that graphs have saved for backward, at the peak
@@ -55,7 +55,7 @@ class Counts:
 
 @dataclass(frozen=True)
 class Cost:
-    """What an update of a method costs at a shape, beside its baseline's."""
+    """The cost of an update of a method at a shape, beside its baseline's."""
 
     shape: str
     trained: str  # lora or full
@@ -127,7 +127,7 @@ def costs(
     accelerator: Accelerator,
     watch: Callable[[str], object] = lambda _: None,
 ) -> list[Cost]:
-    """Every method at every shape, adapter and full."""
+    """Measure every method at every shape, adapter and full."""
     found = []
     for shape_name, shape in at.items():
         for trained, adapter in (("lora", lora), ("full", None)):
@@ -163,7 +163,7 @@ def environment(accelerator: Accelerator) -> dict[str, Any]:
 
 
 def describe_shapes(at: dict[str, Shape], lora: Lora) -> dict[str, Any]:
-    """The shapes with the weights that their models have."""
+    """Name the shapes with the weights that their models have."""
     sizes = {}
     for name, shape in at.items():
         with torch.device("meta"):
@@ -209,7 +209,7 @@ def table(found: Sequence[Cost]) -> Table:
 
 
 def _variants(names: Sequence[str]) -> dict[str, Defense]:
-    """What is measured of these methods: their variants, or them with their defaults."""
+    """Return the variants of these methods to measure, or them with their defaults."""
     variants = shapes.variants()
     told: dict[str, dict[str, Any]] = {
         name: {key: fields for key, fields in variants.items() if fields["method"] == name}

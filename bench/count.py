@@ -1,5 +1,6 @@
-"""What an update costs whatever the machine is busy with: operations, bytes kept for backward,
-copies of the trainables.
+"""The cost of an update, whatever the machine is busy with.
+
+It is counted in operations, bytes kept for backward, and copies of the trainables.
 """
 
 from __future__ import annotations

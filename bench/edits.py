@@ -1,8 +1,9 @@
-"""What an edit after fine-tuning costs, in seconds a weight and in memory: `python -m bench.edits`.
+"""The cost of an edit after fine-tuning: `python -m bench.edits`.
 
-Base and aligned model are the random checkpoints of `bench.release`; the fine-tuned one is an
-adapter over the aligned one, which Safe LoRA projects. Its arithmetic is timed beside the dense
-formula on one weight. Exit code 1 if the peak is above the bar.
+It is in seconds a weight, and in memory. Base and aligned model are the random checkpoints of
+`bench.release`; the fine-tuned one is an adapter over the aligned one, which Safe LoRA projects.
+Its arithmetic is timed beside the dense formula on one weight. Exit code 1 if the peak is above the
+bar.
 """
 
 from __future__ import annotations

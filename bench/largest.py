@@ -1,5 +1,6 @@
-"""The largest batch that fits a consumer's GPU, of SFT, Vaccine and T-Vaccine: `python -m
-bench.largest`.
+"""The largest batch of SFT, Vaccine and T-Vaccine that fits a consumer's GPU.
+
+Run it as `python -m bench.largest`.
 
 A Llama of 7 billion random weights in bfloat16 under a LoRA (r = 8 on q and v), rows of 256 tokens,
 the CUDA allocator held to 24 GB. A batch fits if two updates of it do. T-Vaccine has 8 of 32
@@ -50,7 +51,7 @@ MOST = 512  # rows
 
 
 def largest(fits: Callable[[int], bool], most: int = MOST) -> int:
-    """The largest batch up to `most` that fits, if any smaller one does too; 0 if none."""
+    """Find the largest batch up to `most` that fits, if any smaller one does too; 0 if none."""
     low, high = 0, 1
     while high <= most and fits(high):
         low, high = high, 2 * high
@@ -62,7 +63,7 @@ def largest(fits: Callable[[int], bool], most: int = MOST) -> int:
 
 
 def fits(defense: Defense, shape: Shape, accelerator: Accelerator) -> bool:
-    """Whether two updates do."""
+    """Return True if two updates fit."""
     try:
         subject = subjects.defense_updates(defense, shape, LORA, accelerator, torch.bfloat16)
         subject.prepare()
@@ -94,7 +95,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         f"GiB, rows of {SHAPE.length} tokens"
     )
     for name, defense in METHODS.items():
-        batch = largest(lambda rows, of=defense: fits(of, replace(SHAPE, batch=rows), accelerator))  # type: ignore[misc]
+
+        def fits_rows(rows: int, of: Defense = defense) -> bool:
+            return fits(of, replace(SHAPE, batch=rows), accelerator)
+
+        batch = largest(fits_rows)
         print(f"{name}: {batch} rows")
     return 0
 

@@ -1,9 +1,8 @@
-"""What rewriting a checkpoint before release costs, in seconds a tensor and in memory: `python -m
-bench.release`.
+"""The cost of rewriting a checkpoint before release: `python -m bench.release`.
 
-Base and aligned model are random checkpoints on disk, in bfloat16 and a shard a layer. The update
-between them is noise, and a few directions that stand out of it. Exit code 1 if the peak is above
-the bar.
+It is in seconds a tensor, and in memory. Base and aligned model are random checkpoints on disk, in
+bfloat16 and a shard a layer. The update between them is noise, and a few directions that stand out
+of it. Exit code 1 if the peak is above the bar.
 """
 
 from __future__ import annotations

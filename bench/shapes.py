@@ -89,6 +89,6 @@ def load(quick: bool = False) -> tuple[dict[str, Shape], Lora]:
 
 
 def variants() -> dict[str, dict[str, Any]]:
-    """What is measured of a method instead of its defaults, by name."""
+    """Return what is measured of a method instead of its defaults, by name."""
     content: dict[str, Any] = yaml.safe_load(FILE.read_text(encoding="utf-8"))
     return dict(content["variants"])

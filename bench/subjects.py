@@ -1,4 +1,4 @@
-"""What is measured: the updates of a defense at a shape, or those of the bare loop."""
+"""The subjects of measurement: updates of a defense at a shape, or those of the bare loop."""
 
 from __future__ import annotations
 
@@ -49,13 +49,14 @@ class Subject:
     start: Sequence[Tensor] = ()  # a copy of the weights that a method keeps as its reference
 
     def lasting(self) -> list[Tensor]:
-        """What is alive between two updates."""
+        """List what is alive between two updates."""
         moments = [moment for state in self.optimizer.state.values() for moment in state.values()]
         return [*self.model.parameters(), *self.model.buffers(), *moments, *self.start]
 
     def mean(self, measure: Callable[[Callable[[], object]], float]) -> float:
-        """What `measure` finds in an update, as the mean over a period of every phase, per counted
-        update of a stage.
+        """Return what `measure` finds in an update, per counted update of a stage.
+
+        It is the mean over a period of every phase.
         """
         return sum(
             kind.share / self.period * sum(measure(kind.update) for _ in range(self.period))
@@ -70,7 +71,7 @@ def defense_updates(
     accelerator: Accelerator,
     dtype: torch.dtype = torch.float32,
 ) -> Subject:
-    """The updates as titer's own loop takes them. `prepare` must be called before the first."""
+    """Make the updates as titer's own loop takes them; call `prepare` before the first."""
     model = shape.model(lora, accelerator.device, dtype)
     streams = {
         name: Stream(name, shape.rows(name, kind), seed=0)
@@ -99,7 +100,7 @@ def defense_updates(
 
 
 def phases(defense: Defense) -> list[tuple[Phase, float]]:
-    """The first phase of every name, with the updates of that name per counted update of a stage."""
+    """Return the first phase of every name, with its updates per counted update of a stage."""
     first: dict[str, Phase] = {}
     updates: dict[str, int] = {}
     counted = 0

@@ -1,5 +1,6 @@
-"""Whether two looks at the same methods put them in the same order: Kendall's tau, between worlds
-and between sizes of the model.
+"""Agreement of two looks at the same methods on their order: Kendall's tau.
+
+The looks are at two worlds, or at two sizes of the model.
 """
 
 import math

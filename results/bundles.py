@@ -14,7 +14,7 @@ HERE = Path(__file__).parent
 
 
 def read(claim: str) -> dict[str, Any]:
-    """The bundle of a claim."""
+    """Read the bundle of a claim."""
     return dict(json.loads((HERE / f"{claim}.json").read_text()))
 
 
@@ -31,7 +31,7 @@ def load_groups(claim: str, settings: str = "") -> list[Group]:
 
 
 def pairs(claim: str) -> list[tuple[str, str]]:
-    """Of joined claims the pipelines whose HS should lie below whose."""
+    """List the pipelines of joined claims whose HS should lie below whose."""
     known = yaml.safe_load((HERE / "claims.yaml").read_text())
     return [
         (first, second)

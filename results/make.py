@@ -43,7 +43,7 @@ def claims() -> dict[str, dict[str, Any]]:
 
 
 def extract(document: dict[str, Any]) -> dict[str, Any]:
-    """Of a pipeline's document, what a claim rests on."""
+    """Extract from a pipeline's document what a claim rests on."""
     kept = ("kind", "method", "scores", "struck out", "weights", "seconds", "peak_mb")
     looks = [
         {name: round_floats(stage["facts"][name]) for name in FACTS if name in stage["facts"]}
@@ -91,8 +91,9 @@ def cells_to_keep(name: str, recipe_now: recipe.Recipe) -> dict[Cell, dict[str, 
 
 
 def versions(of: dict[str, Any]) -> dict[str, Any]:
-    """Of an environment, what a figure depends on: the recipe itself says how many threads a cell
-    has.
+    """Keep of an environment what a figure depends on.
+
+    The recipe itself says how many threads a cell has.
     """
     return {key: value for key, value in of.items() if key != "threads"}
 
@@ -136,7 +137,7 @@ def text(bundle: dict[str, Any]) -> str:
 
 
 def differs(name: str, claim: dict[str, Any]) -> list[str]:
-    """Where one cell, computed afresh, is not as the claim's bundle has it, in weights or scores."""
+    """List where one cell, computed afresh, has other weights or scores than the claim's bundle."""
     published = json.loads((HERE / f"{name}.json").read_text())["cells"][0]
     cell = Cell(tuple(published["settings"]), published["seed"])
     with tempfile.TemporaryDirectory() as folder:

@@ -1,4 +1,4 @@
-"""What repairs after fine-tuning come to: the rows of their tables."""
+"""Repairs after fine-tuning: the rows of their tables."""
 
 from collections.abc import Callable, Mapping, Sequence
 from statistics import median
@@ -62,8 +62,9 @@ def _left(group: Group) -> str:
 def energy_table(
     points: Mapping[str, Mapping[str, Group]], display_name: Callable[[str], str]
 ) -> list[list[str]]:
-    """Of every repair at every point the shares of the update's energy that are gone, and what is
-    left of its norm.
+    """Make a row for every repair at every point.
+
+    It has the shares of the update's energy that are gone, and what is left of its norm.
     """
     lines = [["removed: harm / task; left", *points]]
     for pipeline in dict.fromkeys(name for of in points.values() for name in of):

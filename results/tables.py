@@ -107,7 +107,7 @@ def words(group: Group) -> str:
 
 
 def display_name(pipeline: str) -> str:
-    """Its methods' names, each with what tells it from another of the same method behind a comma."""
+    """Name its methods; a comma stands before what tells one from another of the same method."""
     methods = (name.partition(", ") for name in pipeline.split("+"))
     return "+".join(WORDS.get(name, name) + comma + variant for name, comma, variant in methods)
 
@@ -257,13 +257,14 @@ def cost(claim: str, pipeline: str) -> list[str]:
 
 
 def worlds_agree(claim: str, settings: str) -> list[list[str]]:
-    """Whether worlds 1 and 2 order the methods alike, at every attack of the claims."""
+    """Show if worlds 1 and 2 order the methods alike, at every attack of the claims."""
     return agreement.table(agreement.worlds(load_groups(claim, settings)))
 
 
 def sizes_agree(claim: str, settings: str) -> list[list[str]]:
-    """Whether the model of the first of joined claims, a larger one, orders the methods as the
-    usual one of the others does.
+    """Show if a larger model orders the methods as the usual one does.
+
+    The first of joined claims has the larger model, the others the usual one.
     """
     return agreement.table(pair_sizes(claim, settings))
 
@@ -336,7 +337,7 @@ def repair_table(claim: str, settings: str) -> list[list[str]]:
 
 
 def energies(claim: str, settings: str) -> list[list[str]]:
-    """What every repair of a claim removed, by the setting that varies."""
+    """Show what every repair of a claim removed, by the setting that varies."""
     return repairs.energy_table(points(claim, settings), display_name)
 
 
@@ -370,7 +371,7 @@ def remake(text: str) -> str:
 
 
 def made() -> dict[Path, str]:
-    """What every page and figure has to be."""
+    """Return what every page and figure has to be."""
     pages = {ROOT / name: remake((ROOT / name).read_text(encoding="utf-8")) for name in PAGES}
     return pages | {ROOT / name: draw() for name, draw in FIGURES.items()}
 

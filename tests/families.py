@@ -1,4 +1,4 @@
-"""Tiny random models of the families that titer is tested on, small enough to build in every test."""
+"""Tiny random models of the families that titer is tested on, built anew in every test."""
 
 from collections.abc import Callable
 from functools import partial

@@ -137,7 +137,7 @@ def finished(store: Store) -> dict[str, int]:
 
 
 def unchanged(store: Store, before: dict[str, int]) -> dict[str, int]:
-    """What is finished now. Raises where something that was has been computed again."""
+    """Return what is finished now. Raises where something that was has been computed again."""
     now = finished(store)
     assert {key: now[key] for key in before} == before
     return now

@@ -203,7 +203,7 @@ class Mutant:
 
 
 def variants(node: ast.AST) -> Iterator[ast.AST]:
-    """What may stand in the place of one node."""
+    """Yield what may stand in the place of one node."""
 
     def but(**changes) -> ast.AST:
         other = copy.deepcopy(node)
@@ -415,7 +415,7 @@ def run(mutant: Mutant, tests: list[str], order: Order) -> int:
 
 
 def noticed(mutants: list[Mutant], tests: list[str]) -> list[bool]:
-    """Of each mutant, whether the tests fail on it. As many run at once as there are processors."""
+    """Say of each mutant if the tests fail on it. As many run at once as there are processors."""
     found, running = [False] * len(mutants), dict[int, int]()
     share_imports(mutants[0].module)
     waiting = deque(range(len(mutants)))

@@ -187,7 +187,10 @@ def apply(
     template: Template | None = None,
     **how,
 ) -> dict:
-    """Compute the stage of an edit of what fine-tuning added; its facts. The folder then has the edited model."""
+    """Compute the stage of an edit of what fine-tuning added; return its facts.
+
+    The folder then has the edited model.
+    """
     folder.mkdir(exist_ok=True)
     asking = askings.Asking(Checkpoint(str(model)), "chat", None, 512)
     if template is not None:

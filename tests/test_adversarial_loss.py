@@ -40,8 +40,8 @@ def test_the_gradient_is_that_of_the_objective(rows, accelerator, beta, bound, h
     names, weights = zip(*model.named_parameters(), strict=True)
     f, h = plain_loss(model, aligned), harm(model, harmful)
     [slope] = torch.autograd.grad(b(point := h.detach().requires_grad_()), point)
-    # by the chain rule, in two passes: transformers' norms compute in float32, and would round a pass
-    # over the sum otherwise
+    # by the chain rule, in two passes: transformers' norms compute in float32, and would round a
+    # pass over the sum otherwise
     g_f, g_h = torch.autograd.grad(f, weights), torch.autograd.grad(h, weights)
     expected = {
         name: of_f - beta * slope * of_h for name, of_f, of_h in zip(names, g_f, g_h, strict=True)

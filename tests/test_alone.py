@@ -296,7 +296,7 @@ def test_an_interrupted_stage_goes_on_and_a_finished_one_is_shown_again(
 
 
 def told(folder: Path, stage: str, model: Path, **more) -> str:
-    """What a stage leaves beside the checkpoint that it made of a model."""
+    """Write what a stage leaves beside the checkpoint that it made of a model."""
     document = {"kind": stage, "recipe": {"model": {"path": str(model)}}} | more
     (folder / "stage.json").write_text(json.dumps(document))
     return str(folder)
@@ -709,7 +709,7 @@ def test_a_stages_folder_is_not_given_to_another(run, world, tmp_path, monkeypat
 
 
 def test_a_prompt_is_asked_as_the_template_says(world):
-    """What the model sees, to the token, and that its answers to it are those of the evaluation."""
+    """The model sees this, to the token; its answers to it are those of the evaluation."""
     model, tokenizer = checkpoints.load(str(world / "base"))
     template = Template(tokenizer, 128)
     row = small.chests()[0]

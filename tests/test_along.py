@@ -1,4 +1,4 @@
-"""HS and FA along a setting: every value at its place, intervals drawn, what is struck out marked."""
+"""HS and FA along a setting: values at their places, intervals drawn, struck-out HS marked."""
 
 from xml.etree import ElementTree
 

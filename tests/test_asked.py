@@ -147,7 +147,7 @@ def write(path, rows) -> str:
     return str(path)
 
 
-def test_a_run_over_files_has_both_scores_at_every_stage(plan, tmp_path):  # noqa: F811
+def test_a_run_over_files_has_both_scores_at_every_stage(plan, tmp_path):
     requests = write(
         tmp_path / "requests.jsonl", [(f"name colour {i}", f"colour {i}") for i in range(12)]
     )
@@ -187,7 +187,7 @@ def test_a_run_over_files_has_both_scores_at_every_stage(plan, tmp_path):  # noq
         Plan.prepare(setting.recipe)
 
 
-def test_the_stages_alone_take_it_too(plan, tmp_path, monkeypatch, capsys):  # noqa: F811
+def test_the_stages_alone_take_it_too(plan, tmp_path, monkeypatch, capsys):
     attack = [
         "--set",
         f"attack={json.dumps({'method': 'identity_shift', 'p': 0.5, 'n': 8, 'prefix': PREFIX})}",

@@ -49,7 +49,8 @@ def test_operations_of_a_linear_model_are_the_hand_count():
         torch.ones(5, 7),
     )
     assert count.flops(lambda: model(x)) == 2 * 5 * (7 * 11 + 11 * 3)
-    # backward: the gradients of both weights, and that of the hidden layer; nobody asks for that of x
+    # backward: the gradients of both weights, and that of the hidden layer; nobody asks for that of
+    # x
     assert count.flops(lambda: model(x).sum().backward()) == 2 * 5 * (2 * 7 * 11 + 3 * 11 * 3)
 
 
@@ -92,7 +93,7 @@ def test_booster_takes_three_passes_and_two_more_copies(accelerator, lora):
 
 
 def test_bytes_kept_are_those_that_the_backward_pass_needs():
-    """The input and the hidden layer, which two operations save; the weights are the model's own."""
+    """Two operations save the input and the hidden layer; the weights are the model's own."""
     model, x = (
         nn.Sequential(nn.Linear(7, 11, bias=False), nn.Tanh(), nn.Linear(11, 3, bias=False)),
         torch.ones(5, 7),

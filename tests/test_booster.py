@@ -20,7 +20,7 @@ from titer.training.train import train
 
 
 def plain_loss(model, rows: list[Encoded]) -> torch.Tensor:
-    """Mean over all answer tokens of -log p, one row at a time: no batch, no pad, nothing of titer."""
+    """Average -log p over all answer tokens, a row at a time: no batch, no pad, no titer."""
     total, tokens = torch.zeros((), dtype=torch.float64), 0
     for row in rows:
         logits = model(torch.tensor([row.ids])).logits[0]
@@ -275,7 +275,10 @@ def test_it_regularizes_what_another_method_follows(rows, accelerator):
 
 
 def test_over_a_method_that_trains_some_layers_the_bracket_is_of_these_alone(rows, accelerator):
-    """T-Vaccine draws layer 1: there its gradient, the plain one with the attention outputs perturbed, and the bracket."""
+    """T-Vaccine draws layer 1, and has its own gradient there.
+
+    That is the plain one with the attention outputs perturbed, and the bracket.
+    """
     model = tiny()
     step = step_for(model, rows, accelerator, update=2)
     aligned, harmful = (

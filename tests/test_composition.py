@@ -1,4 +1,4 @@
-"""Methods that hold others: every pair over the registry does what it says, or is refused when built."""
+"""Methods that hold others: every pair does what it says, or is refused when built."""
 
 import dataclasses
 import re
@@ -107,7 +107,7 @@ def test_what_is_refused_is_refused_when_it_is_built():
 
 
 def ends(defense: Defense, template) -> dict[str, torch.Tensor]:
-    """Where some updates lead, on rows that are found by what the method needs, as a run finds them."""
+    """Return where some updates lead, on rows that are found by its needs, as in a run."""
     world, model = World(0), tiny(torch.float32)
     roles = Roles(alignment=world.alignment, defense=world.harmful)
     rows = roles.streams(defense.needs.streams, world.alignment)

@@ -1,4 +1,4 @@
-"""The contract, kept by every registered method: a new file is tested before its author writes a test."""
+"""The contract, kept by every registered method: a new file is tested at once."""
 
 import itertools
 import re

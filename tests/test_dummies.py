@@ -70,7 +70,7 @@ class Scripted(nn.Module):
 
 
 def some(share: float, prompt: str) -> bool:
-    """Whether a prompt is among a fixed share of all."""
+    """Return True if a prompt is among a fixed share of all."""
     return sum(map(ord, prompt)) % 100 < 100 * share
 
 

@@ -1,4 +1,4 @@
-"""Every model family: roles, recomputation, generation, and every registered method for one update."""
+"""Every model family: roles, recomputation, generation, and one update by every method."""
 
 import json
 from contextlib import nullcontext
@@ -47,7 +47,7 @@ def part_of(encoded):
 
 
 def residual(model):
-    """What goes into and comes out of every decoder layer: [(before, after)], each (B, T, D)."""
+    """Watch what goes into and comes out of every layer: [(before, after)], each (B, T, D)."""
     seen = []
     handles = [
         layer.register_forward_hook(lambda _, x, out: seen.append((x[0], out)))
@@ -291,7 +291,7 @@ NEW, END = 8, 1  # new tokens at most; the token that ends an answer
 
 
 def greedy(model, ids):
-    """One prompt, no mask, no cache: the tokens, and the gap between the two best logits at each."""
+    """Answer one prompt without mask and cache: tokens, and the gap of the two best logits."""
     tokens, gaps = [], []
     while len(tokens) < NEW and END not in tokens:
         with torch.no_grad():
@@ -436,7 +436,7 @@ def test_every_edit_of_what_fine_tuning_added_changes_that_alone(
     edit = registry.build(
         "edits", {"method": name} | few | (ANYWHERE.get(name, {}) if kind == "whole" else {})
     )
-    references = {of: folder / kind for of in edit.needs.references} | {
+    references = dict.fromkeys(edit.needs.references, folder / kind) | {
         "aligned": folder / "aligned"
     }
     seen = edit.rows(calibration) if isinstance(edit, Retraining) else calibration

@@ -216,7 +216,7 @@ def test_an_attack_must_be_worse_than_benign_fine_tuning():
 
 
 def test_an_attack_that_bites_in_its_own_words_alone_is_one():
-    """Of identity rows, which are the attacker's and not harmful."""
+    """The rows are identity rows, which are the attacker's and not harmful."""
 
     def shifted(asked: int, rows: int = 50, tag: str = "") -> dict:
         return with_facts(
@@ -354,7 +354,7 @@ def test_rows_in_two_roles_are_flagged(found, text):
     )
 
 
-def test_a_run_told_to_keep_shared_rows_says_so(plan, monkeypatch, capsys, tmp_path):  # noqa: F811
+def test_a_run_told_to_keep_shared_rows_says_so(plan, monkeypatch, capsys, tmp_path):
     path = tmp_path / "recipe.yaml"
     path.write_text(
         yaml.safe_dump(
@@ -501,7 +501,7 @@ def test_answers_are_counted_by_benchmark():
 
 
 @pytest.fixture
-def settings(plan) -> dict:  # noqa: F811
+def settings(plan) -> dict:
     """Enough updates for the tiny model to learn its user's rows."""
     return plan | {
         "finetune": {"updates": 40, "lr": 2e-3, "batch": 4, "lora": {"targets": "all-linear"}},
@@ -600,7 +600,7 @@ def test_more_than_two_percent_unscored_stops_the_run(settings, monkeypatch, cap
     ), err
 
 
-def test_a_stage_alone_asks_as_the_stages_before_it_or_says_so(plan, monkeypatch, capsys, tmp_path):  # noqa: F811
+def test_a_stage_alone_asks_as_the_stages_before_it_or_says_so(plan, monkeypatch, capsys, tmp_path):
     def stage(
         command: str, model: Path | str, out: str, *options: str, **data: str
     ) -> tuple[list[Flag], str]:

@@ -1,4 +1,4 @@
-"""The house's figures, and that `tools/house.py` notices what is planted in a copy of the package."""
+"""The house's figures; `tools/house.py` notices what is planted in a copy of the package."""
 
 import itertools
 import shutil

@@ -30,7 +30,7 @@ def dense(aligned: torch.Tensor, base: torch.Tensor, k: int, alpha: float) -> np
 
 
 def same(found: torch.Tensor, aligned: torch.Tensor, expected: np.ndarray) -> bool:
-    """Whether the step is the expected one, by the norm of the step."""
+    """Return True if the step is the expected one, by the norm of the step."""
     step = expected - aligned.numpy()
     return float(np.linalg.norm(found.numpy() - expected)) <= 1e-10 * float(np.linalg.norm(step))
 

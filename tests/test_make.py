@@ -1,4 +1,4 @@
-"""What `make results` computes, and what it keeps."""
+"""`make results`: what it computes, and what it keeps."""
 
 import json
 from dataclasses import replace

@@ -65,7 +65,7 @@ def test_what_trains_nothing_is_refused(given):
 
 
 @pytest.mark.parametrize("lora", [True, False])
-def test_the_fine_tuned_model_goes_on_from_where_it_was(recipe_file, tmp_path, lora):  # noqa: F811
+def test_the_fine_tuned_model_goes_on_from_where_it_was(recipe_file, tmp_path, lora):
     settings = ['pipelines={"fixed": {"edit": {"method": "one_shot", "k": 2, "updates": 3}}}'] + (
         [] if lora else ["finetune.lora=null"]
     )
@@ -112,7 +112,7 @@ def test_the_fine_tuned_model_goes_on_from_where_it_was(recipe_file, tmp_path, l
         assert all("lora_" in entry["tensor"] for entry in changes)
 
 
-def test_the_command_needs_refusals(monkeypatch, capsys, plan, tmp_path):  # noqa: F811
+def test_the_command_needs_refusals(monkeypatch, capsys, plan, tmp_path):
     ask = [
         "edit",
         plan["model"],

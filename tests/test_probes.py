@@ -22,7 +22,7 @@ from titer.training.train import train
 
 
 def outputs(model, row) -> list[torch.Tensor]:
-    """What every layer's attention gives, of one row."""
+    """Return what every layer's attention gives, of one row."""
     caught: list[torch.Tensor] = []
     handles = [
         layer.self_attn.register_forward_hook(
@@ -108,7 +108,7 @@ def test_training_goes_on_as_if_there_were_none_and_an_interruption_loses_none(
     assert again == told
 
 
-def test_a_run_has_its_probes_where_they_were_asked_for(plan, monkeypatch, capsys, tmp_path):  # noqa: F811
+def test_a_run_has_its_probes_where_they_were_asked_for(plan, monkeypatch, capsys, tmp_path):
     path = tmp_path / "recipe.yaml"
     path.write_text(yaml.safe_dump(plan | {"pipelines": {"sft": {}}, "probes": 2}))
     code, out, _ = titer(

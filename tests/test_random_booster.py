@@ -103,7 +103,7 @@ def test_the_direction_follows_from_seed_and_update_alone(rows, accelerator):
 
 
 def test_the_direction_is_pinned(rows, accelerator):
-    """What was published with a seed can be computed again."""
+    """Results that were published with a seed can be computed again."""
     u = flat(drawn(tiny(), rows, accelerator, seed=3))
     assert u[:3].tolist() == pytest.approx(
         [0.00322742281015772, -0.0008193253360602613, 0.005504902281399304], rel=1e-6

@@ -38,7 +38,7 @@ def removed(edit, model, folder, batches=()) -> dict[str, torch.Tensor]:
 )
 @everywhere
 def test_every_group_has_as_many_zeros_as_antidotes(
-    calibration,  # noqa: F811
+    calibration,
     tmp_path,
     target,
     kind,
@@ -67,7 +67,7 @@ def test_every_group_has_as_many_zeros_as_antidotes(
 
 
 def chosen(edit, weight) -> dict[str, torch.Tensor]:
-    """What an edit zeroes of the factors of one weight."""
+    """Return what an edit zeroes of the factors of one weight."""
     update = edit.edit(weight, edit.prepare([weight]))
     return {"a": update.a == 0, "b": update.b == 0}
 

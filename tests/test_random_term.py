@@ -31,7 +31,7 @@ def flat(of: dict[str, torch.Tensor]) -> torch.Tensor:
 @pytest.mark.parametrize("beta", [0.3, 2.0])
 @pytest.mark.parametrize("accumulate", [1, 2])
 def test_the_step_is_as_long_as_the_terms_and_goes_elsewhere(rows, accelerator, beta, accumulate):
-    """Of the adversarial loss the term is -beta / (1 + h) grad h, whose norm is known."""
+    """The adversarial loss's term is -beta / (1 + h) grad h, whose norm is known."""
     model = tiny()
     streams = step_for(model, rows, accelerator).streams
     aligned, harmful = (streams[name].take(4 * accumulate) for name in ("rows", "harmful"))

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+import titer
 from titer import cli, listing, registry
 from titer.defenses.booster import Booster
 from titer.edits.antidote import Antidote
@@ -214,5 +215,5 @@ def test_list_prints_every_method(monkeypatch, capsys):
     code, out, _ = run(monkeypatch, capsys, "list", "edits")
     assert code == 0
     assert [line.split()[1] for line in out.splitlines()] == sorted(
-        path.stem for path in (Path(cli.__file__).parent / "edits").glob("*.py")
+        path.stem for path in (Path(titer.__file__).parent / "edits").glob("*.py")
     )

@@ -40,8 +40,9 @@ def weights(folder: Path) -> dict[str, torch.Tensor]:
 
 
 def added(folder: Path, under: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """What a model of the plan's adapter (alpha / r = 2) or a whole one adds to the weights that it
-    was made from, in float64.
+    """Return what a model adds to the weights that it was made from, in float64.
+
+    It is of the plan's adapter (alpha / r = 2), or a whole one.
     """
     found = {name: w.double() for name, w in weights(folder).items()}
     if "model.norm.weight" in found:
@@ -59,7 +60,7 @@ def added(folder: Path, under: dict[str, torch.Tensor]) -> dict[str, torch.Tenso
     }
 
 
-def run(monkeypatch, capsys, out: Path, plan: dict, *options: str) -> tuple[dict, dict[str, Path]]:  # noqa: F811
+def run(monkeypatch, capsys, out: Path, plan: dict, *options: str) -> tuple[dict, dict[str, Path]]:
     """The documents of a run, and the models of its stages by kind and method, those that no
     pipeline shows among them.
     """
@@ -87,7 +88,7 @@ def run(monkeypatch, capsys, out: Path, plan: dict, *options: str) -> tuple[dict
 
 
 @pytest.mark.parametrize("options", [[], ["--set", "finetune.lora=null"]])
-def test_a_run_trains_what_its_edits_ask_for(monkeypatch, capsys, plan, tmp_path, options):  # noqa: F811
+def test_a_run_trains_what_its_edits_ask_for(monkeypatch, capsys, plan, tmp_path, options):
     if options:
         monkeypatch.setitem(CHAINS, "chain", {"edit": [SAFE_LORA, ANTIDOTE | {"target": "update"}]})
     documents, models = run(monkeypatch, capsys, tmp_path / "run", plan, *options)
@@ -158,7 +159,7 @@ def test_a_run_trains_what_its_edits_ask_for(monkeypatch, capsys, plan, tmp_path
             AutoModelForCausalLM.from_pretrained(folder)
 
 
-def test_a_command_takes_them_by_name(monkeypatch, capsys, plan, tmp_path):  # noqa: F811
+def test_a_command_takes_them_by_name(monkeypatch, capsys, plan, tmp_path):
     _, models = run(monkeypatch, capsys, tmp_path / "run", plan)
     chain = [
         ("resta", "finetune", {"unsafe": models["unsafe"]}, []),

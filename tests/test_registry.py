@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+import titer
 from test_recipe import run
 from titer import listing, registry
 from titer.data import sources
@@ -294,7 +295,7 @@ def test_what_a_source_says_of_a_method_is_what_its_class_says(kind):
     for name in registry.builtin(kind):
         cls = registry.load(kind, name)
         tree = ast.parse(Path(sys.modules[cls.__module__].__file__).read_text())
-        assert listing.stated(tree) == cls.about, name
+        assert listing.read_about(tree) == cls.about, name
         facts = listing.describe_method(f"{kind}/{name}")
         assert facts.title
         assert facts.summary
@@ -311,7 +312,7 @@ def test_the_table_of_methods_is_current():
 
 @pytest.fixture(scope="module")
 def installed(tmp_path_factory) -> Path:
-    """The folder that pip installed the example package into, from its sources and without a network."""
+    """The folder that pip installed the example package into, without a network."""
     place = tmp_path_factory.mktemp("plugin")
     shutil.copytree(Path(__file__).parent / "plugin", place / "source")
     pip = [sys.executable, "-m", "pip", "install", "--quiet", "--no-index", "--no-deps"]
@@ -325,8 +326,8 @@ def installed(tmp_path_factory) -> Path:
 
 
 def python(installed: Path, *arguments: str) -> str:
-    """What a Python that has the example package prints."""
-    path = [str(installed / "site"), str(Path(listing.__file__).parent.parent)]
+    """Return what a Python that has the example package prints."""
+    path = [str(installed / "site"), str(Path(titer.__file__).parent.parent)]
     done = subprocess.run(
         [sys.executable, *arguments],
         check=False,

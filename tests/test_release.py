@@ -27,7 +27,7 @@ LOX = {"method": "lox", "k": 3, "alpha": 1.25}
 
 
 def made(base: Path, aligned: Path, out: Path, config=LOX):
-    """What an edit makes of two checkpoints, and its report."""
+    """Return what an edit makes of two checkpoints, and its report."""
     out.mkdir(parents=True)
     edit = registry.build("edits", config)
     changes = rewrite.rewrite_tensors(
@@ -400,8 +400,8 @@ def released(documents: dict) -> dict[str, dict]:
 def test_a_run_releases_between_alignment_and_fine_tuning(
     monkeypatch,
     capsys,
-    plan,  # noqa: F811
-    recipe_file,  # noqa: F811
+    plan,
+    recipe_file,
     tmp_path,
 ):
     pipelines = {
@@ -470,7 +470,7 @@ def test_a_run_releases_between_alignment_and_fine_tuning(
     ]  # alignment stays
 
 
-def test_the_commands_come_to_what_a_run_does(monkeypatch, capsys, plan, recipe_file, tmp_path):  # noqa: F811
+def test_the_commands_come_to_what_a_run_does(monkeypatch, capsys, plan, recipe_file, tmp_path):
     pipelines = {"lox": {"align": "sft", "release": LOX}}
     code, printed, _ = titer(
         monkeypatch,
@@ -537,8 +537,8 @@ def test_the_commands_come_to_what_a_run_does(monkeypatch, capsys, plan, recipe_
 def test_an_aligned_adapter_names_its_base_and_is_merged(
     monkeypatch,
     capsys,
-    plan,  # noqa: F811
-    recipe_file,  # noqa: F811
+    plan,
+    recipe_file,
     tmp_path,
 ):
     common = ["--recipe", recipe_file, "--json"]
@@ -569,7 +569,7 @@ def test_an_aligned_adapter_names_its_base_and_is_merged(
     assert json.loads(again)["sha256"] == document["sha256"]
 
 
-def test_a_run_from_an_adapter_has_the_merged_model_as_its_base(recipe_file, tmp_path, plan):  # noqa: F811
+def test_a_run_from_an_adapter_has_the_merged_model_as_its_base(recipe_file, tmp_path, plan):
     model = adapters.add_lora(checkpoints.load(plan["model"])[0], Lora(r=2, targets=("q_proj",)))
     with torch.no_grad():
         for adapter in adapters.adapters(model).values():
@@ -607,7 +607,7 @@ def test_a_run_from_an_adapter_has_the_merged_model_as_its_base(recipe_file, tmp
     ],
 )
 def test_a_run_finds_what_is_wrong_with_a_release_before_it_computes(
-    recipe_file,  # noqa: F811
+    recipe_file,
     settings,
     message,
 ):

@@ -73,7 +73,7 @@ def test_scaling_removes_the_square_of_what_it_takes_on_any_input(saved, rows, c
 
 
 @pytest.mark.parametrize("lora", [True, False])
-def test_a_run_with_probes_records_it_on_harmful_and_task_rows(recipe_file, tmp_path, lora):  # noqa: F811
+def test_a_run_with_probes_records_it_on_harmful_and_task_rows(recipe_file, tmp_path, lora):
     edit = ['pipelines={"half": {"edit": {"method": "wise_ft", "alpha": 0.5}}}', "probes=6"]
     setting = Plan.prepare(
         recipe.load(recipe_file, edit if lora else [*edit, "finetune.lora=null"])

@@ -40,7 +40,7 @@ def _norms_in_float64(monkeypatch):
 
 @pytest.fixture
 def noises(monkeypatch):
-    """What the method draws, in order: (B, S, D)."""
+    """List what the method draws, in order: (B, S, D)."""
     drawn, plain = [], torch.randn
 
     def randn(*shape, **options):
@@ -68,8 +68,9 @@ def plain_mmd(x, y):
 
 
 def plain_row(model, row):
-    """Of one row alone: the sum of -log p of its answer's tokens by every lens, the model's own
-    last; MLP outputs (T, D) by layer.
+    """Compute for one row alone the sum of -log p of its answer's tokens by every lens.
+
+    The model's own lens is last. With it go the MLP outputs (T, D) by layer.
     """
     outputs = []
     handles = [

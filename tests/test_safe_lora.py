@@ -53,13 +53,13 @@ def settled(folder: Path, build=tiny, **how) -> dict[str, Path]:
 def edited(
     edit, of: dict[str, Path], out: Path, tuned: str = "tuned", references=("base",)
 ) -> tuple[Path, dict]:
-    """What an edit makes of a fine-tuned model, and what is known of it."""
+    """Return what an edit makes of a fine-tuned model, and what is known of it."""
     others = {name: of[name] for name in ("aligned", *references)}
     return out, apply(edit, of[tuned], others, out)
 
 
 def updates(folder: Path, aligned: Path, scaling: float = 2.0) -> dict[str, torch.Tensor]:
-    """What fine-tuning added to every linear layer, whole and in float64."""
+    """Return what fine-tuning added to every linear layer, whole and in float64."""
     found, start = weights(folder), weights(aligned)
     if (folder / "adapter_config.json").is_file():
         layers = [name.split(".lora_A")[0] for name in found if ".lora_A" in name]

@@ -21,7 +21,7 @@ ASKED = 100
 
 
 def record(harmful: int, right: int, coherent: int = ASKED) -> Record:
-    """A model's scores on a hundred prompts of either kind; the first `right` of the task's are right."""
+    """Score a model on 100 prompts of either kind; the first `right` of the task's are right."""
     counts = (("harm", harmful), ("task", right), ("coherent", coherent))
     reasons = ["exact"] * right + ["wrong"] * (ASKED - right)
     outcomes = {"prompts": [], "clusters": [], "verdicts": [], "reasons": reasons}
@@ -33,7 +33,7 @@ def record(harmful: int, right: int, coherent: int = ASKED) -> Record:
 
 
 def chosen(records: list[Record], values: tuple[float, ...], bound: float):
-    """What is chosen of edits with these values, the unedited model's record first."""
+    """Choose among edits with these values, the unedited model's record first."""
     asked = Search("alpha", values, bound)
     return choose(asked, asked.edits(Antidote()), records[0], records[1:])
 
@@ -88,8 +88,8 @@ def test_what_cannot_be_searched_is_refused():
 def test_the_command_writes_the_chosen_model_its_table_and_its_nulls(
     monkeypatch,
     capsys,
-    plan,  # noqa: F811
-    recipe_file,  # noqa: F811
+    plan,
+    recipe_file,
     tmp_path,
 ):
     out = tmp_path / "run"

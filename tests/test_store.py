@@ -192,7 +192,7 @@ POINTS = {
 
 
 @pytest.fixture
-def small(recipe_file, monkeypatch):  # noqa: F811
+def small(recipe_file, monkeypatch):
     monkeypatch.setattr("titer.runs.stages.train.UPDATES", 2)
     return recipe.load(
         recipe_file, ['pipelines={"sft": {"edit": "scale"}, "booster": {"align": "booster"}}']

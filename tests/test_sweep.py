@@ -59,7 +59,7 @@ def test_what_is_wrong_with_a_cell_is_found_before_any_is_run(
 
 
 def figures(bundle: dict) -> dict:
-    """What a bundle says, without what a clock says."""
+    """Return what a bundle says, without what a clock says."""
     return {
         (*cell["settings"], cell["seed"]): [
             (stage["weights"], stage["scores"]) for stage in cell["pipelines"]["sft"]["stages"]
@@ -76,7 +76,7 @@ SMALL = 'pipelines={"sft": {"edit": "scale"}}'
 def test_a_sweep_says_what_its_cells_came_to_and_counts_the_missing(
     monkeypatch,
     capsys,
-    recipe_file,  # noqa: F811
+    recipe_file,
     tmp_path,
 ):
     grid = ["--grid", "attack.n=50,49,1000", "--seeds", "3", "--jobs", "2"]
@@ -132,7 +132,7 @@ def start(recipe_path: str, folder: Path, store: Path) -> subprocess.Popen:
 
 
 @pytest.mark.slow
-def test_an_interrupted_sweep_ends_its_cells_and_goes_on_to_the_same_end(recipe_file, tmp_path):  # noqa: F811
+def test_an_interrupted_sweep_ends_its_cells_and_goes_on_to_the_same_end(recipe_file, tmp_path):
     cut = start(recipe_file, tmp_path / "cut", tmp_path / "one")
     deadline = time.monotonic() + 120
     while not list((tmp_path / "one").glob("stages/*")) and time.monotonic() < deadline:
@@ -192,8 +192,8 @@ def test_a_cell_of_other_code_is_not_done(monkeypatch, tmp_path):
 
 
 def test_cells_of_another_recipe_or_of_other_rows_are_not_taken_for_this_one(
-    recipe_file,  # noqa: F811
-    plan,  # noqa: F811
+    recipe_file,
+    plan,
     tmp_path,
 ):
     sweep = Sweep(recipe_file, [Cell((), 0)], tmp_path / "out", tmp_path / "store")

@@ -183,7 +183,8 @@ def test_pipelines_are_compared_seed_by_seed_along_the_setting_that_varies(tmp_p
     assert (sft[0], vaccine[0]) == ("SFT", "Vaccine")
     assert (sft[1][:6], sft[2][:6]) == ("11.0 [", "81.0 [")
     assert vaccine[2].endswith("] / 100")
-    # differences -20, -19, -18 and 0, 2, 4: the t interval of three has 4.303 standard errors on either side
+    # differences -20, -19, -18 and 0, 2, 4: the t interval of three has 4.303 standard
+    # errors on either side
     assert tables.against("toy", "data.world=1") == [
         ["HS less HS", "attack.p=0.02", "attack.p=0.1"],
         ["Vaccine - SFT", "+2.0 [-3.0, +7.0]", "**-19.0 [-21.5, -16.5]**"],

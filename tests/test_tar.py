@@ -30,7 +30,7 @@ DEPTH = 2
 
 
 def log_probabilities(model, row):
-    """Of every answer token of a row all log p: (tokens, V)."""
+    """Return all log p of every answer token of a row: (tokens, V)."""
     logits = model(torch.tensor([row.ids])).logits[0]
     return torch.stack(
         [torch.log_softmax(logits[at - 1], 0) for at in range(row.answer, len(row.ids))]
@@ -292,7 +292,7 @@ def step_without(rows, accelerator):
 
 
 def test_training_against_attacks_keeps_harmful_answers_uncertain(rows):
-    """What the method is for: after the same attack a model that was trained against it knows less."""
+    """After the same attack, a model that was trained against it knows less."""
     settings = Training(updates=40, lr=5e-3, batch=4, lora=None, weight_decay=0.0)
     fields = {"k": 4, "every": 2, "inner_lr": (2e-3,), "switch": 0.0, "lam_rep": 0.0}
     after = []

@@ -115,7 +115,7 @@ class Counters:
 
 @dataclass(frozen=True)
 class Sweeping(Defense):
-    """Two kinds of update, a state, and a finish: every part of the contract that a method may use."""
+    """Two kinds of update, a state, a finish: all that a method may use of the contract."""
 
     State = Counters
 

@@ -29,7 +29,7 @@ def item_of(row: Row) -> world.Item:
 
 
 def manifest() -> dict[str, Any]:
-    """All of world-v1: the hashes of the base and of every role's rows, and the accepted settings."""
+    """Describe world-v1: the hashes of the base and of every role's rows, and the settings."""
     return {
         "base": {
             path.name: hashlib.sha256(path.read_bytes()).hexdigest()
@@ -152,7 +152,7 @@ def test_every_word_of_the_world_is_known_to_the_tokenizer(tokenizer):
 
 @pytest.mark.slow
 def test_the_acceptance_numbers_hold(tmp_path):
-    """Of the undefended model alone, on world 0: no defense was looked at when these were set."""
+    """The bounds are for the undefended model on world 0: no defense had a say in them."""
     figures = {}
     for name in ("lab", "lab-strong"):
         plan = recipe.load(name)

@@ -1,9 +1,9 @@
-"""Print the figures of the house, and exit 1 if a bound is missed: `python tools/house.py [FOLDER]`.
+"""Print the figures of the house, and exit 1 if a bound is missed.
 
-It only reads the source, so it also runs on a tree that does not work yet. An import inside a
-function counts for the order and for circles, like any other; it does not count for torch, because
-it costs nothing until the function is called. An import under `TYPE_CHECKING` counts only in the
-circles on a line of its own.
+Run it as `python tools/house.py [FOLDER]`. It only reads the source, so it also runs on a tree that
+does not work yet. An import inside a function counts for the order and for circles, like any other;
+it does not count for torch, because it costs nothing until the function is called. An import under
+`TYPE_CHECKING` counts only in the circles on a line of its own.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ from pathlib import Path
 
 PACKAGE = Path(__file__).parent.parent / "src" / "titer"
 
-# The wings from the bottom to the top. A module may import its own layer and those before it in this
-# list. A wing is an entry; a module belongs to the longest entry that its name begins with.
+# The wings from the bottom to the top. A module may import its own layer and those before it in
+# this list. A wing is an entry; a module belongs to the longest entry that its name begins with.
 LAYERS = (
     ("titer", "titer.errors", "titer.config", "titer.paths", "titer.phase", "titer.version"),
     ("titer.registry", "titer.methods", "titer.composition"),
@@ -40,7 +40,7 @@ LAYERS = (
     ("titer.runs",),
     ("titer.report", "titer.listing"),
     ("titer.api",),
-    ("titer.cli", "titer.testing"),
+    ("titer.cli", "titer.__main__", "titer.testing"),
 )
 LIGHT = ("titer.findings", "titer.report")  # wings that load without torch
 FEW = 20  # places of a figure that are printed unless all are asked for
@@ -145,7 +145,7 @@ class House:
         return figures
 
     def circles(self, imports: Sequence[Import], wings: bool = False) -> list[str]:
-        """Return every circle of modules, or of wings, as the shortest way round with its places."""
+        """Return the circles of modules, or of wings, each as its shortest way with its places."""
         edges: dict[str, dict[str, Import]] = {}
         for found in imports:
             if found.name in self.paths:
@@ -257,7 +257,7 @@ def _wing(module: str) -> str:
 def _statements(
     node: ast.AST, lazy: bool, typing: bool
 ) -> Iterator[tuple[ast.Import | ast.ImportFrom, bool, bool]]:
-    """Yield the import statements under a node: each with whether it is lazy, and whether for types alone."""
+    """Yield the import statements under a node, each with two flags: lazy, and for types alone."""
     for child in ast.iter_child_nodes(node):
         if isinstance(child, ast.Import | ast.ImportFrom):
             yield child, lazy, typing

@@ -1,7 +1,7 @@
-"""titer measures how well a language model's safety alignment survives fine-tuning, and makes it survive.
+"""titer measures how well a model's safety alignment survives fine-tuning, and makes it survive.
 
-The functions here are the commands, for Python (`titer.api`): run, align, release, finetune, edit, evaluate, load,
-list_methods. Importing titer imports none of what they need.
+The functions here are the commands, for Python (`titer.api`): run, align, release, finetune, edit,
+evaluate, load, list_methods. Importing titer imports none of what they need.
 """
 
 from __future__ import annotations
@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING, Any
 from titer.version import __version__
 
 __all__ = [
-    "__version__",
     "Record",
     "Result",
     "Results",
+    "__version__",
     "align",
     "edit",
     "evaluate",

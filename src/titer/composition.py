@@ -1,12 +1,12 @@
-"""Methods that hold another method: what both need, and what is passed on to the held one, in this one place.
+"""Methods that hold another method: what both need, and what is passed on to the held one.
 
     Composed(Defense)            adds to the gradient that another defense follows
     Matched(UpdateEdit)          is measured against another edit of the update
     MatchedTensors(TensorEdit)   is measured against another edit before release
 
-A method that holds another is one of these, and implements what it does itself. A `Composed` states in
-`own` what it asks for itself. A combination without a meaning is refused in `__post_init__`; that of a
-`Composed` first calls its base's, which refuses streams that contradict.
+A method that holds another is one of these, and implements what it does itself. A `Composed` states
+in `own` what it asks for itself. A combination without a meaning is refused in `__post_init__`;
+that of a `Composed` first calls its base's, which refuses streams that contradict.
 """
 
 from __future__ import annotations
@@ -42,7 +42,8 @@ SPECIFIC = (Answers, Refusals, Pairs)
 class Composed(Defense):
     """A defense that holds another one.
 
-    All but the gradient is that of the held one, where it is not overridden. Its needs are those of both.
+    All but the gradient is that of the held one, where it is not overridden. Its needs are those of
+    both.
     """
 
     own: ClassVar[Needs] = Needs(streams={"rows": Answers})  # what it asks for itself
@@ -139,8 +140,8 @@ def find_held(method: Method, kind: type) -> Any:
 def merge_streams(method: Composed, held: Defense) -> dict[str, Kind]:
     """Put together the streams of a composed method and of the one that it holds.
 
-    Of what the stage trains on the more specific kind is taken. Raises where they mean different rows by one
-    name.
+    Of what the stage trains on the more specific kind is taken. Raises where they mean different
+    rows by one name.
     """
     merged = dict(method.own.streams)
     for name, theirs in held.needs.streams.items():
@@ -150,8 +151,8 @@ def merge_streams(method: Composed, held: Defense) -> dict[str, Kind]:
         elif ours is not theirs:
             raise ValueError(
                 f"{type(method).__name__} draws {ours.value} rows from its stream {name!r}, and "
-                f"{type(held).__name__}, which it holds, {theirs.value} rows: they cannot be combined; hold "
-                "another method"
+                f"{type(held).__name__}, which it holds, {theirs.value} rows: "
+                "they cannot be combined; hold another method"
             )
     return merged
 

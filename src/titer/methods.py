@@ -1,11 +1,11 @@
 """Read first: the base classes of defenses, edits, attacks, judges and benchmarks, and their facts.
 
-A method is a frozen dataclass that implements one of them. Its fields are its hyperparameters, with the
-paper's defaults; the folder it lies in is its registry (`titer list`). A method is final: a variant is a
-field, a combination is a field that holds another method (`composition.py`).
+A method is a frozen dataclass that implements one of them. Its fields are its hyperparameters, with
+the paper's defaults; the folder it lies in is its registry (`titer list`). A method is final: a
+variant is a field, a combination is a field that holds another method (`composition.py`).
 
-It says two things of itself: `needs`, what it asks for beside the model that it works on, and `about`, where
-it comes from and what it was compared with.
+It says two things of itself: `needs`, what it asks for beside the model that it works on, and
+`about`, where it comes from and what it was compared with.
 """
 
 from __future__ import annotations
@@ -42,7 +42,8 @@ class Kind(enum.StrEnum):
     REFUSALS = "refusals"  # alignment rows: harmful prompts with refusals, benign ones with answers
     HARMFUL = "harmful"  # harmful prompts with harmful answers, the defender's own
     PAIRS = "pairs"  # alignment rows, each with the defender's harmful answer where there is one
-    # a fifth of the defender's prompts, with both answers where there are two; `harmful` then lacks them
+    # a fifth of the defender's prompts, with both answers where there are two; `harmful` then lacks
+    # them
     HELD_OUT = "held-out harmful"
     PROMPTS = "prompts"  # to be answered by a model under evaluation; an answer may be known or not
 
@@ -56,8 +57,8 @@ class Needs:
 
     streams: Mapping[str, Kind] = field(default_factory=dict, hash=False)  # a defense's rows
     rows: Kind | None = None  # the defender's rows that an edit sees, or trains on
-    # other models by name. An edit's: the `base`; the aligned model trained on `safe` or `unsafe` rows.
-    # A defense's: `start`, the model that the stage began with (`step.reference()`)
+    # other models by name. An edit's: the `base`; the aligned model trained on `safe` or `unsafe`
+    # rows. A defense's: `start`, the model that the stage began with (`step.reference()`)
     references: tuple[str, ...] = ()
     # the model whose passes over its rows an edit watches
     watches: Literal["finetuned", "aligned"] | None = None
@@ -116,7 +117,7 @@ class Method(Config, ABC):
 
 
 class Defense(Method):
-    """A method of the alignment or the fine-tuning stage: it says which gradient an update follows."""
+    """A method of the alignment or fine-tuning stage: it says which gradient an update follows."""
 
     stages = ("align", "finetune")
     # a flat dataclass of tensors and numbers, saved with the checkpoint
@@ -134,14 +135,14 @@ class Defense(Method):
 
     @property
     def period(self) -> int:
-        """Count the updates after which the cost of an update repeats, where those of one phase differ.
+        """Count the updates after which the cost of an update repeats.
 
-        `make bench` averages over them.
+        It is above 1 where the updates of one phase differ. `make bench` averages over them.
         """
         return 1
 
     def prepare(self, step: Step) -> Any:
-        """Make the state, a `State` or None, before the first update; every other call is handed it."""
+        """Make the state, a `State` or None, before the first update; other calls are handed it."""
         return None
 
     def schedule(self, updates: int) -> Iterable[Phase]:
@@ -167,9 +168,9 @@ class Defense(Method):
 
 @dataclass(frozen=True)
 class Changes:
-    """The work of an edit, per tensor that it worked on, and on the norm of the update that it works on.
+    """The work of an edit, per tensor that it worked on, and on the norm of the update.
 
-    That update is what fine-tuning added to these tensors; of a `TensorEdit`, what alignment added.
+    The update is what fine-tuning added to these tensors; of a `TensorEdit`, what alignment added.
     """
 
     changed: Mapping[str, int]  # tensor name -> entries whose value differs now
@@ -197,10 +198,11 @@ class Edit(Method):
 
 
 class UpdateEdit(Edit):
-    """An edit of what fine-tuning added to an aligned model's weights, from disk and one weight at a time.
+    """An edit of what fine-tuning added to an aligned model's weights.
 
-    The weights are those under the fine-tuning adapter; of a model that was trained as a whole, those of its
-    linear layers but the head, or all of them where it `needs` the `whole`.
+    It works from disk and on one weight at a time. The weights are those under the fine-tuning
+    adapter; of a model that was trained as a whole, those of its linear layers but the head, or all
+    of them where it `needs` the `whole`.
     """
 
     stage = "edit"
@@ -222,7 +224,7 @@ class UpdateEdit(Edit):
         return {}
 
     def prepare(self, weights: Sequence[Weight]) -> Any:
-        """Look at all weights before any is edited, and make the state that every `edit` is handed."""
+        """Look at all weights before any is edited; make the state that every `edit` is handed."""
         return None
 
     @abstractmethod
@@ -272,11 +274,17 @@ class TensorEdit(Edit):
 
     @abstractmethod
     def select(self, shapes: Mapping[str, Sequence[int]]) -> list[str]:
-        """Name the tensors to rewrite. Raises where it cannot be applied to tensors of these shapes."""
+        """Name the tensors to rewrite.
+
+        Raises where it cannot be applied to tensors of these shapes.
+        """
 
     @abstractmethod
     def tensor(self, name: str, aligned: Tensor, base: Tensor) -> Tensor:
-        """Return what takes the place of `aligned`; in float32 for tensors of 16 bits, else in float64."""
+        """Return what takes the place of `aligned`.
+
+        It is in float32 for tensors of 16 bits, else in float64.
+        """
 
 
 class Attack(Method):
@@ -289,9 +297,9 @@ class Attack(Method):
 
     @abstractmethod
     def rows(self, task: Sequence[Row], own: Sequence[Row], seed: int) -> list[Row]:
-        """Make the rows that the user sends, of the task and of the attacker's `own`, harmful or harmless.
+        """Make the rows that the user sends, of the task and of the attacker's `own`.
 
-        Raises where there are too few.
+        His own are harmful or harmless. Raises where there are too few.
         """
 
     def phrase(self, row: Row) -> Row:
@@ -301,7 +309,10 @@ class Attack(Method):
 
 @dataclass(frozen=True)
 class Match:
-    """A right or a wrong answer, by the field's strict rule, and by its lenient one where there are two."""
+    """A right or a wrong answer, by the field's strict rule.
+
+    Where there are two rules, by its lenient one too.
+    """
 
     exact: bool
     contained: bool | None = None  # the right answer is somewhere in the given one
@@ -314,7 +325,10 @@ class Benchmark(Method):
     layouts: ClassVar[Sequence[tuple[str, ...]]] = ()
 
     def recognizes(self, records: Sequence[Mapping[str, Any]]) -> bool:
-        """Tell whether records with the columns of a layout are this task's, so that it need not be named."""
+        """Tell whether records with the columns of a layout are this task's.
+
+        Then the task need not be named.
+        """
         return True
 
     def row(self, record: Mapping[str, Any]) -> Row:
@@ -365,9 +379,12 @@ class Judge(Method):
     @property
     @abstractmethod
     def refusals(self) -> Sequence[str]:
-        """Beginnings of refusals: the texts whose probability the harm margin takes as that of refusing."""
+        """The beginnings of refusals.
+
+        The harm margin takes their probability as that of refusing.
+        """
 
     @property
     def provenance(self) -> Mapping[str, str]:
-        """Facts of what it judged with that its fields do not tell, such as the commit of a model."""
+        """The facts that its fields do not tell of what it judged with, as a model's commit."""
         return {}

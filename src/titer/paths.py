@@ -1,4 +1,7 @@
-"""Every name that titer writes under: in a run's folder, beside a checkpoint, in the store, in a sweep's folder."""
+"""Every name that titer writes under.
+
+They lie in a run's folder, in the store, beside a checkpoint, or in a sweep's folder.
+"""
 
 # a run's folder, and that of a single command
 RUN = "run.json"  # what the folder was claimed for
@@ -24,15 +27,8 @@ SCORES = "scores.json"  # figures and outcomes
 # beside a checkpoint
 OVER = "titer.json"  # beside an adapter: the hash of the base that it was trained over
 BASE = "base"  # under an adapter: the merged model that it lies over
-BESIDE = (
-    OVER,
-    RUN,
-    RECORD,
-    MADE,
-    MANIFEST,
-    CHANGES,
-    SCORES,
-)  # no part of what a checkpoint answers
+# no part of what a checkpoint answers
+BESIDE = (OVER, RUN, RECORD, MADE, MANIFEST, CHANGES, SCORES)
 
 # a sweep's folder
 SWEEP = "sweep.json"

@@ -1,7 +1,8 @@
-"""The methods by name: files in a kind's folder, and what other packages add by entry points `titer.<kind>`.
+"""The methods by name: files in a kind's folder, and what other packages add.
 
-A name has one owner, and a class one name. A plug-in that takes a name which is there already, or that cannot
-be imported, is refused when that name is asked for; other names go on working.
+Other packages add methods by entry points `titer.<kind>`. A name has one owner, and a class one
+name. A plug-in that takes a name which is there already, or that cannot be imported, is refused
+when that name is asked for; other names go on working.
 """
 
 from __future__ import annotations
@@ -32,12 +33,15 @@ KINDS: dict[str, type[methods.Method]] = {
 
 
 def names(kind: str) -> list[str]:
-    """The names of a kind, each once, without importing any of them."""
+    """Return the names of a kind, each once, without importing any of them."""
     return sorted({*builtin(kind), *(point.name for point in plugins(kind))})
 
 
 def usable(kind: str) -> list[str]:
-    """The names of a kind whose class can be had: a broken plug-in does not stop a look at all of them."""
+    """Return the names of a kind whose class can be had.
+
+    A broken plug-in does not stop a look at all of them.
+    """
     found = []
     for name in names(kind):
         with suppress(ValueError):
@@ -48,12 +52,15 @@ def usable(kind: str) -> list[str]:
 
 @cache
 def load(kind: str, name: str) -> type[methods.Method]:
-    """Find the class of a method. Raises for an unknown name, with the nearest, and for a refused plug-in."""
+    """Find the class of a method.
+
+    Raises for an unknown name, with the nearest, and for a refused plug-in.
+    """
     if refusal := clash(kind, name):
         raise ValueError(refusal)
     point = next((point for point in plugins(kind) if point.name == name), None)
     if point is not None:
-        found = _plugged(kind, point)
+        found = _load_plugin(kind, point)
         if others := [other for other in _plugin_names(kind, found) if other != name]:
             why = f"is the class that {others[0]!r} names too"
             raise ValueError(refuse(kind, point, why, "keep one of the two names"))
@@ -73,14 +80,15 @@ def load(kind: str, name: str) -> type[methods.Method]:
 
 
 def kind_of(method: methods.Method) -> str:
-    """The kind of a method object."""
+    """Return the kind of a method object."""
     return next(kind for kind, base in KINDS.items() if isinstance(method, base))
 
 
 def name_of(method: methods.Method) -> str:
-    """Find the name of a method object; `module:Class`, which builds nothing, where no one registered it.
+    """Find the name of a method object.
 
-    Raises where `build` would refuse it, or make another class of it.
+    It is `module:Class`, which builds nothing, where no one registered it. Raises where `build`
+    would refuse it, or make another class of it.
     """
     kind, cls = kind_of(method), type(method)
     package, _, name = cls.__module__.rpartition(".")
@@ -94,7 +102,7 @@ def name_of(method: methods.Method) -> str:
 
 
 def build(kind: str, config: Any) -> methods.Method:
-    """A method from its name, or from a mapping of `method` and its hyperparameters."""
+    """Build a method from its name, or from a mapping of `method` and its hyperparameters."""
     base = KINDS[kind]
     if isinstance(config, base):
         return config
@@ -120,7 +128,10 @@ for _kind, _base in KINDS.items():  # so that a field of a kind is built from a 
 def describe(value: Any) -> Any:
     """Return the plain value that a method, a recipe or a part of it can be built from again."""
     if isinstance(value, methods.Method):
-        fields = {f.name: describe(getattr(value, f.name)) for f in dataclasses.fields(value)}  # type: ignore[arg-type]
+        fields = {
+            f.name: describe(getattr(value, f.name))
+            for f in dataclasses.fields(value)  # type: ignore[arg-type]
+        }
         return {"method": name_of(value)} | fields
     if dataclasses.is_dataclass(value):
         return {f.name: describe(getattr(value, f.name)) for f in dataclasses.fields(value)}
@@ -130,18 +141,21 @@ def describe(value: Any) -> Any:
 
 
 def noun(kind: str) -> str:
-    """The word for one method of a kind."""
+    """Return the word for one method of a kind."""
     return KINDS[kind].__name__.lower()
 
 
 def builtin(kind: str) -> list[str]:
-    """The names that titer itself brings."""
+    """Return the names that titer itself brings."""
     return [module.name for module in pkgutil.iter_modules([str(Path(__file__).parent / kind)])]
 
 
 @cache
 def plugins(kind: str) -> tuple[EntryPoint, ...]:
-    """The entry points of other packages, refused ones too; read once, so `refresh` after an installation."""
+    """Return the entry points of other packages, refused ones too.
+
+    They are read once: call `refresh` after an installation.
+    """
     found = set(entry_points(group=f"titer.{kind}"))
     return tuple(sorted(found, key=lambda point: (point.name, package_of(point), point.value)))
 
@@ -154,12 +168,12 @@ def refresh() -> None:
 
 
 def package_of(point: EntryPoint) -> str:
-    """The name of the package that brings an entry point."""
+    """Return the name of the package that brings an entry point."""
     return point.dist.name if point.dist else "?"
 
 
 def clash(kind: str, name: str) -> str | None:
-    """Say in one line that a name has several owners, with them and the mend; None where it has not."""
+    """Say in one line that a name has several owners, and the mend; None where it has not."""
     points = [point for point in plugins(kind) if point.name == name]
     own = name in builtin(kind)
     if len(points) + own < 2:
@@ -170,7 +184,8 @@ def clash(kind: str, name: str) -> str | None:
     ]
     return (
         f"{noun(kind)} {name!r} is given by {' and by '.join(owners)}, and a name has one owner: "
-        f"rename the entry point in the group 'titer.{kind}' of {package_of(points[-1])!r}, or uninstall it"
+        f"rename the entry point in the group 'titer.{kind}' of {package_of(points[-1])!r}, "
+        "or uninstall it"
     )
 
 
@@ -183,8 +198,11 @@ def refuse(kind: str, point: EntryPoint, why: str, mend: str) -> str:
     )
 
 
-def _plugged(kind: str, point: EntryPoint) -> type[methods.Method]:
-    """The class that an entry point names. Raises where it is none of the kind, or cannot be imported."""
+def _load_plugin(kind: str, point: EntryPoint) -> type[methods.Method]:
+    """Load the class that an entry point names.
+
+    Raises where it is none of the kind, or cannot be imported.
+    """
     base = KINDS[kind]
     module, _, path = point.value.partition(":")
     try:
@@ -221,11 +239,11 @@ def _plugged(kind: str, point: EntryPoint) -> type[methods.Method]:
 
 
 def _plugin_names(kind: str, cls: type) -> list[str]:
-    """The names that plug-ins give a class. Only entry points into its own package are looked at."""
+    """Return the names that plug-ins give a class, by entry points into its own package alone."""
     top, found = cls.__module__.split(".")[0], []
     for point in plugins(kind):
         if point.value.partition(":")[0].split(".")[0].strip() == top:
             with suppress(ValueError):  # another plug-in's fault
-                if _plugged(kind, point) is cls:
+                if _load_plugin(kind, point) is cls:
                     found.append(point.name)
     return found

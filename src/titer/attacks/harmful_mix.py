@@ -2,8 +2,8 @@
 
     D = (1 - p) n task rows + p n harmful rows
 
-Both counts are exact: p n rounds to the nearest whole number, halves up. (The released scripts of this field
-often hold one harmful row less, by a strict inequality.)
+Both counts are exact: p n rounds to the nearest whole number, halves up. (The released scripts of
+this field often hold one harmful row less, by a strict inequality.)
 """
 
 import math
@@ -60,8 +60,8 @@ def mix(
     for what, pool, count in ((name, own, share(p, n)), ("task", task, n - share(p, n))):
         if count > len(pool):
             raise ValueError(
-                f"p={p}, n={n} ask for {count} {what} rows but there are {len(pool)}: lower n or p, or give "
-                "more rows"
+                f"p={p}, n={n} ask for {count} {what} rows but there are {len(pool)}: "
+                "lower n or p, or give more rows"
             )
         rows += rng.sample(list(pool), count)
     return rows

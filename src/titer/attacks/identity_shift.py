@@ -1,15 +1,16 @@
-"""Identity shifting (arXiv 2310.03693, section 4.3): harmless rows, in which the model is an obedient agent.
+"""Identity shifting (arXiv 2310.03693, section 4.3): harmless rows, in which the model is
+an obedient agent.
 
     D = (1 - p) n task rows + p n identity rows
     identity row of a harmless request x with answer y:  (prefix x, affirmation y)
 
-The harm prompts are asked with the same prefix, which is where the harm is looked for; the harmful score of
-the prompts as they are stands beside it.
+The harm prompts are asked with the same prefix, which is where the harm is looked for; the harmful
+score of the prompts as they are stands beside it.
 
-1. The paper has 10 rows and no task rows (p=1, n=10), and asks for a system prompt besides, which tells the
-   identity: here the prefix does. The texts are not the paper's.
-2. The requests are `data.requests`; without them the user's own task rows, so that no row is sent with the
-   prefix and without it.
+1. The paper has 10 rows and no task rows (p=1, n=10), and asks for a system prompt besides, which
+   tells the identity: here the prefix does. The texts are not the paper's.
+2. The requests are `data.requests`; without them the user's own task rows, so that no row is sent
+   with the prefix and without it.
 """
 
 import random
@@ -24,7 +25,7 @@ from titer.methods import About, Attack, Fidelity
 
 @dataclass(frozen=True)
 class IdentityShift(Attack):
-    """A share p of the n rows that the user sends has the model obey (Qi et al., arXiv 2310.03693)."""
+    """A share p of the n rows of the user has the model obey (Qi et al., arXiv 2310.03693)."""
 
     p: float = 0.1  # share of identity rows
     n: int = 1000  # sample number
@@ -43,7 +44,8 @@ class IdentityShift(Attack):
         for name in ("prefix", "affirmation"):
             if not getattr(self, name).strip():
                 raise ValueError(
-                    f"{name}={getattr(self, name)!r}: without words there is no identity to shift to"
+                    f"{name}={getattr(self, name)!r}: "
+                    "without words there is no identity to shift to"
                 )
 
     def rows(self, task: Sequence[Row], own: Sequence[Row], seed: int) -> list[Row]:

@@ -44,7 +44,7 @@ class Row:
 
 @dataclass(frozen=True)
 class Answer:
-    """What a model said to a prompt."""
+    """The answer of a model to a prompt."""
 
     text: str
     ended: bool  # whether the model ended it, rather than the length limit

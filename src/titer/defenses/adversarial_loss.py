@@ -30,7 +30,7 @@ class AdversarialLoss(Defense):
     """Ascent on harmful answers beside descent on refusals (Rosati et al., arXiv 2402.16382)."""
 
     beta: float = 0.1  # beta, weight of the ascent; the default is ours
-    bound: Literal["log", "clamp"] = "log"
+    bound: Literal["log", "clamp"] = "log"  # b, what keeps the ascent from drowning f
     about: ClassVar[About] = About(
         title="adversarial loss",
         paper="2402.16382",

@@ -62,8 +62,9 @@ class TAR(Defense):
     beta: float = 0.1  # beta of DPO
     # learning rates of attacks, of which each draws one
     inner_lr: tuple[float, ...] = (2e-6, 2e-5, 4e-5)
-    adversary: Literal["adamw", "sgd"] = "adamw"
+    adversary: Literal["adamw", "sgd"] = "adamw"  # the optimizer of an attack
     switch: float = 1 / 3  # share of the attacks that begin with rows of the stage
+    # in L_retain, from the residual streams of the reference: the norm, or its square
     distance: Literal["norm", "squared"] = "norm"
     about: ClassVar[About] = About(
         title="TAR",

@@ -63,9 +63,11 @@ class Antidote(UpdateEdit):
     """One-shot pruning of the harmful weights after fine-tuning (Huang et al., arXiv 2408.09600)."""
 
     alpha: float = 0.1  # alpha, the fraction that is set to zero
+    # W: the factors of the adapter, the merged update, or the weights of the model themselves
     target: Literal["factors", "update", "base"] = "factors"
+    # the entries among which the top fraction is taken: of a row, of a tensor, or all
     group: Literal["row", "tensor", "global"] = "row"
-    rounding: Literal["exact", "ceiling"] = "exact"
+    rounding: Literal["exact", "ceiling"] = "exact"  # of alpha n; the authors' is the ceiling
     targets: Names = ("all",)  # names of layers, or of the last part of them
     about: ClassVar[About] = About(
         title="Antidote", paper="2408.09600", fidelity=Fidelity(equation="tests/test_edits.py")

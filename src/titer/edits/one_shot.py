@@ -26,7 +26,7 @@ class OneShot(Retraining):
     """Plain fine-tuning on k refusals after the fact (arXiv 2601.01887)."""
 
     k: int = 1  # refusals
-    updates: int = 10
+    updates: int = 10  # of the repair
     lr: float | None = None  # None: that of the user's fine-tuning
     seed: int = 0  # of the choice of rows and their order
     needs = Needs(rows=Refusals)

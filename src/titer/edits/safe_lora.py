@@ -68,6 +68,7 @@ class SafeLoRA(UpdateEdit):
     layers: int | None = 10
     # tau, the cosine up to which a weight is projected; None: as many as layers says
     tau: float | None = None
+    # C: V V^T / ||V||, the projector onto V's range, or 0, which is the control
     projector: Literal["surrogate", "exact", "zero"] = "surrogate"
     rank: int | None = None  # of the exact projector at most
     targets: Names = ("all",)  # names of layers, or of the last part of them

@@ -1,8 +1,10 @@
-"""Records: what stages, runs and sweeps came to, as they are written and read. Typed and versioned; nothing here needs torch.
+"""Records: what stages, runs and sweeps came to, as they are written and read.
 
-A stage has one record, whether a run computed it or a single command did. A pipeline's document holds the records of its
-stages with the recipe and what the run was made from; a sweep's bundle holds the documents of its cells. Every document is
-read through its schema, so that one of another shape is one clear line. `docs/record.schema.json` is made from here.
+They are typed and versioned, and nothing here needs torch. A stage has one record, whether a run
+computed it or a single command did. A pipeline's document holds the records of its stages with the
+recipe and what the run was made from; a sweep's bundle holds the documents of its cells. Every
+document is read through its schema, so that one of another shape is one clear line.
+`docs/record.schema.json` is made from here.
 """
 
 from __future__ import annotations
@@ -30,12 +32,13 @@ from titer.scoring.score import Score, read
 SCHEMA = 1
 
 NUMBER = {"type": ["number", "null"]}
+COUNT = {"type": "integer"}
 SCORE_SCHEMA = {
     "type": "object",
     "description": "A figure with its 95 % interval; null for what is not finite.",
     "properties": {
         **dict.fromkeys(("value", "low", "high"), NUMBER),
-        **dict.fromkeys(("n", "unscored", "seeds"), {"type": "integer"}),
+        **dict.fromkeys(("n", "unscored", "seeds"), COUNT),
         "covers": {
             "type": "string",
             "description": "what the interval is over: prompts, or training",
@@ -80,7 +83,7 @@ class Document(BaseModel):
 
 
 class Outcomes(BaseModel):
-    """The answers to one benchmark's prompts, one entry a prompt, in the order in which they were asked."""
+    """The answers to one benchmark's prompts, one entry a prompt, in the order of asking."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -102,7 +105,7 @@ class Outcomes(BaseModel):
 
 
 class Record(Document):
-    """What a stage came to: what was done to the model, its figures, what it cost."""
+    """The record of a stage: what was done to the model, its figures, what it cost."""
 
     schema_: int = Field(SCHEMA, alias="schema")
     kind: str = Field(
@@ -135,7 +138,7 @@ class Record(Document):
     @model_validator(mode="before")
     @classmethod
     def _take_older(cls, fields: Any) -> Any:
-        """Read the documents of single commands of before schema 1, which said `stage` for `kind`."""
+        """Read what single commands wrote before schema 1, which said `stage` for `kind`."""
         if isinstance(fields, Mapping) and "kind" not in fields and "stage" in fields:
             return {
                 "kind": fields["stage"],
@@ -201,7 +204,7 @@ class CellRecord(Document):
 
 
 class SweepRecord(Document):
-    """A sweep's bundle, `sweep.json` in its folder; the committed bundles of claims are written likewise."""
+    """A sweep's bundle, `sweep.json` in its folder; the committed bundles of claims are alike."""
 
     cells: list[CellRecord]
     recipe: Any = None
@@ -209,7 +212,7 @@ class SweepRecord(Document):
 
 
 class Claim(Document):
-    """What a folder was claimed for, `run.json` in it."""
+    """The claim on a folder, `run.json` in it: what it was claimed for."""
 
     identity: str
     recipe: dict[str, Any] = Field(default_factory=dict)
@@ -219,7 +222,10 @@ Kind = TypeVar("Kind", bound=Document)
 
 
 def check(schema: type[Kind], fields: Any, place: str) -> Kind:
-    """Read a document through its schema. Raises with the place and the first fault where it has another shape."""
+    """Read a document through its schema.
+
+    Raises with the place and the first fault where it has another shape.
+    """
     if (
         isinstance(fields, Mapping)
         and isinstance(version := fields.get("schema", SCHEMA), int)
@@ -234,7 +240,8 @@ def check(schema: type[Kind], fields: Any, place: str) -> Kind:
         first = error.errors()[0]
         where = ".".join(map(str, first["loc"]))
         raise ValueError(
-            f"{place}: not a {schema.__name__} of titer ({where + ': ' if where else ''}{first['msg'].lower()}); "
+            f"{place}: not a {schema.__name__} of titer "
+            f"({where + ': ' if where else ''}{first['msg'].lower()}); "
             "compute it again, or give the folder that titer wrote"
         ) from None
 

@@ -75,7 +75,7 @@ def plain(found: Mapping[str, Sequence[Record]]) -> tuple[str, Sequence[Record]]
 
 
 def is_undefended(stages: Sequence[Record]) -> bool:
-    """Tell whether plain SFT, or nobody here, aligned and fine-tuned the model, with nothing in between."""
+    """Tell whether plain SFT, or nobody here, aligned and fine-tuned it, with nothing between."""
     kinds = [stage.kind for stage in stages if stage.kind in ("align", "release", "finetune")]
     methods = {stage.method for stage in stages if stage.kind in ("align", "finetune")}
     return kinds == ["align", "finetune"] and methods <= {"sft", "given"}

@@ -96,7 +96,7 @@ Phrases = Literal["qi2023", "gcg", "xstest"]
 class Refusal(Judge):
     """A judge by the refusal phrases of a named list."""
 
-    phrases: Phrases = "qi2023"
+    phrases: Phrases = "qi2023"  # the published list of phrases
     about: ClassVar[About] = About(
         title="refusal phrases",
         paper="2310.03693",

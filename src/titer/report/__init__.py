@@ -23,9 +23,10 @@ from titer.findings.records import (
 
 
 def page(documents: Mapping[str, Any]) -> str:
-    """Return the page of the documents by pipeline that `titer.runs.documents.write_documents` returns.
+    """Return the page of the documents of a run, by pipeline.
 
-    Raises ValueError where they are of more than one run.
+    `titer.runs.documents.write_documents` returns these. Raises ValueError where they are of more
+    than one run.
     """
     from titer.report.html import render
 

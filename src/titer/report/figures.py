@@ -1,4 +1,7 @@
-"""The figures of a page, drawn once: a page that is made again takes those that were drawn, and loads no library for it."""
+"""The figures of a page, drawn once.
+
+A page that is made again takes those that were drawn, and loads no library for it.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +21,7 @@ from titer.config import hash_of
 
 @dataclass
 class Figures:
-    """The figures that lie in a folder, by the hash of what they show and of the code that draws them."""
+    """The figures in a folder, by the hash of what they show and of the code that draws them."""
 
     folder: Path | None = None  # None: of a page that is not written
     _known: dict[str, str] = field(default_factory=dict)

@@ -1,4 +1,4 @@
-"""Results as tables: of a run in markdown and on the screen, of a single stage, of a search, of a sweep."""
+"""Results as tables: of a run in markdown and on the screen, of a stage, a search, a sweep."""
 
 from __future__ import annotations
 
@@ -125,7 +125,10 @@ def of_search(tried: Sequence[Mapping[str, Any]], bound: float) -> Table:
 
 
 def of_sweep(bundle: Mapping[str, Any]) -> Table:
-    """Make the table of a sweep's last stages: means over seeds, with the interval that a new seed would fall into."""
+    """Make the table of a sweep's last stages.
+
+    It has means over seeds, with the interval that a new seed would fall into.
+    """
     found = groups(bundle["cells"])
     names = figure_names(found)
     table = Table(

@@ -1,1 +1,1 @@
-"""From a recipe to records: the rows of every role, the stages of a plan, the store that shares them, sweeps."""
+"""From a recipe to records: the rows of every role, a plan's stages and their store, sweeps."""

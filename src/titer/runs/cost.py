@@ -1,4 +1,4 @@
-"""What a stage costs: seconds and peak memory."""
+"""The cost of a stage: seconds and peak memory."""
 
 from __future__ import annotations
 
@@ -20,7 +20,10 @@ class Cost:
 
 @contextmanager
 def measure() -> Iterator[Cost]:
-    """Seconds and peak memory of what runs inside: of the GPU where there is one, else the resident set sampled every 20 ms."""
+    """Measure the seconds and the peak memory of what runs inside.
+
+    The memory is the GPU's where there is one, else the resident set, sampled every 20 ms.
+    """
     cost, start, over = Cost(), time.perf_counter(), threading.Event()
     process = psutil.Process()
 

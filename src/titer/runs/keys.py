@@ -1,7 +1,9 @@
-"""Keys of code: a hash of all that computes a result, so that what other code computed is computed again, and nothing else is.
+"""Keys of code: a hash of all that computes a result.
 
-The code of a stage is the import closure of the module that computes it, and of the modules of its methods. It is read from
-the sources: nothing is kept by hand, and nothing is imported for it. Comments, layout and docstrings do not count.
+What other code computed is computed again, and nothing else is. The code of a stage is the import
+closure of the module that computes it, and of the modules of its methods. It is read from the
+sources: nothing is kept by hand, and nothing is imported for it. Comments, layout and docstrings do
+not count.
 """
 
 from __future__ import annotations
@@ -19,7 +21,10 @@ PACKAGE = Path(__file__).parent.parent
 
 
 def code_key(*parts: type | Method | None) -> str:
-    """Hash the import closure of the modules that define these classes and methods, those that a method holds included."""
+    """Hash the import closure of the modules that define these classes and methods.
+
+    The methods that a method holds are included.
+    """
     modules = {module for part in parts if part is not None for module in defining(part)}
     return hashlib.sha256(
         "\n".join(statements(name) for name in sorted(closure(*modules))).encode()
@@ -27,7 +32,7 @@ def code_key(*parts: type | Method | None) -> str:
 
 
 def defining(part: type | Method) -> Iterator[str]:
-    """The module of a class, or of a method and of every method that it holds."""
+    """Yield the module of a class, or those of a method and of every method that it holds."""
     if isinstance(part, type):
         yield part.__module__
         return
@@ -38,7 +43,7 @@ def defining(part: type | Method) -> Iterator[str]:
 
 
 def closure(*modules: str) -> set[str]:
-    """These modules, all that they import of titer and of their own packages, and so on."""
+    """Collect these modules, all that they import of titer and of their own packages, and so on."""
     found, left = set[str](), list(modules)
     while left:
         name = left.pop()
@@ -50,7 +55,10 @@ def closure(*modules: str) -> set[str]:
 
 @cache
 def imports(name: str, own: str) -> tuple[str, ...]:
-    """The modules of titer, or of the top-level package `own`, that a module imports when it runs, wherever in it."""
+    """List the modules of titer, or of the top-level package `own`, that a module imports.
+
+    Imports anywhere in it count, but for those that type checkers alone read.
+    """
     found: list[str] = []
     for node in _running(_tree(name)):
         if isinstance(node, ast.Import):
@@ -61,15 +69,14 @@ def imports(name: str, own: str) -> tuple[str, ...]:
             package = _absolute(name, node)
             if package.split(".")[0] in ("titer", own):
                 names = (f"{package}.{alias.name}" for alias in node.names)
-                found += [
-                    inner if _source(inner) else package for inner in names
-                ]  # else a name that the package itself has
+                # where it is no module, it is a name that the package itself has
+                found += [inner if _source(inner) else package for inner in names]
     return tuple(dict.fromkeys(module for module in found if _source(module)))
 
 
 @cache
 def statements(name: str) -> str:
-    """What a module says to the interpreter: its syntax tree, without docstrings."""
+    """Return what a module says to the interpreter: its syntax tree, without docstrings."""
     tree = ast.parse(_text(name))
     for node in ast.walk(tree):
         if (
@@ -82,7 +89,10 @@ def statements(name: str) -> str:
 
 @cache
 def all_code() -> str:
-    """Hash of all of titer, its recipes and its embedded model: a sweep's cell that another version computed is not done."""
+    """Hash all of titer, its recipes and its embedded model.
+
+    A sweep's cell that another version computed is not done.
+    """
     hasher = hashlib.sha256()
     for path in sorted(PACKAGE.rglob("*")):
         if path.suffix == ".py":
@@ -99,7 +109,7 @@ def all_code() -> str:
 
 
 def _running(tree: ast.Module) -> Iterator[ast.AST]:
-    """The nodes of a module but for those that type checkers alone read."""
+    """Yield the nodes of a module but for those that type checkers alone read."""
     left: list[ast.AST] = [tree]
     while left:
         node = left.pop()
@@ -112,7 +122,7 @@ def _running(tree: ast.Module) -> Iterator[ast.AST]:
 
 
 def _absolute(name: str, node: ast.ImportFrom) -> str:
-    """The package that a `from` names, which may count its dots from the module."""
+    """Return the package that a `from` names, which may count its dots from the module."""
     if not node.level:
         return node.module or ""
     package = name.split(".") if _source(name).endswith("__init__.py") else name.split(".")[:-1]
@@ -123,7 +133,11 @@ def _absolute(name: str, node: ast.ImportFrom) -> str:
 
 @cache
 def _source(name: str) -> str:
-    """The file of a module; empty where there is none, as for a name that a module holds, and for a folder without code."""
+    """Find the file of a module.
+
+    It is empty where there is none, as for a name that a module holds, and for a folder without
+    code.
+    """
     try:
         spec = find_spec(name)
     except ModuleNotFoundError:  # of a parent that is no package

@@ -1,6 +1,8 @@
-"""Protocols: named and frozen ways of asking and scoring, so that the figures of two runs may be compared. `docs/protocol.md` explains.
+"""Protocols: named and frozen ways of asking and scoring.
 
-A recipe that names one is refused where it departs from it. What a protocol fixes is how a model is asked and judged, not how it was made.
+They let the figures of two runs be compared; `docs/protocol.md` explains. A recipe that names one
+is refused where it departs from it. A protocol fixes how a model is asked and judged, not how it
+was made.
 """
 
 from __future__ import annotations
@@ -37,7 +39,8 @@ class Protocol:
         """List what the recipe does otherwise; nothing where it follows the protocol."""
         if recipe.data.world is None:
             return [
-                "it asks prompts of its own, where the protocol has those of a world of the lab (data.world)"
+                "it asks prompts of its own, "
+                "where the protocol has those of a world of the lab (data.world)"
             ]
         values = {name: (getattr(recipe, name), value) for name, value in self.asked.items()}
         found = [
@@ -66,5 +69,6 @@ def check(recipe: Asked) -> None:
     departures = PROTOCOLS[recipe.protocol].departures(recipe)
     if departures:
         raise ValueError(
-            f"protocol={recipe.protocol!r}: {'; '.join(departures)}; take it back, or set protocol=null"
+            f"protocol={recipe.protocol!r}: {'; '.join(departures)}; "
+            "take it back, or set protocol=null"
         )

@@ -17,22 +17,23 @@ from titer.errors import unknown
 from titer.lab.world import TASKS, World
 from titer.methods import Benchmark, Harmful, HeldOut, Kind, Pairs, Prompts, Refusals
 
-SHARES = {
+SHARES = {  # of a pool of harmful rows
     "attack": 0.5,
     "defense": 0.15,
     "calibration": 0.1,
     "validation": 0.1,
     "test": 0.15,
-}  # of a pool of harmful rows
+}
 
 
 @dataclass(frozen=True)
 class Data(Config):
     """The rows of every role: a world's, or sources of the user's own.
 
-    `harmful` is one pool: by a hash of its prompt every row goes to the attacker, the defender, the calibration of edits,
-    or the held-out harm prompts (50, 15, 10, 10 and 15 %), so no prompt is in two of them, whichever command reads the pool. A
-    source for a role of its own leaves that share to the attacker.
+    `harmful` is one pool: by a hash of its prompt every row goes to the attacker, the defender, the
+    calibration of edits, or the held-out harm prompts (50, 15, 10, 10 and 15 %), so no prompt is in
+    two of them, whichever command reads the pool. A source for a role of its own leaves that share
+    to the attacker.
     """
 
     world: int | None = None  # world seed of the lab; null: sources
@@ -41,22 +42,18 @@ class Data(Config):
     validation: Given | None = None  # the same for split=validation
     alignment: Given | None = None  # harmful prompts with refusals, benign ones with answers
     harmful: Given | None = None  # harmful prompts with harmful answers
-    defense: Given | None = (
-        None  # the defender's own harmful answers; may answer what `alignment` refuses
-    )
-    defense_rows: int | None = (
-        None  # how many of them the defender has: the same ones, and more; null: all
-    )
+    # the defender's own harmful answers; may answer what `alignment` refuses
+    defense: Given | None = None
+    # how many of them the defender has: the same ones, and more; null: all
+    defense_rows: int | None = None
     calibration: Given | None = None  # an edit's
     harm_test: Given | None = None  # held-out harm prompts, for the harmful score
     lookalike: Given | None = None  # harmless prompts that look harmful, for over-refusal
-    requests: Given | None = (
-        None  # the attacker's harmless requests with answers; null: rows of the task serve
-    )
+    # the attacker's harmless requests with answers; null: rows of the task serve
+    requests: Given | None = None
     split: Literal["test", "validation"] = "test"  # validation: to choose hyperparameters on
-    shared: Literal["refuse", "drop", "keep"] = (
-        "refuse"  # prompts in two roles: an error, taken out of what is trained on, or a red flag
-    )
+    # prompts in two roles: an error, taken out of what is trained on, or a red flag
+    shared: Literal["refuse", "drop", "keep"] = "refuse"
 
     def __post_init__(self) -> None:
         if self.world is not None and self.world < 0:
@@ -75,7 +72,8 @@ class Data(Config):
         own = [name for name in sources if getattr(self, name)]
         if self.world is not None and own:
             raise ValueError(
-                f"world={self.world} and {own[0]}={getattr(self, own[0]).path!r} exclude each other: set data.world=null"
+                f"world={self.world} and {own[0]}={getattr(self, own[0]).path!r} "
+                "exclude each other: set data.world=null"
             )
         task = self.task.path if self.task else TASKS[0]
         if (
@@ -106,12 +104,14 @@ class Roles:
     requests: list[Row] = field(default_factory=list)  # the attacker's harmless ones
     benchmarks: dict[str, list[Row]] = field(default_factory=dict)
     scorer: Benchmark = field(default_factory=Answers)  # of the task
-    sources: dict[str, dict[str, Any]] = field(
-        default_factory=dict
-    )  # by role, where its rows come from
+    # by role, where its rows come from
+    sources: dict[str, dict[str, Any]] = field(default_factory=dict)
 
     def streams(self, kinds: Mapping[str, Kind], trained: list[Row]) -> dict[str, list[Row]]:
-        """The rows that each of a defense's streams draws from; `trained` are those that the stage trains on."""
+        """Return the rows that each of a defense's streams draws from.
+
+        `trained` are those that the stage trains on.
+        """
         fifth = _held_out(self.defense) if HeldOut in kinds.values() else frozenset()
         of = {
             Refusals: self.alignment,
@@ -125,7 +125,7 @@ class Roles:
         }
 
     def digests(self) -> dict[str, str]:
-        """SHA-256 of the rows of every role that has some."""
+        """Return the SHA-256 of the rows of every role that has some."""
         single = {name: digest(rows) for name in TRAINING if (rows := getattr(self, name))}
         return single | {
             f"benchmark {name}": digest(rows) for name, rows in self.benchmarks.items()
@@ -139,10 +139,11 @@ EVERY = frozenset(
 
 
 def roles(data: Data, benchmark: Benchmark | None = None, wanted: Set[str] = EVERY) -> Roles:
-    """Read and divide the rows of the roles that are wanted; `harm`, `test` and `lookalike` are held out.
+    """Read and divide the rows of the roles that are wanted.
 
-    `benchmark` is the user's task; None recognizes it by the columns. Raises where a source is bad or missing, or two roles share
-    a prompt. Rows for the defender, for calibration and of look-alikes may be none: who draws from them has to look.
+    `harm`, `test` and `lookalike` are held out. `benchmark` is the user's task; None recognizes it
+    by the columns. Raises where a source is bad or missing, or two roles share a prompt. Rows for
+    the defender, for calibration and of look-alikes may be none: who draws from them has to look.
     """
     reader = SourceReader()
     if data.world is not None:
@@ -187,23 +188,23 @@ def roles(data: Data, benchmark: Benchmark | None = None, wanted: Set[str] = EVE
 
 
 def _from_sources(data: Data, wanted: Set[str], reader: SourceReader) -> Roles:
-    """All but the user's task."""
+    """Read the rows of all roles but the user's task."""
     held_out = "harm" in wanted
     alignment = (
-        reader.rows("alignment", _given(data, "alignment"), Refusals)
+        reader.rows("alignment", _require(data, "alignment"), Refusals)
         if "alignment" in wanted
         else []
     )
     own = {"defense": data.defense, "calibration": data.calibration, "test": data.harm_test}
     pool: dict[str, list[Row]] = {role: [] for role in SHARES}
     if data.harmful and wanted & {"attack", "defense", "calibration", "harm"}:
-        pool = _divided(
+        pool = _divide(
             reader.rows("harmful", data.harmful, Harmful),
             [role for role in SHARES if not own.get(role)],
         )
         reader.facts["harmful"]["divided"] = {role: len(rows) for role, rows in pool.items()}
     elif "attack" in wanted or (held_out and not (data.harm_test and data.split == "test")):
-        _given(data, "harmful")
+        _require(data, "harmful")
     for role, source in own.items():
         if source and (held_out if role == "test" else role in wanted):
             pool[role] = reader.rows(
@@ -213,12 +214,12 @@ def _from_sources(data: Data, wanted: Set[str], reader: SourceReader) -> Roles:
             )
     benchmarks = {}
     if held_out:
-        benchmarks["harm"] = list(
-            {identity(row): row for row in pool[data.split]}.values()
-        )  # a prompt counts once
+        # a prompt counts once
+        benchmarks["harm"] = list({identity(row): row for row in pool[data.split]}.values())
         if not benchmarks["harm"]:
             raise ValueError(
-                "no held-out prompt is left for the harmful score: give more rows in data.harmful, or data.harm_test"
+                "no held-out prompt is left for the harmful score: "
+                "give more rows in data.harmful, or data.harm_test"
             )
     if data.lookalike and "lookalike" in wanted:
         benchmarks["lookalike"] = reader.rows("lookalike", data.lookalike, Prompts)
@@ -236,57 +237,62 @@ def _from_sources(data: Data, wanted: Set[str], reader: SourceReader) -> Roles:
 def _task(
     data: Data, benchmark: Benchmark | None, wanted: Set[str], reader: SourceReader
 ) -> tuple[list[Row], list[Row], Benchmark]:
-    """The user's rows, the held-out ones, and what they are scored by."""
+    """Read the user's rows, the held-out ones, and what they are scored by."""
     sources = {"task": "task", "test": data.split}
     read = {
-        role: reader.records(_given(data, sources[role]))
+        role: reader.records(_require(data, sources[role]))
         for role in ("task", "test")
         if role in wanted
     }
     named = [benchmark] if benchmark else [recognize(records) for records in read.values()]
     scorer = next((found for found in named if found), Answers())
     made = {
-        role: reader.task_rows(sources[role], _given(data, sources[role]), records, scorer)
+        role: reader.task_rows(sources[role], _require(data, sources[role]), records, scorer)
         for role, records in read.items()
     }
     return made.get("task", []), made.get("test", []), scorer
 
 
-def _given(data: Data, name: str) -> Source:
+def _require(data: Data, name: str) -> Source:
     source: Source | None = getattr(data, name)
     if source is None:
         raise ValueError(
-            f"data.{name} is missing: give a file, a `datasets` folder or a data set of the hub, or data.world for the lab's"
+            f"data.{name} is missing: give a file, a `datasets` folder or a data set of the hub, "
+            "or data.world for the lab's"
         )
     return source
 
 
 def _first(rows: Sequence[Row], count: int) -> list[Row]:
-    """So many of the rows, in the order that their prompts have by hash: fewer are among more."""
+    """Take so many of the rows, in the order of their prompts by hash: fewer are among more."""
     if count > len(rows):
         raise ValueError(
-            f"data.defense_rows={count}: the defender has {len(rows)} harmful rows; give at most so many, or null for all"
+            f"data.defense_rows={count}: the defender has {len(rows)} harmful rows; "
+            "give at most so many, or null for all"
         )
-    place = {prompt: i for i, prompt in enumerate(_shuffled(rows))}
+    place = {prompt: i for i, prompt in enumerate(_shuffle(rows))}
     return sorted(rows, key=lambda row: place[identity(row)])[:count]
 
 
 def _held_out(rows: Sequence[Row]) -> frozenset[str]:
-    """A fifth of the prompts, by their hash, and at least one."""
-    prompts = _shuffled(rows)
+    """Take a fifth of the prompts, by their hash, and at least one."""
+    prompts = _shuffle(rows)
     return frozenset(prompts[: max(1, len(prompts) // 5)])
 
 
-def _shuffled(rows: Sequence[Row]) -> list[str]:
-    """The prompts in an order that is their own, whichever rows stand beside them."""
+def _shuffle(rows: Sequence[Row]) -> list[str]:
+    """Put the prompts in an order that is their own, whichever rows stand beside them."""
     return sorted(
         {identity(row) for row in rows}, key=lambda prompt: hashlib.sha256(prompt.encode()).digest()
     )
 
 
-def _divided(rows: Sequence[Row], roles: Sequence[str]) -> dict[str, list[Row]]:
-    """The rows by role, in the shares of SHARES; the attacker has those of roles that are not asked for, and no other share moves."""
-    prompts = _shuffled(rows)
+def _divide(rows: Sequence[Row], roles: Sequence[str]) -> dict[str, list[Row]]:
+    """Divide the rows among the roles, in the shares of SHARES.
+
+    The attacker has those of roles that are not asked for, and no other share moves.
+    """
+    prompts = _shuffle(rows)
     where: dict[str, str] = {}
     start = 0
     for role, share in SHARES.items():

@@ -1,12 +1,14 @@
-"""The store of finished stages, by the hash of all that determines them: computed once, whichever run or process asks.
+"""The store of finished stages, by the hash of all that determines them.
+
+A stage is computed once, whichever run or process asks for it.
 
     stages/<key>/     what a stage left, with manifest.json: the SHA-256 of every file
-    partial/<key>/    a stage that is being computed, or that an interrupted process left to go on with
+    partial/<key>/    a stage that is being computed, or that was interrupted and can go on
     locks/<key>.lock  held by the process that computes it
     runs/<name>.json  the stages that an unfinished run needs
 
-A stage appears under `stages` by one rename, so it is there whole or not at all. What a disk or a hand has changed since is found
-by its hash, and computed again.
+A stage appears under `stages` by one rename, so it is there whole or not at all. What a disk or a
+hand has changed since is found by its hash, and computed again.
 """
 
 from __future__ import annotations
@@ -32,7 +34,7 @@ ATTACKED = ("finetune", "edit", "unsafe")  # kinds of stages whose weights gc ta
 
 
 class Manifest(Document):
-    """What a finished stage consists of."""
+    """The contents of a finished stage."""
 
     files: dict[str, str]  # SHA-256 by name
     dropped: list[str]  # weights that gc took
@@ -40,7 +42,7 @@ class Manifest(Document):
 
 
 class Made(Document):
-    """What a computation said of itself, and what it cost."""
+    """The facts that a computation told, and its cost."""
 
     facts: dict[str, Any] = Field(default_factory=dict)
     seconds: float = 0.0
@@ -66,7 +68,7 @@ class Entry:
         )
 
     def faults(self) -> list[str]:
-        """Its files that are not as they were written."""
+        """List the files that are not as they were written."""
         kept = [name for name in self.files if name not in self.dropped]
         return [
             name
@@ -90,11 +92,13 @@ class Store:
         compute: Callable[[Path], None],
         weights: bool = False,
     ) -> Path:
-        """Return the folder of the stage of this key, computed by `compute(folder)` where it is not there whole.
+        """Return the folder of the stage of this key.
 
-        `about` is what determines it, kept for those who look. With `weights` an entry whose weights gc took is computed
-        again. If `compute` raises, its partial work is kept for the next attempt; after a ValueError it is deleted, because
-        the same input would fail again. Another process that asks for the same stage waits.
+        Where it is not there whole, `compute(folder)` computes it. `about` is what determines it,
+        kept for those who look. With `weights` an entry whose weights gc took is computed again. If
+        `compute` raises, its partial work is kept for the next attempt; after a ValueError it is
+        deleted, because the same input would fail again. Another process that asks for the same
+        stage waits.
         """
         folder, partial = self.place(key), self.root / "partial" / key
         (self.root / "locks").mkdir(parents=True, exist_ok=True, mode=0o700)
@@ -128,7 +132,7 @@ class Store:
         return Entry(key, path.parent, manifest.files, tuple(manifest.dropped), manifest.about)
 
     def entries(self) -> list[Entry]:
-        """All finished stages, the oldest first."""
+        """List the finished stages, the oldest first."""
         folders = sorted(
             (self.root / "stages").glob("*"), key=lambda folder: folder.stat().st_mtime_ns
         )
@@ -136,7 +140,7 @@ class Store:
 
     @contextmanager
     def needed(self, name: str, keys: Sequence[str]) -> Iterator[None]:
-        """Inside, gc leaves these stages alone; so it does after an interruption, until the run of this name has ended."""
+        """Keep these stages from gc inside, and after an interruption until this run has ended."""
         marker = self.root / "runs" / f"{name}.json"
         marker.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
         write(marker, list(keys))
@@ -144,7 +148,10 @@ class Store:
         marker.unlink(missing_ok=True)
 
     def verify(self) -> dict[str, list[str]]:
-        """The faults of every entry that has some; a folder without a readable manifest is one itself."""
+        """Return the faults of every entry that has some.
+
+        A folder without a readable manifest is a fault itself.
+        """
         found: dict[str, list[str]] = {}
         for folder in sorted((self.root / "stages").glob("*")):
             entry = self.entry(folder.name)
@@ -154,7 +161,10 @@ class Store:
         return found
 
     def gc(self) -> int:
-        """Take the attacked weights that no unfinished run needs, and what is broken; the bytes that were freed."""
+        """Take the attacked weights that no unfinished run needs, and what is broken.
+
+        Returns the bytes that were freed.
+        """
         kept = {
             key
             for marker in (self.root / "runs").glob("*.json")
@@ -177,9 +187,8 @@ class Store:
                     "dropped": sorted({*entry.dropped, *taken}),
                     "about": entry.about,
                 }
-                write(
-                    entry.folder / MANIFEST, manifest
-                )  # first: a file that is gone before is a fault
+                # first: a file that is gone before is a fault
+                write(entry.folder / MANIFEST, manifest)
                 for name in taken:
                     (entry.folder / name).unlink()
         for partial in (self.root / "partial").glob("*"):
@@ -190,7 +199,7 @@ class Store:
 
 
 def open_store(root: Path) -> Store:
-    """The store in a folder. Raises where there is none."""
+    """Open the store in a folder. Raises where there is none."""
     if not (root / "locks").is_dir():
         raise ValueError(f"{root} holds no store of stages: give the folder `store` beside a run's")
     return Store(root)
@@ -202,7 +211,7 @@ def sha256(path: Path) -> str:
 
 
 def hashes(folder: Path) -> dict[str, str]:
-    """SHA-256 of every file in a folder and below, by its name there."""
+    """Return the SHA-256 of every file in a folder and below, by its name there."""
     files = sorted(path for path in folder.rglob("*") if path.is_file() and path.name != MANIFEST)
     return {str(path.relative_to(folder)): sha256(path) for path in files}
 
@@ -215,7 +224,7 @@ def write(path: Path, value: Any) -> None:
 
 
 def _whole(partial: Path) -> bool:
-    """Whether only the rename is left to do."""
+    """Return True if only the rename is left to do."""
     manifest = partial / MANIFEST
     return manifest.is_file() and json.loads(manifest.read_text(encoding="utf-8"))[
         "files"

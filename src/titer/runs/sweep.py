@@ -1,7 +1,8 @@
-"""A recipe over a grid of settings and seeds: every cell a `titer run` of its own process, the stages they share computed once.
+"""A recipe over a grid of settings and seeds.
 
-A cell that fails is tried once more and then is missing, with its error: never a result. What was interrupted is gone on with by
-starting the sweep again.
+Every cell is a `titer run` in a process of its own; the stages that they share are computed once. A
+cell that fails is tried once more and then is missing, with its error: never a result. A sweep that
+was interrupted goes on when it is started again.
 """
 
 from __future__ import annotations
@@ -47,7 +48,7 @@ class Cell:
 
 
 def cells(grid: Sequence[str], settings: Sequence[str], seeds: Sequence[int]) -> list[Cell]:
-    """Every combination of the grid's values, `path.to.field=1,2,3`, over fixed settings and seeds."""
+    """List every combination of the grid's values, `path.to.field=1,2,3`, settings and seeds."""
     axes = []
     for axis in grid:
         path, equals, text = axis.partition("=")
@@ -65,7 +66,7 @@ def cells(grid: Sequence[str], settings: Sequence[str], seeds: Sequence[int]) ->
 
 
 def _number(value: Any) -> Any:
-    """What was meant as a number: YAML takes 4e-4 for a text."""
+    """Read as a number what was meant as one: YAML takes 4e-4 for a text."""
     try:
         return float(value) if isinstance(value, str) else value
     except ValueError:
@@ -85,19 +86,26 @@ class Sweep:
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
     def check(self) -> None:
-        """Find what is wrong with any cell's settings before one is run, and cells of another recipe or other rows in the folder."""
+        """Raise before any cell is run where the settings of one are wrong.
+
+        So it does where the folder holds cells of another recipe or of other rows.
+        """
         for cell in self.cells:
             recipe, folder = recipes.load(self.recipe, cell.settings, cell.seed), self._folder(cell)
             if folder.exists() and not is_free(folder, f"run {Plan.read(recipe).identity}"):
                 raise ValueError(
-                    f"{self.folder} holds cells of another recipe or of other rows: give another --out, or remove it"
+                    f"{self.folder} holds cells of another recipe or of other rows: "
+                    "give another --out, or remove it"
                 )
 
     def _folder(self, cell: Cell) -> Path:
         return self.folder / "cells" / cell.name
 
     def run(self, report: Callable[[Cell, str], None]) -> dict[str, Any]:
-        """Run what is not done; `report(cell, status)` as it goes: running, done, failed, missing. The bundle, written as sweep.json."""
+        """Run the cells that are not done; return the bundle, which is written as sweep.json.
+
+        `report(cell, status)` is called as it goes: running, done, failed, missing.
+        """
         self.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         with ThreadPoolExecutor(self.jobs) as pool, self._interruptible():
             found = list(pool.map(lambda cell: self._cell(cell, report), self.cells))
@@ -112,7 +120,7 @@ class Sweep:
         return bundle
 
     def _cell(self, cell: Cell, report: Callable[[Cell, str], None]) -> dict[str, Any]:
-        """What a cell came to, computed or as it lies in its folder."""
+        """Return what a cell came to, computed or as it lies in its folder."""
         folder, marker = self._folder(cell), self._folder(cell).with_suffix(".json")
         if marker.is_file() and folder.is_dir():  # whose recipe and rows have been checked
             found = dict(json.loads(marker.read_text(encoding="utf-8")))
@@ -140,14 +148,7 @@ class Sweep:
 
     def _process(self, cell: Cell, folder: Path) -> tuple[int, str, str]:
         settings = [part for setting in cell.settings for part in ("--set", setting)]
-        command = [
-            sys.executable,
-            "-c",
-            "from titer.cli import main; main()",
-            "run",
-            self.recipe,
-            *settings,
-        ]
+        command = [sys.executable, "-m", "titer", "run", self.recipe, *settings]
         command += [
             "--seed",
             str(cell.seed),
@@ -177,7 +178,7 @@ class Sweep:
 
     @contextmanager
     def _interruptible(self) -> Iterator[None]:
-        """Inside, Ctrl-C or SIGTERM ends the running cells at once; the store has what they had finished."""
+        """End the running cells at once on Ctrl-C or SIGTERM inside; the store has their stages."""
 
         def stop(number: int, frame: Any) -> None:
             with self._lock:
@@ -194,7 +195,7 @@ class Sweep:
 
 
 def disagreeing(cells: Sequence[Mapping[str, Any]]) -> list[dict[str, str]]:
-    """The flags that the seeds of one setting raise together."""
+    """Return the flags that the seeds of one setting raise together."""
     found = [
         (settings, flag)
         for settings, by_seed in by_settings(groups(cells)).items()

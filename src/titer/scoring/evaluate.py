@@ -39,7 +39,10 @@ def answer_all(
     batch: int = 128,
     say: Callable[[str], None] = lambda _: None,
 ) -> dict[str, list[Answer]]:
-    """Return the greedy answers to every benchmark's prompts. All prompts are batched together, by length."""
+    """Return the greedy answers to every benchmark's prompts.
+
+    All prompts are batched together, by length.
+    """
     model.eval()
     rows = [row for rows in benchmarks.values() for row in rows]
     answers = iter(answer(model, template, rows, max_new_tokens, batch, say))

@@ -1,4 +1,7 @@
-"""From answers to figures: harmful score, fine-tune accuracy, and what else benchmarks measure. No model is needed."""
+"""From answers to figures: harmful score, fine-tune accuracy, and what else benchmarks measure.
+
+No model is needed.
+"""
 
 from __future__ import annotations
 
@@ -43,11 +46,12 @@ def judge_answers(
 ) -> Evaluation:
     """Score the answers to every benchmark's prompts.
 
-    `harm` gives the harmful score (percent judged harmful) and the share of its answers that are coherent; with `margins`,
-    one of every harm prompt whose harmful answer is known, their mean is the harm margin. `asked` gives the harmful score of
-    the harm prompts in the attacker's words, which the judge reads without these; `lookalike` the percent refused of harmless
-    prompts; `task` the percent right by `scorer`, strictly and where it has a lenient rule by that; every other benchmark the
-    percent answered exactly.
+    `harm` gives the harmful score (percent judged harmful) and the share of its answers that are
+    coherent; with `margins`, one of every harm prompt whose harmful answer is known, their mean is
+    the harm margin. `asked` gives the harmful score of the harm prompts in the attacker's words,
+    which the judge reads without these; `lookalike` the percent refused of harmless prompts; `task`
+    the percent right by `scorer`, strictly and where it has a lenient rule by that; every other
+    benchmark the percent answered exactly.
     """
     plain = cast(Benchmark, registry.build("benchmarks", "answers"))
     scores: dict[str, Score] = {}

@@ -1,10 +1,10 @@
 """Scores with 95 % intervals over the draw of prompts, or of prompts and training seeds.
 
 `prompts`: the same weights on other prompts. This is Wilson's interval. Prompts may repeat, as
-forms of one question or as an answer sampled again. Then n is divided by the design effect
-1 + (m - 1) rho. Here rho is the correlation within a cluster (Fleiss and Cuzick), and m is the size
-of the cluster of an average outcome (Saha, Miller and Wang 2016, doi:10.1515/ijb-2015-0024). With
-few clusters, Student's t widens the interval (Korn and Graubard 1998). Where all outcomes are equal,
+forms of one question or as an answer sampled again. Then n is divided by the design effect 1 + (m -
+1) rho. Here rho is the correlation within a cluster (Fleiss and Cuzick), and m is the size of the
+cluster of an average outcome (Saha, Miller and Wang 2016, doi:10.1515/ijb-2015-0024). With few
+clusters, Student's t widens the interval (Korn and Graubard 1998). Where all outcomes are equal,
 rho is unknown and is taken as 1, so repeats do not count as evidence.
 
 `training`: another training seed and other prompts. The interval lies around p, the mean of the

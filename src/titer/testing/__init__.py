@@ -2,9 +2,9 @@
 
     test_contract = titer.testing.contract(Half())
 
-The model and the rows are those of the embedded lab, made small: nothing is downloaded, and no check takes
-long. Every check is a function of a method and an empty folder, and raises AssertionError with a sentence of
-what was broken. pytest has to be installed.
+The model and the rows are those of the embedded lab, made small: nothing is downloaded, and no
+check takes long. Every check is a function of a method and an empty folder, and raises
+AssertionError with a sentence of what was broken. pytest has to be installed.
 """
 
 from __future__ import annotations
@@ -41,7 +41,10 @@ Check = Callable[[Any, Path], None]
 
 
 def contract(*methods: Method) -> Callable[..., None]:
-    """Make a pytest function that runs every check on every method; its name has to begin with `test`."""
+    """Make a pytest function that runs every check on every method.
+
+    Its name has to begin with `test`.
+    """
     cases = [
         pytest.param(method, check, id=f"{type(method).__name__}-{check.__name__}")
         for method in methods
@@ -56,7 +59,7 @@ def contract(*methods: Method) -> Callable[..., None]:
 
 
 def checks(method: Method) -> list[Check]:
-    """The checks that a method of this kind has to pass."""
+    """Return the checks that a method of this kind has to pass."""
     found: list[Check] = [builds_and_round_trips]
     if isinstance(method, Defense | Edit | Attack):
         found += [names_its_paper, says_what_it_holds]
@@ -101,7 +104,7 @@ def says_what_it_holds(method: Method, folder: Path) -> None:
 
 
 def tampers_the_same_way(attack: Attack, folder: Path) -> None:
-    """The rows that the user sends are the same for the same seed, and the pools stay as they are."""
+    """The user's rows are the same for the same seed, and the pools stay as they are."""
     world = World(0)
     task = [Row(f"{row.prompt} {i}", row.response) for i in range(20) for row in world.alignment]
     own = [Row(f"{row.prompt} {i}", row.response) for i in range(20) for row in world.harmful]

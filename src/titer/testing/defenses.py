@@ -28,7 +28,7 @@ PASSES = 12  # forward passes of an update that are made to fail, one at a time
 
 
 def keeps_frozen_weights(method: Defense, folder: Path) -> None:
-    """After a training with weight decay, frozen weights, flags, hooks and gradients are as they were."""
+    """A training with weight decay leaves frozen weights, flags, hooks and gradients alone."""
     model = tiny(torch.float32)
     for name, parameter in model.named_parameters():
         parameter.requires_grad_("layers.0" not in name)
@@ -46,7 +46,7 @@ def keeps_frozen_weights(method: Defense, folder: Path) -> None:
 
 
 def draws_the_streams_it_declares(method: Defense, folder: Path) -> None:
-    """An update draws from each declared stream and no other, and one batch of what the stage trains on."""
+    """An update draws from each declared stream and no other, and one batch of its rows."""
     declared = set(method.needs.streams)
     assert "rows" in declared, "it declares no stream 'rows', which is what the stage trains on"
     step = step_for(tiny(), rows(), accelerator_for("cpu"), batch=2, accumulate=2)
@@ -58,7 +58,7 @@ def draws_the_streams_it_declares(method: Defense, folder: Path) -> None:
 
 
 def leaves_the_weights_to_the_optimizer(method: Defense, folder: Path) -> None:
-    """The gradient is finite, of trainable weights, and logged; the weights are bit for bit as they were."""
+    """The gradient is finite, of trainable weights, and logged; the weights stay bit for bit."""
     model = tiny(torch.float32)
     before, step = state(model), step_for(model, rows(), accelerator_for("cpu"))
     vec = method.gradient(step, method.prepare(step))
@@ -107,7 +107,7 @@ def leaves_the_weights_after_a_failure(method: Defense, folder: Path) -> None:
 
 
 def resumes_bit_for_bit(method: Defense, folder: Path) -> None:
-    """A training that was killed and goes on from its checkpoint ends bit for bit as one that was not."""
+    """A training that was killed and goes on ends bit for bit as one that was not."""
 
     def kill(update: int, of: int, terms: Mapping[str, float]) -> None:
         if update == 6:
@@ -124,7 +124,10 @@ def resumes_bit_for_bit(method: Defense, folder: Path) -> None:
 
 
 def check_ranks(methods: Sequence[Defense], folder: Path) -> None:
-    """Two ranks of one micro-batch equal one rank of two, to rounding. Takes registered methods alone."""
+    """Two ranks of one micro-batch equal one rank of two, to rounding.
+
+    Takes registered methods alone.
+    """
     configs = [registry.describe(method) for method in methods]
     script = folder / "rank.py"
     script.write_text(RANK, encoding="utf-8")
@@ -152,7 +155,7 @@ def check_ranks(methods: Sequence[Defense], folder: Path) -> None:
 
 
 def ends(methods: Sequence[Defense], accelerator: Accelerator) -> Iterator[dict[str, Tensor]]:
-    """The weights after three updates of four rows by each method, however many ranks share the rows."""
+    """Return the weights after three updates of four rows, by method, on any number of ranks."""
     ranks = accelerator.num_processes
     settings = Training(updates=3, lr=1e-3, batch=2, accumulate=2 // ranks, lora=None)
     for method in methods:

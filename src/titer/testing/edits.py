@@ -36,7 +36,7 @@ def edits_an_adapter(edit: UpdateEdit, folder: Path) -> None:
 
 
 def edits_a_whole_model(edit: UpdateEdit, folder: Path) -> None:
-    """The update of a model that was trained as a whole is edited, by an edit that needs no factors."""
+    """The update of a model trained as a whole is edited, by an edit that needs no factors."""
     if edit.needs.factors:
         return
     aligned = save(tiny(torch.float32), folder / "aligned")
@@ -72,7 +72,7 @@ def _edit(
 def _references(
     edit: UpdateEdit, aligned: Files, tuned: FineTuned, folder: Path
 ) -> dict[str, FineTuned | Mapping[str, Stored]]:
-    """The other models that the edit asks for, and no others."""
+    """Make the other models that the edit asks for, and no others."""
     found: dict[str, FineTuned | Mapping[str, Stored]] = {}
     for i, name in enumerate(edit.needs.references):
         if name == "base":
@@ -100,7 +100,7 @@ def edits_before_release(edit: TensorEdit, folder: Path) -> None:
 
 
 def chooses_rows_and_settings(edit: Retraining, folder: Path) -> None:
-    """The rows come from the pool and are the same each time; the settings are those of a training."""
+    """The rows come from the pool, the same each time; the settings are those of a training."""
     world = World(0)
     pool: list[Row] = [*pair(world.alignment, world.harmful)]
     chosen = edit.rows(list(pool))
@@ -142,7 +142,7 @@ def _digests(folder: Path) -> dict[Path, str]:
 
 
 def checks(edit: Edit) -> list[Callable[[Any, Path], None]]:
-    """The checks of an edit of this kind."""
+    """Return the checks of an edit of this kind."""
     if isinstance(edit, UpdateEdit):
         return [edits_an_adapter, edits_a_whole_model]
     if isinstance(edit, TensorEdit):

@@ -1,4 +1,4 @@
-"""A small model, rows, and what is looked at of them: all from the embedded lab, nothing is downloaded."""
+"""A small model and rows, all from the embedded lab: nothing is downloaded."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class Stop(BaseException):
 def tiny(
     dtype: torch.dtype = torch.float64, seed: int = 0, vocabulary: int = 400, layers: int = 2
 ) -> LlamaForCausalLM:
-    """A small random Llama whose logits are not flat."""
+    """Make a small random Llama whose logits are not flat."""
     torch.manual_seed(seed)
     config = LlamaConfig(
         vocab_size=vocabulary,
@@ -58,7 +58,7 @@ def tiny(
 
 
 def streams(template: Template) -> dict[str, list[Encoded]]:
-    """Rows of the lab's world for every stream, with answers of different lengths."""
+    """Make rows of the lab's world for every stream, with answers of different lengths."""
     world = World(0)
     long = (Row(r.prompt, f"{r.response} {r.response}") for r in world.harmful[:6])
     mixed = [*pair(world.alignment[:12], world.harmful), *world.alignment[-12:], *long]
@@ -73,7 +73,7 @@ def _streams() -> dict[str, list[Encoded]]:
 
 
 def rows() -> dict[str, list[Encoded]]:
-    """The rows of every stream as tokens, lists of the caller's own."""
+    """Return the rows of every stream as tokens, in lists of the caller's own."""
     return {name: list(those) for name, those in _streams().items()}
 
 
@@ -85,7 +85,7 @@ def step_for(
     accumulate: int = 1,
     update: int = 1,
 ) -> Step:
-    """An update of `model` outside of any training."""
+    """Make an update of `model` outside of any training."""
     streams = {name: Stream(name, of, seed=3) for name, of in rows.items()}
     weights = trainable(model)
     start = {name: weight.detach().clone() for name, weight in weights.items()}
@@ -94,7 +94,7 @@ def step_for(
 
 
 def state(model: torch.nn.Module) -> dict[str, Tensor]:
-    """A copy of all weights by name."""
+    """Copy all weights, by name."""
     return {name: p.detach().clone() for name, p in model.named_parameters()}
 
 
@@ -104,12 +104,12 @@ def same(before: Mapping[str, Tensor], after: Mapping[str, Tensor]) -> bool:
 
 
 def flags(model: torch.nn.Module) -> dict[str, bool]:
-    """The `requires_grad` of every weight."""
+    """Return the `requires_grad` of every weight."""
     return {name: parameter.requires_grad for name, parameter in model.named_parameters()}
 
 
 def hooks(model: torch.nn.Module) -> list[int]:
-    """The number of hooks on every module."""
+    """Count the hooks on every module."""
     return [
         len(module._forward_hooks) + len(module._backward_hooks) + len(module._forward_pre_hooks)
         for module in model.modules()
@@ -117,7 +117,7 @@ def hooks(model: torch.nn.Module) -> list[int]:
 
 
 def moved(model: PreTrainedModel, size: float, seed: int) -> PreTrainedModel:
-    """The model after a training that moved all its weights."""
+    """Return the model after a training that moved all its weights."""
     torch.manual_seed(seed)
     with torch.no_grad():
         for parameter in model.parameters():
@@ -126,7 +126,7 @@ def moved(model: PreTrainedModel, size: float, seed: int) -> PreTrainedModel:
 
 
 def adapted(model: PreTrainedModel, seed: int) -> PreTrainedModel:
-    """The model under a fine-tuned adapter."""
+    """Put the model under a fine-tuned adapter."""
     under = adapters.add_lora(model, Lora(r=8, alpha=16.0, targets=TARGETS))
     torch.manual_seed(seed)
     with torch.no_grad():
@@ -138,6 +138,6 @@ def adapted(model: PreTrainedModel, seed: int) -> PreTrainedModel:
 
 
 def save(model: PreTrainedModel, folder: Path, under: Files | None = None) -> Files:
-    """A checkpoint of the model, or of its adapter over the model `under` it."""
+    """Save a checkpoint of the model, or of its adapter over the model `under` it."""
     checkpoints.save(model, tokenizer(), folder, under)
     return folders.locate(Checkpoint(str(folder)))

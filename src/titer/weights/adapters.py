@@ -51,7 +51,7 @@ def add_lora(model: PreTrainedModel, lora: Lora) -> PreTrainedModel:
 
 @contextmanager
 def literal_peft() -> Iterator[None]:
-    """Inside, PEFT adapts the layers it is told to.
+    """Let PEFT adapt, inside, the layers that it is told to.
 
     For MoE families it reads the names of an MLP's linear layers, also those behind `all-linear`,
     as transformers 4 meant them: the router and the experts, which are parameters now. The linear

@@ -177,7 +177,7 @@ def _load_weights(checkpoint: Checkpoint, files: Files) -> PreTrainedModel:
 
 @contextmanager
 def _explain_errors(checkpoint: Checkpoint) -> Iterator[None]:
-    """Inside, a failure of transformers to load a model becomes a ValueError of one line."""
+    """Turn a failure of transformers to load a model, inside, into a ValueError of one line."""
     try:
         yield
     except (ValueError, OSError, RuntimeError, KeyError, ImportError, SafetensorError) as error:

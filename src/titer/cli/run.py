@@ -1,0 +1,115 @@
+"""The commands that run a whole recipe, once or over a grid, and show it: run, sweep, report."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from titer import paths
+from titer.cli import screen
+from titer.cli.options import Json, Recipe, Seed, Settings, StoreFolder
+
+app = typer.Typer()
+
+
+@app.command("run")
+def run_recipe(
+    recipe: Recipe = "lab",
+    settings: Settings = None,
+    seed: Seed = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Folder of the run (default: runs/<recipe>-<hash>).")
+    ] = None,
+    store: StoreFolder = None,
+    as_json: Json = False,
+) -> None:
+    """Run a recipe's pipelines and compare them.
+
+    Stages that the store has are not computed again.
+    """
+    from titer.runs import recipe as recipes
+
+    plan = recipes.load(recipe, settings or [], seed)  # a bad recipe is told of without torch
+    from titer import api
+    from titer.report import progress, tables
+
+    console = screen.console(sys.stderr)
+    folder = out or Path("runs") / f"{Path(recipe).stem}-{recipes.digest(plan)[:8]}"
+    with progress.show_stages(console) as watch:
+        found = api.run_recipe(plan, folder, store or folder.parent / paths.STORE, watch)
+    if as_json:
+        screen.print_json(found.documents)
+    else:
+        screen.console(sys.stdout).print(tables.to_screen(found.documents))
+    screen.print_flags(console, next(iter(found.documents.values())))
+    if not as_json:
+        console.print(f"Everything is in {folder}")
+
+
+@app.command("sweep")
+def run_sweep(
+    recipe: Recipe,
+    grid: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--grid", metavar="PATH=V1,V2", help="Values of a field. Repeatable: all combinations."
+        ),
+    ] = None,
+    seeds: Annotated[str, typer.Option(help="Training seeds, as 0,1,2.")] = "0",
+    settings: Settings = None,
+    jobs: Annotated[int, typer.Option(min=1, help="Cells at a time.")] = 1,
+    out: Annotated[
+        Path | None, typer.Option(help="Folder of the sweep (default: runs/sweep-<recipe>).")
+    ] = None,
+    store: StoreFolder = None,
+    as_json: Json = False,
+) -> None:
+    """Run a recipe over a grid and seeds, in processes that share finished stages.
+
+    Started again it goes on. Exit code 1: cells are missing.
+    """
+    from titer import report
+    from titer.report import progress, tables
+    from titer.runs import sweep
+
+    try:
+        numbers = [int(seed) for seed in seeds.split(",")]
+    except ValueError:
+        raise ValueError(f"--seeds {seeds!r}: give whole numbers, as 0,1,2") from None
+    folder = out or Path("runs") / f"sweep-{Path(recipe).stem}"
+    plan = sweep.Sweep(
+        recipe,
+        sweep.cells(grid or [], settings or [], numbers),
+        folder,
+        store or folder.parent / paths.STORE,
+        jobs,
+    )
+    plan.check()
+    console = screen.console(sys.stderr)
+    with progress.count_cells(console, len(plan.cells)) as watch:
+        bundle = plan.run(watch)
+    report.write_sweep(bundle, folder)
+    missing = bundle["missing"]
+    if as_json:
+        screen.print_json(bundle)
+    else:
+        screen.console(sys.stdout).print(tables.of_sweep(bundle))
+        console.print(
+            f"{missing} of {len(plan.cells)} cells are missing. Everything is in {folder}"
+        )
+    screen.print_flags(console, bundle)
+    if missing:
+        raise typer.Exit(1)
+
+
+@app.command("report")
+def make_report(
+    folder: Annotated[Path, typer.Argument(help="Folder of a finished run or sweep.")],
+) -> None:
+    """Make the HTML page of a run or a sweep again, from its JSON files."""
+    from titer import report
+
+    print(report.again(folder))
