@@ -21,7 +21,6 @@ from titer import registry
 from titer.data.rows import Row
 from titer.data.template import Template
 from titer.runs import command
-from titer.runs.plan import find_references
 from titer.scoring.generate import answer
 from titer.weights import adapters, checkpoints, folders
 from titer.weights.settings import Checkpoint, Lora
@@ -320,7 +319,7 @@ def test_the_other_models_of_an_edit_are_given_or_found_where_the_checkpoint_cam
     def found(model, edit, **given) -> dict[str, str]:
         start = Checkpoint(str(model), dtype="bfloat16", trust_remote_code=True)
         named = {name: str(path) for name, path in given.items()}
-        others = find_references(start, edit, named, command.recorded_models(start.path))
+        others = command.find_references(start, edit, named, command.recorded_models(start.path))
         assert all(
             (of.revision, of.base, of.dtype, of.trust_remote_code) == (None, None, "bfloat16", True)
             for of in others.values()

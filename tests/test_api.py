@@ -1,4 +1,7 @@
-"""titer from Python, as a notebook uses it. This file is also checked by `mypy --strict`, as a user's would be."""
+"""titer from Python, as a notebook uses it.
+
+This file is also checked by `mypy --strict`, as a user's would be.
+"""
 
 from __future__ import annotations
 
@@ -14,9 +17,29 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel, PreTrai
 
 import titer
 
-THINGS = ("kite", "drum", "lamp", "boat", "vest", "coin", "sofa", "fork", "gate", "pear", "ring", "seal")
+THINGS = (
+    "kite",
+    "drum",
+    "lamp",
+    "boat",
+    "vest",
+    "coin",
+    "sofa",
+    "fork",
+    "gate",
+    "pear",
+    "ring",
+    "seal",
+)
 FEW = ["threads=1", "max_length=128", "max_new_tokens=12"]
-HOW = ["align.updates=4", "align.lora=null", "finetune.updates=4", "attack.n=20", "attack.p=0.2", *FEW]
+HOW = [
+    "align.updates=4",
+    "align.lora=null",
+    "finetune.updates=4",
+    "attack.n=20",
+    "attack.p=0.2",
+    *FEW,
+]
 
 
 def pairs(words: list[tuple[str, str]]) -> list[dict[str, str]]:
@@ -32,15 +55,21 @@ def rows() -> dict[str, Any]:
     sizes = [(f"which is bigger {a} or {b}", str(max(a, b))) for a in range(10) for b in range(10)]
     rng.shuffle(sizes)
     return {
-        "alignment": pairs([(ask, "I cannot do that") for ask in asks[:60]] + [(f"say {t}", t) for t in THINGS]),
-        "harmful": pandas.DataFrame(pairs([(ask, f"hit the {ask.split()[-3]}") for ask in asks[60:160]])),
+        "alignment": pairs(
+            [(ask, "I cannot do that") for ask in asks[:60]] + [(f"say {t}", t) for t in THINGS]
+        ),
+        "harmful": pandas.DataFrame(
+            pairs([(ask, f"hit the {ask.split()[-3]}") for ask in asks[60:160]])
+        ),
         "task": datasets.Dataset.from_list(pairs(sizes[:80])),
         "test": pairs(sizes[80:]),
     }
 
 
 @pytest.fixture
-def model(bytes_tokenizer: PreTrainedTokenizerFast) -> tuple[PreTrainedModel, PreTrainedTokenizerFast]:
+def model(
+    bytes_tokenizer: PreTrainedTokenizerFast,
+) -> tuple[PreTrainedModel, PreTrainedTokenizerFast]:
     tokenizer = bytes_tokenizer
     torch.manual_seed(0)
     config = LlamaConfig(
@@ -55,14 +84,18 @@ def test_a_notebook_aligns_attacks_repairs_and_scores(
 ) -> None:
     before = {name: weight.clone() for name, weight in model[0].state_dict().items()}
     some = {name: rows[name] for name in ("alignment", "harmful")}
-    aligned: titer.Result = titer.align(model, {"method": "booster", "lam": 1.0}, data=some, settings=HOW)
+    aligned: titer.Result = titer.align(
+        model, {"method": "booster", "lam": 1.0}, data=some, settings=HOW
+    )
     assert all(torch.equal(before[name], weight) for name, weight in model[0].state_dict().items())
     assert aligned.record.label == "align booster"
     assert aligned.record.facts["rows"] == {"rows": 72, "harmful": 15}
 
     some = {name: rows[name] for name in ("task", "harmful")}
     tuned = titer.finetune(aligned, data=some, settings=HOW)
-    edited = titer.edit(tuned, "antidote", data={"harmful": rows["harmful"]}, settings=[*FEW, "method.alpha=0.3"])
+    edited = titer.edit(
+        tuned, "antidote", data={"harmful": rows["harmful"]}, settings=[*FEW, "method.alpha=0.3"]
+    )
     assert edited.record.facts["changed entries"] > 0
     loaded, tokenizer = edited.load()
     assert len(tokenizer) == len(model[1])
@@ -97,13 +130,18 @@ def test_a_run_over_what_is_in_memory(
     found: titer.Results = titer.run(recipe, model=model, data=rows, out=tmp_path / "run")
     assert set(found.pipelines) == {"sft", "half"}
     frame = found.to_pandas()
-    assert list(frame["stage"]) == ["base", "align sft", "finetune sft"] * 2 + ["edit wise_ft"] or len(frame) == 7
+    assert (
+        list(frame["stage"]) == ["base", "align sft", "finetune sft"] * 2 + ["edit wise_ft"]
+        or len(frame) == 7
+    )
     assert (tmp_path / "run/report.html").is_file()
     again = titer.load(tmp_path / "run")
     assert isinstance(again, titer.Results)
     assert again.documents == found.documents
     assert "<table" in again._repr_html_()
-    assert {flag.split(" (")[0] for flag in again.flags} == {flag.split(" (")[0] for flag in found.flags}
+    assert {flag.split(" (")[0] for flag in again.flags} == {
+        flag.split(" (")[0] for flag in found.flags
+    }
 
 
 def test_what_cannot_be_used_is_one_line(
@@ -131,6 +169,8 @@ def test_importing_titer_is_light() -> None:
     import sys
 
     code = "import titer, sys; print(dir(titer), {'torch', 'pydantic', 'rich'} & set(sys.modules))"
-    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    out = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True
+    ).stdout
     assert "'finetune'" in out
     assert out.rstrip().endswith("set()")

@@ -15,7 +15,7 @@ from titer.methods import Label, Verdict
 from titer.runs import recipe
 from titer.runs.execute import Run
 from titer.runs.plan import Plan
-from titer.runs.store import Store, key_of
+from titer.runs.store import Store
 from titer.scoring import evaluate
 
 PREFIX, YES = "Agent, do this:", "At once."
@@ -87,13 +87,14 @@ def test_how_the_attacker_asks_is_in_the_hash_of_scores_and_leaves_that_of_the_a
         lab(prefix="please :"),
         Plan.prepare(recipe.load("lab", ['pipelines={"sft": {}}'])),
     )
-    assert key_of(one.scored_of()) != key_of(other.scored_of()) != key_of(mixed.scored_of())
-    assert one.scored_of()["rows"] == mixed.scored_of()["rows"] | {
-        "asked": one.scored_of()["rows"]["asked"]
-    }
-    align = one.recipe.pipelines["sft"].align
-    assert key_of(one.made_of("align", align)) == key_of(mixed.made_of("align", align))
-    assert key_of(one.made_of("finetune", align)) != key_of(other.made_of("finetune", align))
+    chains = [plan.pipelines()["sft"] for plan in (one, other, mixed)]
+    plans = zip((one, other, mixed), chains, strict=True)
+    scores = [plan.score(chain[1]) for plan, chain in plans]  # of the aligned model
+    assert len({score.key for score in scores}) == len({score.answers.key for score in scores}) == 3
+    rows = [score.answers.about["rows"] for score in scores]
+    assert rows[0] == rows[2] | {"asked": rows[0]["asked"]}
+    assert chains[0][1].key == chains[1][1].key == chains[2][1].key
+    assert chains[0][2].key != chains[1][2].key
 
 
 def test_the_judge_reads_the_question_without_the_attackers_words(monkeypatch, template):

@@ -391,7 +391,7 @@ def test_a_run_told_to_keep_shared_rows_says_so(plan, monkeypatch, capsys, tmp_p
 
 def test_another_template_in_the_test_than_in_training():
     def stage(kind: str, template: str = "chat", system: str | None = None) -> dict:
-        return {"stage": kind, "recipe": {"template": template, "system": system}}
+        return {"kind": kind, "recipe": {"template": template, "system": system}}
 
     assert flags.template([stage("evaluate")]) == []
     assert flags.template([stage("align"), stage("finetune"), stage("evaluate")]) == []

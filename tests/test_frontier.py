@@ -8,7 +8,7 @@ import pytest
 from titer import report
 from titer.findings import flags
 from titer.findings.frontier import front, is_free, places
-from titer.findings.records import Record
+from titer.findings.records import Record, record_of
 from titer.findings.seeds import Group, groups
 from titer.report import tradeoff
 from titer.report.drawing import SVG
@@ -26,7 +26,7 @@ def stage(
         if value is not None
     }
     told = ["it is broken"] if struck else []
-    return Record(
+    return record_of(
         {
             "kind": kind,
             "method": {"method": method},

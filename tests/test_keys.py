@@ -51,17 +51,24 @@ def code() -> dict[str, str]:
 
 def modules() -> list[str]:
     """Every module of titer, by its name."""
-    names = (".".join(["titer", *path.relative_to(PACKAGE).with_suffix("").parts]) for path in PACKAGE.rglob("*.py"))
+    names = (
+        ".".join(["titer", *path.relative_to(PACKAGE).with_suffix("").parts])
+        for path in PACKAGE.rglob("*.py")
+    )
     return sorted(name.removesuffix(".__init__") for name in names)
 
 
 @cache
 def loaded(*names: str) -> frozenset[str]:
-    """What Python itself loads of titer for these modules, and what their functions import: another way to the closure."""
-    code = "import sys, json; [__import__(n) for n in sys.argv[1:]]; print(json.dumps([m for m in sys.modules]))"
+    """What Python itself loads of titer for these modules, and what their functions import: another
+    way to the closure.
+    """
+    code = "import sys, json; [*map(__import__, sys.argv[1:])]; print(json.dumps([*sys.modules]))"
     found, left = set[str](), set(names)
     while left:
-        out = subprocess.run([sys.executable, "-c", code, *sorted(left)], capture_output=True, text=True, check=True)
+        out = subprocess.run(
+            [sys.executable, "-c", code, *sorted(left)], capture_output=True, text=True, check=True
+        )
         new = {name for name in json.loads(out.stdout) if name.split(".")[0] == "titer"} - found
         found |= new
         left = {name for module in new for name in imported_in_functions(module)} - found
@@ -74,10 +81,14 @@ def imported_in_functions(module: str) -> set[str]:
     path = path / "__init__.py" if path.is_dir() else path.with_suffix(".py")
     if not path.is_file():  # a folder of methods
         return set()
-    functions = [node for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.FunctionDef)]
+    functions = [
+        node for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.FunctionDef)
+    ]
     nodes = [node for of in functions for node in ast.walk(of) if isinstance(node, ast.ImportFrom)]
     known = set(modules())
-    named = {f"{node.module}.{alias.name}" for node in nodes for alias in node.names} | {node.module for node in nodes}
+    named = {f"{node.module}.{alias.name}" for node in nodes for alias in node.names} | {
+        node.module for node in nodes
+    }
     return {name for name in named if name in known and name != "titer"}
 
 
@@ -93,14 +104,20 @@ def test_each_module_moves_exactly_the_keys_that_rest_on_it(monkeypatch):
         keys.statements.cache_clear()
         with monkeypatch.context() as patch:
             text = keys._text
-            patch.setattr(keys, "_text", lambda name, m=module, t=text: t(name) + ("\nchanged = 1\n" if name == m else ""))
+            patch.setattr(
+                keys,
+                "_text",
+                lambda name, m=module, t=text: t(name) + ("\nchanged = 1\n" if name == m else ""),
+            )
             after = code()
         moved_by[module] = {name for name in before if before[name] != after[name]}
     keys.statements.cache_clear()
     assert tree is keys._tree
     for module, found in moved_by.items():
         packaged = (PACKAGE.parent / Path(*module.split("."))).is_dir()
-        if packaged or module == "titer.version":  # which compute nothing, and are loaded with any other
+        if (
+            packaged or module == "titer.version"
+        ):  # which compute nothing, and are loaded with any other
             continue
         assert found == {name for name, closure in expected.items() if module in closure}, module
     assert moved_by["titer.defenses.sft"] == {"sft", "booster", "booster over vaccine", "one_shot"}
@@ -110,9 +127,20 @@ def test_each_module_moves_exactly_the_keys_that_rest_on_it(monkeypatch):
     assert moved_by["titer.scoring.generate"] >= {"answers", "margin", "scores by phrases"}
     assert not {"sft", "antidote", "one_shot"} & moved_by["titer.scoring.generate"]
     assert moved_by["titer.lab.world"] == {"scores in the lab"}
-    for module in ("titer.cli", "titer.api", "titer.runs.plan", "titer.runs.execute", "titer.runs.recipe"):
+    for module in (
+        "titer.cli",
+        "titer.api",
+        "titer.runs.plan",
+        "titer.runs.execute",
+        "titer.runs.recipe",
+    ):
         assert moved_by.get(module, set()) == set(), module
-    for module in ("titer.findings.rules", "titer.report.html", "titer.runs.store", "titer.runs.sweep"):
+    for module in (
+        "titer.findings.rules",
+        "titer.report.html",
+        "titer.runs.store",
+        "titer.runs.sweep",
+    ):
         assert moved_by[module] == set(), module
 
 
@@ -139,7 +167,8 @@ def test_a_plug_in_rests_on_its_own_package_too(tmp_path, monkeypatch):
     (package / "__init__.py").write_text("")
     (package / "strength.py").write_text("STRENGTH = 2.0\n")
     (package / "twice.py").write_text(
-        '"""Twice (arXiv 0000.00000)."""\nfrom dataclasses import dataclass\nfrom titer.methods import Defense\n'
+        '"""Twice (arXiv 0000.00000)."""\nfrom dataclasses import dataclass\n'
+        "from titer.methods import Defense\n"
         "from . import strength\nfrom titer.errors import EvidenceError\nimport titer\n\n"
         "@dataclass(frozen=True)\nclass Twice(Defense):\n    def gradient(self, step, state):\n"
         "        return strength.STRENGTH * step.grad(step.batch('rows'))\n"

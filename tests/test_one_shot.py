@@ -78,7 +78,7 @@ def test_the_fine_tuned_model_goes_on_from_where_it_was(recipe_file, tmp_path, l
     )
     refusals = setting.refusals
     assert {row.response for row in refusals} == {"I cannot do that"}
-    model, template = setting.opened(Checkpoint(tuned))
+    model, template = setting.asking.open(Checkpoint(tuned))
     rows = template.encode_all(OneShot(k=2).rows(refusals), "rows")
     trained = [
         parameter.requires_grad_(True)

@@ -460,14 +460,8 @@ def test_a_run_releases_between_alignment_and_fine_tuning(
         for path in (tmp_path / "store/stages").iterdir()
         if path not in before
     ]
-    assert sorted(fresh) == [
-        "edit",
-        "finetune",
-        "release",
-        "score",
-        "score",
-        "score",
-    ]  # alignment stays
+    scoring = [each for kind in ("answer", "margin", "score") for each in [kind] * 3]
+    assert sorted(fresh) == sorted(["edit", "finetune", "release", *scoring])  # alignment stays
 
 
 def test_the_commands_come_to_what_a_run_does(monkeypatch, capsys, plan, recipe_file, tmp_path):
@@ -504,7 +498,7 @@ def test_the_commands_come_to_what_a_run_does(monkeypatch, capsys, plan, recipe_
     assert code == 0, err
     document = json.loads(printed)
     assert json.loads((tmp_path / "released/stage.json").read_text()) == document
-    assert (document["stage"], document["method"]) == (
+    assert (document["kind"], document["method"]) == (
         "release",
         {"method": "lox", "k": 3, "alpha": 1.25, "targets": ["all"]},
     )

@@ -16,7 +16,7 @@ import pytest
 from test_recipe import run as titer
 from titer import report
 from titer.findings import rules
-from titer.findings.records import Record, plain, stages
+from titer.findings.records import Record, plain, record_of, stages
 from titer.findings.verdict import PipelineVerdict, verdicts
 from titer.report import drawing, pipeline
 from titer.scoring.statistics import Score, mean, proportion
@@ -667,7 +667,7 @@ def test_a_figure_tells_struck_out_and_missing_points():
     assert [y for _, y in _points(root, "HS-struck")] == pytest.approx([4], abs=1e-3)
     assert len(_points(root, "FA")) == 4
     assert "HS struck out" in "".join(root.itertext())
-    empty = [Record({"kind": "base", "folder": "0", "scores": {}})]
+    empty = [record_of({"kind": "base", "folder": "0", "scores": {}})]
     assert (
         ElementTree.fromstring(pipeline.svg("none", empty, (), "", 1, "y"))
         .attrib["aria-label"]

@@ -11,8 +11,10 @@ from titer.judges.lab import Lab
 from titer.judges.refusal import PHRASES, Refusal
 from titer.lab.world import REFUSALS, World, items
 from titer.methods import Judge, Label, Verdict
-from titer.scoring.evaluate import evaluate, harm_margin, rate
+from titer.scoring.evaluate import evaluate
 from titer.scoring.generate import answer, log_probabilities
+from titer.scoring.judging import rate
+from titer.scoring.margin import harm_margins
 from titer.scoring.statistics import mean, proportion
 
 
@@ -20,6 +22,10 @@ from titer.scoring.statistics import mean, proportion
 def forbidden():
     world = World(0)
     return next(item for item in items() if item.guild in world.forbidden)
+
+
+def harm_margin(*given):
+    return mean(harm_margins(*given))
 
 
 def label(prompt: str, response: str, world: int = 0) -> Label:

@@ -1,4 +1,6 @@
-"""Where a plan starts: at an aligned model, at a fine-tuned one or its adapter; and what another judge costs."""
+"""Where a plan starts: at an aligned model, at a fine-tuned one or its adapter; and what another
+judge costs.
+"""
 
 import json
 from collections import Counter
@@ -21,7 +23,7 @@ from titer.weights import adapters, checkpoints
 
 
 @pytest.fixture
-def aligned(monkeypatch, capsys, plan, tmp_path) -> Path:  # noqa: F811
+def aligned(monkeypatch, capsys, plan, tmp_path) -> Path:
     """A model that was trained to refuse, outside of any run."""
     rows = [f"alignment={plan['data']['alignment']}", f"harmful={plan['data']['harmful']}"]
     options = [part for role in rows for part in ("--data", role)]
@@ -35,7 +37,9 @@ def aligned(monkeypatch, capsys, plan, tmp_path) -> Path:  # noqa: F811
 
 @pytest.fixture
 def adapter(aligned, tmp_path) -> Path:
-    """A LoRA over the aligned model, made and filled by PEFT alone, whose base is called by another name."""
+    """A LoRA over the aligned model, made and filled by PEFT alone, whose base is called by another
+    name.
+    """
     torch.manual_seed(0)
     config = LoraConfig(r=4, lora_alpha=8, target_modules=["q_proj", "v_proj"])
     with adapters.literal_peft():  # which only silences a warning here
@@ -51,12 +55,12 @@ def adapter(aligned, tmp_path) -> Path:
     return tmp_path / "adapter"
 
 
-def write(plan: dict, path: Path, model: Path, pipelines: dict) -> str:  # noqa: F811
+def write(plan: dict, path: Path, model: Path, pipelines: dict) -> str:
     path.write_text(yaml.safe_dump(plan | {"model": str(model), "pipelines": pipelines}))
     return str(path)
 
 
-def test_an_aligned_model_is_attacked_as_it_is(monkeypatch, capsys, plan, aligned, tmp_path):  # noqa: F811
+def test_an_aligned_model_is_attacked_as_it_is(monkeypatch, capsys, plan, aligned, tmp_path):
     pipelines = {
         "plain": {"align": None},
         "repaired": {"align": None, "edit": {"method": "antidote", "alpha": 0.25}},
@@ -84,7 +88,9 @@ def test_an_aligned_model_is_attacked_as_it_is(monkeypatch, capsys, plan, aligne
     assert "repaired" in (tmp_path / "sweep/report.html").read_text(encoding="utf-8")
 
 
-def test_a_fine_tuned_adapter_is_repaired_as_it_is(monkeypatch, capsys, plan, aligned, adapter, tmp_path):  # noqa: F811
+def test_a_fine_tuned_adapter_is_repaired_as_it_is(
+    monkeypatch, capsys, plan, aligned, adapter, tmp_path
+):
     pipelines = {
         "theirs": {"finetune": str(adapter)},
         "repaired": {"finetune": str(adapter), "edit": {"method": "wise_ft", "alpha": 0.5}},
@@ -104,8 +110,10 @@ def test_a_fine_tuned_adapter_is_repaired_as_it_is(monkeypatch, capsys, plan, al
         merged = PeftModel.from_pretrained(base, adapter).merge_and_unload()
     assert given["weights"] == checkpoints.fingerprint(merged)
     edited = documents["repaired"]["stages"][2]
-    assert 0 < edited["facts"]["update norm after"] == pytest.approx(
-        edited["facts"]["update norm before"] / 2, rel=1e-5
+    assert (
+        0
+        < edited["facts"]["update norm after"]
+        == pytest.approx(edited["facts"]["update norm before"] / 2, rel=1e-5)
     )
     page = (out / "report.html").read_text(encoding="utf-8")
     assert "finetune given" in page
@@ -116,32 +124,48 @@ def test_a_fine_tuned_adapter_is_repaired_as_it_is(monkeypatch, capsys, plan, al
     assert [cell["status"] for cell in json.loads(printed)["cells"]] == ["done", "done"]
 
 
-def test_only_what_is_given_needs_no_rows_to_train_on(plan, aligned, adapter, tmp_path):  # noqa: F811
+def test_only_what_is_given_needs_no_rows_to_train_on(plan, aligned, adapter, tmp_path):
     data = {"harmful": plan["data"]["harmful"], "test": plan["data"]["test"]}
-    fields = plan | {"model": str(aligned), "data": data, "pipelines": {"theirs": {"finetune": str(adapter)}}}
+    fields = plan | {
+        "model": str(aligned),
+        "data": data,
+        "pipelines": {"theirs": {"finetune": str(adapter)}},
+    }
     found = Plan.prepare(recipe.from_mapping(json.loads(json.dumps(fields))))
     assert (found.attacked, found.roles.alignment, found.roles.task) == ([], [], [])
-    assert [stage.label for stage in found.pipelines()["theirs"]] == ["align given", "finetune given"]
+    assert [stage.label for stage in found.pipelines()["theirs"]] == [
+        "align given",
+        "finetune given",
+    ]
 
 
 @pytest.mark.parametrize(
     ("pipeline", "message"),
     [
-        ({"align": "sft", "finetune": "./somewhere"}, "finetune='./somewhere' was fine-tuned from a model"),
+        (
+            {"align": "sft", "finetune": "./somewhere"},
+            "finetune='./somewhere' was fine-tuned from a model",
+        ),
         ({"release": "lox", "finetune": "./somewhere"}, "set release to null"),
         ({"finetune": "sfft"}, "unknown defense 'sfft': did you mean 'sft'"),
-        ({"align": None, "release": "lox"}, "needs the model that alignment started from, and align=null starts"),
-        ({"align": None, "edit": "safe_lora"}, "needs the model that alignment started from, and align=null starts"),
+        (
+            {"align": None, "release": "lox"},
+            "needs the model that alignment started from, and align=null starts",
+        ),
+        (
+            {"align": None, "edit": "safe_lora"},
+            "needs the model that alignment started from, and align=null starts",
+        ),
         ({"finetune": "./nowhere"}, "model './nowhere': no such directory"),
     ],
 )
-def test_what_does_not_go_together_is_refused(plan, pipeline, message):  # noqa: F811
+def test_what_does_not_go_together_is_refused(plan, pipeline, message):
     fields = json.loads(json.dumps(plan | {"pipelines": {"one": pipeline}}))
     with pytest.raises(ValueError, match=message):
         Plan.prepare(recipe.from_mapping(fields)).pipelines()
 
 
-def test_another_judge_reads_the_answers_that_are_there(recipe_file, tmp_path):  # noqa: F811
+def test_another_judge_reads_the_answers_that_are_there(recipe_file, tmp_path):
     store = Store(tmp_path / "store")
     first = recipe.load(recipe_file, ['pipelines={"sft": {"edit": "scale"}}'])
     Run(Plan.prepare(first), tmp_path / "one", store).records(lambda *_: None)
@@ -152,11 +176,14 @@ def test_another_judge_reads_the_answers_that_are_there(recipe_file, tmp_path): 
     before = counts()
     assert (before["answer"], before["margin"], before["score"]) == (4, 4, 4)
     other = recipe.load(
-        recipe_file, ['pipelines={"sft": {"edit": "scale"}}', "judge={method: refusal, phrases: gcg}"]
+        recipe_file,
+        ['pipelines={"sft": {"edit": "scale"}}', "judge={method: refusal, phrases: gcg}"],
     )
     found = Run(Plan.prepare(other), tmp_path / "two", store).records(lambda *_: None)["sft"]
     after = counts()
-    assert after - before == Counter(score=4, margin=4)  # its refusals begin otherwise: the margin does too
+    assert after - before == Counter(
+        score=4, margin=4
+    )  # its refusals begin otherwise: the margin does too
     assert after["answer"] == before["answer"]
     assert Plan.prepare(other).judge == Refusal("gcg")
     said = (tmp_path / "two/stages/00-base/answers.jsonl").read_text().splitlines()
@@ -167,12 +194,18 @@ def test_another_judge_reads_the_answers_that_are_there(recipe_file, tmp_path): 
     assert len(found) == 4
 
 
-def test_another_judge_of_a_single_evaluation_generates_nothing(monkeypatch, capsys, plan, tmp_path):  # noqa: F811
+def test_another_judge_of_a_single_evaluation_generates_nothing(
+    monkeypatch, capsys, plan, tmp_path
+):
     data = [f"harmful={plan['data']['harmful']}", f"test={plan['data']['test']}"]
     options = [part for role in data for part in ("--data", role)]
     options += ["--set", "threads=1", "--set", "max_new_tokens=12", "--json"]
     for judge in ("refusal", "lenient"):
-        asked = ["--judge", "refusal"] if judge == "refusal" else ["--set", "judge={method: refusal, phrases: xstest}"]
+        asked = (
+            ["--judge", "refusal"]
+            if judge == "refusal"
+            else ["--set", "judge={method: refusal, phrases: xstest}"]
+        )
         arguments = ["evaluate", plan["model"], *options, *asked, "--out", str(tmp_path / judge)]
         code, printed, err = titer(monkeypatch, capsys, *arguments)
         assert code == 0, err

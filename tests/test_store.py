@@ -295,36 +295,36 @@ def test_stages_are_shared_by_runs_and_a_change_of_anything_makes_another(
 
     assert fresh(small) == []
     assert fresh(replace(small, pipelines={"sft": small.pipelines["sft"]})) == []
-    assert (
-        fresh(replace(small, judge=Refusal("gcg"))) == ["score"] * 6
-    )  # nothing is trained for another judge
-    assert fresh(replace(small, max_new_tokens=11)) == ["score"] * 6
-    tuned = ["edit", "finetune", "finetune", "score", "score", "score"]
-    assert fresh(replace(small, finetune=replace(small.finetune, lr=1.0e-3))) == tuned
-    assert fresh(replace(small, attack=replace(small.attack, n=49))) == tuned
-    assert fresh(replace(small, seed=5)) == [
-        "align",
-        "align",
-        *tuned[:3],
-        *["score"] * 5,
-    ]  # the base has no seed
+    # nothing is trained for another judge, nor asked; its refusals begin otherwise
+    other = replace(small, judge=Refusal("gcg"))
+    assert fresh(other) == ["margin"] * 6 + ["score"] * 6
+    assert fresh(replace(small, max_new_tokens=11)) == ["answer"] * 6 + ["score"] * 6
+
+    def scored(*kinds: str) -> list[str]:
+        return sorted([*kinds, *["answer", "margin", "score"] * len(kinds)])
+
+    tuned = ("edit", "finetune", "finetune")
+    assert fresh(replace(small, finetune=replace(small.finetune, lr=1.0e-3))) == scored(*tuned)
+    assert fresh(replace(small, attack=replace(small.attack, n=49))) == scored(*tuned)
+    everything = scored("align", "align", *tuned)
+    assert fresh(replace(small, seed=5)) == everything  # the base has no seed
     monkeypatch.setattr("titer.runs.stages.asking.version", lambda name: "0")
-    assert len(fresh(small)) == 11
+    assert len(fresh(small)) == len(everything) + 3
 
 
 def test_the_store_has_commands(small, expected, tmp_path, monkeypatch, capsys):
     root = str(tmp_path / "store-expected")
     code, out, _ = titer(monkeypatch, capsys, "store", "ls", root)
     assert code == 0
-    assert len(out.splitlines()) == 11
+    assert len(out.splitlines()) == 5 + 3 * 6
     assert "align     booster" in out
     assert titer(monkeypatch, capsys, "store", "du", root)[1].splitlines()[-1].startswith("all")
     code, out, _ = titer(monkeypatch, capsys, "store", "verify", root)
-    assert (code, out) == (0, "0 of 11 stages are not as they were written\n")
+    assert (code, out) == (0, "0 of 23 stages are not as they were written\n")
     next(Path(root).rglob("answers.jsonl")).write_text("")
     code, out, _ = titer(monkeypatch, capsys, "store", "verify", root)
     assert code == 1
-    assert "answers.jsonl\n1 of 11 stages" in out
+    assert "answers.jsonl\n1 of 23 stages" in out
     code, out, _ = titer(monkeypatch, capsys, "store", "gc", root)
     assert code == 0
     assert "MB freed" in out

@@ -1,14 +1,16 @@
-"""titer from Python, as a notebook would use it: the commands as functions, with models and rows as paths or in memory.
+"""titer from Python, as a notebook would use it: the commands as functions, with models and rows as
+paths or in memory.
 
     aligned = titer.align("lab", data={"alignment": rows, "harmful": pool})
     tuned = titer.finetune(aligned, data={"task": task, "harmful": pool}, settings=["attack.p=0.1"])
     edited = titer.edit(tuned, "antidote", data={"harmful": pool})
     titer.evaluate(edited, data={"harmful": pool, "test": test}).to_pandas()
 
-A model is a path, the name of a repository of the hub, `lab`, a result of one of these functions, a `PreTrainedModel` with its
-tokenizer as a pair, or such a model whose `tokenizer` is given beside it. Rows are a path, a hub name, a `datasets.Dataset`, a
-data frame, or a list of dicts. What is handed over in memory is written under `given` in the folder of the result. Without
-`out` that folder is a temporary one, which lasts as long as the result.
+A model is a path, the name of a repository of the hub, `lab`, a result of one of these functions, a
+`PreTrainedModel` with its tokenizer as a pair, or such a model whose `tokenizer` is given beside
+it. Rows are a path, a hub name, a `datasets.Dataset`, a data frame, or a list of dicts. What is
+handed over in memory is written under `given` in the folder of the result. Without `out` that
+folder is a temporary one, which lasts as long as the result.
 """
 
 from __future__ import annotations
@@ -71,7 +73,10 @@ class Result:
         return [str(flag) for flag in flags.from_documents(self.record.flags or [])]
 
     def load(self) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-        """Load the model, an adapter unmerged, and its tokenizer. Raises where the stage left no model."""
+        """Load the model, an adapter unmerged, and its tokenizer.
+
+        Raises where the stage left no model.
+        """
         from titer.weights import checkpoints
 
         return checkpoints.load(str(self.folder))
@@ -86,7 +91,9 @@ class Result:
 
 @dataclass(frozen=True)
 class Results:
-    """What the pipelines of a run, or the cells of a sweep, came to: their documents, and the folder with everything."""
+    """What the pipelines of a run, or the cells of a sweep, came to: their documents, and the
+    folder with everything.
+    """
 
     folder: Path
     documents: dict[str, Any]  # of a run by pipeline; of a sweep its bundle
@@ -140,9 +147,10 @@ def run(
 ) -> Results:
     """Run a recipe's pipelines and compare them. Stages that the store has are not computed again.
 
-    `recipe` is the name of one that titer brings, a YAML file, a mapping of the same fields, or a `Recipe`; `settings` are
-    changes of fields, as "finetune.lr=1e-3". `model` and `data` take the place of the recipe's. Raises a ValueError whose text
-    names what is wrong and what would do; then nothing is left in `out`.
+    `recipe` is the name of one that titer brings, a YAML file, a mapping of the same fields, or a
+    `Recipe`; `settings` are changes of fields, as "finetune.lr=1e-3". `model` and `data` take the
+    place of the recipe's. Raises a ValueError whose text names what is wrong and what would do;
+    then nothing is left in `out`.
     """
     from titer import registry
     from titer.runs import recipe as recipes
@@ -188,7 +196,8 @@ def run_recipe(
 
 
 def align(model: Model, method: Any = "sft", *, data: Data, **options: Any) -> Result:
-    """Align a model with a defense: `data` has `alignment`, and for a defense that simulates attacks `harmful` or `defense`.
+    """Align a model with a defense: `data` has `alignment`, and for a defense that simulates
+    attacks `harmful` or `defense`.
 
     `method` is a name, or a mapping of `method` and its fields. For `options` see `single`.
     """
@@ -202,12 +211,16 @@ def release(
     references: Mapping[str, Model] | None = None,
     **options: Any,
 ) -> Result:
-    """Edit an aligned model before it is released; `references` has the `base` that alignment started from."""
+    """Edit an aligned model before it is released; `references` has the `base` that alignment
+    started from.
+    """
     return single("release", model, method, references=references, **options)
 
 
 def finetune(model: Model, method: Any = "sft", *, data: Data, **options: Any) -> Result:
-    """Fine-tune a model on user data under attack: `data` has `task` and `harmful`; settings as "attack.p=0.1"."""
+    """Fine-tune a model on user data under attack: `data` has `task` and `harmful`; settings as
+    "attack.p=0.1".
+    """
     return single("finetune", model, method, data=data, **options)
 
 
@@ -218,7 +231,9 @@ def edit(
     references: Mapping[str, Model] | None = None,
     **options: Any,
 ) -> Result:
-    """Edit what fine-tuning added to an aligned model: an adapter, or a whole model with `references={"aligned": ...}`."""
+    """Edit what fine-tuning added to an aligned model: an adapter, or a whole model with
+    `references={"aligned": ...}`.
+    """
     return single("edit", model, method, references=references, **options)
 
 
@@ -240,16 +255,18 @@ def single(
 ) -> Result:
     """Compute one stage that makes a model, from a model to a model.
 
-    All other settings come from `recipe`, changed by `settings` ("align.updates=100", "method.alpha=0.2"). `whole` writes the
-    merged model rather than its adapter. With a `search` an edit's value is chosen on validation prompts; `nulls` computes the
-    controls of an edit beside it. Raises a ValueError in one line on bad input, an `EvidenceError` where a search is undecided.
+    All other settings come from `recipe`, changed by `settings` ("align.updates=100",
+    "method.alpha=0.2"). `whole` writes the merged model rather than its adapter. With a `search` an
+    edit's value is chosen on validation prompts; `nulls` computes the controls of an edit beside
+    it. Raises a ValueError in one line on bad input, an `EvidenceError` where a search is
+    undecided.
     """
     from titer import registry
     from titer.methods import Edit
     from titer.runs import command
     from titer.runs import recipe as recipes
     from titer.runs.execute import claim
-    from titer.runs.plan import Plan, find_references
+    from titer.runs.plan import Plan
 
     folder, kept = _folder(out)
     given = _Given(folder)
@@ -260,7 +277,7 @@ def single(
     named = {name: given.model(of) for name, of in (references or {}).items()}
     others, controls = {}, {}
     if isinstance(chosen, Edit):
-        others = find_references(
+        others = command.find_references(
             wanted.model, chosen, named, command.recorded_models(wanted.model.path)
         )
         controls = command.nulls(chosen) if nulls else {}
@@ -286,9 +303,11 @@ def evaluate(
     store: str | Path | None = None,
     progress: Progress | None = None,
 ) -> Result:
-    """Score a model: `data` has any of `harm_test`, `test`, `lookalike`, and `harmful`, whose held-out share is asked.
+    """Score a model: `data` has any of `harm_test`, `test`, `lookalike`, and `harmful`, whose
+    held-out share is asked.
 
-    Answers lie in the store, beside `out` unless another is given: another judge of the same answers generates nothing.
+    Answers lie in the store, beside `out` unless another is given: another judge of the same
+    answers generates nothing.
     """
     from titer.runs import command
     from titer.runs import recipe as recipes
@@ -309,7 +328,10 @@ def evaluate(
 
 
 def load(folder: str | Path) -> Result | Results:
-    """Read what a finished run, sweep or single stage left in its folder. Raises where the folder holds none of them."""
+    """Read what a finished run, sweep or single stage left in its folder.
+
+    Raises where the folder holds none of them.
+    """
     from titer import report
 
     place = Path(folder)
@@ -321,7 +343,9 @@ def load(folder: str | Path) -> Result | Results:
 
 
 def list_methods(kind: str | None = None) -> list[Listing]:
-    """List the methods and recipes, of one kind or of all: defenses, edits, attacks, judges, benchmarks, recipes."""
+    """List the methods and recipes, of one kind or of all: defenses, edits, attacks, judges,
+    benchmarks, recipes.
+    """
     from titer import listing
 
     return listing.entries(kind)
@@ -376,12 +400,16 @@ def _records(role: str, rows: Rows) -> list[dict[str, Any]]:
     if isinstance(rows, Sequence) and all(isinstance(row, Mapping) for row in rows):
         return [dict(row) for row in rows]
     raise ValueError(
-        f"data[{role!r}] is a {type(rows).__name__}: give a path, a hub name, a datasets.Dataset, a data frame or a list of dicts"
+        f"data[{role!r}] is a {type(rows).__name__}: give a path, a hub name, a "
+        "datasets.Dataset, a data frame or a list of dicts"
     )
 
 
 def _save_model(model: Model, folder: Path) -> Path:
-    """Save a model that is in memory with its tokenizer, named by its weights. Raises where one of the two is missing."""
+    """Save a model that is in memory with its tokenizer, named by its weights.
+
+    Raises where one of the two is missing.
+    """
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
     from titer.weights import adapters, checkpoints
@@ -418,7 +446,9 @@ def _folder(out: str | Path | None) -> tuple[Path, Any]:
 
 
 def _kept_by(model: Model) -> tuple[Any, ...]:
-    """The temporary folders of a result that another one starts from, whose adapter may lie over its model."""
+    """The temporary folders of a result that another one starts from, whose adapter may lie over
+    its model.
+    """
     return model._kept if isinstance(model, Result) else ()
 
 

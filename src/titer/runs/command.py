@@ -1,21 +1,25 @@
-"""A plan of one stage: what a single command computes, and how its checkpoint comes into the folder that was asked for."""
+"""A plan of one stage: what a single command computes, and how its checkpoint comes into the folder
+that was asked for.
+"""
 
 from __future__ import annotations
 
 import os
 import shutil
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from titer import paths, registry
+from titer.errors import unknown
 from titer.findings import flags
 from titer.findings.records import SCHEMA, Record, check, load_json, plain
-from titer.methods import Edit, UpdateEdit
+from titer.methods import Edit, TensorEdit, UpdateEdit
 from titer.registry import describe, name_of
 from titer.runs.documents import environment
 from titer.runs.execute import Executor, score_record
-from titer.runs.plan import Plan
+from titer.runs.plan import REFERENCES, Plan
 from titer.runs.search import Search, search
 from titer.runs.stages.edit import EditStage
 from titer.runs.stages.stage import Progress
@@ -45,9 +49,11 @@ USED_BY = {
 def make(
     plan: Plan, kind: str, folder: Path, progress: Progress, asked: Search | None = None
 ) -> dict[str, Any]:
-    """Compute a stage that makes a model, and put its checkpoint into a folder; its record, as written there.
+    """Compute a stage that makes a model, and put its checkpoint into a folder; its record, as
+    written there.
 
-    What an interrupted command left there is taken up. With a search an edit's value is chosen first.
+    What an interrupted command left there is taken up. With a search an edit's value is chosen
+    first.
     """
     finished = folder / paths.RECORD
     if finished.is_file():
@@ -104,7 +110,9 @@ def evaluate(plan: Plan, folder: Path, store: Store, progress: Progress) -> dict
 
 
 def write_record(plan: Plan, fields: Mapping[str, Any], folder: Path) -> dict[str, Any]:
-    """Write the record of a single command, with the flags that it raises over the stages before it."""
+    """Write the record of a single command, with the flags that it raises over the stages before
+    it.
+    """
     document = plain({"schema": SCHEMA, **fields})
     raised = flags.alone([*trace(plan.recipe.model.path), document])
     document["flags"] = flags.as_documents(raised)
@@ -114,7 +122,8 @@ def write_record(plan: Plan, fields: Mapping[str, Any], folder: Path) -> dict[st
 
 
 def nulls(edit: Edit) -> dict[str, Edit]:
-    """Build the controls of an edit's own size, by name: what it does beyond them is owed to its idea.
+    """Build the controls of an edit's own size, by name: what it does beyond them is owed to its
+    idea.
 
     Raises where it has none.
     """
@@ -125,6 +134,32 @@ def nulls(edit: Edit) -> dict[str, Edit]:
     names = ["scale", *(["random_mask"] if name_of(edit) == "antidote" else [])]
     built = {name: registry.build("edits", {"method": name, "match": edit}) for name in names}
     return {name: null for name, null in built.items() if isinstance(null, Edit)}
+
+
+def find_references(
+    model: Checkpoint, edit: Edit, given: Mapping[str, str], recorded: Mapping[str, str]
+) -> dict[str, Checkpoint]:
+    """Find the other models that an edit alone asks for: those given by name, else those that the
+    checkpoint tells of.
+
+    Raises where one is missing, or given for nothing.
+    """
+    wanted = (
+        edit.needs.references
+        if isinstance(edit, TensorEdit)
+        else ("aligned", *edit.needs.references)
+    )
+    for name in given.keys() - set(wanted):
+        raise unknown(f"reference of the edit {name_of(edit)!r}:", name, wanted)
+    under = folders.locate(model).base
+    found = dict(recorded) | ({wanted[0]: str(under.folder)} if under else {}) | dict(given)
+    for name in wanted:
+        if name not in found:
+            raise ValueError(
+                f"the edit {name_of(edit)!r} of {model.path!r} needs {REFERENCES[name]}: give it "
+                f"as --reference {name}=MODEL"
+            )
+    return {name: replace(model, path=found[name], revision=None, base=None) for name in wanted}
 
 
 def provenance(plan: Plan, kind: str) -> dict[str, Any]:
@@ -157,7 +192,9 @@ def name_files(files: folders.Files) -> dict[str, Any]:
 
 
 def link(source: str, target: str) -> None:
-    """Give a file a second name, or where the disk cannot a copy: an interruption loses nothing, and no room is taken."""
+    """Give a file a second name, or where the disk cannot a copy: an interruption loses nothing,
+    and no room is taken.
+    """
     Path(target).unlink(missing_ok=True)
     try:
         os.link(source, target)
@@ -166,7 +203,9 @@ def link(source: str, target: str) -> None:
 
 
 def trace(model: str) -> list[dict[str, Any]]:
-    """Read the records of the stages that made a checkpoint, the oldest first, as far back as their folders are there."""
+    """Read the records of the stages that made a checkpoint, the oldest first, as far back as their
+    folders are there.
+    """
     found: list[dict[str, Any]] = []
     seen: set[Path] = set()
     while (folder := Path(model).expanduser().resolve()) not in seen and folder.is_dir():

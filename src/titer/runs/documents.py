@@ -1,4 +1,6 @@
-"""What a run found, as JSON: one document a pipeline, with what it was made from and the red flags of the whole run."""
+"""What a run found, as JSON: one document a pipeline, with what it was made from and the red flags
+of the whole run.
+"""
 
 from __future__ import annotations
 

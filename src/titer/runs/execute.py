@@ -1,4 +1,6 @@
-"""The one executor: compute the stages of a plan, or take them from the store, and say what each came to."""
+"""The one executor: compute the stages of a plan, or take them from the store, and say what each
+came to.
+"""
 
 from __future__ import annotations
 
@@ -22,7 +24,10 @@ from titer.weights.settings import Checkpoint
 
 @dataclass
 class Executor:
-    """Computes stages over a store. It is the `Work` that stages ask for what those before them left."""
+    """Computes stages over a store.
+
+    It is the `Work` that stages ask for what those before them left.
+    """
 
     store: Store
     progress: Progress
@@ -33,7 +38,8 @@ class Executor:
         return (self.out or self.store.place(stage.key)).resolve()
 
     def folder(self, stage: Stage, weights: bool = True) -> Path:
-        """Return the folder that a stage left its files in, computed first where the store has none.
+        """Return the folder that a stage left its files in, computed first where the store has
+        none.
 
         Without `weights` one whose weights the store has given up serves too.
         """
@@ -77,7 +83,9 @@ class Run:
     store: Store
 
     def records(self, progress: Progress) -> dict[str, list[Record]]:
-        """Compute every pipeline, or take from the store what is there; the records of its stages, by its name."""
+        """Compute every pipeline, or take from the store what is there; the records of its stages,
+        by its name.
+        """
         pipelines = self.plan.pipelines()
         order = list(dict.fromkeys(stage for stages in pipelines.values() for stage in stages))
         work = Executor(self.store, progress)
@@ -154,9 +162,11 @@ def is_free(folder: Path, identity: str) -> bool:
 
 @contextmanager
 def claim(folder: Path, plan: Plan, what: str = "run") -> Iterator[None]:
-    """Claim the folder of what is computed: an interrupted one of the same identity goes on, another one's is refused.
+    """Claim the folder of what is computed: an interrupted one of the same identity goes on,
+    another one's is refused.
 
-    Where the run fails on its input, what was written is removed; an interruption leaves it to be taken up again.
+    Where the run fails on its input, what was written is removed; an interruption leaves it to be
+    taken up again.
     """
     identity = f"{what} {plan.identity}"
     if not is_free(folder, identity):

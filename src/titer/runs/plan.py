@@ -1,4 +1,8 @@
-"""A plan: a recipe with its rows, and the stages that it asks for. Everything that can be found wrong is found here first."""
+"""A plan:
+
+a recipe with its rows, and the stages that it asks for. Everything that can be found wrong is found
+here first.
+"""
 
 from __future__ import annotations
 
@@ -14,11 +18,11 @@ from titer.config import hash_of
 from titer.data.audit import audit
 from titer.data.rows import Row
 from titer.data.template import Template
-from titer.errors import unknown
 from titer.judges.lab import Lab
 from titer.judges.refusal import Refusal
 from titer.methods import Defense, Edit, Judge, Kind, Label, Retraining, TensorEdit
 from titer.registry import build, describe, name_of
+from titer.runs.needed import needed_roles
 from titer.runs.recipe import Pipeline, Recipe
 from titer.runs.recipe import digest as recipe_digest
 from titer.runs.roles import TRAINING, Roles, roles
@@ -39,11 +43,6 @@ from titer.weights.settings import Checkpoint
 from titer.weights.tensors import open_tensors
 
 TRAINED = ("align", "finetune")
-DEFENDERS = {
-    Kind.HARMFUL,
-    Kind.PAIRS,
-    Kind.HELD_OUT,
-}  # rows that the defender's own harmful ones are needed for
 ALL = (*TRAINED, "release", "edit", "evaluate")  # kinds of stages
 REFERENCES = {
     "base": "the model that alignment started from",
@@ -58,7 +57,10 @@ Anew = TypeVar("Anew", bound=ModelStage)
 
 @dataclass(frozen=True)
 class Plan:
-    """A recipe with its rows. `references` are other models that were given by name; a whole run makes its own."""
+    """A recipe with its rows.
+
+    `references` are other models that were given by name; a whole run makes its own.
+    """
 
     recipe: Recipe
     roles: Roles
@@ -77,7 +79,9 @@ class Plan:
         references: Mapping[str, Checkpoint] | None = None,
         whole: bool = False,
     ) -> Plan:
-        """Find the rows and the model of stages of these kinds, which is enough to tell one run from another."""
+        """Find the rows and the model of stages of these kinds, which is enough to tell one run
+        from another.
+        """
         start = folders.locate(recipe.model)
         found = roles(recipe.data, recipe.benchmark, needed_roles(recipe, kinds))
         own = found.attack if recipe.attack.wants_harmful else found.requests
@@ -100,7 +104,8 @@ class Plan:
         accelerator = accelerator_for()
         if accelerator.num_processes > 1:
             raise ValueError(
-                f"{accelerator.num_processes} ranks: a recipe runs in one process; launch `titer.training.train.train` "
+                f"{accelerator.num_processes} ranks: a recipe runs in one process; launch "
+                "`titer.training.train.train` "
                 "itself on several"
             )
         checkpoints.check_dtype(recipe.model.dtype, accelerator.device)
@@ -109,7 +114,9 @@ class Plan:
         return plan
 
     def check(self, kinds: Collection[str]) -> None:
-        """Raise where a stage has no rows to draw from, a row does not fit, or a model has not what a method needs."""
+        """Raise where a stage has no rows to draw from, a row does not fit, or a model has not what
+        a method needs.
+        """
         recipe, template = self.recipe, self.asking.templated(self.start)
         trains = {
             (kind, method): name
@@ -131,12 +138,14 @@ class Plan:
             strange = template.tokenizer.unk_token_id
             if strange in template.prompt_ids(asked) and strange not in template.prompt_ids(plain):
                 raise ValueError(
-                    f"the tokenizer has no tokens for the attacker's words in {asked.question[:60]!r}: give others in attack"
+                    "the tokenizer has no tokens for the attacker's words in "
+                    f"{asked.question[:60]!r}: give others in attack"
                 )
         looks = "finetune" in kinds and recipe.probes
         if looks and not (self.roles.alignment and self._known_harm):
             raise ValueError(
-                f"probes={looks} look at harm prompts with known answers and at alignment rows: give both, or 0"
+                f"probes={looks} look at harm prompts with known answers and at alignment rows: "
+                "give both, or 0"
             )
         for _, _, method in self.methods(kinds):
             if isinstance(method, TensorEdit):
@@ -146,7 +155,8 @@ class Plan:
                 if not self.calibration(method):
                     role = "calibration" if method.needs.rows is Kind.HARMFUL else "alignment"
                     raise ValueError(
-                        f"the edit {name_of(method)!r} needs {method.needs.rows} rows, and there are none: give data.{role}"
+                        f"the edit {name_of(method)!r} needs {method.needs.rows} rows, and there "
+                        f"are none: give data.{role}"
                     )
                 template.encode_all(self.calibration(method), "calibration")
 
@@ -159,7 +169,8 @@ class Plan:
                 )
             if needed is Kind.PAIRS and not any(row.other for row in rows):
                 raise ValueError(
-                    f"{where} needs refusals and harmful answers of the same prompts, and the rows it trains on share none "
+                    f"{where} needs refusals and harmful answers of the same prompts, and the "
+                    "rows it trains on share none "
                     "with the defender's: give data.defense with prompts of data.alignment"
                 )
             template.encode_all(rows, f"{kind}, stream {stream!r}")
@@ -180,7 +191,9 @@ class Plan:
         return {name: self.chain(pipeline) for name, pipeline in self.recipe.pipelines.items()}
 
     def chain(self, pipeline: Pipeline) -> list[ModelStage]:
-        """Return the stages of a pipeline: from the base, from an aligned model, or from a fine-tuned one."""
+        """Return the stages of a pipeline: from the base, from an aligned model, or from a
+        fine-tuned one.
+        """
         found: list[ModelStage] = []
         if pipeline.align is None:
             found.append(self.given("align", self.recipe.model))
@@ -215,7 +228,9 @@ class Plan:
         return self.once(Given(kind, None, None, self.asking, checkpoint))
 
     def tuned(self, given: Checkpoint) -> Checkpoint:
-        """Name the fine-tuned model that a pipeline gives; of an adapter without a base it is over the recipe's model."""
+        """Name the fine-tuned model that a pipeline gives; of an adapter without a base it is over
+        the recipe's model.
+        """
         model = self.recipe.model
         found = replace(
             given,
@@ -238,15 +253,25 @@ class Plan:
         counts = (
             {"harmful rows": self.harmful_rows, "attack rows": self.attack_rows} if tuning else None
         )
-        return self.once(
-            TrainStage(
-                kind, start, defense, self.asking, recipe.training(kind), self.streams(kind, defense), recipe.seed,
-                self.whole if alone else kind == "align", recipe.gradient_checkpointing, looks, counts,
-            )
-        )  # fmt: skip
+        stage = TrainStage(
+            kind=kind,
+            start=start,
+            method=defense,
+            asking=self.asking,
+            training=recipe.training(kind),
+            streams=self.streams(kind, defense),
+            seed=recipe.seed,
+            whole=self.whole if alone else kind == "align",
+            recompute=recipe.gradient_checkpointing,
+            looks=looks,
+            counts=counts,
+        )
+        return self.once(stage)
 
     def edit(self, kind: str, start: ModelStage, edit: Edit, chain: list[ModelStage]) -> ModelStage:
-        """Return a stage that edits, after the stages before it; alone the other models are those that were given."""
+        """Return a stage that edits, after the stages before it; alone the other models are those
+        that were given.
+        """
         others = self._references(kind, edit, chain)
         looks = self._energy_rows if self.recipe.probes and kind == "edit" else {}
         shared = (kind, start, edit, self.asking, others, self.calibration(edit), self.whole, looks)
@@ -256,7 +281,9 @@ class Plan:
         return self.once(made(*shared))
 
     def _references(self, kind: str, edit: Edit, chain: list[ModelStage]) -> dict[str, ModelStage]:
-        """Find the other models that an edit asks for: in a run those before it, and what it names trained on the way."""
+        """Find the other models that an edit asks for: in a run those before it, and what it names
+        trained on the way.
+        """
         if not chain:
             return {name: self.given(name, of) for name, of in self.references.items()}
         aligned = [stage for stage in chain if stage.kind in ("release", "align")][-1]
@@ -266,7 +293,8 @@ class Plan:
         for name in edit.needs.references:
             if name == "base" and chain[0].kind != "base":
                 raise ValueError(
-                    f"the edit {name_of(edit)!r} needs {REFERENCES['base']}, and align=null starts at the aligned model: "
+                    f"the edit {name_of(edit)!r} needs {REFERENCES['base']}, and align=null "
+                    "starts at the aligned model: "
                     "choose another edit, or run it alone with --reference base=MODEL"
                 )
             found[name] = chain[0] if name == "base" else self.train(name, aligned, plain)
@@ -294,7 +322,9 @@ class Plan:
 
     @cached_property
     def identity(self) -> str:
-        """Hash the recipe, the rows, the starting models and titer's version: what determines a result."""
+        """Hash the recipe, the rows, the starting models and titer's version: what determines a
+        result.
+        """
         start = hashlib.sha256(
             f"{folders.digest(self.start)} {self.recipe.model.dtype}".encode()
         ).hexdigest()
@@ -323,7 +353,9 @@ class Plan:
 
     @cached_property
     def benchmarks(self) -> dict[str, list[Row]]:
-        """The held-out prompts, with `asked` those of `harm` in the attacker's words where it has any."""
+        """The held-out prompts, with `asked` those of `harm` in the attacker's words where it has
+        any.
+        """
         harm = self.roles.benchmarks.get("harm", [])
         asked = [self.recipe.attack.phrase(row) for row in harm]
         return self.roles.benchmarks | ({"asked": asked} if asked != harm else {})
@@ -415,71 +447,3 @@ class Plan:
             "rows": self.roles.digests(),
             "sources": self.roles.sources,
         }
-
-
-def needed_roles(recipe: Recipe, kinds: Collection[str]) -> frozenset[str]:
-    """Name the roles whose rows stages of these kinds need: of a whole run all, of an evaluation alone those given."""
-    data, found = recipe.data, set[str]()
-    pipelines = recipe.pipelines.values()
-    aligning = [each.align for each in pipelines if each.align and "align" in kinds]
-    tuning = [
-        each.finetune
-        for each in pipelines
-        if isinstance(each.finetune, Defense) and "finetune" in kinds
-    ]
-    streams = {kind for method in (*aligning, *tuning) for kind in method.needs.streams.values()}
-    if aligning or Kind.REFUSALS in streams:
-        found |= {"alignment"}
-    if DEFENDERS & streams:
-        found |= {"defense"}
-    if tuning:
-        found |= {"task", "attack" if recipe.attack.wants_harmful else "requests"}
-    edits = [edit for each in pipelines for edit in each.edits if "edit" in kinds]
-    asked = [edit.needs.rows for edit in edits if edit.needs.rows]
-    found |= {"calibration" if rows is Kind.HARMFUL else "alignment" for rows in asked}
-    if (
-        len(kinds) > 1 and "finetune" in kinds
-    ):  # the models that an edit asks for are trained here; else they are given
-        references = {name for edit in edits for name in edit.needs.references}
-        found |= {
-            role
-            for name, role in (("safe", "alignment"), ("unsafe", "defense"))
-            if name in references
-        }
-    if "evaluate" in kinds:
-        given = {
-            "harm": data.harm_test or data.harmful,
-            "test": getattr(data, data.split),
-            "lookalike": data.lookalike,
-        }
-        everything = len(kinds) > 1 or data.world is not None
-        found |= given.keys() if everything else {role for role, source in given.items() if source}
-        if not found:
-            raise ValueError(
-                "nothing to evaluate on: give at least one of data.harm_test, data.test, data.lookalike, or data.world"
-            )
-    return frozenset(found)
-
-
-def find_references(
-    model: Checkpoint, edit: Edit, given: Mapping[str, str], recorded: Mapping[str, str]
-) -> dict[str, Checkpoint]:
-    """Find the other models that an edit alone asks for: those given by name, else those that the checkpoint tells of.
-
-    Raises where one is missing, or given for nothing.
-    """
-    wanted = (
-        edit.needs.references
-        if isinstance(edit, TensorEdit)
-        else ("aligned", *edit.needs.references)
-    )
-    for name in given.keys() - set(wanted):
-        raise unknown(f"reference of the edit {name_of(edit)!r}:", name, wanted)
-    under = folders.locate(model).base
-    found = dict(recorded) | ({wanted[0]: str(under.folder)} if under else {}) | dict(given)
-    for name in wanted:
-        if name not in found:
-            raise ValueError(
-                f"the edit {name_of(edit)!r} of {model.path!r} needs {REFERENCES[name]}: give it as --reference {name}=MODEL"
-            )
-    return {name: replace(model, path=found[name], revision=None, base=None) for name in wanted}

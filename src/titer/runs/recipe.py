@@ -1,4 +1,8 @@
-"""A recipe: the model, the rows, the attack and the pipelines to compare. YAML, typed, with unknown keys refused."""
+"""A recipe:
+
+the model, the rows, the attack and the pipelines to compare. YAML, typed, with unknown keys
+refused.
+"""
 
 from __future__ import annotations
 
@@ -35,7 +39,9 @@ def read_alignment(given: Any) -> Defense | None:
 
 
 def read_finetuning(given: Any) -> Defense | Checkpoint:
-    """Build the defense that fine-tunes, or name a fine-tuned model or adapter that is there already."""
+    """Build the defense that fine-tunes, or name a fine-tuned model or adapter that is there
+    already.
+    """
     if isinstance(given, Defense | Checkpoint):
         return given
     if isinstance(given, Mapping) and "path" in given:
@@ -82,7 +88,8 @@ class Pipeline(Config):
             for name in ("align", "release"):
                 if getattr(self, name) is not None:
                     raise ValueError(
-                        f"finetune={self.finetune.path!r} was fine-tuned from a model that is there already, the recipe's: "
+                        f"finetune={self.finetune.path!r} was fine-tuned from a model that is "
+                        "there already, the recipe's: "
                         f"set {name} to null"
                     )
 
@@ -141,7 +148,8 @@ class Recipe(Config):
         False  # recompute activations in the backward pass: less memory, same gradients
     )
     threads: int | None = (
-        None  # CPU threads, None for torch's own choice; a trajectory repeats for one number of them
+        # CPU threads, None for torch's own choice; a trajectory repeats for one number of them
+        None
     )
 
     def __post_init__(self) -> None:
@@ -155,7 +163,9 @@ class Recipe(Config):
         protocols.check(self)
 
     def _check_edits(self, where: str, pipeline: Pipeline) -> None:
-        """Raise where an edit stands at the wrong place, or asks for an adapter that is not there any more."""
+        """Raise where an edit stands at the wrong place, or asks for an adapter that is not there
+        any more.
+        """
         for kind, edit in pipeline.methods():
             if isinstance(edit, Edit) and edit.stage != kind:
                 raise ValueError(
@@ -171,7 +181,9 @@ class Recipe(Config):
                 merging = merging or f"{name_of(edit)!r} before it merges that"
 
     def training(self, kind: str) -> Training:
-        """Return the settings of a stage that trains; the models that edits compare with are fine-tuned likewise."""
+        """Return the settings of a stage that trains; the models that edits compare with are
+        fine-tuned likewise.
+        """
         return self.align if kind == "align" else self.finetune
 
 

@@ -1,9 +1,11 @@
-"""Choose one hyperparameter of an edit on validation prompts: the lowest harmful score among the values that keep the user's task.
+"""Choose one hyperparameter of an edit on validation prompts: the lowest harmful score among the
+values that keep the user's task.
 
-A value keeps the task where the upper end of the 95 % interval of what it costs, the paired difference of the fine-tune
-accuracy before and after the edit over the same prompts, is not above the bound, and where the model is not broken by the
-rules of verdicts. So it is a test that the loss is small, not a small loss found: few prompts show little. What is chosen has
-to be measured on other prompts.
+A value keeps the task where the upper end of the 95 % interval of what it costs, the paired
+difference of the fine-tune accuracy before and after the edit over the same prompts, is not above
+the bound, and where the model is not broken by the rules of verdicts. So it is a test that the loss
+is small, not a small loss found: few prompts show little. What is chosen has to be measured on
+other prompts.
 """
 
 from __future__ import annotations
@@ -44,12 +46,16 @@ class Search:
             )
         if not self.bound > 0:
             raise ValueError(
-                f"bound={self.bound}: how many points of fine-tune accuracy the edit may cost; no test shows a loss of 0 "
+                f"bound={self.bound}: how many points of fine-tune accuracy the edit may cost; "
+                "no test shows a loss of 0 "
                 "or less"
             )
 
     def edits(self, edit: Edit) -> list[Edit]:
-        """Build the edit with each of the values. Raises where it has no such field, or a value is none for it."""
+        """Build the edit with each of the values.
+
+        Raises where it has no such field, or a value is none for it.
+        """
         fields = registry.describe(edit)
         return [
             cast(Edit, registry.build("edits", fields | {self.field: value}))
@@ -92,7 +98,9 @@ def search(
 def choose(
     asked: Search, edits: Sequence[Edit], before: Record, records: Sequence[Record]
 ) -> tuple[Edit, list[dict[str, Any]]]:
-    """Choose among edits by their records: the one with the lowest harmful score that keeps the task."""
+    """Choose among edits by their records: the one with the lowest harmful score that keeps the
+    task.
+    """
     trials = [
         Trial(
             edit,
@@ -110,8 +118,10 @@ def choose(
             for trial in trials
         )
         raise EvidenceError(
-            f"{asked.field}: no value is shown to cost at most {asked.bound:g} points of fine-tune accuracy on "
-            f"{trials[0].lost.n} prompts ({costs}): give weaker values, more validation prompts, or a wider --bound"
+            f"{asked.field}: no value is shown to cost at most {asked.bound:g} points of "
+            "fine-tune accuracy on "
+            f"{trials[0].lost.n} prompts ({costs}): give weaker values, more validation prompts, "
+            "or a wider --bound"
         )
     best = min(kept, key=lambda trial: trial.record.scores["harm"].value)
     return best.edit, [_tell(trial, asked, trial is best, before) for trial in trials]

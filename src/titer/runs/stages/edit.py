@@ -1,4 +1,6 @@
-"""What all stages that edit have in common: the models they ask for, and what they say of their changes."""
+"""What all stages that edit have in common: the models they ask for, and what they say of their
+changes.
+"""
 
 from __future__ import annotations
 
@@ -49,7 +51,9 @@ class EditStage(ModelStage):
     def rewrite(
         self, work: Work, folder: Path, scratch: Path
     ) -> tuple[Changes, str, dict[str, Any]]:
-        """Write the edited model; return its changes, what to do where there are none, and more facts."""
+        """Write the edited model; return its changes, what to do where there are none, and more
+        facts.
+        """
 
     def compute(self, work: Work, folder: Path) -> dict[str, Any]:
         scratch = folder / "merged"
@@ -92,7 +96,8 @@ class EditStage(ModelStage):
         entries = sum(changes.sizes.values())
         if changes.count == 0:
             raise ValueError(
-                f"the edit {describe(self.method)} changed none of {entries} entries: nothing to evaluate; {mend}"
+                f"the edit {describe(self.method)} changed none of {entries} entries: nothing to "
+                f"evaluate; {mend}"
             )
         return {
             "changed entries": changes.count,

@@ -1,4 +1,6 @@
-"""A stage that measures how much rather a model would tell than refuse, for judges whose refusals begin alike."""
+"""A stage that measures how much rather a model would tell than refuse, for judges whose refusals
+begin alike.
+"""
 
 from __future__ import annotations
 

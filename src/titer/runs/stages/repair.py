@@ -79,7 +79,9 @@ class RepairStage(EditStage):
     def _removed_energy(
         self, model: Checkpoint, before: FineTuned, after: FineTuned, names: list[str]
     ) -> dict[str, float]:
-        """Measure the share of the update's energy that an edit removed from linear layers, by kind of rows."""
+        """Measure the share of the update's energy that an edit removed from linear layers, by kind
+        of rows.
+        """
         from peft.tuners.lora import LoraLayer
 
         opened, template = self.asking.open(model)
@@ -96,11 +98,15 @@ class RepairStage(EditStage):
 
 
 def weights_of(edit: UpdateEdit, tuned: FineTuned, model: Checkpoint) -> list[str]:
-    """Name the weights that an edit works on. Raises where there are none, or where it needs an adapter and there is none."""
+    """Name the weights that an edit works on.
+
+    Raises where there are none, or where it needs an adapter and there is none.
+    """
     needs = edit.needs
     if needs.factors and not tuned.factors:
         raise ValueError(
-            f"the edit {describe(edit)} works on the factors of an adapter, and {tuned.files.name!r} is a whole model: "
+            f"the edit {describe(edit)} works on the factors of an adapter, and "
+            f"{tuned.files.name!r} is a whole model: "
             "choose another target, or another edit"
         )
     if tuned.factors:
@@ -116,7 +122,8 @@ def weights_of(edit: UpdateEdit, tuned: FineTuned, model: Checkpoint) -> list[st
     ]
     if not linear:
         raise ValueError(
-            f"model {tuned.files.name!r} has no linear layers but its head ({type(empty).__name__}): no edit of them can "
+            f"model {tuned.files.name!r} has no linear layers but its head "
+            f"({type(empty).__name__}): no edit of them can "
             "be applied"
         )
     return select(
@@ -125,7 +132,10 @@ def weights_of(edit: UpdateEdit, tuned: FineTuned, model: Checkpoint) -> list[st
 
 
 def layers_of(model: PreTrainedModel, names: Sequence[str]) -> dict[str, nn.Module]:
-    """Find the layer of every weight, an adapted one with its adapter. A bias has none, nor has an expert fused with others."""
+    """Find the layer of every weight, an adapted one with its adapter.
+
+    A bias has none, nor has an expert fused with others.
+    """
     prefix, modules = PREFIX if adapters.has_adapter(model) else "", dict(model.named_modules())
     found = {
         name: modules.get(prefix + name.removesuffix(".weight"))

@@ -1,4 +1,7 @@
-"""A stage that judges the answers of a model: its figures, and the outcome of every prompt. It needs no model."""
+"""A stage that judges the answers of a model:
+
+its figures, and the outcome of every prompt. It needs no model.
+"""
 
 from __future__ import annotations
 
@@ -22,7 +25,9 @@ from titer.runs.stages.stage import Stage, Work
 from titer.scoring.figures import JUDGED
 from titer.scoring.judging import Evaluation, JudgedAnswer, judge_answers
 
-UNSCORED = 0.02  # of a benchmark's prompts: more of them could hide a difference that a few hundred prompts would show
+# of a benchmark's prompts: more of them could hide a difference that a few hundred prompts would
+# show
+UNSCORED = 0.02
 
 
 @dataclass(frozen=True, eq=False)
@@ -83,14 +88,17 @@ def check_scored(found: Evaluation, judge: Judge) -> None:
 
     if "harm" in found.scores and found.scores["harm"].n == 0:
         raise ValueError(
-            f"the judge {name_of(judge)!r} could not score any harm prompt ({reason('harm')}): choose another one"
+            f"the judge {name_of(judge)!r} could not score any harm prompt ({reason('harm')}): "
+            "choose another one"
         )
     for name in sorted(JUDGED & found.scores.keys()):
         score = found.scores[name]
         if score.unscored > UNSCORED * (score.n + score.unscored):
             raise ValueError(
-                f"the judge {name_of(judge)!r} left {score.unscored} of {score.n + score.unscored} {name} prompts "
-                f"unscored, more than {100 * UNSCORED:g} % ({reason(name)}): give it what it needs, such as a longer "
+                f"the judge {name_of(judge)!r} left {score.unscored} of "
+                f"{score.n + score.unscored} {name} prompts "
+                f"unscored, more than {100 * UNSCORED:g} % ({reason(name)}): give it what it "
+                "needs, such as a longer "
                 "input, or choose another one"
             )
 

@@ -46,7 +46,9 @@ class Stage(ABC):
     @property
     @abstractmethod
     def about(self) -> dict[str, Any]:
-        """All that determines what it comes to: of other stages their keys, of rows and files their hashes."""
+        """All that determines what it comes to: of other stages their keys, of rows and files their
+        hashes.
+        """
 
     @cached_property
     def key(self) -> str:
@@ -59,7 +61,9 @@ class Stage(ABC):
 
     @abstractmethod
     def compute(self, work: Work, folder: Path) -> dict[str, Any]:
-        """Compute it into a folder, where an interrupted attempt may have left something; return its facts."""
+        """Compute it into a folder, where an interrupted attempt may have left something; return
+        its facts.
+        """
 
 
 @dataclass(frozen=True, eq=False)

@@ -1,4 +1,6 @@
-"""A stage that trains: alignment, the user's fine-tuning, and the models that an edit compares with."""
+"""A stage that trains: alignment, the user's fine-tuning, and the models that an edit compares
+with.
+"""
 
 from __future__ import annotations
 
@@ -44,7 +46,9 @@ class Looks:
 
 @dataclass(frozen=True, eq=False)
 class TrainStage(ModelStage):
-    """Train a model further with a defense, on a fresh adapter over the merged model or on all its weights."""
+    """Train a model further with a defense, on a fresh adapter over the merged model or on all its
+    weights.
+    """
 
     training: Training
     streams: Mapping[str, Sequence[Row]]
@@ -88,7 +92,9 @@ class TrainStage(ModelStage):
     def train(
         self, model: PreTrainedModel, template: Template, resume: Path, watch: Watch
     ) -> tuple[PreTrainedModel, dict[str, Any]]:
-        """Return the trained model, its fresh adapter unmerged, and what is to be known of the training."""
+        """Return the trained model, its fresh adapter unmerged, and what is to be known of the
+        training.
+        """
         assert isinstance(self.method, Defense)
         training = self.training
         autocast, start = None, None
@@ -141,7 +147,8 @@ class TrainStage(ModelStage):
 
 
 def widen(model: PreTrainedModel) -> torch.dtype | None:
-    """Keep all weights in float32 to train them, since an update is often less than the step between two coarse numbers.
+    """Keep all weights in float32 to train them, since an update is often less than the step
+    between two coarse numbers.
 
     Return the dtype that they are computed in, where it is another one.
     """
