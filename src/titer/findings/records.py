@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import json
 import math
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
@@ -309,3 +310,15 @@ def quote(score: Score) -> str:
         if score.unscored
         else text
     )
+
+
+def schema_text() -> str:
+    """Write the JSON schema of all documents: `python -m titer.findings.records docs/record.schema.json`."""
+    documents = {
+        of.__name__: of.model_json_schema() for of in (Record, PipelineRecord, SweepRecord, Claim)
+    }
+    return json.dumps({"schema": SCHEMA, "documents": documents}, indent=1) + "\n"
+
+
+if __name__ == "__main__":
+    Path(sys.argv[1]).write_text(schema_text(), encoding="utf-8")

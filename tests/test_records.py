@@ -1,0 +1,124 @@
+"""Records: one format, read through its schema; those of before are still read, others are one line."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from test_recipe import run as titer
+from test_report import document
+from titer.findings import records
+from titer.findings.records import (
+    Claim,
+    PipelineRecord,
+    Record,
+    SweepRecord,
+    check,
+    load_document,
+    record_of,
+    stages,
+)
+
+ROOT = Path(__file__).parent.parent
+
+
+def test_the_committed_schema_is_that_of_the_code():
+    assert (ROOT / "docs/record.schema.json").read_text() == records.schema_text()
+
+
+@pytest.mark.parametrize(
+    "path", sorted((ROOT / "results").glob("lab*.json")), ids=lambda path: path.stem
+)
+def test_the_bundles_of_the_claims_are_read(path):
+    bundle = load_document(path, SweepRecord)
+    for cell in bundle["cells"]:
+        for of in stages(cell["pipelines"]).values():
+            assert all(0 <= stage.scores["harm"].value <= 100 for stage in of)
+            assert all(len(stage.weights) == 64 for stage in of)
+
+
+def test_a_record_of_a_command_of_before_is_read():
+    old = {
+        "stage": "align",
+        "method": {"method": "sft"},
+        "facts": {"rows": {"rows": 3}},
+        "seconds": 1.5,
+    }
+    found = record_of(old)
+    assert (found.kind, found.method, found.label, found.fact("rows")) == (
+        "align",
+        "sft",
+        "align sft",
+        {"rows": 3},
+    )
+
+
+def test_what_a_later_version_adds_is_kept():
+    fields = {
+        "schema": 1,
+        "kind": "edit",
+        "method": {"method": "x"},
+        "energy": 2.0,
+        "struck out": ["a"],
+    }
+    assert record_of(fields).fields == fields
+    assert record_of(fields).struck == ["a"]
+
+
+@pytest.mark.parametrize(
+    ("schema", "fields", "message"),
+    [
+        (Record, [], "x.json: not a Record of titer"),
+        (Record, {"kind": 3}, r"not a Record of titer \(kind: "),
+        (
+            Record,
+            {"kind": "edit", "scores": {"harm": 3}},
+            r"\(scores.harm: .*a score is a mapping with a value",
+        ),
+        (Record, {"kind": "edit", "scores": {"harm": {"value": []}}}, r"\(scores.harm: "),
+        (Record, {"kind": "edit", "facts": "many"}, r"\(facts: "),
+        (
+            Record,
+            {"kind": "edit", "schema": 2},
+            "schema 2 is of a later titer, this one reads 1: update it",
+        ),
+        (PipelineRecord, {"stages": {"a": 1}}, r"\(stages: "),
+        (PipelineRecord, {"stages": [{"kind": "edit"}, None]}, r"\(stages.1: "),
+        (
+            SweepRecord,
+            {"cells": [{"settings": [], "seed": "x", "status": "done"}]},
+            r"\(cells.0.seed: ",
+        ),
+        (Claim, {"identity": None}, r"\(identity: "),
+    ],
+)
+def test_another_shape_is_one_clear_line(schema, fields, message):
+    with pytest.raises(ValueError, match=message) as caught:
+        check(schema, fields, "x.json")
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda made: made | {"stages": 3},
+        lambda made: made | {"stages": [{"kind": "base", "scores": []}]},
+        lambda made: made | {"recipe": []},
+        lambda made: made | {"flags": [{"name": 3}]},
+    ],
+)
+def test_a_report_of_damaged_documents_is_one_line(damage, tmp_path, monkeypatch, capsys):
+    (tmp_path / "sft.json").write_text(json.dumps(damage(document("sft", [100, 0, 86]))))
+    code, _, err = titer(monkeypatch, capsys, "report", str(tmp_path))
+    assert (code, err.count("\n")) == (2, 1)
+    assert "sft.json: not a PipelineRecord of titer" in err
+    assert not (tmp_path / "report.html").exists()
+
+
+@pytest.mark.parametrize("text", ["[]", "3", '{"identity": 3}', "{", '{"recipe": {}}'])
+def test_a_folder_whose_marker_is_damaged_is_one_line(text, tmp_path, monkeypatch, capsys):
+    (tmp_path / "run.json").write_text(text)
+    code, _, err = titer(monkeypatch, capsys, "run", "lab", "--out", str(tmp_path))
+    assert (code, err.count("\n")) == (2, 1)
+    assert "run.json: not " in err
+    assert [path.name for path in tmp_path.iterdir()] == ["run.json"]
