@@ -23,7 +23,7 @@ from titer.runs import command, recipe
 from titer.runs.documents import write_documents
 from titer.runs.execute import Run
 from titer.runs.plan import Plan
-from titer.runs.stages.score import check_scored, summarize
+from titer.runs.stages.judge import check_scored, summarize
 from titer.runs.store import Store
 from titer.scoring.judging import Evaluation, JudgedAnswer
 from titer.scoring.statistics import proportion

@@ -18,7 +18,7 @@ from titer.runs.stages.margin import MarginStage
 from titer.runs.stages.release import ReleaseStage
 from titer.runs.stages.repair import RepairStage
 from titer.runs.stages.retrain import RetrainStage
-from titer.runs.stages.score import ScoreStage
+from titer.runs.stages.judge import JudgeStage
 from titer.runs.stages.train import TrainStage
 
 PACKAGE = Path(keys.__file__).parent.parent
@@ -40,8 +40,8 @@ STAGES = {
     "one_shot": (RetrainStage, method("edits", "one_shot")),
     "answers": (AnswerStage,),
     "margin": (MarginStage,),
-    "scores by phrases": (ScoreStage, Refusal(), method("benchmarks", "sst2")),
-    "scores in the lab": (ScoreStage, Lab(1), method("benchmarks", "answers")),
+    "scores by phrases": (JudgeStage, Refusal(), method("benchmarks", "sst2")),
+    "scores in the lab": (JudgeStage, Lab(1), method("benchmarks", "answers")),
 }
 
 

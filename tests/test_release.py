@@ -460,7 +460,7 @@ def test_a_run_releases_between_alignment_and_fine_tuning(
         for path in (tmp_path / "store/stages").iterdir()
         if path not in before
     ]
-    scoring = [each for kind in ("answer", "margin", "score") for each in [kind] * 3]
+    scoring = [each for kind in ("answer", "judge", "margin") for each in [kind] * 3]
     assert sorted(fresh) == sorted(["edit", "finetune", "release", *scoring])  # alignment stays
 
 

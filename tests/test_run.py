@@ -432,7 +432,7 @@ def test_a_run_makes_the_other_models_that_an_edit_asks_for(recipe_file, tmp_pat
     made = {
         entry.about["kind"]: entry.folder
         for entry in store.entries()
-        if entry.about["kind"] not in ("answer", "margin", "score")
+        if entry.about["kind"] not in ("answer", "judge", "margin")
     }
     assert set(made) == {"align", "finetune", "safe", "unsafe", "edit"}
     assert made["edit"] == (tmp_path / "run/stages" / edited.folder / "model").resolve()

@@ -182,7 +182,7 @@ POINTS = {
     "an edited model, a file copied": ("titer.weights.rewrite.shutil.copyfile", 1),
     "an edited model, a tensor written": ("titer.weights.rewrite.Copy.put", 1),
     "answers, written": ("titer.runs.stages.answer.write_privately", 2),
-    "verdicts, written": ("titer.runs.stages.score.write_privately", 2),
+    "verdicts, written": ("titer.runs.stages.judge.write_privately", 2),
     "what a stage cost, written": ("titer.runs.execute.write", 2),
     "a manifest, before it is renamed": ("titer.runs.store.hashes", 1),
     "a manifest, written": ("titer.runs.store.write", 2),
@@ -297,11 +297,11 @@ def test_stages_are_shared_by_runs_and_a_change_of_anything_makes_another(
     assert fresh(replace(small, pipelines={"sft": small.pipelines["sft"]})) == []
     # nothing is trained for another judge, nor asked; its refusals begin otherwise
     other = replace(small, judge=Refusal("gcg"))
-    assert fresh(other) == ["margin"] * 6 + ["score"] * 6
-    assert fresh(replace(small, max_new_tokens=11)) == ["answer"] * 6 + ["score"] * 6
+    assert fresh(other) == ["judge"] * 6 + ["margin"] * 6
+    assert fresh(replace(small, max_new_tokens=11)) == ["answer"] * 6 + ["judge"] * 6
 
     def scored(*kinds: str) -> list[str]:
-        return sorted([*kinds, *["answer", "margin", "score"] * len(kinds)])
+        return sorted([*kinds, *["answer", "judge", "margin"] * len(kinds)])
 
     tuned = ("edit", "finetune", "finetune")
     assert fresh(replace(small, finetune=replace(small.finetune, lr=1.0e-3))) == scored(*tuned)

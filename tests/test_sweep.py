@@ -161,7 +161,7 @@ def test_an_interrupted_sweep_ends_its_cells_and_goes_on_to_the_same_end(recipe_
         "align": 2,
         "finetune": 2,
         "edit": 2,
-        **dict.fromkeys(("answer", "margin", "score"), 1 + 2 + 2 + 2),
+        **dict.fromkeys(("answer", "judge", "margin"), 1 + 2 + 2 + 2),
     }
     assert Store(tmp_path / "one").verify() == {}
 

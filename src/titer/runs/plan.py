@@ -33,7 +33,7 @@ from titer.runs.stages.margin import MarginStage
 from titer.runs.stages.release import ReleaseStage
 from titer.runs.stages.repair import RepairStage
 from titer.runs.stages.retrain import RetrainStage
-from titer.runs.stages.score import ScoreStage
+from titer.runs.stages.judge import JudgeStage
 from titer.runs.stages.stage import Given, ModelStage
 from titer.runs.stages.train import Looks, TrainStage
 from titer.training.train import accelerator_for
@@ -67,7 +67,8 @@ class Plan:
     attacked: list[Row]  # what the user sends
     start: folders.Files  # the model that it begins with
     references: Mapping[str, Checkpoint]
-    whole: bool = False  # of a single command: save the merged model, not its adapter
+    # of a single command: save the merged model, or its adapter; None: a run, which merges what it aligned
+    whole: bool | None = None
     known: dict[tuple[str, str], ModelStage] = field(
         default_factory=dict
     )  # stages that were asked for before
@@ -77,7 +78,7 @@ class Plan:
         recipe: Recipe,
         kinds: Collection[str] = ALL,
         references: Mapping[str, Checkpoint] | None = None,
-        whole: bool = False,
+        whole: bool | None = None,
     ) -> Plan:
         """Find the rows and the model of stages of these kinds, which is enough to tell one run
         from another.
@@ -96,7 +97,7 @@ class Plan:
         recipe: Recipe,
         kinds: Collection[str] = ALL,
         references: Mapping[str, Checkpoint] | None = None,
-        whole: bool = False,
+        whole: bool | None = None,
     ) -> Plan:
         """Read a plan, and find all that can be found wrong before anything is computed or written."""
         if recipe.threads is not None:
@@ -243,7 +244,7 @@ class Plan:
 
     def train(self, kind: str, start: ModelStage, defense: Defense) -> ModelStage:
         """Return a stage that trains; `safe` and `unsafe` are fine-tunings that edits compare with."""
-        recipe, alone = self.recipe, SINGLE in self.recipe.pipelines
+        recipe = self.recipe
         tuning = kind == "finetune"
         looks = (
             Looks(recipe.probes, self._known_harm, self.roles.alignment)
@@ -261,7 +262,7 @@ class Plan:
             training=recipe.training(kind),
             streams=self.streams(kind, defense),
             seed=recipe.seed,
-            whole=self.whole if alone else kind == "align",
+            whole=kind == "align" if self.whole is None else self.whole,
             recompute=recipe.gradient_checkpointing,
             looks=looks,
             counts=counts,
@@ -274,7 +275,16 @@ class Plan:
         """
         others = self._references(kind, edit, chain)
         looks = self._energy_rows if self.recipe.probes and kind == "edit" else {}
-        shared = (kind, start, edit, self.asking, others, self.calibration(edit), self.whole, looks)
+        shared = (
+            kind,
+            start,
+            edit,
+            self.asking,
+            others,
+            self.calibration(edit),
+            bool(self.whole),
+            looks,
+        )
         if isinstance(edit, Retraining):
             return self.once(RetrainStage(*shared, self.recipe.finetune, self.recipe.seed))
         made: type[EditStage] = ReleaseStage if isinstance(edit, TensorEdit) else RepairStage
@@ -300,14 +310,14 @@ class Plan:
             found[name] = chain[0] if name == "base" else self.train(name, aligned, plain)
         return found
 
-    def score(self, stage: ModelStage) -> ScoreStage:
+    def score(self, stage: ModelStage) -> JudgeStage:
         """Return the stage that scores a model: over its answers, which another judge shares."""
         recipe, harm = self.recipe, self._known_harm
         answers = AnswerStage(
             stage, self.benchmarks, recipe.max_new_tokens, recipe.answers_at_once, self.asking
         )
         margin = MarginStage(stage, harm, self.judge.refusals, self.asking) if harm else None
-        return ScoreStage(answers, margin, self.judge, self.roles.scorer)
+        return JudgeStage(answers, margin, self.judge, self.roles.scorer)
 
     def once(self, stage: Anew) -> ModelStage:
         """Return the stage that was asked for first among equal ones."""
@@ -328,7 +338,13 @@ class Plan:
         start = hashlib.sha256(
             f"{folders.digest(self.start)} {self.recipe.model.dtype}".encode()
         ).hexdigest()
-        facts = [recipe_digest(self.recipe), self.roles.digests(), start, __version__, self.whole]
+        facts: list[Any] = [
+            recipe_digest(self.recipe),
+            self.roles.digests(),
+            start,
+            __version__,
+            self.whole,
+        ]
         facts += [
             [name, folders.digest(folders.locate(of))]
             for name, of in sorted(self.references.items())

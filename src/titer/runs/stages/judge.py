@@ -31,7 +31,7 @@ UNSCORED = 0.02
 
 
 @dataclass(frozen=True, eq=False)
-class ScoreStage(Stage):
+class JudgeStage(Stage):
     """Judge what an `AnswerStage` wrote. Another judge is another stage over the same answers."""
 
     answers: AnswerStage
@@ -46,7 +46,7 @@ class ScoreStage(Stage):
     @property
     def about(self) -> dict[str, Any]:
         return {
-            "kind": "score",
+            "kind": "judge",
             "of": self.answers.key,
             "margin": self.margin.key if self.margin else None,
             "judge": describe(self.judge),
