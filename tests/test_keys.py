@@ -14,11 +14,11 @@ from titer.judges.lab import Lab
 from titer.judges.refusal import Refusal
 from titer.runs import keys
 from titer.runs.stages.answer import AnswerStage
+from titer.runs.stages.judge import JudgeStage
 from titer.runs.stages.margin import MarginStage
 from titer.runs.stages.release import ReleaseStage
 from titer.runs.stages.repair import RepairStage
 from titer.runs.stages.retrain import RetrainStage
-from titer.runs.stages.judge import JudgeStage
 from titer.runs.stages.train import TrainStage
 
 PACKAGE = Path(keys.__file__).parent.parent

@@ -174,7 +174,7 @@ def test_another_judge_reads_the_answers_that_are_there(recipe_file, tmp_path):
         return Counter(entry.about["kind"] for entry in store.entries())
 
     before = counts()
-    assert (before["answer"], before["margin"], before["score"]) == (4, 4, 4)
+    assert (before["answer"], before["margin"], before["judge"]) == (4, 4, 4)
     other = recipe.load(
         recipe_file,
         ['pipelines={"sft": {"edit": "scale"}}', "judge={method: refusal, phrases: gcg}"],
@@ -182,7 +182,7 @@ def test_another_judge_reads_the_answers_that_are_there(recipe_file, tmp_path):
     found = Run(Plan.prepare(other), tmp_path / "two", store).records(lambda *_: None)["sft"]
     after = counts()
     assert after - before == Counter(
-        score=4, margin=4
+        judge=4, margin=4
     )  # its refusals begin otherwise: the margin does too
     assert after["answer"] == before["answer"]
     assert Plan.prepare(other).judge == Refusal("gcg")
@@ -213,4 +213,4 @@ def test_another_judge_of_a_single_evaluation_generates_nothing(
         assert document["kind"] == "evaluate"
         assert set(document["outcomes"]) == {"harm", "task"}
     kinds = Counter(entry.about["kind"] for entry in Store(tmp_path / "store").entries())
-    assert kinds == Counter(answer=1, margin=2, score=2)
+    assert kinds == Counter(answer=1, margin=2, judge=2)

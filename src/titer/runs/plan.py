@@ -29,11 +29,11 @@ from titer.runs.roles import TRAINING, Roles, roles
 from titer.runs.stages.answer import AnswerStage
 from titer.runs.stages.asking import Asking
 from titer.runs.stages.edit import EditStage
+from titer.runs.stages.judge import JudgeStage
 from titer.runs.stages.margin import MarginStage
 from titer.runs.stages.release import ReleaseStage
 from titer.runs.stages.repair import RepairStage
 from titer.runs.stages.retrain import RetrainStage
-from titer.runs.stages.judge import JudgeStage
 from titer.runs.stages.stage import Given, ModelStage
 from titer.runs.stages.train import Looks, TrainStage
 from titer.training.train import accelerator_for
