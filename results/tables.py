@@ -11,12 +11,14 @@ import re
 import sys
 from collections.abc import Iterable
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 from statistics import median
 
 from results import agreement, repairs
 from results.bundles import load_groups, pairs, points, with_frontier
 from results.figures import FIGURES
+from titer import registry
 from titer.findings.frontier import places
 from titer.findings.records import quote
 from titer.findings.seeds import Group
@@ -25,33 +27,6 @@ from titer.scoring.statistics import training_mean
 
 ROOT = Path(__file__).parent.parent
 PAGES = ("README.md", "docs/lab.md", "docs/alignment.md", "docs/repairs.md")
-WORDS = {
-    "sft": "SFT",
-    "booster": "Booster",
-    "antidote": "Antidote",
-    "vaccine": "Vaccine",
-    "t_vaccine": "T-Vaccine",
-}
-WORDS |= {name: name.replace("_", " ") for name in ("random_mask", "adversarial_loss")}
-WORDS |= {
-    "random_booster": "random Booster",
-    "random_vaccine": "random Vaccine",
-    "lox": "LoX",
-    "random_lox": "random LoX",
-}
-WORDS |= {
-    "repnoise": "RepNoise",
-    "tar": "TAR",
-    "random_repnoise": "random RepNoise",
-    "random_tar": "random TAR",
-}
-WORDS |= {
-    "random_adversarial_loss": "random adversarial loss",
-    "wise_ft": "WiSE-FT",
-    "safe_lora": "Safe LoRA",
-    "safe_merge": "SafeMERGE",
-}
-WORDS |= {"resta": "RESTA", "safe_delta": "Safe Delta", "one_shot": "one-shot"}
 # the alignment stage in the order of its tables, a null behind its method
 METHODS = (
     "sft",
@@ -95,9 +70,19 @@ def along(of: list[Group]) -> list[Group]:
     return list(reached.values())
 
 
+@cache
+def title(name: str) -> str:
+    """Name a method as its class does; of a null that is `random_term`, what it matches."""
+    for kind in ("defenses", "edits"):
+        if name in registry.names(kind):
+            return registry.load(kind, name).about.title or name
+    of = name.removeprefix("random_")
+    return f"random {title(of)}" if of != name else name
+
+
 def words(group: Group) -> str:
     kind, _, method = group.label.partition(" ")
-    name = WORDS.get(method, method)
+    name = title(method)
     return {
         "align": f"{name}-aligned",
         "finetune": "... attacked",
@@ -109,7 +94,7 @@ def words(group: Group) -> str:
 def display_name(pipeline: str) -> str:
     """Name its methods; a comma stands before what tells one from another of the same method."""
     methods = (name.partition(", ") for name in pipeline.split("+"))
-    return "+".join(WORDS.get(name, name) + comma + variant for name, comma, variant in methods)
+    return "+".join(title(name) + comma + variant for name, comma, variant in methods)
 
 
 def in_order(pipelines: Iterable[str]) -> list[str]:
