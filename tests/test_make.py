@@ -134,3 +134,37 @@ def test_every_committed_bundle_is_of_its_recipe_as_it_is(name):
     assert (
         replace(then, threads=1) == now
     )  # the first ones were computed with two, to the same bits
+
+
+def stage(weights: str, value: float, low: float, high: float) -> dict:
+    scores = {"harm": {"value": value, "low": low, "high": high}}
+    return {"kind": "align", "weights": weights, "scores": scores}
+
+
+@pytest.mark.parametrize(
+    ("make_of_cpu", "now", "faults"),
+    [
+        ("GenuineIntel", stage("a", 40.0, 30.0, 50.0), 0),
+        ("GenuineIntel", stage("b", 40.0, 30.0, 50.0), 1),  # other weights
+        ("GenuineIntel", stage("a", 41.0, 31.0, 51.0), 1),
+        ("AuthenticAMD", stage("b", 49.0, 39.0, 59.0), 0),  # last bits
+        ("AuthenticAMD", stage("b", 51.0, 41.0, 61.0), 1),  # another figure
+    ],
+)
+def test_a_cell_is_compared_by_bits_on_one_make_of_cpu_and_by_scores_on_another(
+    make_of_cpu, now, faults, monkeypatch, tmp_path, capsys
+):
+    def bundle(found: dict) -> dict:
+        cell = {"settings": [], "seed": 0, "pipelines": {"sft": {"stages": [found]}}}
+        return {"environment": {}, "cells": [cell]}
+
+    monkeypatch.setattr(make, "HERE", tmp_path)
+    (tmp_path / "toy.json").write_text(json.dumps(bundle(stage("a", 40.0, 30.0, 50.0))))
+    (tmp_path / "claims.yaml").write_text("toy: {recipe: lab}")
+    monkeypatch.setattr(make, "cpu_make", lambda: make_of_cpu)
+    monkeypatch.setattr(make, "compute", lambda *_: bundle(now))
+    monkeypatch.setattr("sys.argv", ["make.py", "--cell", "toy"])
+    assert make.main() == (1 if faults else 0)
+    out = capsys.readouterr().out
+    assert len(out.splitlines()) == 1
+    assert ("bit for bit" in out) == (faults == 0 and make_of_cpu == "GenuineIntel")

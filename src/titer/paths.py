@@ -16,11 +16,15 @@ NULLS = "nulls"  # of an edit: one folder a control
 GIVEN = "given"  # models and rows that were handed over in memory
 STORE = "store"  # beside a run's folder, unless another is given
 
+# folders of the store: finished stages, those begun, locks, what unfinished runs need
+FINISHED, PARTIAL, LOCKS, RUNS = "stages", "partial", "locks", "runs"
+
 # a stage in the store
 MANIFEST = "manifest.json"  # the hash of every file
 MADE = "made.json"  # facts of the computation, seconds and memory
 RESUME = "checkpoint.safetensors"  # while a stage trains: where it goes on after an interruption
 CHANGES = "changes.json"  # of an edit, by tensor
+MERGED = "merged"  # while an edit works: the merged models of adapters
 MARGINS = "margins.json"  # of the harm margin, by prompt
 SCORES = "scores.json"  # figures and outcomes
 

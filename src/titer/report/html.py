@@ -10,6 +10,7 @@ import yaml
 from jinja2 import Environment, PackageLoader, StrictUndefined, Template
 from markupsafe import Markup
 
+from titer import paths
 from titer.findings import flags, rules
 from titer.findings.captions import LAB, caption
 from titer.findings.probes import attacks
@@ -24,7 +25,6 @@ SHOWN = {"pipeline", "recipe", "stages", "run", "flags"}
 # of a stage; the rest are its facts
 STAGE = {"kind", "label", "folder", "scores", "struck out"}
 STAGE |= {"seconds", "scoring_seconds", "peak_mb"}
-ANSWERS = "answers.jsonl"
 HIDDEN = {
     "answer",
     "answers",
@@ -91,7 +91,7 @@ def render(documents: Mapping[str, Any], drawn: Figures | None = None) -> str:
             for name, stage in once(found)
         ],
         provenance=_provenance(documents),
-        answers=ANSWERS,
+        answers=paths.ANSWERS,
         hidden=HIDDEN,
     )
 

@@ -33,7 +33,16 @@ def environment() -> dict[str, Any]:
         "system": f"{platform.system()} {platform.machine()}",
         "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
         "threads": torch.get_num_threads(),
+        "cpu": cpu_make(),
     }
+
+
+def cpu_make() -> str:
+    """Name the make of the CPU, on which the last bits of sums depend."""
+    path = Path("/proc/cpuinfo")
+    lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
+    found = (line.partition(":")[2].strip() for line in lines if line.startswith("vendor_id"))
+    return next(found, platform.processor() or platform.machine())
 
 
 def write_documents(run: Run, found: Mapping[str, Sequence[Record]]) -> dict[str, Any]:

@@ -26,6 +26,7 @@ from typing import Any
 from filelock import FileLock
 from pydantic import Field
 
+from titer import paths
 from titer.findings.records import Document, check, load_json
 from titer.paths import MANIFEST
 
@@ -83,7 +84,7 @@ class Store:
 
     def place(self, key: str) -> Path:
         """Name the folder of a finished stage."""
-        return self.root / "stages" / key
+        return self.root / paths.FINISHED / key
 
     def stage(
         self,
@@ -100,9 +101,9 @@ class Store:
         deleted, because the same input would fail again. Another process that asks for the same
         stage waits.
         """
-        folder, partial = self.place(key), self.root / "partial" / key
-        (self.root / "locks").mkdir(parents=True, exist_ok=True, mode=0o700)
-        with FileLock(self.root / "locks" / f"{key}.lock"):
+        folder, partial = self.place(key), self.root / paths.PARTIAL / key
+        (self.root / paths.LOCKS).mkdir(parents=True, exist_ok=True, mode=0o700)
+        with FileLock(self.root / paths.LOCKS / f"{key}.lock"):
             entry = self.entry(key)
             if entry and not entry.faults() and not (weights and entry.dropped):
                 return folder
@@ -134,14 +135,14 @@ class Store:
     def entries(self) -> list[Entry]:
         """List the finished stages, the oldest first."""
         folders = sorted(
-            (self.root / "stages").glob("*"), key=lambda folder: folder.stat().st_mtime_ns
+            (self.root / paths.FINISHED).glob("*"), key=lambda folder: folder.stat().st_mtime_ns
         )
         return [entry for folder in folders if (entry := self.entry(folder.name))]
 
     @contextmanager
     def needed(self, name: str, keys: Sequence[str]) -> Iterator[None]:
         """Keep these stages from gc inside, and after an interruption until this run has ended."""
-        marker = self.root / "runs" / f"{name}.json"
+        marker = self.root / paths.RUNS / f"{name}.json"
         marker.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
         write(marker, list(keys))
         yield
@@ -153,7 +154,7 @@ class Store:
         A folder without a readable manifest is a fault itself.
         """
         found: dict[str, list[str]] = {}
-        for folder in sorted((self.root / "stages").glob("*")):
+        for folder in sorted((self.root / paths.FINISHED).glob("*")):
             entry = self.entry(folder.name)
             faults = [MANIFEST] if entry is None else entry.faults()
             if faults:
@@ -167,20 +168,20 @@ class Store:
         """
         kept = {
             key
-            for marker in (self.root / "runs").glob("*.json")
+            for marker in (self.root / paths.RUNS).glob("*.json")
             for key in json.loads(marker.read_text(encoding="utf-8"))
         }
         freed = 0
         for key in self.verify():
             freed += _size(self.place(key))
-            shutil.rmtree(self.root / "stages" / key)
+            shutil.rmtree(self.root / paths.FINISHED / key)
         for entry in self.entries():
             taken = [
                 name for name in entry.files if name.endswith(WEIGHTS) and name not in entry.dropped
             ]
             if entry.key in kept or not taken or entry.about.get("kind") not in ATTACKED:
                 continue
-            with FileLock(self.root / "locks" / f"{entry.key}.lock"):
+            with FileLock(self.root / paths.LOCKS / f"{entry.key}.lock"):
                 freed += sum((entry.folder / name).stat().st_size for name in taken)
                 manifest = {
                     "files": entry.files,
@@ -191,7 +192,7 @@ class Store:
                 write(entry.folder / MANIFEST, manifest)
                 for name in taken:
                     (entry.folder / name).unlink()
-        for partial in (self.root / "partial").glob("*"):
+        for partial in (self.root / paths.PARTIAL).glob("*"):
             if partial.name not in kept:
                 freed += _size(partial)
                 shutil.rmtree(partial)
@@ -200,7 +201,7 @@ class Store:
 
 def open_store(root: Path) -> Store:
     """Open the store in a folder. Raises where there is none."""
-    if not (root / "locks").is_dir():
+    if not (root / paths.LOCKS).is_dir():
         raise ValueError(f"{root} holds no store of stages: give the folder `store` beside a run's")
     return Store(root)
 
@@ -224,11 +225,12 @@ def write(path: Path, value: Any) -> None:
 
 
 def _whole(partial: Path) -> bool:
-    """Return True if only the rename is left to do."""
-    manifest = partial / MANIFEST
-    return manifest.is_file() and json.loads(manifest.read_text(encoding="utf-8"))[
-        "files"
-    ] == hashes(partial)
+    """Tell whether only the rename is left to do."""
+    path = partial / MANIFEST
+    try:
+        return check(Manifest, load_json(path), str(path)).files == hashes(partial)
+    except (OSError, ValueError):  # none, or one that was cut off
+        return False
 
 
 def _size(folder: Path) -> int:

@@ -23,8 +23,10 @@ from typing import Any
 
 import yaml
 
+from titer import paths
 from titer.config import hash_of
 from titer.findings import flags
+from titer.findings.records import CellRecord, load_document
 from titer.findings.seeds import by_settings, groups
 from titer.runs import recipe as recipes
 from titer.runs.execute import is_free
@@ -99,7 +101,7 @@ class Sweep:
                 )
 
     def _folder(self, cell: Cell) -> Path:
-        return self.folder / "cells" / cell.name
+        return self.folder / paths.CELLS / cell.name
 
     def run(self, report: Callable[[Cell, str], None]) -> dict[str, Any]:
         """Run the cells that are not done; return the bundle, which is written as sweep.json.
@@ -116,15 +118,15 @@ class Sweep:
             "missing": sum(cell["status"] != "done" for cell in found),
             "flags": disagreeing(found),
         }
-        write(self.folder / "sweep.json", bundle)
+        write(self.folder / paths.SWEEP, bundle)
         return bundle
 
     def _cell(self, cell: Cell, report: Callable[[Cell, str], None]) -> dict[str, Any]:
         """Return what a cell came to, computed or as it lies in its folder."""
         folder, marker = self._folder(cell), self._folder(cell).with_suffix(".json")
         if marker.is_file() and folder.is_dir():  # whose recipe and rows have been checked
-            found = dict(json.loads(marker.read_text(encoding="utf-8")))
-            if found["status"] == "done" and found["code"] == all_code():
+            found = load_document(marker, CellRecord)
+            if found["status"] == "done" and found.get("code") == all_code():
                 report(cell, "done")
                 return found
         folder.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
@@ -144,7 +146,7 @@ class Sweep:
             write(marker, about | {"status": "missing", "tries": attempt + 1, "error": lines[-1]})
         else:
             report(cell, "missing")
-        return dict(json.loads(marker.read_text(encoding="utf-8")))
+        return load_document(marker, CellRecord)
 
     def _process(self, cell: Cell, folder: Path) -> tuple[int, str, str]:
         settings = [part for setting in cell.settings for part in ("--set", setting)]

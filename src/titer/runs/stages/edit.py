@@ -56,7 +56,7 @@ class EditStage(ModelStage):
         """
 
     def compute(self, work: Work, folder: Path) -> dict[str, Any]:
-        scratch = folder / "merged"
+        scratch = folder / paths.MERGED
         changes, mend, facts = self.rewrite(work, folder, scratch)
         shutil.rmtree(scratch, ignore_errors=True)
         listed = [
