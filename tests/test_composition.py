@@ -125,3 +125,8 @@ def test_a_new_composition_states_its_gradient_alone(rows, accelerator):
 def test_a_held_method_of_another_kind_is_refused():
     with pytest.raises(ValueError, match="inside=LoX: Doubled takes a method of the kind Defense"):
         Doubled(LoX())
+
+
+def test_a_scaling_to_the_norm_after_a_scaling_is_refused():
+    with pytest.raises(ValueError, match="match=scale: .* is that scaling again"):
+        Scale(Scale())

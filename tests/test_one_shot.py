@@ -35,6 +35,10 @@ def test_k_different_rows_by_the_seed():
         OneShot(k=21).rows(POOL)
 
 
+def test_it_is_a_value():
+    assert {OneShot(k=2): "two"}[OneShot(k=2)] == "two"
+
+
 def test_it_trains_as_the_user_did_but_for_length_rate_and_batch():
     user = Training(
         updates=300,

@@ -509,6 +509,7 @@ def test_it_is_a_method_like_the_others():
         None,
     )
     assert SafeLoRA(1, None, "exact", 1).rank == 1
+    assert SafeLoRA(targets=("q_proj",)).needs.targets == ("q_proj",)
     assert (
         SafeLoRA().keeps_rank,
         SafeLoRA().needs.references,

@@ -143,6 +143,7 @@ def test_it_is_a_method_like_the_others():
         False,
         False,
     )
+    assert SafeMERGE(targets=("q_proj",)).needs.targets == ("q_proj",)
     built = registry.build(
         "edits", {"method": "safe_merge", "tau": 0.5, "weights": [0.7, 0.3], "targets": "q_proj"}
     )
