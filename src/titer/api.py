@@ -32,9 +32,10 @@ from titer.findings.records import (
     SweepRecord,
     check,
     load_document,
-    load_json,
+    parse_document,
     record_of,
 )
+from titer.scoring.figures import NAMES
 
 if TYPE_CHECKING:
     import pandas
@@ -273,7 +274,7 @@ def single(
     validating = ["data.split=validation"] if search else []
     changed = [*validating, *given.settings(None, data or {}), *settings]
     wanted = recipes.load_single(recipe, kind, given.model(model), method, changed, seed)
-    [chosen] = [each for of, each in wanted.pipelines["alone"].methods() if of == kind]
+    [chosen] = [each for of, each in wanted.pipelines[recipes.SINGLE].methods() if of == kind]
     named = {name: given.model(of) for name, of in (references or {}).items()}
     others, controls = {}, {}
     if isinstance(chosen, Edit):
@@ -338,7 +339,7 @@ def load(folder: str | Path) -> Result | Results:
     if (place / paths.SWEEP).is_file():
         return Results(place, load_document(place / paths.SWEEP, SweepRecord))
     if (place / paths.RECORD).is_file():
-        return Result(place, record_of(load_json(place / paths.RECORD), str(place / paths.RECORD)))
+        return Result(place, parse_document(place / paths.RECORD, Record))
     return Results(place, report.read(place))
 
 
@@ -457,8 +458,6 @@ def _silent(stage: str, update: int, of: int, terms: Mapping[str, float]) -> Non
 
 
 def _figures(record: Record) -> dict[str, Any]:
-    from titer.scoring.figures import NAMES
-
     told: dict[str, Any] = {}
     for name, score in record.scores.items():
         label = NAMES.get(name, name)

@@ -126,9 +126,7 @@ class MatchedTensors(TensorEdit):
 
 def find_held(method: Method, kind: type) -> Any:
     """Find the one method among the fields of another. Raises where it is none of the kind."""
-    [(name, held)] = [
-        (name, value) for name, value in vars(method).items() if isinstance(value, Method)
-    ]
+    [(name, held)] = method.held_methods.items()
     if not isinstance(held, kind):
         raise ValueError(
             f"{name}={type(held).__name__}: {type(method).__name__} takes a method of the kind "

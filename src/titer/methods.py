@@ -102,6 +102,11 @@ class Method(Config, ABC):
         return Needs()
 
     @property
+    def held_methods(self) -> dict[str, Method]:
+        """The methods that it holds, by field."""
+        return {name: value for name, value in vars(self).items() if isinstance(value, Method)}
+
+    @property
     def paper(self) -> str:
         """Name the paper by its arXiv identifier."""
         return self.about.paper

@@ -14,7 +14,9 @@ from typing import Any
 
 from titer.data.rows import MAY_SHARE
 from titer.findings.records import Record, last, quote, record_of
+from titer.findings.records import stages as read_stages
 from titer.findings.rules import ABILITIES, COHERENT, MOST, WITHIN, gap, is_undefended, plain, side
+from titer.methods import Defense
 from titer.scoring.figures import NAMES
 from titer.scoring.score import Score
 
@@ -27,7 +29,6 @@ LOST = (
     0.25  # of an ability; alignment may cost some, but a model that lost a quarter is another one
 )
 SEEN = 0.1  # of the answers; a tenth of them whose end is not seen can move HS by as much as WITHIN
-TRAINED = ("align", "finetune")
 
 
 @dataclass(frozen=True)
@@ -120,7 +121,7 @@ def _loss(stage: Record, before: Record | None) -> str:
 
 
 def _weights(stage: Record, before: Record | None) -> str:
-    if stage.kind not in TRAINED:
+    if stage.kind not in Defense.stages:
         return ""
     if before and before.weights and stage.weights == before.weights:
         return "Every weight of the model is what it was before the stage."
@@ -263,7 +264,7 @@ def _inactive(found: Found) -> Iterator[tuple[str, Record, str]]:
         stage.folder: (name, stage)
         for name, stages in found.items()
         for stage in stages
-        if stage.kind in TRAINED and stage.weights
+        if stage.kind in Defense.stages and stage.weights
     }
     controls = {
         (stage.kind, stage.weights): name
@@ -327,10 +328,7 @@ def seeds(by_seed: Mapping[int, Mapping[str, Any]]) -> list[Flag]:
     gains: dict[str, dict[int, float]] = {}
     labels: dict[str, str] = {}
     for seed, documents in by_seed.items():
-        found = {
-            name: [record_of(fields) for fields in document["stages"]]
-            for name, document in documents.items()
-        }
+        found = read_stages(documents)
         control = plain(found)
         for name, stages in found.items():
             if control and control[0] != name and not gap(stages[-1]) and not gap(control[1][-1]):

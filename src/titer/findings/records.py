@@ -129,7 +129,7 @@ class Record(Document):
     )
     weights: str | None = Field(None, description="SHA-256 of the merged model's weights")
     facts: dict[str, Any] = Field(default_factory=dict)
-    struck_out: list[str] = Field(
+    struck: list[str] = Field(
         default_factory=list, alias="struck out", description="why its HS shows nothing"
     )
     flags: list[dict[str, str]] | None = Field(
@@ -154,11 +154,6 @@ class Record(Document):
     @property
     def label(self) -> str:
         return f"{self.kind} {self.method}".strip()
-
-    @property
-    def struck(self) -> list[str]:
-        """Return why its HS is struck out; nothing where it is not."""
-        return self.struck_out
 
     @property
     def fields(self) -> dict[str, Any]:
@@ -258,6 +253,11 @@ def load_json(path: Path) -> Any:
         return json.loads(path.read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{path}: not JSON ({str(error)[:100]}); compute it again") from None
+
+
+def parse_document(path: Path, schema: type[Kind]) -> Kind:
+    """Read a JSON file through a schema. Raises with its path where it has another shape."""
+    return check(schema, load_json(path), str(path))
 
 
 def load_document(path: Path, schema: type[Document]) -> dict[str, Any]:

@@ -13,8 +13,17 @@ from matplotlib.lines import Line2D
 
 from titer.findings.records import quote
 from titer.findings.seeds import Group
-from titer.report.drawing import canvas, printable, style, to_svg, truncate
-from titer.report.tradeoff import COLOURS, MARKERS, reach
+from titer.report.drawing import (
+    LEGEND,
+    canvas,
+    pen,
+    printable,
+    reach,
+    style,
+    to_svg,
+    truncate,
+    write_title,
+)
 
 WIDTH, HEIGHT = 620, 440  # CSS pixels
 PANELS = {"harm": "HS, percent (lower is better)", "task": "FA, percent"}
@@ -73,15 +82,8 @@ def panels(points: Points, title: str, note: str, ordered: bool = True) -> Figur
                 SPREAD * ((i + 0.5) / len(names) - 0.5),
                 f"{j}-{i}",
             )
-    figure.legend(
-        handles=keys,
-        loc="upper left",
-        bbox_to_anchor=(0.765, 0.9),
-        frameon=False,
-        borderpad=0,
-        handlelength=2.2,
-    )
-    figure.text(0.015, 0.985, printable(truncate(title, 90)), va="top", weight="bold")
+    figure.legend(handles=keys, bbox_to_anchor=(0.765, 0.9), **LEGEND)
+    write_title(figure, title)
     figure.text(
         0.985,
         0.012,
@@ -93,7 +95,7 @@ def panels(points: Points, title: str, note: str, ordered: bool = True) -> Figur
 
 
 def _key(i: int, name: str, ordered: bool) -> Line2D:
-    colour, marker = COLOURS[i % len(COLOURS)], MARKERS[i % len(MARKERS)]
+    colour, marker = pen(i)
     return Line2D(
         [],
         [],

@@ -14,6 +14,8 @@ import matplotlib
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 
+from titer.scoring.score import Score
+
 SVG = "{http://www.w3.org/2000/svg}"
 STYLE: dict[Any, Any] = {
     "font.family": "sans-serif",
@@ -26,6 +28,16 @@ STYLE: dict[Any, Any] = {
     "axes.spines.top": False,
     "axes.spines.right": False,
     "axes.linewidth": 0.6,
+}
+
+# Okabe and Ito's that a white page shows, and grey
+COLOURS = ("#d55e00", "#0072b2", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000", "#888888")
+MARKERS = "osDv^P*hp<>"  # with the colours a new pair for each of 88 pipelines
+LEGEND: dict[str, Any] = {
+    "loc": "upper left",
+    "frameon": False,
+    "borderpad": 0,
+    "handlelength": 2.2,
 }
 
 
@@ -58,6 +70,24 @@ def style() -> Iterator[None]:
         # of a name in another script; the reader's fonts have it
         warnings.filterwarnings("ignore", "Glyph .* missing from")
         yield
+
+
+def pen(i: int) -> tuple[str, str]:
+    """Return the colour and the marker of the i-th pipeline."""
+    return COLOURS[i % len(COLOURS)], MARKERS[i % len(MARKERS)]
+
+
+def write_title(figure: Figure, title: str) -> None:
+    figure.text(0.015, 0.985, printable(truncate(title, 90)), va="top", weight="bold")
+
+
+def reach(score: Score) -> list[list[float]]:
+    """Return the lengths of an error bar, down and up; both are 0 without an interval."""
+    known = score.low <= score.high
+    return [
+        [max(0.0, score.value - score.low) if known else 0.0],
+        [max(0.0, score.high - score.value) if known else 0.0],
+    ]
 
 
 def truncate(text: str, most: int) -> str:

@@ -9,8 +9,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import NullFormatter
 
-from titer.report.drawing import canvas, printable, style, to_svg, truncate
-from titer.report.tradeoff import COLOURS, MARKERS
+from titer.report.drawing import COLOURS, canvas, pen, printable, style, to_svg, truncate
 
 WIDTH, HEIGHT = 620, 470  # CSS pixels
 OVER = {  # probe -> its title, over the updates of the attack
@@ -43,10 +42,8 @@ def label(told: Mapping[str, Sequence[Mapping[str, Any]]], note: str) -> str:
 def panels(told: Mapping[str, Sequence[Mapping[str, Any]]], note: str) -> Figure:
     figure = canvas(WIDTH, HEIGHT)
     keys = [
-        Line2D(
-            [], [], color=COLOURS[i % len(COLOURS)], marker=MARKERS[i % len(MARKERS)], markersize=4
-        )
-        for i in range(len(told))
+        Line2D([], [], color=colour, marker=marker, markersize=4)
+        for colour, marker in map(pen, range(len(told)))
     ]
     for i, (key, name) in enumerate(zip(keys, told, strict=True)):
         key.set(

@@ -13,7 +13,17 @@ from matplotlib.lines import Line2D
 from titer.findings.frontier import front, has_place, is_free
 from titer.findings.records import quote
 from titer.findings.seeds import Group
-from titer.report.drawing import canvas, printable, style, to_svg, truncate
+from titer.report.drawing import (
+    LEGEND,
+    canvas,
+    pen,
+    printable,
+    reach,
+    style,
+    to_svg,
+    truncate,
+    write_title,
+)
 from titer.scoring.score import Score
 
 WIDTH, HEIGHT = 620, 380  # CSS pixels
@@ -24,9 +34,6 @@ KINDS = {
     "edit wise_ft": ("d", "... in part"),
 }
 KINDS["edit scale"] = KINDS["edit wise_ft"]
-# Okabe and Ito's that a white page shows, and grey
-COLOURS = ("#d55e00", "#0072b2", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000", "#888888")
-MARKERS = "osDv^P*hp<>"  # with the colours a new pair for each of 88 pipelines
 
 
 def svg(found: Sequence[Group], title: str, note: str, prefix: str) -> str:
@@ -66,15 +73,8 @@ def plane(found: Sequence[Group], title: str, note: str) -> Figure:
     axes.grid(color="#dddddd", linewidth=0.5)
     axes.set_axisbelow(True)
     keys = [*_free(axes, points), *_front(axes, front(found)), *_methods(axes, points)]
-    axes.legend(
-        handles=keys,
-        loc="upper left",
-        bbox_to_anchor=(1.02, 1.0),
-        frameon=False,
-        borderpad=0,
-        handlelength=2.2,
-    )
-    figure.text(0.015, 0.985, printable(truncate(title, 90)), va="top", weight="bold")
+    axes.legend(handles=keys, bbox_to_anchor=(1.02, 1.0), **LEGEND)
+    write_title(figure, title)
     figure.text(0.985, 0.015, printable(note), ha="right", color="#444444")
     return figure
 
@@ -120,7 +120,7 @@ def _methods(axes: Axes, points: Sequence[tuple[Group, Score, Score]]) -> list[L
     keys = []
     names = dict.fromkeys(group.pipeline for group, _, _ in points if not is_free(group))
     for i, name in enumerate(names):
-        colour, marker = COLOURS[i % len(COLOURS)], MARKERS[i % len(MARKERS)]
+        colour, marker = pen(i)
         for j, (_, harm, task) in enumerate(
             (group, harm, task) for group, harm, task in points if group.pipeline == name
         ):
@@ -157,15 +157,6 @@ def _methods(axes: Axes, points: Sequence[tuple[Group, Score, Score]]) -> list[L
             )
         )
     return keys
-
-
-def reach(score: Score) -> list[list[float]]:
-    """Return the lengths of an error bar, down and up; both are 0 without an interval."""
-    known = score.low <= score.high
-    return [
-        [max(0.0, score.value - score.low) if known else 0.0],
-        [max(0.0, score.high - score.value) if known else 0.0],
-    ]
 
 
 def _points(found: Iterable[Group]) -> list[tuple[Group, Score, Score]]:

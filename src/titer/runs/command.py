@@ -14,7 +14,7 @@ from typing import Any
 from titer import paths, registry
 from titer.errors import unknown
 from titer.findings import flags
-from titer.findings.records import SCHEMA, Record, check, load_json, plain
+from titer.findings.records import SCHEMA, Record, check, load_document, parse_document, plain
 from titer.methods import Edit, TensorEdit, UpdateEdit
 from titer.registry import describe, name_of
 from titer.runs.documents import environment
@@ -57,7 +57,7 @@ def make(
     """
     finished = folder / paths.RECORD
     if finished.is_file():
-        return dict(load_json(finished))
+        return load_document(finished, Record)
     folder.mkdir(parents=True, exist_ok=True, mode=0o700)
     work = Executor(Store(folder / paths.STORE), progress, folder)
     stage, found = plan.single(kind), dict[str, Any]()
@@ -96,11 +96,11 @@ def evaluate(plan: Plan, folder: Path, store: Store, progress: Progress) -> dict
     """Score a model, and leave its answers and its record in a folder; the record."""
     finished = folder / paths.RECORD
     if finished.is_file():
-        return dict(load_json(finished))
+        return load_document(finished, Record)
     folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-    work, stage = Executor(store, progress), plan.given("base", plan.recipe.model)
-    record = score_record(plan, stage, work)
-    shutil.copy(work.folder(plan.score(stage)) / paths.ANSWERS, folder)  # with its mode
+    work, scoring = Executor(store, progress), plan.score(plan.given("base", plan.recipe.model))
+    record = score_record(scoring, work)
+    shutil.copy(work.folder(scoring) / paths.ANSWERS, folder)  # with its mode
     told = plan.provenance()
     found = {name: told[name] for name in ("judge", "benchmark")}
     kept = ("scores", "outcomes", "scoring_seconds", "peak_mb", "weights", "facts")
@@ -212,12 +212,12 @@ def trace(model: str) -> list[dict[str, Any]]:
         seen.add(folder)
         manifest, record = folder / paths.MANIFEST, folder / paths.RECORD
         if manifest.is_file():  # a stage of a run, in the store
-            about = check(Manifest, load_json(manifest), str(manifest)).about
+            about = parse_document(manifest, Manifest).about
             template = dict(zip(("template", "system"), about.get("template", ()), strict=False))
             return [{"kind": str(about.get("kind", "")), "recipe": template}, *found]
         if not record.is_file():
             break
-        document = check(Record, load_json(record), str(record)).model_dump(by_alias=True)
+        document = parse_document(record, Record).model_dump(by_alias=True)
         found.insert(0, document)
         model = str(((document.get("recipe") or {}).get("model") or {}).get("path", ""))
     return found

@@ -12,7 +12,6 @@ from typing import Any
 
 import torch
 
-from titer import paths
 from titer.findings import flags, rules
 from titer.findings.records import SCHEMA, PipelineRecord, Record, check, plain
 from titer.registry import describe
@@ -80,11 +79,3 @@ def write_documents(run: Run, found: Mapping[str, Sequence[Record]]) -> dict[str
 def brief(record: Record) -> dict[str, Any]:
     """Return a record without what stands in the stage's own file alone."""
     return {key: value for key, value in record.fields.items() if key not in BRIEF}
-
-
-def read_record(folder: Path) -> Record:
-    """Read the record of a stage's folder. Raises where there is none."""
-    from titer.findings.records import load_json
-
-    path = folder / paths.RECORD
-    return check(Record, load_json(path), str(path))

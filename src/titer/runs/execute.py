@@ -5,7 +5,7 @@ came to.
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -13,10 +13,19 @@ from pathlib import Path
 from typing import Any
 
 from titer import paths
-from titer.findings.records import SCHEMA, Claim, Record, check, load_document, load_json
+from titer.findings.records import (
+    SCHEMA,
+    Claim,
+    Record,
+    check,
+    load_document,
+    load_json,
+    parse_document,
+)
 from titer.registry import describe
 from titer.runs.cost import measure
 from titer.runs.plan import Plan
+from titer.runs.stages.judge import JudgeStage
 from titer.runs.stages.stage import Given, ModelStage, Progress, Stage
 from titer.runs.store import Made, Store, write
 from titer.weights.settings import Checkpoint
@@ -57,8 +66,7 @@ class Executor:
         """Return the facts and the cost of a stage, which a model that is given has none of."""
         if isinstance(stage, Given):
             return Made()
-        path = self.folder(stage, weights=False) / paths.MADE
-        return check(Made, load_json(path), str(path))
+        return parse_document(self.folder(stage, weights=False) / paths.MADE, Made)
 
     def _compute(self, stage: Stage, folder: Path) -> None:
         for other in stage.inputs:
@@ -87,21 +95,22 @@ class Run:
         by its name.
         """
         pipelines = self.plan.pipelines()
-        order = list(dict.fromkeys(stage for stages in pipelines.values() for stage in stages))
+        order = dict.fromkeys(stage for stages in pipelines.values() for stage in stages)
+        scorings = [self.plan.score(stage) for stage in order]
         work = Executor(self.store, progress)
-        with self.store.needed(self.plan.identity, needed_keys(self.plan, order)):
+        with self.store.needed(self.plan.identity, needed_keys(scorings)):
             done = {
-                stage: self._show(f"{i:02d}-{stage.kind}", stage, work)
-                for i, stage in enumerate(order)
+                stage: self._show(f"{i:02d}-{stage.kind}", scoring, work)
+                for i, (stage, scoring) in enumerate(zip(order, scorings, strict=True))
             }
         return {name: [done[stage] for stage in stages] for name, stages in pipelines.items()}
 
-    def _show(self, name: str, stage: ModelStage, work: Executor) -> Record:
+    def _show(self, name: str, scoring: JudgeStage, work: Executor) -> Record:
         """Put into the run's folder what a stage came to, its answers, and the way to its model."""
-        record = score_record(self.plan, stage, work, name)
+        stage, record = scoring.answers.of, score_record(scoring, work, name)
         folder = self.folder / paths.STAGES / name
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-        shutil.copy(work.folder(self.plan.score(stage)) / paths.ANSWERS, folder)  # with its mode
+        shutil.copy(work.folder(scoring) / paths.ANSWERS, folder)  # with its mode
         write(folder / paths.RECORD, record.fields)
         if isinstance(stage, Given):
             return record
@@ -116,9 +125,9 @@ class Run:
         return record
 
 
-def needed_keys(plan: Plan, stages: list[ModelStage]) -> list[str]:
-    """Return the keys of these stages, of their scores, and of all that either is computed from."""
-    left: list[Stage] = [each for stage in stages for each in (stage, plan.score(stage))]
+def needed_keys(stages: Sequence[Stage]) -> list[str]:
+    """Return the keys of these stages, and of all that they are computed from."""
+    left = list(stages)
     found: dict[str, None] = {}
     while left:
         stage = left.pop()
@@ -128,9 +137,9 @@ def needed_keys(plan: Plan, stages: list[ModelStage]) -> list[str]:
     return list(found)
 
 
-def score_record(plan: Plan, stage: ModelStage, work: Executor, folder: str = "") -> Record:
+def score_record(scoring: JudgeStage, work: Executor, folder: str = "") -> Record:
     """Score the model of a stage, and return all that is to be known of it."""
-    scoring = plan.score(stage)
+    stage = scoring.answers.of
     scores = load_json(work.folder(scoring) / paths.SCORES)
     asked, made = work.made(scoring.answers), work.made(stage)
     costs = [work.made(each) for each in (scoring, *scoring.inputs)]

@@ -37,9 +37,8 @@ def defining(part: type | Method) -> Iterator[str]:
         yield part.__module__
         return
     yield type(part).__module__
-    for value in vars(part).values():
-        if isinstance(value, Method):
-            yield from defining(value)
+    for held in part.held_methods.values():
+        yield from defining(held)
 
 
 def closure(*modules: str) -> set[str]:

@@ -23,7 +23,7 @@ from titer.judges.refusal import Refusal
 from titer.methods import Defense, Edit, Judge, Kind, Label, Retraining, TensorEdit
 from titer.registry import build, describe, name_of
 from titer.runs.needed import needed_roles
-from titer.runs.recipe import Pipeline, Recipe
+from titer.runs.recipe import SINGLE, Pipeline, Recipe
 from titer.runs.recipe import digest as recipe_digest
 from titer.runs.roles import TRAINING, Roles, roles
 from titer.runs.stages.answer import AnswerStage
@@ -42,15 +42,13 @@ from titer.weights import adapters, checkpoints, folders
 from titer.weights.settings import Checkpoint
 from titer.weights.tensors import open_tensors
 
-TRAINED = ("align", "finetune")
-ALL = (*TRAINED, "release", "edit", "evaluate")  # kinds of stages
+ALL = (*Defense.stages, "release", "edit", "evaluate")  # kinds of stages
 REFERENCES = {
     "base": "the model that alignment started from",
     "aligned": "the model that fine-tuning started from, as it is no adapter over it",
     "safe": "the aligned model fine-tuned on refusals",
     "unsafe": "the aligned model fine-tuned on harmful rows",
 }
-SINGLE = "alone"  # the pipeline of a plan for one stage
 
 Anew = TypeVar("Anew", bound=ModelStage)
 
@@ -313,10 +311,8 @@ class Plan:
     def score(self, stage: ModelStage) -> JudgeStage:
         """Return the stage that scores a model: over its answers, which another judge shares."""
         recipe, harm = self.recipe, self._known_harm
-        answers = AnswerStage(
-            stage, self.benchmarks, recipe.max_new_tokens, recipe.answers_at_once, self.asking
-        )
-        margin = MarginStage(stage, harm, self.judge.refusals, self.asking) if harm else None
+        answers = AnswerStage(stage, self.benchmarks, recipe.max_new_tokens, recipe.answers_at_once)
+        margin = MarginStage(stage, harm, self.judge.refusals) if harm else None
         return JudgeStage(answers, margin, self.judge, self.roles.scorer)
 
     def once(self, stage: Anew) -> ModelStage:

@@ -26,6 +26,7 @@ from titer.training.settings import Training
 from titer.weights.settings import Checkpoint, Model
 
 FOLDER = Path(__file__).parent.parent / "recipes"
+SINGLE = "alone"  # the pipeline of a recipe for one stage
 
 
 def plain() -> Defense:
@@ -44,15 +45,17 @@ def read_finetuning(given: Any) -> Defense | Checkpoint:
     """
     if isinstance(given, Defense | Checkpoint):
         return given
-    if isinstance(given, Mapping) and "path" in given:
-        return cast(Checkpoint, validate(Checkpoint, dict(given)))
-    if is_path(given):
+    if not names_checkpoint(given):
+        return cast(Defense, registry.build("defenses", given))
+    if isinstance(given, str):
         return Checkpoint(given)
-    return cast(Defense, registry.build("defenses", given))
+    return cast(Checkpoint, validate(Checkpoint, dict(given)))
 
 
-def is_path(given: Any) -> bool:
-    """Tell a checkpoint from the name of a method."""
+def names_checkpoint(given: Any) -> bool:
+    """Tell a checkpoint from a method, of which a recipe states either."""
+    if isinstance(given, Mapping):
+        return "path" in given
     return isinstance(given, str) and (
         "/" in given
         or (given not in registry.names("defenses") and Path(given).expanduser().is_dir())
@@ -214,11 +217,11 @@ def load_single(
     """
     raw = _read(name) | {
         "model": {"path": model},
-        "pipelines": {"alone": {kind: method} if method else {}},
+        "pipelines": {SINGLE: {kind: method} if method else {}},
     }
     short = "method."
     paths = [
-        f"pipelines.alone.{kind}.{text.removeprefix(short)}"
+        f"pipelines.{SINGLE}.{kind}.{text.removeprefix(short)}"
         if method and text.startswith(short)
         else text
         for text in settings
@@ -244,12 +247,12 @@ def from_mapping(
     for pipeline in (
         (raw.get("pipelines") or {}).values() if isinstance(raw.get("pipelines"), dict) else ()
     ):
-        if isinstance(pipeline, dict) and "align" not in pipeline:
-            given = pipeline.get("finetune")
-            if is_path(given) or (isinstance(given, dict) and "path" in given):
-                pipeline["align"] = (
-                    None  # what was fine-tuned from the recipe's model was not aligned here
-                )
+        if (
+            isinstance(pipeline, dict)
+            and "align" not in pipeline
+            and names_checkpoint(pipeline.get("finetune"))
+        ):  # what was fine-tuned from the recipe's model was not aligned here
+            pipeline["align"] = None
     recipe = validate(Recipe, raw)
     assert isinstance(recipe, Recipe)
     return recipe

@@ -27,7 +27,7 @@ from filelock import FileLock
 from pydantic import Field
 
 from titer import paths
-from titer.findings.records import Document, check, load_json
+from titer.findings.records import Document, parse_document
 from titer.paths import MANIFEST
 
 WEIGHTS = ".safetensors"
@@ -127,7 +127,7 @@ class Store:
         """Return a finished stage, None where there is none or its manifest cannot be read."""
         path = self.place(key) / MANIFEST
         try:
-            manifest = check(Manifest, load_json(path), str(path))
+            manifest = parse_document(path, Manifest)
         except (OSError, ValueError):
             return None
         return Entry(key, path.parent, manifest.files, tuple(manifest.dropped), manifest.about)
@@ -228,7 +228,7 @@ def _whole(partial: Path) -> bool:
     """Tell whether only the rename is left to do."""
     path = partial / MANIFEST
     try:
-        return check(Manifest, load_json(path), str(path)).files == hashes(partial)
+        return parse_document(path, Manifest).files == hashes(partial)
     except (OSError, ValueError):  # none, or one that was cut off
         return False
 

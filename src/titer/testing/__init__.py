@@ -96,7 +96,7 @@ def names_its_paper(method: Any, folder: Path) -> None:
 
 def says_what_it_holds(method: Method, folder: Path) -> None:
     """A method that holds another one is composed of it, so that both get what they need."""
-    held = [name for name, value in vars(method).items() if isinstance(value, Method)]
+    held = list(method.held_methods)
     among = ", ".join(each.__name__ for each in COMPOSITIONS)
     assert not held or isinstance(method, COMPOSITIONS), (
         f"its field {held[0]!r} holds another method: derive it from one of {among} (titer.composition)"

@@ -11,43 +11,31 @@ from typing import Any
 
 from titer import paths
 from titer.data.rows import Answer, Row, digest
-from titer.runs.keys import code_key
-from titer.runs.stages.asking import Asking
-from titer.runs.stages.stage import ModelStage, Stage, Work
+from titer.runs.stages.stage import AskingStage, Work
 from titer.scoring.evaluate import answer_all
-from titer.weights import adapters, checkpoints
+from titer.weights import checkpoints
 
 
 @dataclass(frozen=True, eq=False)
-class AnswerStage(Stage):
-    """Let the merged model of a stage, which is what would be served, answer greedily."""
+class AnswerStage(AskingStage):
+    """Let a model answer greedily."""
 
-    of: ModelStage
     benchmarks: Mapping[str, Sequence[Row]]
     max_new_tokens: int
     at_once: int
-    asking: Asking
-
-    @property
-    def inputs(self) -> list[Stage]:
-        return [self.of]
 
     @property
     def about(self) -> dict[str, Any]:
-        return {
+        return self.lineage | {
             "kind": "answer",
-            "of": self.of.key,
             "rows": {name: digest(rows) for name, rows in self.benchmarks.items()},
             "answers": [self.max_new_tokens, self.at_once],
-            "code": code_key(type(self)),
-            **self.asking.about,
         }
 
     def compute(self, work: Work, folder: Path) -> dict[str, Any]:
         work.progress(self.of.label, 0, 0, {})
         said: list[str] = []
-        model, template = self.asking.open(work.checkpoint(self.of))
-        model = adapters.merge_adapter(model)
+        model, template = self.open(work)
         answers = answer_all(
             model, template, self.benchmarks, self.max_new_tokens, self.at_once, said.append
         )

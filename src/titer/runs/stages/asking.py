@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from importlib.metadata import version
+from functools import cache
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from titer.weights import checkpoints, folders
 from titer.weights.settings import Checkpoint
 
 LIBRARIES = ("torch", "transformers", "peft", "tokenizers", "scipy")
+version = cache(metadata.version)  # a look on disk takes longer than all else of a stage's key
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ import json
 import shutil
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -29,11 +29,9 @@ class EditStage(ModelStage):
     """Change weights on disk, into a checkpoint of its own. Raises where nothing was changed."""
 
     others: Mapping[str, ModelStage]  # the models that the edit asks for
-    rows: Sequence[Row] = ()  # those that it sees or trains on
-    whole: bool = False  # save the merged model, not its adapter
-    looks: Mapping[str, Sequence[Row]] = field(
-        default_factory=dict
-    )  # rows to measure the removed energy on
+    rows: Sequence[Row]  # those that it sees or trains on
+    whole: bool  # save the merged model, not its adapter
+    looks: Mapping[str, Sequence[Row]]  # rows to measure the removed energy on
 
     @property
     def references(self) -> Mapping[str, ModelStage]:

@@ -27,8 +27,8 @@ from titer.weights.settings import Checkpoint
 class RetrainStage(EditStage):
     """Train the fine-tuned model's adapter, or all its weights, plainly."""
 
-    finetune: Training | None = None  # how the user's fine-tuning went
-    seed: int = 0
+    finetune: Training  # how the user's fine-tuning went
+    seed: int
 
     @property
     def about(self) -> dict[str, Any]:
@@ -37,7 +37,6 @@ class RetrainStage(EditStage):
     @property
     def training(self) -> Training:
         assert isinstance(self.method, Retraining)
-        assert self.finetune is not None
         return self.method.training(self.finetune)
 
     def rewrite(

@@ -9,12 +9,15 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Protocol
 
+from transformers import PreTrainedModel
+
 from titer.config import hash_of
+from titer.data.template import Template
 from titer.methods import Method
 from titer.registry import describe, name_of
 from titer.runs.keys import code_key
 from titer.runs.stages.asking import Asking
-from titer.weights import folders
+from titer.weights import adapters, folders
 from titer.weights.settings import Checkpoint
 
 Progress = Callable[
@@ -106,6 +109,27 @@ class ModelStage(Stage):
             **({"references": others} if others else {}),
             **self.asking.about,
         }
+
+
+@dataclass(frozen=True, eq=False)
+class AskingStage(Stage):
+    """A stage that asks the merged model of another one, which is what would be served."""
+
+    of: ModelStage
+
+    @property
+    def inputs(self) -> list[Stage]:
+        return [self.of]
+
+    @property
+    def lineage(self) -> dict[str, Any]:
+        """Which model it asks, and the code that does."""
+        return {"of": self.of.key, "code": code_key(type(self)), **self.of.asking.about}
+
+    def open(self, work: Work) -> tuple[PreTrainedModel, Template]:
+        """Load the model, and say how it is asked."""
+        model, template = self.of.asking.open(work.checkpoint(self.of))
+        return adapters.merge_adapter(model).eval(), template
 
 
 @dataclass(frozen=True, eq=False)
