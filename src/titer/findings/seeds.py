@@ -74,12 +74,12 @@ def figure_names(found: Sequence[Group]) -> list[str]:
     return [name for name in NAMES if any(group.score(name) for group in found)]
 
 
-def by_settings(found: Sequence[Group]) -> dict[tuple[str, ...], dict[int, dict[str, Any]]]:
-    """Return documents of the stages by settings, seed and pipeline, for `flags.seeds`."""
-    told: dict[tuple[str, ...], dict[int, dict[str, Any]]] = {}
-    for group in found:
-        for seed, stages in group.seeds.items():
-            told.setdefault(group.settings, {}).setdefault(seed, {})[group.pipeline] = {
-                "stages": [stage.fields for stage in stages]
-            }
+def by_settings(
+    cells: Sequence[Mapping[str, Any]],
+) -> dict[tuple[str, ...], dict[int, Mapping[str, Any]]]:
+    """Return the documents of all finished cells by settings and seed, for `flags.seeds`."""
+    told: dict[tuple[str, ...], dict[int, Mapping[str, Any]]] = {}
+    for cell in cells:
+        if documents := cell.get("pipelines"):
+            told.setdefault(tuple(cell["settings"]), {})[cell["seed"]] = documents
     return told

@@ -10,8 +10,8 @@ from typing import Any
 from titer import registry
 from titer.errors import unknown
 from titer.listing.read import find_fault, find_module, read_module
+from titer.runs import recipe
 
-RECIPES = Path(__file__).parent.parent / "recipes"
 OTHER = ("recipes", "hub")  # that are listed too, beside the kinds of methods
 
 
@@ -85,8 +85,10 @@ def _plugin(kind: str, point: EntryPoint) -> Listing:
 
 def _recipes() -> list[Listing]:
     return [
-        Listing("recipes", path.stem, _first_line(path).removeprefix("# "), "titer")
-        for path in sorted(RECIPES.glob("*.yaml"))
+        Listing(
+            "recipes", name, _first_line(recipe.FOLDER / f"{name}.yaml").removeprefix("# "), "titer"
+        )
+        for name in recipe.names()
     ]
 
 

@@ -27,7 +27,7 @@ from titer import paths
 from titer.config import hash_of
 from titer.findings import flags
 from titer.findings.records import CellRecord, load_document
-from titer.findings.seeds import by_settings, groups
+from titer.findings.seeds import by_settings
 from titer.runs import recipe as recipes
 from titer.runs.execute import is_free
 from titer.runs.keys import all_code
@@ -200,7 +200,7 @@ def disagreeing(cells: Sequence[Mapping[str, Any]]) -> list[dict[str, str]]:
     """Return the flags that the seeds of one setting raise together."""
     found = [
         (settings, flag)
-        for settings, by_seed in by_settings(groups(cells)).items()
+        for settings, by_seed in by_settings(cells).items()
         for flag in flags.seeds(by_seed)
     ]
     return flags.as_documents(
