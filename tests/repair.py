@@ -5,7 +5,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import mkdtemp
-from types import SimpleNamespace
+from types import MappingProxyType, SimpleNamespace
 
 import torch
 from peft import PeftModel
@@ -185,7 +185,8 @@ def apply(
     folder: Path,
     rows: Sequence[Row] = (),
     template: Template | None = None,
-    **how,
+    whole: bool = False,
+    looks: Mapping[str, Sequence[Row]] = MappingProxyType({}),
 ) -> dict:
     """Compute the stage of an edit of what fine-tuning added; return its facts.
 
@@ -201,6 +202,6 @@ def apply(
 
     kind = RetrainStage if isinstance(edit, Retraining) else RepairStage
     others = {name: given(of) for name, of in references.items()}
-    stage = kind("edit", given(model), edit, asking, others, rows, **how)
+    stage = kind("edit", given(model), edit, asking, others, rows, whole, looks)
     work = SimpleNamespace(checkpoint=lambda of: of.checkpoint, progress=lambda *_: None)
     return stage.compute(work, folder)

@@ -12,9 +12,11 @@ import argparse
 import ast
 import re
 import sys
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+
+import networkx as nx
 
 PACKAGE = Path(__file__).parent.parent / "src" / "titer"
 
@@ -146,24 +148,24 @@ class House:
 
     def circles(self, imports: Sequence[Import], wings: bool = False) -> list[str]:
         """Return the circles of modules, or of wings, each as its shortest way with its places."""
-        edges: dict[str, dict[str, Import]] = {}
+        graph: nx.DiGraph[str] = nx.DiGraph()
         for found in imports:
             if found.name in self.paths:
                 one, other = (
                     (_wing(found.of), _wing(found.name)) if wings else (found.of, found.name)
                 )
-                if one != other:
-                    edges.setdefault(one, {}).setdefault(other, found)
+                if one != other and not graph.has_edge(one, other):
+                    graph.add_edge(one, other, where=found.where)
         told = []
-        for group in _knots(edges):
-            way = _way(edges, group)
-            steps = " -> ".join([*way, way[0]])
-            places = ", ".join(
-                edges[a][b].where for a, b in zip(way, [*way[1:], way[0]], strict=True)
-            )
-            told.append(
-                f"{steps} ({places})" + (f", a knot of {len(group)}" if len(group) > 2 else "")
-            )
+        for knot in nx.strongly_connected_components(graph):
+            if len(knot) > 1:
+                way = _shortest_circle(graph.subgraph(sorted(knot)))
+                steps = list(zip(way, [*way[1:], way[0]], strict=True))
+                places = ", ".join(graph.edges[step]["where"] for step in steps)
+                told.append(
+                    f"{' -> '.join([*way, way[0]])} ({places})"
+                    + (f", a knot of {len(knot)}" if len(knot) > 2 else "")
+                )
         return told
 
     def _nodes(self, *kinds: type[ast.AST]) -> Iterator[tuple[str, str]]:
@@ -205,16 +207,18 @@ class House:
 
     def _torch(self) -> list[str]:
         """Return the modules of LIGHT that load one of HEAVY, each with its shortest way there."""
-        edges: dict[str, list[Import]] = {name: [] for name in self.paths}
+        graph: nx.DiGraph[str] = nx.DiGraph()
         for found in self.imports:
             if not found.lazy and not found.typing:
-                edges[found.of].append(found)
+                heavy = found.name.partition(".")[0]
+                end = heavy if heavy in HEAVY else found.name
+                if not graph.has_edge(found.of, end):
+                    graph.add_edge(found.of, end, where=found.where)
         told = []
         for start in self.paths:
-            way = _way_to_torch(start, edges) if _wing(start) in LIGHT else None
+            way = _shortest_way(graph, start, HEAVY) if _wing(start) in LIGHT else []
             if way:
-                chain = " -> ".join([start, *(found.name for found in way)])
-                told.append(f"{way[0].where}: {chain}")
+                told.append(f"{graph.edges[way[0], way[1]]['where']}: {' -> '.join(way)}")
         return told
 
     def _imports(self, name: str) -> Iterator[Import]:
@@ -271,59 +275,21 @@ def _statements(
             yield from _statements(child, lazy or inside, typing)
 
 
-def _knots(edges: Mapping[str, Mapping[str, Import]]) -> list[list[str]]:
-    """Return the sets of nodes that all reach each other, without those of one node."""
-    reach = {node: _reachable(edges, node) for node in edges}
-    left, knots = dict.fromkeys(sorted(edges)), []
-    while left:
-        node = next(iter(left))
-        knot = [other for other in left if other in reach[node] and node in reach.get(other, ())]
-        for member in {node, *knot}:
-            del left[member]
-        if len(knot) > 1:
-            knots.append(knot)
-    return knots
+def _shortest_circle(graph: nx.DiGraph[str]) -> list[str]:
+    """Return the shortest circle of a graph whose nodes all reach each other."""
+    ways = [
+        nx.shortest_path(graph, after, start)
+        for start in sorted(graph)
+        for after in graph.successors(start)
+    ]
+    shortest = min(ways, key=len)
+    return [shortest[-1], *shortest[:-1]]
 
 
-def _reachable(edges: Mapping[str, Collection[str]], start: str) -> set[str]:
-    found: set[str] = set()
-    front = [start]
-    while front:
-        for other in edges.get(front.pop(), ()):
-            if other not in found:
-                found.add(other)
-                front.append(other)
-    return found
-
-
-def _way(edges: Mapping[str, Collection[str]], group: Sequence[str]) -> list[str]:
-    """Return the shortest circle within a group of nodes that all reach each other."""
-    found = []
-    for start in group:
-        ways, seen = [[start]], set[str]()
-        while ways:
-            way = ways.pop(0)
-            after = [other for other in edges.get(way[-1], ()) if other in group]
-            if start in after:
-                found.append(way)
-                break
-            ways += [[*way, other] for other in after if other not in seen]
-            seen.update(after)
-    return min(found, key=len)
-
-
-def _way_to_torch(start: str, edges: Mapping[str, Sequence[Import]]) -> list[Import] | None:
-    ways: list[list[Import]] = [[found] for found in edges[start]]
-    seen = {start}
-    while ways:
-        way = ways.pop(0)
-        last = way[-1].name
-        if last.partition(".")[0] in HEAVY:
-            return way
-        if last not in seen:
-            seen.add(last)
-            ways += [[*way, found] for found in edges.get(last, ())]
-    return None
+def _shortest_way(graph: nx.DiGraph[str], start: str, ends: Iterable[str]) -> list[str]:
+    """Return the shortest way from a node to one of the ends; nothing where there is none."""
+    ways = nx.single_source_shortest_path(graph, start) if start in graph else {}
+    return min((ways[end] for end in ends if end in ways), key=len, default=[])
 
 
 def _share(name: str, of: Sequence[tuple[str, str]], counts: Callable[[str], bool]) -> Figure:
