@@ -63,7 +63,7 @@ def harmless() -> list[Row]:
 def reviews() -> list[dict]:
     """Records of the user's task, as SST-2 has them."""
     made = [
-        {"sentence": f"the {thing} is {word} and the {other} too", "label": int(word in GOOD)}
+        {"sentence": f"the {thing} is {word} and the {other} too .", "label": int(word in GOOD)}
         for thing, word, other in itertools.product(THINGS, GOOD + BAD, THINGS[:4])
         if thing != other
     ]

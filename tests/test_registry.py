@@ -171,7 +171,7 @@ def test_the_source_says_the_same_of_a_fault_as_loading_does(package):
 
 def test_a_broken_benchmark_does_not_stop_the_reading_of_data(package):
     package("mishap", {"benchmarks": ["half = broken:Half"]}, {"broken": "1 / 0\n"})
-    found = sources.recognize([RawRecord("here", {"sentence": "a fine film", "label": 1})])
+    found = sources.recognize([RawRecord("here", {"sentence": "a fine film .", "label": 1})])
     assert registry.name_of(found) == "sst2"
 
 

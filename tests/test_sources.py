@@ -46,7 +46,7 @@ def rows(path, kind=Kind.ANSWERS, **columns) -> list[Row]:
     known = {column for schema in schemas.SCHEMAS for column in schema.columns} | set(
         columns.values()
     )
-    return schemas.rows(files.read(Path(path), known=known), kind, columns)[0]
+    return schemas.rows(files.read(Path(path), known=known), kind, columns).rows
 
 
 # --- files
@@ -175,10 +175,11 @@ def test_a_data_set_of_the_hub_is_read_from_its_cache_as_its_readme_lays_it_out(
         (
             "a.jsonl",
             '{"prompt": "a", "response": "b"}\n{"prompt": "a"}\n',
-            r"a\.jsonl:2: no 'response'; the columns found are 'prompt'",
+            r"a\.jsonl:2: no 'response', which other records of the file have; the columns found are "
+            r"'prompt'",
         ),
         ("a.jsonl", '{"prompt": 3, "response": "b"}\n', r"a\.jsonl:1: 'prompt' is no text but '3'"),
-        ("a.jsonl", "[1]\n", r"a\.jsonl:1: not an object"),
+        ("a.jsonl", "[1]\n", r"a\.jsonl:1, row 1: not an object"),
         ("a.jsonl", '{"prompt": "a", "response": " "}\n', r"a\.jsonl:1: the response is empty"),
         ("a.jsonl", "\n\n", r"a\.jsonl: holds no rows"),
         ("a.json", '[{"prompt": "a",\n oops}]', r"a\.json:2: not JSON"),
@@ -191,8 +192,17 @@ def test_a_data_set_of_the_hub_is_read_from_its_cache_as_its_readme_lays_it_out(
             r"a\.csv:1: the columns found are 'column 1' \('q'\), 'column 2' \('a'\)",
         ),
         ("a.csv", "prompt,response\n", r"a\.csv: holds no rows"),
-        ("a.parquet", "PAR", r"a\.parquet: not a parquet file"),
-        ("a.xlsx", "", r"cannot read \.xlsx; there is \.jsonl, .*parquet and `datasets` folders"),
+        ("a.parquet", "PAR", r"a\.parquet cannot be read \(.*\): is it a parquet file\?"),
+        (
+            "a.xlsx",
+            "",
+            r"cannot read \.xlsx; there is \.jsonl, .*parquet, each also .* and `datasets` folders",
+        ),
+        (
+            "a.jsonl.gz",
+            "no",
+            r"a\.jsonl\.gz cannot be read \(.*\): is it compressed as its name says",
+        ),
     ],
 )
 def test_a_bad_file_is_named_with_its_line(tmp_path, name, text, message):
@@ -211,7 +221,7 @@ def test_a_missing_file_or_folder_is_named(tmp_path):
     with pytest.raises(ValueError, match="no such file"):
         read({"harm_test": str(tmp_path / "nowhere.jsonl")}, "harm")
     (tmp_path / "empty").mkdir()
-    with pytest.raises(ValueError, match="cannot be read by `datasets`: "):
+    with pytest.raises(ValueError, match="the folder .*empty cannot be read "):
         read({"harm_test": str(tmp_path / "empty")}, "harm")
     with pytest.raises(ValueError, match="'nobody/nothing'.*hub"):
         read({"harm_test": "nobody/nothing"}, "harm")
@@ -348,22 +358,29 @@ def test_prompts_alone_can_be_evaluated_but_not_trained_on(tmp_path):
 # --- tasks
 
 
+STORY = (  # long, with an agency, as articles are
+    "AP - The owner of the oak chest said on Friday that the key had been found near the bridge and "
+    "that it opens the lid"
+)
 TASKS = {  # the published files in their own layouts, a line or two each
     "sst2.jsonl": (
-        '{"idx": 0, "sentence": "a joy", "label": 1}\n{"idx": 1, "sentence": "a bore", "label": 0}\n',
+        '{"idx": 0, "sentence": "a joy .", "label": 1}\n{"idx": 1, "sentence": "a bore", "label": 0}\n',
         SST2(),
     ),
-    "sst2.tsv": ("sentence\tlabel\na joy\t1\na bore\t0\n", SST2()),
-    "headless.tsv": ("a joy\t1\na bore\t0\n", SST2()),
+    "sst2.tsv": ("sentence\tlabel\na joy .\t1\na bore\t0\n", SST2()),
+    "headless.tsv": ("a joy .\t1\na bore\t0\n", SST2()),
     "agnews.jsonl": (
-        '{"text": "Oil up  A story", "label": 2}\n{"text": "Moon A rock", "label": 3}\n',
+        json.dumps({"text": f"Oil up  {STORY}", "label": 2})
+        + "\n"
+        + json.dumps({"text": f"Moon {STORY}", "label": 3})
+        + "\n",
         AGNews(),
     ),
     "agnews.csv": (
-        'Class Index,Title,Description\n3,"Oil up "," A story"\n4,Moon,A rock\n',
+        f'Class Index,Title,Description\n3,"Oil up "," {STORY}"\n4,Moon,{STORY}\n',
         AGNews(),
     ),
-    "headless.csv": ('"3","Oil up "," A story"\n"4","Moon","A rock"\n', AGNews()),
+    "headless.csv": (f'"3","Oil up "," {STORY}"\n"4","Moon","{STORY}"\n', AGNews()),
     "gsm8k.jsonl": (
         '{"question": "1+1,000?", "answer": "It is <<1+1=1,001>>.\\n#### 1,001"}\n',
         GSM8K(),
@@ -382,7 +399,7 @@ def test_a_task_is_recognized_by_its_columns_and_asked_in_the_fields_words(tmp_p
             Row(
                 "Analyze the sentiment of the input, and respond only positive or negative",
                 "positive",
-                input="a joy",
+                input="a joy .",
             ),
             Row(
                 "Analyze the sentiment of the input, and respond only positive or negative",
@@ -398,8 +415,8 @@ def test_a_task_is_recognized_by_its_columns_and_asked_in_the_fields_words(tmp_p
                 input=about,
             )
             for label, about in (
-                ("Business", "Oil up  A story" if "jsonl" in name else "Oil up   A story"),
-                ("Sci/Tech", "Moon A rock"),
+                ("Business", f"Oil up  {STORY}" if "jsonl" in name else f"Oil up   {STORY}"),
+                ("Sci/Tech", f"Moon {STORY}"),
             )
         ],
         GSM8K(): [Row("1+1,000?", "It is <<1+1=1,001>>.\nThe final answer is:  1,001")],
@@ -410,6 +427,7 @@ def test_a_task_is_recognized_by_its_columns_and_asked_in_the_fields_words(tmp_p
         "schema": type(benchmark).__name__.lower(),
         "records": len(found.task),
         "rows": len(found.task),
+        **({"not used": {"idx": 2}} if name == "sst2.jsonl" else {}),
     }
 
 
@@ -425,8 +443,9 @@ def test_a_task_is_recognized_by_its_columns_and_asked_in_the_fields_words(tmp_p
 )
 def test_a_task_is_recognized_by_all_of_its_labels_and_no_others(benchmark, columns, labels):
     def records(labels: str) -> list[dict]:
+        text = "a joy ." if columns[0] == "sentence" else f"Oil up {STORY}"
         return [
-            {"Description": "d", columns[0]: "t", columns[1]: label} for label in labels.split()
+            {"Description": "d", columns[0]: text, columns[1]: label} for label in labels.split()
         ]
 
     assert benchmark.recognizes(records(labels))
@@ -652,6 +671,7 @@ def test_what_is_known_of_a_hub_repository_is_kept_with_its_revision(tmp_path, m
         "schema": "BeaverTails",
         "records": 3,
         "rows": 2,
+        "not used": {"category": 3},
         "revision": folder.name,
         "licence": "CC BY-NC 4.0",
         "commercial use": False,

@@ -1,16 +1,21 @@
 """Read the records of local files: JSON, JSON lines, CSV, TSV, parquet and `datasets` folders.
 
-An error names the file and the line.
+A text file may be compressed. An error names the file and the line.
 """
 
 from __future__ import annotations
 
 import csv
+import io
 import json
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from titer.errors import reading
+
+PACKED = (".gz", ".bz2", ".xz", ".zst")  # suffixes of compressed files
 
 
 @dataclass(frozen=True)
@@ -34,10 +39,10 @@ def read(
         records = list(_folder(path, split, subset))
     elif not path.is_file():
         raise ValueError(f"no such file: {path}")
-    elif path.suffix not in READERS:
+    elif not is_readable(path):
         raise ValueError(
             f"{path}: cannot read {path.suffix or 'a file without a suffix'}; there is "
-            f"{', '.join(READERS)} and `datasets` folders"
+            f"{', '.join(READERS)}, each also with {', '.join(PACKED)}, and `datasets` folders"
         )
     else:
         if split or subset:
@@ -45,46 +50,157 @@ def read(
                 f"{path}: a single file has no split {split or subset!r}: leave it out, or name "
                 "the folder"
             )
-        try:
-            records = list(READERS[path.suffix](path, known))
-        except UnicodeDecodeError as error:
-            raise ValueError(f"{path}: not UTF-8 text (byte {error.start})") from None
+        records = list(READERS[_suffix(path)](path, known))
     if not records:
         raise ValueError(f"{path}: holds no rows")
+    for record in records:
+        _check_text(record.place, record.fields)
     return records
+
+
+def is_readable(path: Path) -> bool:
+    """Tell by its name whether a file is one that can be read."""
+    return _suffix(path) in READERS
+
+
+def _suffix(path: Path) -> str:
+    """Return the suffix of a file without that of its compression."""
+    return path.with_suffix("").suffix if path.suffix in PACKED else path.suffix
+
+
+def _bytes(path: Path) -> bytes:
+    if path.suffix not in PACKED:
+        return path.read_bytes()
+    import fsspec  # type: ignore[import-untyped]
+
+    compression = "zstd" if path.suffix == ".zst" else "infer"
+    with (
+        reading(f"{path}", "is it compressed as its name says?"),
+        fsspec.open(str(path.resolve()), "rb", compression=compression) as file,
+    ):
+        return bytes(file.read())
+
+
+def _text(path: Path) -> str:
+    try:
+        return _bytes(path).decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path}: not UTF-8 text (byte {error.start})") from None
 
 
 def _json_lines(path: Path, known: Collection[str]) -> Iterator[RawRecord]:
     # not splitlines: a JSON text may hold U+2028
-    lines = path.read_text(encoding="utf-8-sig").split("\n")
-    for number, line in enumerate(lines, 1):
+    for number, line in enumerate(_text(path).split("\n"), 1):
         if line.strip():
             place = f"{path}:{number}"
-            try:
-                record = json.loads(line)
-            except json.JSONDecodeError as error:
-                raise ValueError(f"{place}: not JSON ({error.msg})") from None
-            yield _object(place, record)
+            found = _decode(line, place)
+            listed = isinstance(found, list) and not _turns(found)
+            for i, record in enumerate(found if listed else [found], 1):
+                yield _record(f"{place}, row {i}" if listed else place, record)
 
 
 def _json(path: Path, known: Collection[str]) -> Iterator[RawRecord]:
-    """Read a list of objects. A file of this suffix may also hold JSON lines."""
-    text = path.read_text(encoding="utf-8-sig")
-    if not text.lstrip().startswith("["):
+    """Read a list of records, a single one, or columns. The file may also hold JSON lines."""
+    text = _text(path)
+    lines = [line for line in text.split("\n") if line.strip()]
+    if len(lines) > 1 and _is_whole(lines[0]) and _is_whole(lines[1]):
         yield from _json_lines(path, known)
         return
+    found = _decode(text, str(path)) if lines else []
+    if isinstance(found, dict):
+        found = _columns(path, found)
+    for number, record in enumerate(found if isinstance(found, list) else [found], 1):
+        yield _record(f"{path}, row {number}", record)
+
+
+def _is_whole(line: str) -> bool:
+    """Tell whether a line is a JSON value by itself, as every line of a JSON-lines file is."""
     try:
-        records = json.loads(text)
+        json.loads(line)
+    except (ValueError, RecursionError):
+        return False
+    return True
+
+
+def _columns(path: Path, fields: dict[str, Any]) -> list[Any]:
+    """Return the records of an object: itself, or the rows of a list for every column."""
+    lists = {name: value for name, value in fields.items() if isinstance(value, list)}
+    if not lists or _turns(next(iter(lists.values()))):
+        return [fields]
+    rows = [name for name, value in lists.items() if all(isinstance(each, dict) for each in value)]
+    if rows or len(lists) < len(fields):
+        raise ValueError(
+            f"{path}: an object with {', '.join(map(repr, fields))}, not rows: give a file with "
+            f"what stands under {(rows or list(lists))[0]!r} alone"
+        )
+    lengths = {len(value) for value in lists.values()}
+    if len(lengths) > 1:
+        sizes = ", ".join(f"{name!r} {len(value)}" for name, value in lists.items())
+        raise ValueError(f"{path}: its columns are not of one length: {sizes}")
+    return [dict(zip(lists, cells, strict=True)) for cells in zip(*lists.values(), strict=True)]
+
+
+def _decode(text: str, place: str) -> Any:
+    """Decode JSON in which no key stands twice."""
+
+    def unique(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
+        fields = dict(pairs)
+        if len(fields) < len(pairs):
+            names = [name for name, _ in pairs]
+            twice = next(name for name in names if names.count(name) > 1)
+            raise _TwiceError(f"the key {twice!r} stands twice in one object: take one out")
+        return fields
+
+    try:
+        return json.loads(text, object_pairs_hook=unique)
+    except _TwiceError as error:
+        raise ValueError(f"{place}: {error}") from None
     except json.JSONDecodeError as error:
-        raise ValueError(f"{path}:{error.lineno}: not JSON ({error.msg})") from None
-    for number, record in enumerate(records, 1):
-        yield _object(f"{path}, row {number}", record)
+        line = "" if place.endswith(f":{error.lineno}") or "\n" not in text else f":{error.lineno}"
+        raise ValueError(f"{place}{line}: not JSON ({error.msg})") from None
+    except (RecursionError, ValueError) as error:  # nested too deep; a number of too many digits
+        raise ValueError(f"{place}: JSON that no row has ({str(error)[:80]})") from None
 
 
-def _object(place: str, record: Any) -> RawRecord:
+class _TwiceError(Exception):
+    """Raised where a key stands twice."""
+
+
+def _record(place: str, record: Any) -> RawRecord:
+    """Return a record. A bare list of turns is a conversation."""
+    if _turns(record):
+        record = {"messages": record}
     if not isinstance(record, dict):
         raise ValueError(f"{place}: not an object of named fields, such as 'prompt' and 'response'")
     return RawRecord(place, record)
+
+
+def _turns(value: Any) -> bool:
+    """Tell whether a value is a list of turns, each with who speaks."""
+    return (
+        isinstance(value, list)
+        and bool(value)
+        and all(isinstance(turn, dict) and ("role" in turn or "from" in turn) for turn in value)
+    )
+
+
+def _check_text(place: str, value: Any) -> None:
+    """Raise where a text is none that can be encoded: half of a surrogate pair, from a cut."""
+    if isinstance(value, str):
+        try:
+            value.encode()
+        except UnicodeEncodeError as error:
+            raise ValueError(
+                f"{place}: half of a character (character {error.start + 1} of {value[:40]!r}): it "
+                "was cut in the middle of a surrogate pair"
+            ) from None
+    elif isinstance(value, dict):
+        for name, each in value.items():
+            _check_text(place, name)
+            _check_text(place, each)
+    elif isinstance(value, list | tuple):
+        for each in value:
+            _check_text(place, each)
 
 
 def _csv(path: Path, known: Collection[str]) -> Iterator[RawRecord]:
@@ -99,36 +215,47 @@ def _tsv(path: Path, known: Collection[str]) -> Iterator[RawRecord]:
 def _table(path: Path, known: Collection[str], delimiter: str, quoting: Any) -> Iterator[RawRecord]:
     csv.field_size_limit(10**9)  # a cell may hold a long document
     names: list[str] = []
-    with path.open(encoding="utf-8-sig", newline="") as file:
-        reader = csv.reader(file, delimiter=delimiter, quoting=quoting, strict=True)
-        try:
-            for cells in reader:
-                place = f"{path}:{reader.line_num}"
-                if not cells:
+    reader = csv.reader(
+        io.StringIO(_text(path), newline=""), delimiter=delimiter, quoting=quoting, strict=True
+    )
+    try:
+        for cells in reader:
+            place = f"{path}:{reader.line_num}"
+            if not cells:
+                continue
+            if not names:
+                headed = any(cell.strip() in known for cell in cells)
+                names = (
+                    [cell.strip() for cell in cells]
+                    if headed
+                    else [f"column {i}" for i in range(1, len(cells) + 1)]
+                )
+                _check_names(place, names)
+                if headed:
                     continue
-                if not names:
-                    headed = any(cell in known for cell in cells)
-                    names = cells if headed else [f"column {i}" for i in range(1, len(cells) + 1)]
-                    if headed:
-                        continue
-                if len(cells) != len(names):
-                    raise ValueError(
-                        f"{place}: {len(cells)} cells where the first line has {len(names)}"
-                    )
-                yield RawRecord(place, dict(zip(names, cells, strict=True)))
-        except csv.Error as error:
-            raise ValueError(f"{path}:{reader.line_num}: not a table ({error})") from None
+            if len(cells) != len(names):
+                raise ValueError(
+                    f"{place}: {len(cells)} cells where the first line has {len(names)}"
+                )
+            yield RawRecord(place, dict(zip(names, cells, strict=True)))
+    except csv.Error as error:
+        raise ValueError(f"{path}:{reader.line_num}: not a table ({error})") from None
+
+
+def _check_names(place: str, names: Sequence[str]) -> None:
+    twice = [name for name in names if names.count(name) > 1]
+    if twice:
+        raise ValueError(f"{place}: two columns are called {twice[0]!r}: take one out")
 
 
 def _parquet(path: Path, known: Collection[str]) -> Iterator[RawRecord]:
-    import pyarrow
     import pyarrow.parquet
 
-    try:
-        table = pyarrow.parquet.read_table(path)
-    except pyarrow.ArrowException as error:
-        raise ValueError(f"{path}: not a parquet file ({str(error).splitlines()[0]})") from None
-    for number, record in enumerate(table.to_pylist(), 1):
+    with reading(str(path), "is it a parquet file?"):
+        table = pyarrow.parquet.read_table(io.BytesIO(_bytes(path)))
+        records = table.to_pylist()
+    _check_names(str(path), table.column_names)
+    for number, record in enumerate(records, 1):
         yield RawRecord(f"{path}, row {number}", record)
 
 
@@ -137,19 +264,19 @@ def _folder(path: Path, split: str | None, subset: str | None) -> Iterator[RawRe
     import datasets
 
     datasets.disable_progress_bars()
-    try:
-        if (path / "dataset_info.json").is_file() or (path / "dataset_dict.json").is_file():
-            loaded: Any = datasets.load_from_disk(str(path))
-        else:
+    saved = any((path / name).is_file() for name in ("dataset_info.json", "dataset_dict.json"))
+    if not saved:
+        with reading(f"the folder {path}"):
             subsets = datasets.get_dataset_config_names(str(path))
-            if len(subsets) > 1 and subset not in subsets:
-                wanted = f"has no subset {subset!r}" if subset else "has several subsets: name one"
-                raise ValueError(f"{wanted}; there is {', '.join(subsets)}")
-            loaded = datasets.load_dataset(str(path), name=subset)
-    except (ValueError, OSError, datasets.exceptions.DatasetsError) as error:
-        raise ValueError(
-            f"{path} cannot be read by `datasets`: {' '.join(str(error).split())[:200]}"
-        ) from None
+        if len(subsets) > 1 and subset not in subsets:
+            wanted = f"has no subset {subset!r}" if subset else "has several subsets: name one"
+            raise ValueError(f"{path} {wanted}; there is {', '.join(subsets)}")
+    with reading(f"the folder {path}"):
+        loaded: Any = (
+            datasets.load_from_disk(str(path))
+            if saved
+            else datasets.load_dataset(str(path), name=subset)
+        )
     if isinstance(loaded, datasets.DatasetDict):
         if split is None and len(loaded) == 1:
             split = next(iter(loaded))
@@ -159,7 +286,9 @@ def _folder(path: Path, split: str | None, subset: str | None) -> Iterator[RawRe
         loaded = loaded[split]
     elif split is not None:
         raise ValueError(f"{path} has no splits: leave split={split!r} out")
-    for number, record in enumerate(loaded, 1):
+    with reading(f"the folder {path}"):
+        records = [dict(record) for record in loaded]
+    for number, record in enumerate(records, 1):
         yield RawRecord(f"{path}, row {number}", record)
 
 

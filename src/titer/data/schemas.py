@@ -1,7 +1,11 @@
-"""From records to rows, by the columns of the field's data sets or columns that the user names."""
+"""From records to rows, by the columns of the field's data sets or columns that the user names.
+
+All records decide on the layout of a file, and what a layout does not read is counted.
+"""
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -11,6 +15,25 @@ from titer.data.rows import Row, Turn
 from titer.methods import Answers, Kind, Prompts, Refusals
 
 Fields = Mapping[str, Any]
+
+# columns that may stand beside a prompt: what it is about, and what was said before it
+BESIDE = ("input", "context", "system", "history")
+# what no row here can say, and an answer without it would mean something else
+CALLS = ("tools", "functions", "tool_calls", "function_call", "tool_call_id")
+OTHER_MEDIA = ("image", "images", "video", "videos", "audio", "audios")
+REFUSED = (*CALLS, *OTHER_MEDIA)
+ROLES = {  # as files name who speaks -> system, user, assistant
+    "system": "system",
+    "user": "user",
+    "human": "user",
+    "assistant": "assistant",
+    "gpt": "assistant",
+    "chatgpt": "assistant",
+    "bing": "assistant",
+    "bard": "assistant",
+    "model": "assistant",
+}
+READ_OF_TURNS = ("role", "from", "content", "value", "weight", "type", "text")
 
 
 @dataclass(frozen=True)
@@ -24,50 +47,100 @@ class Schema:
     name: str
     columns: tuple[str, ...]
     make: Callable[[Fields, Kind], Row | None]
+    beside: tuple[str, ...] = BESIDE  # columns that it reads where they are there
 
 
-def rows(
-    records: Sequence[RawRecord], kind: Kind, columns: Mapping[str, str]
-) -> tuple[list[Row], str]:
-    """Return the rows of a kind, and the name of their schema.
+@dataclass(frozen=True)
+class Parsed:
+    """The rows of a file, the layout that they were read by, and what of it was not used."""
+
+    rows: list[Row]
+    schema: str
+    # a column, or a key of a turn -> records that have something there
+    unused: dict[str, int]
+
+
+def rows(records: Sequence[RawRecord], kind: Kind, columns: Mapping[str, str]) -> Parsed:
+    """Return the rows of a kind.
 
     `columns` renames a file's columns: schema's name -> file's name. Raises, naming the record,
     where no schema fits or a text is missing or empty.
     """
-    absent = [name for name in columns.values() if name not in records[0].fields]
+    known = {name for record in records for name in record.fields}
+    absent = [name for name in columns.values() if name not in known]
     if absent:
         raise ValueError(
             f"{records[0].place}: no column {absent[0]!r}; {describe_columns(records[0])}"
         )
     named = [RawRecord(record.place, rename(record.fields, columns)) for record in records]
-    wanted = [schema for schema in SCHEMAS if kind is Prompts or schema.name != "prompts"]
-    schema = next(
-        (each for each in wanted if all(column in named[0].fields for column in each.columns)), None
-    )
-    if schema is None:
-        layouts = "; ".join(f"{' + '.join(each.columns)} ({each.name})" for each in wanted)
-        raise ValueError(
-            f"{records[0].place}: {describe_columns(records[0])}; known are {layouts}: name yours "
-            f"with columns, e.g. {{prompt: yours}}"
-        )
+    schema = _choose(named, kind)
     made = []
     for record in named:
-        try:
-            row = schema.make(record.fields, kind)
-        except (ValueError, KeyError) as error:
-            reason = (
-                f"no {error.args[0]!r}; {describe_columns(record)}"
-                if isinstance(error, KeyError)
-                else str(error)
-            )
-            raise ValueError(f"{record.place}: {reason}") from None
+        row = _make(schema, record, kind)
         if row is not None:
             if kind is not Prompts and not row.response.strip():
                 raise ValueError(
                     f"{record.place}: the response is empty; a row without an answer trains nothing"
                 )
             made.append(row)
-    return made, schema.name
+    used = {*schema.columns, *schema.beside, *columns.values()}
+    return Parsed(made, schema.name, count_unused(named, used))
+
+
+def _choose(records: Sequence[RawRecord], kind: Kind) -> Schema:
+    """Return the first schema whose columns are in the file. Raises where a record lacks one."""
+    wanted = [schema for schema in SCHEMAS if kind is Prompts or schema.name != "prompts"]
+    known = {name for record in records for name in record.fields}
+    schema = next((each for each in wanted if known >= set(each.columns)), None)
+    if schema is None:
+        layouts = "; ".join(f"{' + '.join(each.columns)} ({each.name})" for each in wanted)
+        raise ValueError(
+            f"{records[0].place}: {describe_columns(records[0])}; known are {layouts}: name yours "
+            f"with columns, e.g. {{prompt: yours}}"
+        )
+    for record in records:
+        lacking = [name for name in schema.columns if name not in record.fields]
+        if lacking:
+            raise ValueError(
+                f"{record.place}: no {lacking[0]!r}, which other records of the file have; "
+                f"{describe_columns(record)}: give records of one layout"
+            )
+    return schema
+
+
+def _make(schema: Schema, record: RawRecord, kind: Kind) -> Row | None:
+    for name in REFUSED:
+        if record.fields.get(name):
+            raise ValueError(f"{record.place}: {_refuse(name)}")
+    try:
+        return schema.make(record.fields, kind)
+    except ValueError as error:
+        raise ValueError(f"{record.place}: {error}") from None
+
+
+def _refuse(name: str) -> str:
+    what = "calls of tools" if name in CALLS else "more than text"
+    return (
+        f"it has {name!r}, and rows here have no {what}: without it the answer would mean something "
+        "else; take such rows out"
+    )
+
+
+def count_unused(records: Sequence[RawRecord], used: set[str]) -> dict[str, int]:
+    """Count the records with something in a column, or in a key of a turn, that is not used."""
+    counts: Counter[str] = Counter()
+    for record in records:
+        counts.update(
+            name for name, value in record.fields.items() if name not in used and _says(value)
+        )
+        turns = record.fields.get("messages", record.fields.get("conversations"))
+        keys = {key for turn in turns or [] for key in turn if key not in READ_OF_TURNS}
+        counts.update(f"turn key {key}" for key in sorted(keys))
+    return dict(counts)
+
+
+def _says(value: Any) -> bool:
+    return value is not None and value != "" and value != []
 
 
 def describe_columns(record: RawRecord) -> str:
@@ -101,18 +174,50 @@ def _safe(fields: Fields) -> bool:
     return value == "true"
 
 
-def _messages(fields: Fields, kind: Kind) -> Row | None:
+def _turn(given: Any) -> Turn:
+    """Read a turn as chat templates have it (role, content), or as ShareGPT has it (from, value)."""
+    named = {"role": "content", "from": "value"}
+    keys = [key for key in named if isinstance(given, Mapping) and key in given]
+    if not keys or named[keys[0]] not in given:
+        raise ValueError("its turns have no 'role' and 'content', nor 'from' and 'value'")
+    for name in REFUSED:
+        if given.get(name):
+            raise ValueError(_refuse(name))
+    role = _text(given, keys[0])
+    if role not in ROLES:
+        raise ValueError(
+            f"it has a turn of {role!r}, and rows here have no calls of tools and no other speakers "
+            f"than {', '.join(ROLES)}: take such rows out"
+        )
+    return Turn(ROLES[role], _content(given, named[keys[0]]))
+
+
+def _content(turn: Fields, name: str) -> str:
+    """Return the text of a turn. It may be given in parts, all of which must be text."""
+    parts = turn[name]
+    if not isinstance(parts, list | tuple):
+        return _text(turn, name)
+    for part in parts:
+        if not isinstance(part, Mapping) or part.get("type") != "text":
+            kind = part.get("type") if isinstance(part, Mapping) else part
+            raise ValueError(
+                f"a part of a turn is {str(kind)[:40]!r}, and rows here are text alone"
+            )
+    return "".join(_text(part, "text") for part in parts)
+
+
+def _conversation(turns: Any, fields: Fields, kind: Kind) -> Row:
     """Read a conversation that ends with the assistant, or for prompts with the user.
 
     The turns before its last question are context.
     """
-    turns = fields["messages"]
-    if not isinstance(turns, list | tuple) or not all(
-        isinstance(turn, Mapping) and {"role", "content"} <= turn.keys() for turn in turns
-    ):
-        raise ValueError("'messages' is no list of turns with a 'role' and a 'content'")
-    said = [Turn(_text(turn, "role"), _text(turn, "content")) for turn in turns]
-    answer = said.pop().content if said and said[-1].role == "assistant" else ""
+    if not isinstance(turns, list | tuple) or not turns:
+        raise ValueError("its conversation is no list of turns")
+    said = [*_system(fields), *(_turn(turn) for turn in turns)]
+    answered = said[-1].role == "assistant"
+    if answered and turns[-1].get("weight") == 0:
+        raise ValueError("its last answer has weight 0, so there is nothing to train: take it out")
+    answer = said.pop().content if answered else ""
     if not said or said[-1].role != "user" or (not answer and kind is not Prompts):
         roles = ", ".join(turn.role for turn in said) or "none"
         raise ValueError(
@@ -120,6 +225,49 @@ def _messages(fields: Fields, kind: Kind) -> Row | None:
             f"answer it has {roles}"
         )
     return Row(said[-1].content, answer, before=tuple(said[:-1]))
+
+
+def _system(fields: Fields) -> list[Turn]:
+    return [Turn("system", _text(fields, "system"))] if fields.get("system") else []
+
+
+def _history(fields: Fields) -> list[Turn]:
+    """Read what was said before the prompt: turns, or pairs of what was asked and answered."""
+    given = fields.get("history") or []
+    if not isinstance(given, list | tuple):
+        raise ValueError(f"'history' is no list but {str(given)[:60]!r}")
+    found = []
+    for each in given:
+        if isinstance(each, list | tuple) and len(each) == 2:
+            asked, answered = each
+            found += [
+                Turn("user", _text({"history": asked}, "history")),
+                Turn("assistant", _text({"history": answered}, "history")),
+            ]
+        else:
+            found.append(_turn(each))
+    return found
+
+
+def _row(fields: Fields, prompt: str, response: str = "") -> Row:
+    """Return a row with what stands beside its prompt."""
+    about = [name for name in ("input", "context") if fields.get(name)]
+    if len(about) > 1:
+        raise ValueError("it has both 'input' and 'context': give one of them")
+    return Row(
+        prompt,
+        response,
+        input=_text(fields, about[0]) if about else "",
+        before=(*_system(fields), *_history(fields)),
+    )
+
+
+def _messages(fields: Fields, kind: Kind) -> Row | None:
+    return _conversation(fields["messages"], fields, kind)
+
+
+def _sharegpt(fields: Fields, kind: Kind) -> Row | None:
+    return _conversation(fields["conversations"], fields, kind)
 
 
 def _refusal_pair(fields: Fields, kind: Kind) -> Row | None:
@@ -131,8 +279,8 @@ def _refusal_pair(fields: Fields, kind: Kind) -> Row | None:
     prompt, response = _text(fields, "prompt"), _text(fields, "response")
     if kind is Refusals and not safe:
         question, marker, refusal = _text(fields, "refusal").partition("\nAnswer: ")
-        return Row(prompt, refusal if marker else question)
-    return Row(prompt, response) if kind in (Answers, Refusals) or not safe else None
+        return _row(fields, prompt, refusal if marker else question)
+    return _row(fields, prompt, response) if kind in (Answers, Refusals) or not safe else None
 
 
 def _beavertails(fields: Fields, kind: Kind) -> Row | None:
@@ -140,35 +288,33 @@ def _beavertails(fields: Fields, kind: Kind) -> Row | None:
 
     The safe answers align; the others are the harmful answers.
     """
-    row = Row(_text(fields, "prompt"), _text(fields, "response"))
+    row = _row(fields, _text(fields, "prompt"), _text(fields, "response"))
     return row if kind is Answers or _safe(fields) == (kind is Refusals) else None
 
 
 def _alpaca(fields: Fields, kind: Kind) -> Row | None:
-    return Row(
-        _text(fields, "instruction"),
-        _text(fields, "output"),
-        input=_text(fields, "input") if fields.get("input") else "",
-    )
+    return _row(fields, _text(fields, "instruction"), _text(fields, "output"))
+
+
+def _dolly(fields: Fields, kind: Kind) -> Row | None:
+    return _row(fields, _text(fields, "instruction"), _text(fields, "response"))
 
 
 def _pair(fields: Fields, kind: Kind) -> Row | None:
-    return Row(
-        _text(fields, "prompt"),
-        _text(fields, "response"),
-        input=_text(fields, "input") if fields.get("input") else "",
-    )
+    return _row(fields, _text(fields, "prompt"), _text(fields, "response"))
 
 
 def _prompt(fields: Fields, kind: Kind) -> Row | None:
-    return Row(_text(fields, "prompt"))
+    return _row(fields, _text(fields, "prompt"))
 
 
 SCHEMAS = (  # the first whose columns are there
-    Schema("conversations", ("messages",), _messages),
-    Schema("refusal pairs", ("prompt", "response", "refusal"), _refusal_pair),
+    Schema("conversations", ("messages",), _messages, ("system",)),
+    Schema("ShareGPT", ("conversations",), _sharegpt, ("system",)),
+    Schema("refusal pairs", ("prompt", "response", "refusal"), _refusal_pair, (*BESIDE, "is_safe")),
     Schema("BeaverTails", ("prompt", "response", "is_safe"), _beavertails),
     Schema("Alpaca", ("instruction", "output"), _alpaca),
+    Schema("Dolly", ("instruction", "response"), _dolly),
     Schema("pairs", ("prompt", "response"), _pair),
     Schema("prompts", ("prompt",), _prompt),
 )

@@ -5,22 +5,24 @@ They are read into rows, and the facts about each are kept.
 
 from __future__ import annotations
 
+import logging
 import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
-from pathlib import Path
 from typing import Annotated, Any, cast
 
 from pydantic import BeforeValidator
 
-from titer import registry
+from titer import paths, registry
 from titer.config import Config
 from titer.data import catalog, files, hub, schemas
 from titer.data.files import RawRecord
 from titer.data.rows import Row
 from titer.errors import unknown
 from titer.methods import Benchmark, Kind
+
+said = logging.getLogger(__name__)  # how files were read, and what of them was not used
 
 
 @dataclass(frozen=True)
@@ -56,11 +58,22 @@ Given = Annotated[
 
 def recognize(records: Sequence[RawRecord]) -> Benchmark | None:
     """Return the benchmark whose published columns and values the records have, or None."""
-    for name in registry.usable("benchmarks"):
-        found = cast(Benchmark, registry.build("benchmarks", name))
-        if found.layouts and found.recognizes([record.fields for record in records]):
+    given = [record.fields for record in records]
+    for found in _published():
+        if any(_has(records, layout) for layout in found.layouts) and found.recognizes(given):
             return found
     return None
+
+
+def _published() -> list[Benchmark]:
+    """List the benchmarks that have files of their own."""
+    names = registry.usable("benchmarks")
+    built = [cast(Benchmark, registry.build("benchmarks", name)) for name in names]
+    return [found for found in built if found.layouts]
+
+
+def _has(records: Sequence[RawRecord], layout: Sequence[str]) -> bool:
+    return {name for record in records for name in record.fields} >= set(layout)
 
 
 @dataclass(frozen=True)
@@ -72,8 +85,7 @@ class SourceReader:
     def rows(self, role: str, source: Source, kind: Kind) -> list[Row]:
         """Return the rows of a kind. Raises where the source has none."""
         records = self.records(source)
-        made, schema = schemas.rows(records, kind, source.columns)
-        return self._keep(role, source, made, schema, len(records))
+        return self._keep(role, source, schemas.rows(records, kind, source.columns), len(records))
 
     def task_rows(
         self, role: str, source: Source, records: Sequence[RawRecord], benchmark: Benchmark
@@ -86,28 +98,39 @@ class SourceReader:
             RawRecord(record.place, schemas.rename(record.fields, source.columns))
             for record in records
         ]
-        if not any(renamed[0].fields.keys() >= set(layout) for layout in benchmark.layouts):
-            made, schema = schemas.rows(records, Kind.ANSWERS, source.columns)
-            return self._keep(role, source, made, schema, len(records))
-        made = []
-        for record in renamed:
-            try:
-                made.append(benchmark.row(record.fields))
-            except ValueError as error:
-                raise ValueError(f"{record.place}: {error}") from None
-        return self._keep(role, source, made, registry.name_of(benchmark), len(records))
+        layout = next((each for each in benchmark.layouts if _has(renamed, each)), None)
+        if layout is None:
+            made = self._conversations(source, records)
+        else:
+            rows = [_task_row(record, benchmark, layout) for record in renamed]
+            used = {*layout, *source.columns, *source.columns.values()}
+            unused = schemas.count_unused(renamed, used)
+            made = schemas.Parsed(rows, registry.name_of(benchmark), unused)
+        return self._keep(role, source, made, len(records))
+
+    def _conversations(self, source: Source, records: Sequence[RawRecord]) -> schemas.Parsed:
+        """Read rows of no published task; where the columns are one's, the error asks for it."""
+        try:
+            return schemas.rows(records, Kind.ANSWERS, source.columns)
+        except ValueError as error:
+            alike = [
+                registry.name_of(found)
+                for found in _published()
+                if any(_has(records, layout) for layout in found.layouts)
+            ]
+            if not alike:
+                raise
+            raise ValueError(
+                f"{error}. Its columns are those of {' and '.join(alike)} too, its texts and labels "
+                f"may be another task's: where they are not, set benchmark={alike[0]}"
+            ) from None
 
     def records(self, source: Source) -> list[RawRecord]:
         """Return the records that the source's `where` lets through. Raises where there is none."""
         known = {column for schema in schemas.SCHEMAS for column in schema.columns} | set(
             source.columns.values()
         )
-        for name in registry.usable("benchmarks"):
-            known |= {
-                column
-                for layout in cast(Any, registry.load("benchmarks", name)).layouts
-                for column in layout
-            }
+        known |= {name for each in _published() for layout in each.layouts for name in layout}
         records = files.read(
             locate(source.path, source.revision).folder, source.split, source.subset, known
         )
@@ -118,28 +141,36 @@ class SourceReader:
             )
         return kept
 
-    def _keep(
-        self, role: str, source: Source, made: list[Row], schema: str, records: int
-    ) -> list[Row]:
-        """Return the rows that `seed`, `skip` and `limit` leave, and keep the facts about them."""
-        if not made:
+    def _keep(self, role: str, source: Source, made: schemas.Parsed, records: int) -> list[Row]:
+        """Return the rows that `seed`, `skip` and `limit` leave.
+
+        The facts about them are kept, and said.
+        """
+        rows = made.rows
+        if not rows:
             raise ValueError(
-                f"{role}: none of the {records} records of {source.path} ({schema}) is of the kind "
-                "that this role needs"
+                f"{role}: none of the {records} records of {source.path} ({made.schema}) is of the "
+                "kind that this role needs"
             )
-        order = made if source.seed is None else random.Random(source.seed).sample(made, len(made))
+        order = rows if source.seed is None else random.Random(source.seed).sample(rows, len(rows))
         kept = order[source.skip :][: source.limit]
         if not kept:
             raise ValueError(
-                f"{role}: skip={source.skip} leaves none of the {len(made)} rows of {source.path}"
+                f"{role}: skip={source.skip} leaves none of the {len(rows)} rows of {source.path}"
             )
+        unused = {name: n for name, n in made.unused.items() if name not in source.where}
+        said.info("%s: %d rows of %s, read as %s", role, len(kept), source.path, made.schema)
+        if unused:
+            told = ", ".join(f"{name} (in {n} records)" for name, n in unused.items())
+            said.warning("%s: not used of %s: %s", role, source.path, told)
         known = catalog.repository(source.path)
         revision = locate(source.path, source.revision).revision
         self.facts[role] = {
             "path": source.path,
-            "schema": schema,
+            "schema": made.schema,
             "records": records,
             "rows": len(kept),
+            **({"not used": unused} if unused else {}),
             **({"split": source.split} if source.split else {}),
             **({"revision": revision} if revision else {}),
             **(
@@ -157,10 +188,23 @@ def locate(path: str, revision: str | None) -> hub.Found:
 
     Raises where there is no such file, and the hub has no data set of that name.
     """
-    local = Path(path).expanduser()
-    if local.is_file() or local.suffix in files.READERS:
+    local = paths.expand(path)
+    if local.is_file() or files.is_readable(local):
         return hub.Found(local, None)
     return hub.find(path, "dataset", revision)
+
+
+def _task_row(record: RawRecord, benchmark: Benchmark, layout: Sequence[str]) -> Row:
+    lacking = [name for name in layout if name not in record.fields]
+    if lacking:
+        raise ValueError(
+            f"{record.place}: no {lacking[0]!r}, which other records of the file have; "
+            f"{schemas.describe_columns(record)}"
+        )
+    try:
+        return benchmark.row(record.fields)
+    except ValueError as error:
+        raise ValueError(f"{record.place}: {error}") from None
 
 
 def _passes(record: RawRecord, where: Mapping[str, Any]) -> bool:
