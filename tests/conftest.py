@@ -3,6 +3,7 @@
 One thread a process: on a small machine more of them starve one another.
 """
 
+import logging
 import os
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -30,6 +31,15 @@ def _one_thread() -> Iterator[None]:
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True)
+def _plain_log() -> None:
+    """What titer notes goes where pytest sees it, also behind a test of the command line."""
+    log = logging.getLogger("titer")
+    log.handlers.clear()
+    log.propagate = True
+    log.setLevel(logging.NOTSET)
 
 
 @pytest.fixture(scope="session")

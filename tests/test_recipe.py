@@ -112,7 +112,11 @@ def test_a_recipe_extends_another(tmp_path):
 
 @pytest.mark.parametrize(
     ("text", "message"),
-    [("- 1", "a recipe is a mapping"), ("a: [", "not YAML"), ("extends: lab\nalign: 3", "align=3")],
+    [
+        ("- 1", "a recipe is a mapping"),
+        ("a: [", "is it YAML"),
+        ("extends: lab\nalign: 3", "align=3"),
+    ],
 )
 def test_a_bad_recipe_file_is_named(tmp_path, text, message):
     (tmp_path / "mine.yaml").write_text(text)

@@ -23,7 +23,15 @@ PACKAGE = Path(__file__).parent.parent / "src" / "titer"
 # The wings from the bottom to the top. A module may import its own layer and those before it in
 # this list. A wing is an entry; a module belongs to the longest entry that its name begins with.
 LAYERS = (
-    ("titer", "titer.errors", "titer.config", "titer.paths", "titer.phase", "titer.version"),
+    (
+        "titer",
+        "titer.errors",
+        "titer.printable",
+        "titer.config",
+        "titer.paths",
+        "titer.phase",
+        "titer.version",
+    ),
     ("titer.registry", "titer.methods", "titer.composition"),
     ("titer.data",),
     ("titer.weights",),

@@ -1,25 +1,29 @@
-"""Settings as typed, frozen dataclasses, checked when they are read."""
+"""Settings: read from YAML as a person writes them, checked as typed, frozen dataclasses."""
 
 from __future__ import annotations
 
 import dataclasses
 import hashlib
 import json
+import re
 import types
 import typing
 from collections.abc import Callable, Mapping
 from typing import Annotated, Any, ClassVar
 
 import pydantic
+import yaml
 from pydantic import BeforeValidator
 
-from titer.errors import unknown
+from titer.errors import reading, unknown
+
+NODES = 100_000  # of a YAML text with its aliases written out; a recipe has some hundreds
 
 
 class Config:
     """A part of a recipe: a frozen dataclass in which an unknown key is an error."""
 
-    __pydantic_config__: ClassVar[Mapping[str, str]] = {"extra": "forbid"}
+    __pydantic_config__: ClassVar[Mapping[str, Any]] = {"extra": "forbid", "allow_inf_nan": False}
 
 
 Names = Annotated[
@@ -36,6 +40,65 @@ def validate(cls: type, fields: Any) -> Any:
         return pydantic.TypeAdapter(cls).validate_python(fields)
     except pydantic.ValidationError as error:
         raise _explain(cls, error) from None
+
+
+def read_yaml(text: str, what: str) -> Any:
+    """Return what a YAML text says: mappings with text keys, lists, texts, numbers, true, false, null.
+
+    A number may be written as 4e-4, and a date is a text. Raises where it is no YAML, a key stands
+    twice, or aliases make it very large.
+    """
+    with reading(what, "is it YAML?"):
+        loader = _Loader(text)
+        try:
+            node = loader.get_single_node()
+            large = node is not None and _size(node, {}) > NODES
+            value = None if node is None or large else loader.construct_document(node)
+        finally:
+            loader.dispose()
+    if loader.fault:
+        raise ValueError(f"{what}: {loader.fault}")
+    if large:
+        raise ValueError(f"{what}: more than {NODES} values with its aliases written out")
+    return value
+
+
+class _Loader(yaml.SafeLoader):
+    """Reads the values that JSON has too."""
+
+    fault = ""  # the first thing that is no fault of YAML's own rules
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        keys = [key for key, _ in node.value if key.tag != "tag:yaml.org,2002:merge"]
+        names = [key.value if isinstance(key, yaml.ScalarNode) else "" for key in keys]
+        for i, (key, name) in enumerate(zip(keys, names, strict=True)):
+            line = f"line {key.start_mark.line + 1}"
+            if name in names[:i]:
+                self.fault = self.fault or f"{line}: the key {name!r} stands twice: take one out"
+            elif key.tag != "tag:yaml.org,2002:str":
+                self.fault = self.fault or f"{line}: the key {name!r} is no text: quote it"
+        return super().construct_mapping(node, deep)
+
+
+_Loader.yaml_implicit_resolvers = {
+    first: [(tag, shape) for tag, shape in found if not tag.endswith(":timestamp")]
+    for first, found in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
+_Loader.add_implicit_resolver(  # YAML 1.1 asks for a dot and a sign
+    "tag:yaml.org,2002:float",
+    re.compile(r"[-+]?[0-9][0-9_]*(\.[0-9_]*)?[eE][-+]?[0-9]+$"),
+    list("-+0123456789"),
+)
+
+
+def _size(node: yaml.Node, known: dict[int, int]) -> int:
+    """Count the values of a node, those behind an alias each time. One within itself is endless."""
+    if id(node) not in known:
+        known[id(node)] = NODES + 1  # what it counts as within itself
+        parts = node.value if isinstance(node, yaml.CollectionNode) else []
+        inner = [each for part in parts for each in (part if isinstance(part, tuple) else (part,))]
+        known[id(node)] = 1 + sum(_size(each, known) for each in inner)
+    return known[id(node)]
 
 
 def hash_of(value: Any, default: Callable[[Any], Any] | None = None) -> str:

@@ -1,7 +1,13 @@
-"""Every name that titer writes under.
+"""Every name that titer writes under, and how a person's names become file names.
 
 They lie in a run's folder, in the store, beside a checkpoint, or in a sweep's folder.
 """
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from titer.printable import printable
 
 # a run's folder, and that of a single command
 RUN = "run.json"  # what the folder was claimed for
@@ -37,3 +43,38 @@ BESIDE = (OVER, RUN, RECORD, MADE, MANIFEST, CHANGES, SCORES)
 # a sweep's folder
 SWEEP = "sweep.json"
 CELLS = "cells"
+
+LONGEST = 100  # bytes of a name; a file system takes 255, with a suffix and a number behind it
+
+
+def file_name(name: str, what: str) -> str:
+    """Return a person's name for something, which becomes the name of a file.
+
+    Raises where it would not lie in the folder that it is written to, or would hide another file.
+    """
+    wrong = (
+        "is empty"
+        if not name.strip()
+        else "holds a slash"
+        if "/" in name or "\\" in name
+        else "begins with a dot"
+        if name.startswith(".")
+        else "holds characters that cannot be seen"
+        if printable(name) != name or "\n" in name or "\t" in name
+        else f"is longer than {LONGEST} bytes"
+        if len(name.encode()) > LONGEST
+        else "is the name of another file there"
+        if f"{name}.json".casefold() in (RUN, FIGURES)
+        else ""
+    )
+    if wrong:
+        raise ValueError(f"{what} {name!r} {wrong}, and it names a file: choose another")
+    return name
+
+
+def expand(path: str | Path) -> Path:
+    """Return a path with `~` written out. Raises where it names a user that there is not."""
+    try:
+        return Path(path).expanduser()
+    except RuntimeError:
+        raise ValueError(f"{str(path)!r}: there is no user of that name") from None

@@ -5,20 +5,24 @@ Exit codes: 0 done, 1 something is missing, 2 bad input or usage, 3 not enough e
 
 from __future__ import annotations
 
+import os
 import sys
+import traceback
 from typing import Annotated
 
 import typer
 
-from titer.cli import lists, run, stages, store
+from titer.cli import lists, run, screen, stages, store
 from titer.errors import EvidenceError
 from titer.version import __version__
 
 app = typer.Typer(
     help="How well does a language model's safety alignment survive fine-tuning?",
     no_args_is_help=True,
-    add_completion=False,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
 )
+DEBUG = "--debug"
 for group in (run.app, stages.app, lists.app):
     app.add_typer(group)
 app.add_typer(store.app, name="store")
@@ -26,7 +30,7 @@ app.add_typer(store.app, name="store")
 
 def _print_version(wanted: bool) -> None:
     if wanted:
-        print(f"titer {__version__}")
+        screen.say(f"titer {__version__}")
         raise typer.Exit
 
 
@@ -38,6 +42,9 @@ def take_options(
             "--version", is_eager=True, callback=_print_version, help="Print the version."
         ),
     ] = False,
+    debug: Annotated[
+        bool, typer.Option("--debug", help="Show where an error was raised. At any place.")
+    ] = False,
 ) -> None:
     """Take the options that stand before a command."""
 
@@ -45,13 +52,17 @@ def take_options(
 def main() -> None:
     """Run the command line.
 
-    Bad input is one line on stderr and exit code 2, too little evidence is exit code 3.
+    Bad input is one line on stderr and exit code 2, too little evidence is exit code 3. With
+    `--debug`, at any place, the traceback stands before the line.
     """
+    arguments = [word for word in sys.argv[1:] if word != DEBUG]
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")  # its tables are no help to a person
+    screen.take_notes()
     try:
-        app()
-    except EvidenceError as error:
-        print(f"undecided: {' '.join(str(error).split())}", file=sys.stderr)
-        sys.exit(3)
+        app(arguments)
     except (ValueError, OSError) as error:
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
-        sys.exit(2)
+        if DEBUG in sys.argv[1:]:
+            traceback.print_exception(error)
+        undecided = isinstance(error, EvidenceError)
+        screen.print_error("undecided" if undecided else "error", error)
+        sys.exit(3 if undecided else 2)

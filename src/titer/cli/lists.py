@@ -28,7 +28,7 @@ def list_methods(
     if as_json:
         screen.print_json([vars(entry) for entry in listing.entries(kind)])
     else:
-        print("\n".join(listing.lines(kind)))
+        screen.say("\n".join(listing.lines(kind)))
 
 
 @app.command("show")
@@ -43,4 +43,4 @@ def show_method(
     if as_json:
         screen.print_json(listing.document(facts))
     else:
-        print(listing.page(facts))
+        screen.say(listing.page(facts))

@@ -24,6 +24,9 @@ def run_recipe(
         Path | None, typer.Option(help="Folder of the run (default: runs/<recipe>-<hash>).")
     ] = None,
     store: StoreFolder = None,
+    dry: Annotated[
+        bool, typer.Option("--dry-run", help="Check everything and say what would be done.")
+    ] = False,
     as_json: Json = False,
 ) -> None:
     """Run a recipe's pipelines and compare them.
@@ -34,19 +37,23 @@ def run_recipe(
 
     plan = recipes.load(recipe, settings or [], seed)  # a bad recipe is told of without torch
     from titer import api
-    from titer.report import progress, tables
+    from titer.report import tables
 
-    console = screen.console(sys.stderr)
     folder = out or Path("runs") / f"{Path(recipe).stem}-{recipes.digest(plan)[:8]}"
-    with progress.show_stages(console) as watch:
+    if dry:
+        told = api.preview(plan, store or folder.parent / paths.STORE)
+        screen.show_notes()
+        screen.say("\n".join(told))
+        return
+    with screen.watch_stages() as watch:
         found = api.run_recipe(plan, folder, store or folder.parent / paths.STORE, watch)
     if as_json:
         screen.print_json(found.documents)
     else:
         screen.console(sys.stdout).print(tables.to_screen(found.documents))
-    screen.print_flags(console, next(iter(found.documents.values())))
+    screen.print_flags(next(iter(found.documents.values())))
     if not as_json:
-        console.print(f"Everything is in {folder}")
+        screen.say(f"Everything is in {folder}", sys.stderr)
 
 
 @app.command("sweep")
@@ -97,10 +104,9 @@ def run_sweep(
         screen.print_json(bundle)
     else:
         screen.console(sys.stdout).print(tables.of_sweep(bundle))
-        console.print(
-            f"{missing} of {len(plan.cells)} cells are missing. Everything is in {folder}"
-        )
-    screen.print_flags(console, bundle)
+        told = f"{missing} of {len(plan.cells)} cells are missing. Everything is in {folder}"
+        screen.say(told, sys.stderr)
+    screen.print_flags(bundle)
     if missing:
         raise typer.Exit(1)
 
@@ -112,4 +118,4 @@ def make_report(
     """Make the HTML page of a run or a sweep again, from its JSON files."""
     from titer import report
 
-    print(report.again(folder))
+    screen.say(str(report.again(folder)))

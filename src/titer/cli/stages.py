@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -153,9 +154,8 @@ def evaluate(
     Answers lie in the store: another judge of them generates nothing.
     """
     from titer import api
-    from titer.report import progress
 
-    with progress.show_stages(screen.console(sys.stderr)) as watch:
+    with screen.watch_stages() as watch:
         found = api.evaluate(
             model,
             judge=judge,
@@ -185,9 +185,9 @@ def _compute(
 ) -> None:
     """Compute a stage that writes a model, and print what it came to."""
     from titer import api
-    from titer.report import progress, tables
+    from titer.report import tables
 
-    with progress.show_stages(screen.console(sys.stderr)) as watch:
+    with screen.watch_stages() as watch:
         found = api.single(
             kind,
             model,
@@ -210,21 +210,26 @@ def _compute(
 
 def _merge(data: list[str] | None, settings: list[str] | None) -> list[str]:
     """Return the settings with the sources of rows before them, as fields of the recipe."""
-    return [*(f"data.{source}" for source in data or []), *(settings or [])]
+    sources = _read_pairs("--data", data)
+    return [*(f"data.{role}={_quote(path)}" for role, path in sources.items()), *(settings or [])]
+
+
+def _quote(source: str) -> str:
+    """Return a source of rows as YAML: a mapping as it is, a path as a text whatever its letters."""
+    return source if source.startswith("{") or source == "null" else json.dumps(source)
 
 
 def _read_search(text: str | None, bound: float) -> Search | None:
     """Read FIELD=V1,V2: a search over the values of a field."""
     if text is None:
         return None
-    import yaml
-
+    from titer.config import read_yaml
     from titer.runs.search import Search
 
     field, equals, values = text.partition("=")
     if not (field and equals and values):
         raise ValueError(f"--search {text!r}: give FIELD=V1,V2, as alpha=0.05,0.1,0.2")
-    return Search(field, tuple(yaml.safe_load(f"[{values}]")), bound)
+    return Search(field, tuple(read_yaml(f"[{values}]", f"--search {text!r}")), bound)
 
 
 def _read_pairs(option: str, texts: list[str] | None) -> dict[str, str]:
@@ -232,4 +237,8 @@ def _read_pairs(option: str, texts: list[str] | None) -> dict[str, str]:
     for text in texts or []:
         if "=" not in text.strip("="):
             raise ValueError(f"{option} {text!r}: give NAME=VALUE")
-    return dict(text.split("=", 1) for text in texts or [])
+    pairs = [text.split("=", 1) for text in texts or []]
+    names = [name for name, _ in pairs]
+    if len(set(names)) < len(names):
+        raise ValueError(f"{option} {max(names, key=names.count)} is given twice: take one out")
+    return dict(pairs)

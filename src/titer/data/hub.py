@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from titer import paths
 from titer.errors import nearest
 
 Kind = Literal["model", "dataset"]
@@ -48,7 +49,7 @@ def find(
     pickles and code (unless `unsafe`), of a dataset its tables and its README.md. Raises ValueError
     where the name means nothing or the hub does not give it.
     """
-    local = Path(name).expanduser()
+    local = paths.expand(name)
     if name and local.is_dir():
         if revision is not None:
             raise ValueError(
@@ -113,7 +114,7 @@ def cached_commit(name: str, kind: Kind = "model") -> str | None:
     from huggingface_hub import constants
 
     main = (
-        Path(constants.HF_HUB_CACHE).expanduser()
+        paths.expand(constants.HF_HUB_CACHE)
         / f"{kind}s--{name.replace('/', '--')}"
         / "refs"
         / "main"
@@ -124,7 +125,7 @@ def cached_commit(name: str, kind: Kind = "model") -> str | None:
 
 def _meaningless(name: str, kind: Kind) -> ValueError:
     """Return the error for a name that is no directory and cannot be a hub id either."""
-    path = Path(name).expanduser()
+    path = paths.expand(name)
     if path.is_file():
         return ValueError(
             f"{kind} {name!r} is a file: give a directory, or a hub id like 'owner/name'"

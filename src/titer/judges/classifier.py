@@ -32,6 +32,7 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
+from titer import paths
 from titer.config import Names
 from titer.data import hub
 from titer.data.batches import by_length
@@ -185,7 +186,7 @@ class Classifier(Judge):
 
     @cached_property
     def _classifier(self) -> LoadedClassifier:
-        local = Path(self.model).expanduser().is_dir()
+        local = paths.expand(self.model).is_dir()
         revision = self.revision if local else self.revision or CONVERTED.get(self.model)
         found = hub.find(self.model, "model", revision)
         model, tokenizer = _load(found.folder, self.model)

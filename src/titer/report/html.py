@@ -17,6 +17,7 @@ from titer.findings.probes import attacks
 from titer.findings.ranking import rank
 from titer.findings.records import Record, figures, once, stages
 from titer.findings.verdict import verdicts
+from titer.printable import printable
 from titer.report.figures import Figures
 from titer.scoring.score import Score
 
@@ -103,9 +104,14 @@ def template(name: str) -> Template:
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
+        finalize=_safe,
     )
     environment.filters |= {"plain": _plain, "number": _number}
     return environment.get_template(name)
+
+
+def _safe(value: Any) -> Any:
+    return printable(value) if type(value) is str else value
 
 
 def _panels(

@@ -34,11 +34,11 @@ class Point(Protocol):
 def show_stages(console: Console) -> Iterator[Report]:
     """Draw one line per stage on `console`."""
     columns = (
-        TextColumn("{task.description:24}"),
+        TextColumn("{task.description:24}", markup=False),
         BarColumn(24),
         MofNCompleteColumn(),
         TimeElapsedColumn(),
-        TextColumn("{task.fields[terms]}"),
+        TextColumn("{task.fields[terms]}", markup=False),
     )
     bars = Progress(*columns, console=console)
     line: TaskID | None = None
@@ -70,11 +70,11 @@ def show_stages(console: Console) -> Iterator[Report]:
 def count_cells(console: Console, cells: int) -> Iterator[Callable[[Point, str], None]]:
     """Draw a bar of the cells of a sweep that are done, and a line for each that failed."""
     columns = (
-        TextColumn("{task.description}"),
+        TextColumn("{task.description}", markup=False),
         BarColumn(24),
         MofNCompleteColumn(),
         TimeElapsedColumn(),
-        TextColumn("{task.fields[now]}"),
+        TextColumn("{task.fields[now]}", markup=False),
     )
     with Progress(*columns, console=console) as bars:
         line = bars.add_task("cells", total=cells, now="")

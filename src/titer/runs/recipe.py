@@ -11,13 +11,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, cast
 
-import yaml
 from pydantic import PlainValidator
 
-from titer import registry
-from titer.config import Config, hash_of, validate
+from titer import paths, registry
+from titer.config import Config, hash_of, read_yaml, validate
 from titer.data.texts import Style
-from titer.errors import unknown
+from titer.errors import reading, unknown
 from titer.methods import Attack, Benchmark, Defense, Edit, Judge, UpdateEdit
 from titer.registry import describe, name_of
 from titer.runs import protocols
@@ -57,8 +56,7 @@ def names_checkpoint(given: Any) -> bool:
     if isinstance(given, Mapping):
         return "path" in given
     return isinstance(given, str) and (
-        "/" in given
-        or (given not in registry.names("defenses") and Path(given).expanduser().is_dir())
+        "/" in given or (given not in registry.names("defenses") and paths.expand(given).is_dir())
     )
 
 
@@ -161,7 +159,10 @@ class Recipe(Config):
         for name, low in LEAST.items():
             if getattr(self, name) is not None and getattr(self, name) < low:
                 raise ValueError(f"{name}={getattr(self, name)}: must be at least {low}")
+        if not self.seed < 2**63:
+            raise ValueError(f"seed={self.seed}: must be below 2**63")
         for name, pipeline in self.pipelines.items():
+            paths.file_name(name, "the pipeline")
             self._check_edits(f"pipelines.{name}", pipeline)
         protocols.check(self)
 
@@ -233,15 +234,15 @@ def from_mapping(
     raw: dict[str, Any], settings: Sequence[str] = (), seed: int | None = None
 ) -> Recipe:
     """Build a recipe from what a YAML file holds. Raises on the first thing that is wrong."""
+    done: dict[str, str] = {}
     for setting in settings:
         path, equals, text = setting.partition("=")
         if not equals or not path:
             raise ValueError(f"--set {setting!r}: give path.to.field=value")
-        try:
-            value = yaml.safe_load(text)
-        except yaml.YAMLError:
-            raise ValueError(f"--set {setting!r}: {text!r} is no YAML value") from None
-        _set(raw, path.split("."), value, path)
+        if path in done:
+            raise ValueError(f"--set {path} is given twice: {done[path]!r} and {text!r}")
+        done[path] = text
+        _set(raw, path.split("."), read_yaml(text, f"--set {setting!r}"), path)
     if seed is not None:
         raw["seed"] = seed
     for pipeline in (
@@ -268,10 +269,9 @@ def _read(name: str) -> dict[str, Any]:
     path = FOLDER / f"{name}.yaml" if name in names() else Path(name)
     if not path.is_file():
         raise unknown("recipe (neither a name nor a file)", name, names())
-    try:
-        raw = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except yaml.YAMLError as error:
-        raise ValueError(f"{path}: not YAML ({' '.join(str(error).split())})") from None
+    with reading(str(path), "is it text?"):
+        text = path.read_text(encoding="utf-8")
+    raw = read_yaml(text, str(path))
     if not isinstance(raw, dict):
         raise ValueError(f"{path}: a recipe is a mapping of fields")
     parent = raw.pop("extends", None)

@@ -21,10 +21,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from titer import paths
-from titer.config import hash_of
+from titer.config import hash_of, read_yaml
 from titer.findings import flags
 from titer.findings.records import CellRecord, load_document
 from titer.findings.seeds import by_settings
@@ -51,28 +49,20 @@ class Cell:
 
 def cells(grid: Sequence[str], settings: Sequence[str], seeds: Sequence[int]) -> list[Cell]:
     """List every combination of the grid's values, `path.to.field=1,2,3`, settings and seeds."""
-    axes = []
+    axes, given = [], []
     for axis in grid:
         path, equals, text = axis.partition("=")
-        try:
-            values = [_number(value) for value in yaml.safe_load(f"[{text}]")]
-        except yaml.YAMLError:
-            values = []
+        given.append(path)
+        values = read_yaml(f"[{text}]", f"--grid {axis!r}")
         if not equals or not path or not values:
             raise ValueError(f"--grid {axis!r}: give path.to.field=value,value,...")
         axes.append([f"{path}={json.dumps(value)}" for value in values])
+    if len(set(given)) < len(given):
+        raise ValueError(f"--grid {max(given, key=given.count)} is given twice: take one out")
     if len(set(seeds)) < len(seeds) or not seeds:
         raise ValueError(f"--seeds {','.join(map(str, seeds))}: give different ones, at least one")
     points = list(itertools.product(*axes))
     return [Cell((*settings, *point), seed) for point in points for seed in seeds]
-
-
-def _number(value: Any) -> Any:
-    """Read as a number what was meant as one: YAML takes 4e-4 for a text."""
-    try:
-        return float(value) if isinstance(value, str) else value
-    except ValueError:
-        return value
 
 
 @dataclass
