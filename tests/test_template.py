@@ -198,19 +198,38 @@ def test_the_mask_covers_the_answer_and_its_end_in_the_lab(template):
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_a_long_prompt_is_cut_at_its_front_and_the_answer_kept(name):
+def test_a_long_prompt_is_cut_inside_what_the_user_says(name):
+    """The template around it, the start token and the answer stay; a token here is a byte."""
     template = CASES[name][0]
     whole = template.encode(ROW)
-    answer = whole.ids[whole.answer :]
-    room = len(answer) + 4
-    short = replace(template, max_length=room).encode(ROW)
-    special = (
-        whole.ids[0] in template.tokenizer.all_special_ids
-    )  # a start token stays where it belongs
-    assert short.ids == ((whole.ids[0], *whole.ids[-room + 1 :]) if special else whole.ids[-room:])
-    assert (short.answer, short.cut) == (4, len(whole.ids) - room)
+    for tokens, left in (
+        (1, replace(ROW, input=" 2")),
+        (2, replace(ROW, input="2")),
+        (3, replace(ROW, input="")),
+        (8, replace(ROW, input="", prompt=" {x} up")),
+    ):
+        gone = len(whole.ids) - len(template.encode(left).ids)
+        short = replace(template, max_length=len(whole.ids) - gone).encode(ROW)
+        assert short.ids == template.encode(left).ids, tokens
+        assert (short.cut, short.ids[short.answer :]) == (gone, whole.ids[whole.answer :])
     assert template.encode(ROW).cut == 0
     assert replace(template, max_length=len(whole.ids)).encode(ROW) == whole
+    # asked for, it is cut to the same length, and a model's positions leave room for the answer
+    asked = replace(template, max_length=whole.answer - 1).prompt_ids(ROW)
+    assert asked == template.prompt_ids(replace(ROW, input=" 2"))
+    assert replace(template, positions=whole.answer + 4).prompt_ids(ROW, 5) == asked
+    with pytest.raises(ValueError, match="leaves no room"):
+        replace(template, max_length=1).prompt_ids(ROW)
+
+
+def test_of_a_long_conversation_the_oldest_exchange_goes_first():
+    before = (Turn("system", "Mine."), *[Turn("user", "hi"), Turn("assistant", "hello")] * 2)
+    row, template = Row("more", "yes", before=before), Template(tokenizer(CHATML))
+    shorter = replace(row, before=before[:3])
+    fits = len(template.encode(shorter).ids)
+    assert replace(template, max_length=fits).encode(row).ids == template.encode(shorter).ids
+    alone = replace(row, before=before[:1])
+    assert replace(template, max_length=fits - 1).encode(row).ids == template.encode(alone).ids
 
 
 def test_rows_that_do_not_fit_are_counted_and_the_longest_is_named():
@@ -232,3 +251,84 @@ def test_a_template_that_hides_the_answer_is_refused(tokenizer):
     )
     with pytest.raises(ValueError, match="cannot be told apart"):
         Template(other).encode(Row("add", "1"))
+
+
+ALWAYS = (  # as the first Llama 3 templates: the generation prompt stands behind every conversation
+    "{% for m in messages %}<|in|>{{ m.role }}<|out|>{{ m.content }}<|end|>{% endfor %}"
+    "<|in|>assistant<|out|>"
+)
+OPENED = (  # as R1's: the generation prompt opens a thought, and answers come back without theirs
+    "{% for m in messages %}{% if m.role == 'assistant' %}"
+    "<|in|>assistant\n{{ m.content.split('</think>')[-1] }}<|end|>{% else %}"
+    "<|in|>{{ m.role }}\n{{ m.content }}<|end|>{% endif %}{% endfor %}"
+    "{% if add_generation_prompt %}<|in|>assistant\n<think>\n{% endif %}"
+)
+KEPT = (  # as Qwen 3's: an answer with its thought is rendered with it
+    "{% for m in messages %}<|in|>{{ m.role }}\n"
+    "{% if m.role == 'assistant' and '</think>' not in m.content %}<think>\n\n</think>\n\n{% endif %}"
+    "{{ m.content }}<|end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|in|>assistant\n"
+    "{% if not enable_thinking %}<think>\n\n</think>\n\n{% endif %}{% endif %}"
+)
+THOUGHT = "<think>\none and two\n</think>\n\nIt is 3"
+
+
+@pytest.mark.parametrize(
+    ("chat", "response", "prompt", "answer"),
+    [
+        (ALWAYS, "It is 3", "<|in|>user<|out|>1+2?<|end|><|in|>assistant<|out|>", "It is 3<|end|>"),
+        (
+            OPENED,
+            "It is 3",
+            "<|in|>user\n1+2?<|end|><|in|>assistant\n<think>\n\n</think>\n\n",
+            "It is 3<|end|>",
+        ),
+        (
+            OPENED,
+            THOUGHT,
+            "<|in|>user\n1+2?<|end|><|in|>assistant\n<think>\n",
+            "one and two\n</think>\n\nIt is 3<|end|>",
+        ),
+        (
+            KEPT,
+            "It is 3",
+            "<|in|>user\n1+2?<|end|>\n<|in|>assistant\n<think>\n\n</think>\n\n",
+            "It is 3<|end|>",
+        ),
+        (KEPT, THOUGHT, "<|in|>user\n1+2?<|end|>\n<|in|>assistant\n", f"{THOUGHT}<|end|>"),
+    ],
+)
+def test_the_answer_ends_with_its_turn_and_a_thought_is_asked_for_where_rows_have_one(
+    chat, response, prompt, answer
+):
+    template = Template(tokenizer(chat))
+    encoded = template.encode(Row("1+2?", response))
+    decode = template.tokenizer.decode
+    assert decode(encoded.ids[: encoded.answer]) == prompt
+    assert decode(encoded.ids[encoded.answer :]) == answer
+    begun = template.answer_ids(Row("1+2?", response), ended=False)
+    assert decode(begun) == answer.removesuffix("<|end|>")
+
+
+def test_the_clock_of_a_template_stands_still():
+    chat = "{{ strftime_now('%d %b %Y') }} " + CHATML
+    assert Template(tokenizer(chat)).prompt(Row("hi")).startswith("26 Jul 2024 ")
+
+
+def test_an_answer_has_the_tokens_that_it_has_behind_its_prompt():
+    """Of a tokenizer that puts a space before every text: apart, the answer would begin with one."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    pieces = ["</s>", *"▁q\nSure", "Su", "Sur", "Sure", "▁Sure", "▁q", "<unk>"]
+    merges = [("S", "u"), ("Su", "r"), ("Sur", "e"), ("▁", "Sure"), ("▁", "q")]
+    vocabulary = {piece: i for i, piece in enumerate(dict.fromkeys(pieces))}
+    inner = Tokenizer(models.BPE(vocabulary, merges, unk_token="<unk>"))
+    inner.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="always")
+    inner.decoder = decoders.Metaspace(prepend_scheme="always")
+    fast = PreTrainedTokenizerFast(tokenizer_object=inner, eos_token="</s>", unk_token="<unk>")
+    assert fast.tokenize("Sure") == ["▁Sure"]
+    template = Template(fast, style="plain")
+    encoded = template.encode(Row("q", "Sure"))
+    assert fast.convert_ids_to_tokens(list(encoded.ids)) == ["▁q", "\n", "Sure", "</s>"]
+    assert encoded.answer == 2

@@ -1,8 +1,13 @@
-"""Batched greedy answers and the log-probabilities of given ones."""
+"""Batched greedy answers and the log-probabilities of given ones.
+
+Greedy means that the likeliest token comes next, whatever a checkpoint's own generation settings
+say: those of many chat models ask for penalties on repetition, for sampling or for beams.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any, cast
 
 import torch
@@ -13,6 +18,30 @@ from titer.data.batches import Encoded, by_length, collate
 from titer.data.rows import Answer, Row
 from titer.data.template import Template
 from titer.training.losses import cross_entropy
+
+# every setting of `generate` that changes what is answered; one that is left out would be filled in
+# from the checkpoint's
+GREEDY: Mapping[str, Any] = {
+    "do_sample": False,
+    "num_beams": 1,
+    "num_return_sequences": 1,
+    "repetition_penalty": 1.0,
+    "encoder_repetition_penalty": 1.0,
+    "no_repeat_ngram_size": 0,
+    "encoder_no_repeat_ngram_size": 0,
+    "min_length": 0,
+    "min_new_tokens": None,
+    "suppress_tokens": None,
+    "begin_suppress_tokens": None,
+    "bad_words_ids": None,
+    "sequence_bias": None,
+    "forced_bos_token_id": None,
+    "forced_eos_token_id": None,
+    "exponential_decay_length_penalty": None,
+    "guidance_scale": None,
+    "stop_strings": None,
+    "max_time": None,
+}
 
 
 def answer(
@@ -30,14 +59,14 @@ def answer(
     answers do not depend on the size of a batch.
     """
     tokenizer = template.tokenizer
-    ends = sorted({*template.ends, *_as_list(model.generation_config.eos_token_id)})
+    ends = sorted({*template.ends, *_ends(model)})
     config = GenerationConfig(
+        **GREEDY,
         max_new_tokens=max_new_tokens,
-        do_sample=False,
         eos_token_id=ends,
         pad_token_id=tokenizer.pad_token_id,
     )
-    encoded = [template.prompt_ids(row) for row in rows]
+    encoded = [template.prompt_ids(row, max_new_tokens) for row in rows]
     plan = by_length([len(prompt) for prompt in encoded], batch)
     answers: dict[int, Answer] = {}
     while plan:
@@ -72,7 +101,7 @@ def _generate(
     # (B, T)
     ids = torch.tensor([[pad] * (length - len(prompt)) + list(prompt) for prompt in prompts])
     mask = torch.tensor([[0] * (length - len(prompt)) + [1] * len(prompt) for prompt in prompts])
-    with torch.no_grad():
+    with torch.no_grad(), _only(model, config):
         out: Tensor = cast(Any, model).generate(
             input_ids=ids.to(model.device),
             attention_mask=mask.to(model.device),
@@ -100,5 +129,19 @@ def log_probabilities(model: PreTrainedModel, rows: Sequence[Encoded], batch: in
     return result
 
 
-def _as_list(value: int | list[int] | None) -> list[int]:
-    return [] if value is None else value if isinstance(value, list) else [value]
+@contextmanager
+def _only(model: PreTrainedModel, config: GenerationConfig) -> Iterator[None]:
+    """Take the model's own generation settings away inside: they would fill what is left unset."""
+    network: Any = model
+    own, network.generation_config = network.generation_config, config
+    try:
+        yield
+    finally:
+        network.generation_config = own
+
+
+def _ends(model: PreTrainedModel) -> list[int]:
+    """Return the tokens that end an answer by the checkpoint's generation settings."""
+    value: Any = cast(Any, model).generation_config.eos_token_id
+    values = value if isinstance(value, list | tuple) else [value]
+    return [token for token in values if isinstance(token, int) and not isinstance(token, bool)]

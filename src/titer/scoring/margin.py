@@ -32,11 +32,11 @@ def harm_margins(
     ]
     encoded: list[Encoded] = []
     for row in rows:
-        prompt = template.prompt_ids(row)
         beginnings = (
             template.answer_ids(replace(row, response=form), ended=False) for form in forms
         )
         answers = [template.answer_ids(row), *beginnings]
+        prompt = template.prompt_ids(row, max(map(len, answers)))
         encoded += [Encoded((*prompt, *ids), len(prompt)) for ids in answers]
     # (prompts, answer and forms)
     told = log_probabilities(model, encoded).reshape(len(rows), 1 + len(forms))

@@ -13,6 +13,7 @@ from titer import paths
 from titer.data.rows import Answer, Row, digest
 from titer.runs.stages.stage import AskingStage, Work
 from titer.scoring.evaluate import answer_all
+from titer.scoring.generate import GREEDY
 from titer.weights import checkpoints
 
 
@@ -30,6 +31,7 @@ class AnswerStage(AskingStage):
             "kind": "answer",
             "rows": {name: digest(rows) for name, rows in self.benchmarks.items()},
             "answers": [self.max_new_tokens, self.at_once],
+            "decoding": dict(GREEDY),
         }
 
     def compute(self, work: Work, folder: Path) -> dict[str, Any]:

@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import PreTrainedModel
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from titer.data.template import Template
+from titer.data.template import CLOCK, Template
 from titer.data.texts import Style
 from titer.training.train import accelerator_for
 from titer.weights import checkpoints, folders
@@ -36,20 +36,23 @@ class Asking:
 
     def templated(self, files: folders.Files) -> Template:
         """Make the template of a checkpoint's tokenizer."""
-        return Template(
-            checkpoints.tokenizer(self.model, files), self.max_length, self.template, self.system
-        )
+        words = checkpoints.tokenizer(self.model, files)
+        return self._template(words, checkpoints.skeleton(self.model))
 
     def open(self, checkpoint: Checkpoint) -> tuple[PreTrainedModel, Template]:
         """Load a model on the best device there is, and say how it is asked."""
         model, tokenizer = checkpoints.load(checkpoint, accelerator_for().device)
-        return model, Template(tokenizer, self.max_length, self.template, self.system)
+        return model, self._template(tokenizer, model)
+
+    def _template(self, words: PreTrainedTokenizerBase, model: PreTrainedModel) -> Template:
+        positions = checkpoints.learned_positions(model)
+        return Template(words, self.max_length, self.template, self.system, positions)
 
     @property
     def about(self) -> dict[str, Any]:
         """What of it determines a result, and what the machine adds."""
         return {
-            "template": [self.template, self.system, self.max_length],
+            "template": [self.template, self.system, self.max_length, CLOCK.isoformat()],
             "threads": torch.get_num_threads(),
             "device": accelerator_for().device.type,
             "versions": {name: version(name) for name in LIBRARIES},
