@@ -120,7 +120,7 @@ def test_a_recipe_over_local_files_runs_through(monkeypatch, capsys, recipe_file
     for name, document in documents.items():
         assert json.loads((out / f"{name}.json").read_text()) == document
         assert recipe.validate(recipe.Recipe, document["recipe"]).seed == 3
-        assert document["judge"] == {"method": "refusal", "phrases": "qi2023"}
+        assert document["judge"] == {"method": "refusal", "phrases": "titer-1"}
         assert document["adapter"] == "double"
         assert {"torch", "threads", "python", "device"} <= set(document["environment"])
         for stage in document["stages"]:
