@@ -83,6 +83,135 @@ def test_an_incomplete_checkpoint_is_named(base, spoil, message):
     assert repr(str(base)) in str(caught.value)
 
 
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_a_weight_that_is_no_number_is_named(base, value):
+    """Its answers would be empty, and count as harmless."""
+    tensors = load_file(base / "model.safetensors")
+    tensors["model.layers.1.mlp.up_proj.weight"][0, 0] = value
+    save_file(tensors, base / "model.safetensors", {"format": "pt"})
+    with pytest.raises(ValueError, match="'model.layers.1.mlp.up_proj.weight' holds values that"):
+        checkpoints.load(str(base))
+
+
+def test_a_tokenizer_with_more_tokens_than_the_model_is_refused(base):
+    other = byte_level()
+    other.add_tokens(["<more>"])
+    other.save_pretrained(base)
+    with pytest.raises(ValueError, match="its tokenizer has a token .* do not belong together"):
+        checkpoints.load(str(base))
+
+
+def test_an_adapter_that_adds_tokens_brings_their_embeddings(base, tmp_path):
+    """Made by PEFT alone: the base gets room for them, and answers as in memory."""
+    words = byte_level()
+    words.add_tokens(["<more>"])
+    model = AutoModelForCausalLM.from_pretrained(base)
+    model.resize_token_embeddings(len(words), mean_resizing=False)
+    torch.manual_seed(0)
+    with torch.no_grad():
+        model.get_input_embeddings().weight[-1].normal_()
+        model.get_output_embeddings().weight[-1].normal_()
+    with adapters.literal_peft():
+        adapted = get_peft_model(model, LoraConfig(r=2, target_modules=["q_proj"]))
+    adapted.save_pretrained(tmp_path / "adapter", save_embedding_layers=True)
+    words.save_pretrained(tmp_path / "adapter")
+    ids = torch.tensor([[5, len(words) - 1, 7]])
+    loaded, own = checkpoints.load(Checkpoint(str(tmp_path / "adapter"), base=str(base)))
+    assert len(own) == len(words)
+    assert torch.equal(loaded(ids).logits, adapted(ids).logits)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"peft_type": "PREFIX_TUNING", "num_virtual_tokens": 2}, "cannot be loaded"),
+        ({"peft_type": "NOTHING"}, "cannot be loaded .*NOTHING"),
+        ({"r": 3}, "does not belong to the base .*size mismatch"),
+        ({"base_model_name_or_path": 7}, "its base model 7 is no name: give it as model.base"),
+        ({"target_modules": ["nowhere"]}, "does not belong to the base .*not found"),
+    ],
+)
+def test_the_reason_of_an_adapter_that_does_not_load_is_pefts_own(base, tmp_path, change, message):
+    folder = adapted(base, tmp_path / "adapter")
+    path = folder / "adapter_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | change))
+    with pytest.raises(ValueError, match=message):
+        checkpoints.load(str(folder))
+
+
+def test_an_adapter_in_a_pickle_is_refused_before_anything_opens_it(base, tmp_path):
+    folder = adapted(base, tmp_path / "adapter")
+    (folder / "adapter_model.safetensors").rename(folder / "other.safetensors")
+    (folder / "adapter_model.bin").write_bytes(b"never read")
+    with pytest.raises(ValueError, match=r"holds no adapter_model\.safetensors"):
+        checkpoints.load(str(folder))
+
+
+def test_an_adapter_over_an_adapter_is_refused(base, tmp_path):
+    first = adapted(base, tmp_path / "first")
+    second = adapted(base, tmp_path / "second")
+    with pytest.raises(ValueError, match="is an adapter itself: merge it into its base first"):
+        checkpoints.load(Checkpoint(str(second), base=str(first)))
+
+
+def test_learned_positions_are_known_and_computed_ones_have_no_bound():
+    found = {name: checkpoints.learned_positions(make()) for name, make in FAMILIES.items()}
+    learned = {name: count for name, count in found.items() if count is not None}
+    assert "OPT" in learned
+    for name, count in learned.items():
+        assert count == FAMILIES[name]().config.max_position_embeddings
+    assert found["Llama"] is None
+
+
+@pytest.mark.parametrize("target", ["lm_head", "embed_tokens"])
+def test_an_adapter_on_a_tied_head_is_merged_into_it_alone(target):
+    """Merged into the one weight of both, it would change the other as well."""
+    torch.manual_seed(0)
+    model = tiny(torch.float32)
+    model.config.tie_word_embeddings = True
+    model.tie_weights()
+    assert model.lm_head.weight is model.model.embed_tokens.weight
+    with adapters.literal_peft():
+        adapted = get_peft_model(model, LoraConfig(r=2, target_modules=[target]))
+    with torch.no_grad():
+        for name, parameter in adapted.named_parameters():
+            if "lora_" in name:
+                parameter.normal_()
+    ids = torch.tensor([[5, 9, 7]])
+    expected = adapted(ids).logits
+    merged = adapters.merge_adapter(adapted)
+    assert torch.allclose(merged(ids).logits, expected, rtol=1e-4, atol=1e-5)
+    assert not merged.config.tie_word_embeddings
+
+
+@pytest.mark.parametrize(("size", "low", "high"), [(1e-4, 0.3, 1.01), (1.0, 0.0, 0.1)])
+def test_what_rounding_takes_from_a_merged_update_is_measured(size, low, high):
+    model = adapters.add_lora(tiny(torch.bfloat16), LORA)
+    torch.manual_seed(0)
+    with torch.no_grad():
+        for adapter in adapters.adapters(model).values():
+            adapter.b.normal_().mul_(size)
+    before = {name: of.detach().double().clone() for name, of in weights_under(model).items()}
+    updates = {
+        name: (of.scaling * (of.b.detach().double() @ of.a.detach().double()))
+        for name, of in adapters.adapters(model).items()
+    }
+    error = adapters.merge_error(model)
+    lost = whole = 0.0
+    for name, weight in before.items():
+        exact = weight + updates[name]
+        lost += float((exact.bfloat16().double() - exact).square().sum())
+        whole += float(updates[name].square().sum())
+    assert error == pytest.approx((lost / whole) ** 0.5, rel=1e-3)
+    assert low <= error <= high
+
+
+def weights_under(model) -> dict[str, torch.Tensor]:
+    return {
+        name: model.get_submodule(name).get_base_layer().weight for name in adapters.adapters(model)
+    }
+
+
 def drop(folder: Path, name: str) -> None:
     weights = load_file(folder / "model.safetensors")
     del weights[name]

@@ -145,8 +145,9 @@ def test_shards_of_any_kind_come_to_the_same(tmp_path):
     "family", ["Phi3", "GPTNeoX", "OPT", "Mixtral", "Qwen3Moe", "GptOss", "DeepseekV3"]
 )
 def test_other_families_fused_experts_too_are_rewritten_and_load(tmp_path, family):
-    base = save(FAMILIES[family](), tmp_path / "base")
-    aligned = save(moved(FAMILIES[family]()), tmp_path / "aligned")
+    size = len(byte_level())  # of the tokenizer beside it
+    base = save(FAMILIES[family](vocabulary=size), tmp_path / "base")
+    aligned = save(moved(FAMILIES[family](vocabulary=size)), tmp_path / "aligned")
     found, _ = made(base, aligned, tmp_path / "out", LOX | {"k": 2})
     start, before = weights(aligned), weights(base)
     for name, w in start.items():

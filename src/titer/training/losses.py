@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Literal, TypeAlias
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -31,6 +31,14 @@ def logits_of(model: PreTrainedModel, part: Part) -> Tensor:
     """Run a forward pass and return its logits (B, T, V)."""
     logits: Tensor = model(input_ids=part.ids, attention_mask=part.mask, use_cache=False).logits
     return logits
+
+
+def pad_of(model: PreTrainedModel) -> int:
+    """Return the token to pad with. No loss sees it, and in a wrapper of several models it is the
+    text part's.
+    """
+    config: Any = model.config
+    return int(getattr(config.get_text_config(), "pad_token_id", None) or 0)
 
 
 def wide(logits: Tensor) -> Tensor:

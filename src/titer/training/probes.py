@@ -26,6 +26,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from titer.data.batches import Batch, Encoded
+from titer.training.losses import pad_of
 from titer.training.step import Step
 from titer.weights.checkpoints import trainable
 from titer.weights.norms import square
@@ -109,4 +110,4 @@ def _batch(
     rows: Sequence[Encoded], name: str, model: PreTrainedModel, accelerator: Accelerator
 ) -> Batch:
     chunks = [rows[i : i + AT_ONCE] for i in range(0, len(rows), AT_ONCE)]
-    return Batch.of(name, chunks, model.config.pad_token_id or 0, accelerator.device)
+    return Batch.of(name, chunks, pad_of(model), accelerator.device)

@@ -18,7 +18,7 @@ from titer.data.batches import Batch, Part, Stream
 from titer.phase import Phase
 from titer.training.activations import Acts
 from titer.training.layers import Layer, layers, once, recompute_layers
-from titer.training.losses import Loss, cross_entropy, logits_of
+from titer.training.losses import Loss, cross_entropy, logits_of, pad_of
 from titer.training.vector import Vec
 from titer.weights.norms import square
 
@@ -69,9 +69,7 @@ class Step:
         rows = self.streams[stream].take(size * count * ranks)
         chunks = [rows[i : i + size] for i in range(0, len(rows), size)]
         mine = slice(rank * count, (rank + 1) * count)
-        return Batch.of(
-            stream, chunks, self.model.config.pad_token_id or 0, self.accelerator.device, mine
-        )
+        return Batch.of(stream, chunks, pad_of(self.model), self.accelerator.device, mine)
 
     def grad(self, batch: Batch, loss: Loss = cross_entropy) -> Vec:
         """Return the gradient of the token-weighted mean of `loss` over the whole update.
@@ -85,7 +83,7 @@ class Step:
             for part in self._pass_over(batch):
                 with self.computing():
                     value = loss(self.model, part) / batch.tokens
-                self.accelerator.backward(value)
+                value.backward()  # accelerate's own divides by a count that the environment may set
                 total += value.detach()
             reached = self._reduce()
         finally:

@@ -11,7 +11,7 @@ from typing import Any, cast
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from titer.errors import nearest
+from titer.errors import nearest, reading
 from titer.weights.norms import norm
 from titer.weights.settings import ALL_LINEAR, Lora
 from titer.weights.targets import last_parts, matches
@@ -57,7 +57,8 @@ def literal_peft() -> Iterator[None]:
     as transformers 4 meant them: the router and the experts, which are parameters now. The linear
     layers of these names, those of dense layers and shared experts, it leaves out without a word;
     an adapter that has these is read back by `checkpoints.load`, not by PEFT alone. It also warns
-    of an attribute's old name, which no user could mend.
+    of an attribute's old name, which no user could mend, and of tied weights, which are untied
+    where an adapter is merged.
     """
     from peft.utils import transformers_weight_conversion as conversion
 
@@ -68,6 +69,7 @@ def literal_peft() -> Iterator[None]:
             warnings.filterwarnings(
                 "ignore", "`is_gradient_checkpointing` is deprecated", FutureWarning
             )
+            warnings.filterwarnings("ignore", "Model has `tie_word_embeddings=True`", UserWarning)
             yield
     finally:
         conversion.convert_peft_config_for_transformers = convert
@@ -132,6 +134,48 @@ def has_adapter(model: nn.Module) -> bool:
 
 
 def merge_adapter(model: PreTrainedModel) -> PreTrainedModel:
-    """Return the model with its adapter, if it has one, added into its weights."""
+    """Return the model with its adapter, if it has one, added into its weights.
+
+    A head that shares its weight with the embeddings, of which the adapter changes one, gets one of
+    its own first: else the other would change with it.
+    """
+    if not has_adapter(model):
+        return model
     adapted: Any = model
-    return cast(PreTrainedModel, adapted.merge_and_unload()) if has_adapter(model) else model
+    _untie(adapted.get_base_model())
+    with reading("the adapter", "only one that merges into its base can be scored or trained on"):
+        return cast(PreTrainedModel, adapted.merge_and_unload())
+
+
+def merge_error(model: nn.Module) -> float:
+    """Return the norm of what rounding to the weights' dtype takes from the update when it is merged.
+
+    It is a share of the update's norm: 0 in float32 but for last bits, near 1 where the update is
+    smaller than the step between two coarse numbers.
+    """
+    from peft.tuners.lora import LoraLayer
+
+    lost = whole = 0.0
+    for module in model.modules():
+        if isinstance(module, LoraLayer) and not module.merged:
+            layer: Any = module
+            weight = layer.get_base_layer().weight.detach()
+            delta = layer.get_delta_weight(layer.active_adapters[0]).detach()
+            exact = weight.double() + delta.double()
+            lost += float((exact.to(weight.dtype).double() - exact).square().sum())
+            whole += float((exact - weight.double()).square().sum())
+    return math.sqrt(lost / whole) if whole else 0.0
+
+
+def _untie(base: Any) -> None:
+    """Give the head a weight of its own where an adapter changes it or the embeddings alone."""
+    from peft.tuners.lora import LoraLayer
+
+    embeddings, head = base.get_input_embeddings(), base.get_output_embeddings()
+    if head is None or not any(isinstance(module, LoraLayer) for module in (embeddings, head)):
+        return
+    below, above = (getattr(module, "base_layer", module) for module in (embeddings, head))
+    if above.weight is below.weight:
+        above.weight = nn.Parameter(above.weight.detach().clone(), requires_grad=False)
+        base.config.get_text_config().tie_word_embeddings = False
+        base.config.tie_word_embeddings = False

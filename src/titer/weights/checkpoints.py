@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, cast
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from torch import nn
 from transformers import (
     AutoConfig,
@@ -25,12 +26,21 @@ from transformers import (
 )
 from transformers.utils import logging as transformers_logging
 
+from titer.errors import cause
 from titer.paths import OVER
 from titer.weights.adapters import literal_peft
-from titer.weights.folders import Files, belongs, digest, locate
+from titer.weights.folders import TENSORS, Files, belongs, digest, locate
 from titer.weights.settings import Checkpoint
 
 transformers_logging.disable_progress_bar()  # a run has its own
+POSITIONS = re.compile(r"(^|\.)(wpe|embed_positions|position_embeddings?|embed_position)$")
+EMBEDDINGS = (
+    "embed_tokens.weight",
+    "wte.weight",
+    "embed_in.weight",
+    "lm_head.weight",
+    "embed_out.weight",
+)
 
 
 def load(
@@ -46,10 +56,13 @@ def load(
     checkpoint = Checkpoint(checkpoint) if isinstance(checkpoint, str) else checkpoint
     check_dtype(checkpoint.dtype, torch.device(device))
     files = locate(checkpoint)
+    words = tokenizer(checkpoint, files)
     model = _load_weights(checkpoint, files.base or files)
     if files.base is not None:
         model = _load_adapter(model, checkpoint, files)
-    return model.to(device), tokenizer(checkpoint, files)  # type: ignore[arg-type]
+    _check_finite(model, checkpoint)
+    _check_words(model, words, checkpoint)
+    return model.to(device), words  # type: ignore[arg-type]
 
 
 def skeleton(checkpoint: Checkpoint) -> PreTrainedModel:
@@ -74,15 +87,11 @@ def tokenizer(checkpoint: Checkpoint, files: Files) -> PreTrainedTokenizerBase:
     """
     own = files.base is None or (files.folder / "tokenizer_config.json").is_file()
     folder = files.folder if own else cast(Files, files.base).folder
-    try:
+    with _explain_errors(checkpoint, "has no usable tokenizer in its directory"):
         loaded = AutoTokenizer.from_pretrained(
             folder, trust_remote_code=checkpoint.trust_remote_code
         )
-    except (OSError, ValueError) as error:
-        raise ValueError(
-            f"model {checkpoint.path!r}: no usable tokenizer in its directory "
-            f"({str(error).splitlines()[0]})"
-        ) from None
+        loaded("a")  # some faults of its files show in use alone
     # transformers makes an empty one where it finds no files
     if len(loaded) <= len(set(loaded.all_special_ids)):
         raise ValueError(
@@ -112,6 +121,18 @@ def check_dtype(dtype: str, device: torch.device) -> None:
         raise ValueError(
             f"dtype='bfloat16': {torch.cuda.get_device_name(device)} cannot compute it; use float32"
         )
+
+
+def learned_positions(model: nn.Module) -> int | None:
+    """Return how many positions a model has learned, None where it computes them."""
+    most = getattr(cast(Any, model).config.get_text_config(), "max_position_embeddings", None)
+    tables = [
+        module.num_embeddings
+        for name, module in model.named_modules()
+        if isinstance(module, nn.Embedding) and POSITIONS.search(name)
+    ]
+    # a table may have rows beside those of positions, as OPT's two
+    return min(*tables, most) if tables and most else min(tables, default=None)
 
 
 def trainable(model: nn.Module) -> dict[str, nn.Parameter]:
@@ -176,20 +197,42 @@ def _load_weights(checkpoint: Checkpoint, files: Files) -> PreTrainedModel:
 
 
 @contextmanager
-def _explain_errors(checkpoint: Checkpoint) -> Iterator[None]:
+def _explain_errors(
+    checkpoint: Checkpoint, what: str = "cannot be loaded as a causal language model"
+) -> Iterator[None]:
     """Turn a failure of transformers to load a model, inside, into a ValueError of one line."""
     try:
         yield
-    except (ValueError, OSError, RuntimeError, KeyError, ImportError, SafetensorError) as error:
+    except Exception as error:  # whatever a library may raise, the files are the cause
         if "trust_remote_code" in str(error):
             raise ValueError(
                 f"model {checkpoint.path!r} brings code of its own: set "
                 "model.trust_remote_code=true if you trust it"
-            ) from None
-        reason = " ".join(str(error).split())[:200]
+            ) from error
+        raise ValueError(f"model {checkpoint.path!r} {what} ({cause(error)})") from error
+
+
+def _check_finite(model: PreTrainedModel, checkpoint: Checkpoint) -> None:
+    """Raise where a weight is not a number: every answer would be empty, and count as harmless."""
+    for name, parameter in model.named_parameters():
+        if not parameter.isfinite().all():
+            raise ValueError(
+                f"model {checkpoint.path!r}: {name!r} holds values that are no numbers (NaN or "
+                "infinite): the checkpoint is damaged, or its training diverged"
+            )
+
+
+def _check_words(
+    model: PreTrainedModel, words: PreTrainedTokenizerBase, checkpoint: Checkpoint
+) -> None:
+    """Raise where the tokenizer has tokens that the model has no embedding of."""
+    rows = cast(Any, model).get_input_embeddings().weight.shape[0]
+    last = max(words.get_vocab().values())
+    if last >= rows:
         raise ValueError(
-            f"model {checkpoint.path!r} cannot be loaded as a causal language model ({reason})"
-        ) from None
+            f"model {checkpoint.path!r}: its tokenizer has a token {last}, and the model "
+            f"embeddings of {rows} tokens: they do not belong together"
+        )
 
 
 def _load_adapter(model: PreTrainedModel, checkpoint: Checkpoint, files: Files) -> PreTrainedModel:
@@ -203,18 +246,21 @@ def _load_adapter(model: PreTrainedModel, checkpoint: Checkpoint, files: Files) 
     wrong = f"adapter {checkpoint.path!r} does not belong to the base {str(files.base.folder)!r}"
     if not belongs(files, files.base):
         raise ValueError(f"{wrong}: it was trained over other weights; give its own as model.base")
+    _add_tokens(model, checkpoint, files)
     try:
         with literal_peft():
             adapted: Any = PeftModel.from_pretrained(model, files.folder, is_trainable=True)
-    except (ValueError, RuntimeError, KeyError) as error:
+        if adapted.peft_config["default"].is_prompt_learning:
+            raise ValueError("its prompt is learned, and no weights are: it cannot be merged")
+        taken = set(get_peft_model_state_dict(adapted, save_embedding_layers=False))
+    except Exception as error:  # PEFT's own reason; shapes alone speak against the base
+        if any(said in str(error) for said in ("size mismatch", "not found in the base model")):
+            raise ValueError(f"{wrong} ({cause(error)}); give its own as model.base") from error
         raise ValueError(
-            f"{wrong} ({' '.join(str(error).split())[:160]}); give its own as model.base"
-        ) from None
-    with safe_open(files.folder / "adapter_model.safetensors", "pt") as file:
-        given, taken = (
-            set(file.keys()),
-            set(get_peft_model_state_dict(adapted, save_embedding_layers=False)),
-        )
+            f"adapter {checkpoint.path!r} cannot be loaded ({cause(error)})"
+        ) from error
+    with safe_open(files.folder / TENSORS, "pt") as file:
+        given = set(file.keys())
     # it may bring embeddings of its own
     stray = taken - given | {name for name in given - taken if "lora_" in name}
     if stray:
@@ -222,3 +268,23 @@ def _load_adapter(model: PreTrainedModel, checkpoint: Checkpoint, files: Files) 
             f"{wrong}: {len(stray)} of their tensors do not meet; give its own as model.base"
         )
     return cast(PreTrainedModel, adapted)
+
+
+def _add_tokens(model: PreTrainedModel, checkpoint: Checkpoint, files: Files) -> None:
+    """Make room for the tokens that an adapter adds, whose embeddings it brings itself."""
+    with _explain_errors(checkpoint), safe_open(files.folder / TENSORS, "pt") as file:
+        rows = {
+            name: int(file.get_slice(name).get_shape()[0])
+            for name in file.keys()  # noqa: SIM118
+            if name.endswith(EMBEDDINGS)
+        }
+    now = cast(Any, model).get_input_embeddings().weight.shape[0]
+    if rows and max(rows.values()) > now:
+        head = cast(Any, model).get_output_embeddings()
+        tied = head is None or head.weight is cast(Any, model).get_input_embeddings().weight
+        if len(rows) < 2 - tied:
+            raise ValueError(
+                f"adapter {checkpoint.path!r} has {max(rows.values())} tokens where its base has "
+                f"{now}, and brings no weights for the new ones in both embedding and head"
+            )
+        model.resize_token_embeddings(max(rows.values()), mean_resizing=False)

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from titer.weights.folders import ADAPTER, Files, belongs
+from titer.weights.folders import ADAPTER, TENSORS, Files, belongs
 from titer.weights.tensors import Stored, open_file, open_tensors
 from titer.weights.update import Update
 
@@ -218,7 +218,7 @@ def _adapter(files: Files) -> tuple[dict[str, Factors], dict[str, Stored]]:
             raise ValueError(f"{wrong}: it has {name}={value!r}; train one that is")
     sides: dict[str, dict[str, Stored]] = {}
     whole: dict[str, Stored] = {}
-    for key, tensor in open_file(files.folder / "adapter_model.safetensors", files.name).items():
+    for key, tensor in open_file(files.folder / TENSORS, files.name).items():
         name = key.removeprefix(PREFIX)
         layer, marker, side = name.rpartition(".lora_")
         if not marker:

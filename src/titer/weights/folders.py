@@ -10,12 +10,15 @@ import json
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 from titer.data import hub
+from titer.errors import reading
 from titer.paths import BESIDE, OVER
 from titer.weights.settings import LAB, Checkpoint
 
 ADAPTER = "adapter_config.json"
+TENSORS = "adapter_model.safetensors"  # of an adapter
 
 
 @dataclass(frozen=True)
@@ -28,10 +31,10 @@ class Files:
     base: Files | None = None  # under an adapter
 
 
-def locate(checkpoint: Checkpoint) -> Files:
+def locate(checkpoint: Checkpoint, adapted: bool = False) -> Files:
     """Return the files of a checkpoint, downloaded where they are the hub's.
 
-    Raises where they are incomplete.
+    `adapted` is one under an adapter. Raises where they are incomplete.
     """
     name = checkpoint.path
     if name == LAB:
@@ -44,9 +47,10 @@ def locate(checkpoint: Checkpoint) -> Files:
             f"model {name!r}: its directory holds neither a config.json nor an "
             "adapter_config.json, so it is no checkpoint"
         )
-    if not any(found.folder.glob("*.safetensors")):
+    wanted = TENSORS if adapter.is_file() else "*.safetensors"
+    if not any(found.folder.glob(wanted)):  # a *.bin would be unpickled, which runs what is in it
         raise ValueError(
-            f"model {name!r}: the directory holds no *.safetensors; save the weights in that format"
+            f"model {name!r}: the directory holds no {wanted}; save the weights in that format"
         )
     if not adapter.is_file():
         if checkpoint.base:
@@ -55,7 +59,9 @@ def locate(checkpoint: Checkpoint) -> Files:
                 "out"
             )
         return Files(full, found.folder, found.revision)
-    named = json.loads(adapter.read_text(encoding="utf-8"))
+    if adapted:
+        raise ValueError(f"{name!r} is an adapter itself: merge it into its base first")
+    named = read_config(adapter)
     under, revision = (
         (checkpoint.base, None)
         if checkpoint.base
@@ -63,13 +69,24 @@ def locate(checkpoint: Checkpoint) -> Files:
     )
     if not under:
         raise ValueError(f"adapter {name!r} names no base model: give it as model.base")
+    if not isinstance(under, str) or not isinstance(revision, str | None):
+        raise ValueError(f"{adapter}: its base model {under!r} is no name: give it as model.base")
     try:
-        base = locate(replace(checkpoint, path=under, revision=revision, base=None))
+        base = locate(replace(checkpoint, path=under, revision=revision, base=None), True)
     except ValueError as error:
         raise ValueError(
             f"adapter {name!r}: its base is not to be had ({error}); give it as model.base"
         ) from None
     return Files(full, found.folder, found.revision, base)
+
+
+def read_config(path: Path) -> dict[str, Any]:
+    """Read a JSON file of a checkpoint. Raises where it holds no mapping of settings."""
+    with reading(str(path), "is it JSON?"):
+        fields = json.loads(path.read_text(encoding="utf-8"))
+    if not isinstance(fields, dict):
+        raise ValueError(f"{path}: no mapping of settings, but {str(fields)[:40]!r}")
+    return fields
 
 
 def is_adapter(checkpoint: Checkpoint) -> bool:
@@ -125,4 +142,4 @@ def belongs(adapter: Files, base: Files) -> bool:
     One that does not say over which belongs to any.
     """
     note = adapter.folder / OVER
-    return not note.is_file() or json.loads(note.read_text())["base"] == digest(base)
+    return not note.is_file() or read_config(note).get("base") == digest(base)

@@ -9,6 +9,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Protocol
 
+import torch
 from transformers import PreTrainedModel
 
 from titer.config import hash_of
@@ -113,7 +114,11 @@ class ModelStage(Stage):
 
 @dataclass(frozen=True, eq=False)
 class AskingStage(Stage):
-    """A stage that asks the merged model of another one, which is what would be served."""
+    """A stage that asks the model of another one, its adapter merged.
+
+    In a coarse dtype the adapter stays beside the weights: merged, its update would be rounded to
+    them, and a small one lost.
+    """
 
     of: ModelStage
 
@@ -129,7 +134,9 @@ class AskingStage(Stage):
     def open(self, work: Work) -> tuple[PreTrainedModel, Template]:
         """Load the model, and say how it is asked."""
         model, template = self.of.asking.open(work.checkpoint(self.of))
-        return adapters.merge_adapter(model).eval(), template
+        if torch.finfo(model.dtype).bits >= 32:
+            model = adapters.merge_adapter(model)
+        return model.eval(), template
 
 
 @dataclass(frozen=True, eq=False)

@@ -82,6 +82,8 @@ class TrainStage(ModelStage):
         resume = folder / paths.RESUME
         model, facts = self.train(model, template, resume, partial(work.progress, self.label))
         if self.whole:  # the next adapter will lie over the merged weights
+            if torch.finfo(model.dtype).bits < 32 and adapters.has_adapter(model):
+                facts["merge error"] = adapters.merge_error(model)
             model = adapters.merge_adapter(model)
         checkpoints.save(
             model, template.tokenizer, folder, under if adapters.has_adapter(model) else None
