@@ -5,6 +5,8 @@ from dataclasses import dataclass, replace
 
 import pytest
 import torch
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 
 from conftest import tiny
 from test_booster import plain_loss
@@ -201,6 +203,48 @@ def test_a_checkpoint_of_another_run_is_refused(rows, tmp_path):
     train(tiny(torch.float32), SFT(), data, SETTINGS, seed=0, resume=checkpoint, every=12)
     with pytest.raises(ValueError, match="the checkpoint of another run"):
         train(tiny(torch.float32), SFT(), data, SETTINGS, seed=1, resume=checkpoint, every=12)
+
+
+@pytest.mark.parametrize("harm", ["cut", "flip", "empty", "changed weight", "changed facts"])
+def test_a_damaged_checkpoint_is_removed_and_the_stage_starts_again(rows, tmp_path, caplog, harm):
+    """Whatever of it is damaged: the run ends as one that was never interrupted."""
+    data = {"rows": rows["rows"]}
+    whole, again = tiny(torch.float32), tiny(torch.float32)
+    expected = train(whole, SFT(), data, SETTINGS, seed=0)
+    checkpoint = tmp_path / "checkpoint.safetensors"
+    train(tiny(torch.float32), SFT(), data, SETTINGS, seed=0, resume=checkpoint, every=5)
+    written = checkpoint.read_bytes()
+    if harm == "changed weight":  # a good file of one wrong number
+        with safe_open(checkpoint, "pt") as file:
+            told = file.metadata()
+        tensors = load_file(checkpoint)
+        next(value for name, value in tensors.items() if "weight." in name)[0] += 1e-6
+        save_file(tensors, checkpoint, told)
+    else:
+        middle = len(written) // 2
+        checkpoint.write_bytes(
+            {
+                "cut": written[:middle],
+                "flip": written[:middle] + bytes([written[middle] ^ 1]) + written[middle + 1 :],
+                "empty": b"",
+                "changed facts": written.replace(b"grad_norm", b"grad_form"),
+            }[harm]
+        )
+    assert checkpoint.read_bytes() != written
+    assert train(again, SFT(), data, SETTINGS, seed=0, resume=checkpoint) == expected
+    assert same(state(again), state(whole))
+    assert not checkpoint.exists()
+    assert "is damaged: removed, and the stage starts again" in caplog.text
+
+
+def test_no_count_of_the_environment_divides_a_gradient(rows, monkeypatch):
+    from titer.training.train import accelerator_for
+
+    whole, other = tiny(torch.float32), tiny(torch.float32)
+    expected = train(whole, SFT(), {"rows": rows["rows"]}, SETTINGS, seed=0)
+    monkeypatch.setenv("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "4")
+    assert accelerator_for("cpu").gradient_accumulation_steps == 4
+    assert train(other, SFT(), {"rows": rows["rows"]}, SETTINGS, seed=0) == expected
 
 
 def test_lora_trains_the_adapter_alone_and_merging_adds_it(rows):

@@ -1,25 +1,30 @@
 """A training stage's checkpoint: all that determines how the stage goes on.
 
-It is one safetensors file (no pickle), and is written whole or not at all.
+It is one safetensors file (no pickle), and is written whole or not at all. It holds its own hash: one
+that a disk has changed since is removed, and the stage starts again.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
+import logging
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from titer.config import hash_of
 from titer.data.batches import Encoded
 from titer.methods import Defense
+
+said = logging.getLogger(__name__)
 
 if TYPE_CHECKING:
     from titer.training.loop import Loop
@@ -66,27 +71,28 @@ def save(path: Path, identity: str, loop: Loop, history: list[dict[str, float]])
     if step.accelerator.is_main_process:
         path.parent.mkdir(parents=True, exist_ok=True)
         fresh = path.with_name(path.name + ".new")
-        save_file(
-            {name: tensor.detach().cpu().clone() for name, tensor in tensors.items()},
-            fresh,
-            {"facts": json.dumps(facts)},
-        )
+        held = {name: tensor.detach().cpu().clone() for name, tensor in tensors.items()}
+        told = json.dumps(facts)
+        save_file(held, fresh, {"facts": told, "sha256": _hash(held, told)})
         os.replace(fresh, path)
 
 
-def load(path: Path, identity: str, loop: Loop) -> list[dict[str, float]]:
+def load(path: Path, identity: str, loop: Loop) -> list[dict[str, float]] | None:
     """Put the run back to where the checkpoint was written, and return the history until then.
 
-    Raises where the checkpoint is another run's.
+    None where it is damaged: then it is removed. Raises where it is another run's.
     """
-    with safe_open(path, "pt") as file:
-        facts = json.loads(file.metadata()["facts"])
+    found = _read(path)
+    if found is None:
+        said.warning("%s is damaged: removed, and the stage starts again", path)
+        path.unlink(missing_ok=True)  # by another rank
+        return None
+    facts, tensors = found
     if facts["identity"] != identity:
         raise ValueError(
             f"{path} is the checkpoint of another run: remove it, or resume with its recipe, rows "
             "and seed"
         )
-    tensors = load_file(path)
     with torch.no_grad():
         for name, parameter in loop.step.parameters.items():
             parameter.copy_(tensors[f"weight.{name}"])
@@ -110,6 +116,27 @@ def load(path: Path, identity: str, loop: Loop) -> list[dict[str, float]]:
     if "rng.cuda" in tensors and torch.cuda.is_available():
         torch.cuda.set_rng_state(tensors["rng.cuda"])
     return list(facts["history"])
+
+
+def _read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]] | None:
+    """Return the facts and the tensors of a checkpoint, None where they are not as written."""
+    try:
+        with safe_open(path, "pt") as file:
+            told = file.metadata() or {}
+        tensors = load_file(path)
+    except (SafetensorError, OSError):
+        return None
+    facts = told.get("facts", "")
+    return (json.loads(facts), tensors) if told.get("sha256") == _hash(tensors, facts) else None
+
+
+def _hash(tensors: Mapping[str, Tensor], facts: str) -> str:
+    """Return the SHA-256 over the facts and over names, shapes and bytes of the tensors."""
+    hasher = hashlib.sha256(facts.encode())
+    for name, tensor in sorted(tensors.items()):
+        hasher.update(f"{name} {tensor.dtype} {list(tensor.shape)}".encode())
+        hasher.update(tensor.contiguous().reshape(-1).view(torch.uint8).numpy().data)
+    return hasher.hexdigest()
 
 
 def _pack(state: Any, tensors: dict[str, Tensor]) -> Any:

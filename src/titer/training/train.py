@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
@@ -9,6 +10,7 @@ from pathlib import Path
 
 import torch
 from accelerate import Accelerator
+from torch import nn
 from transformers import PreTrainedModel
 
 from titer.data.batches import Encoded, Stream
@@ -57,7 +59,8 @@ def train(
     kept with its terms.
 
     With `resume`, a checkpoint is written there after every `every` updates. If one is there at the
-    start, the run goes on from it and ends bit for bit as if never interrupted.
+    start, the run goes on from it and ends bit for bit as if never interrupted; a damaged one is
+    removed.
 
     Raises where a stream is missing, a loss or gradient is not finite, or the checkpoint is another
     run's.
@@ -73,6 +76,7 @@ def train(
             f"{type(defense).__name__} needs rows for the stream {missing[0]!r} "
             f"({kinds[missing[0]].value})"
         )
+    _check_ranks(parameters, accelerator)
     streams = {name: Stream(name, data[name], seed) for name in kinds}
     step = Step(
         model,
@@ -87,10 +91,9 @@ def train(
 
     torch.manual_seed(seed)
     identity = checkpoint.identity(defense, settings, seed, data, accelerator.num_processes)
-    history: list[dict[str, float]] = []
-    if resume and resume.is_file():
-        history = checkpoint.load(resume, identity, loop)
-    else:
+    found = checkpoint.load(resume, identity, loop) if resume and resume.is_file() else None
+    history = found or []
+    if found is None:
         loop.state = defense.prepare(step)
     phases = _updates(defense, settings.updates)
     for update, phase in enumerate(phases, 1):
@@ -103,6 +106,23 @@ def train(
             checkpoint.save(resume, identity, loop, history)
     defense.finish(replace(step, phase=Phase("finish", 0), logged={}, _batches={}), loop.state)
     return history
+
+
+def _check_ranks(parameters: Mapping[str, nn.Parameter], accelerator: Accelerator) -> None:
+    """Raise where the ranks begin with different weights: each would train another model."""
+    if accelerator.num_processes == 1:
+        return
+    hasher = hashlib.sha256()
+    for name, parameter in sorted(parameters.items()):
+        hasher.update(name.encode())
+        hasher.update(parameter.detach().cpu().reshape(-1).view(torch.uint8).numpy().data)
+    mine = torch.tensor(list(hasher.digest()), device=accelerator.device)
+    every = accelerator.gather(mine).reshape(accelerator.num_processes, -1)
+    if not bool((every == every[0]).all()):
+        raise ValueError(
+            "the ranks begin with different trainable weights: seed them alike before the adapter "
+            "is made, or load the same checkpoint on each"
+        )
 
 
 def _updates(defense: Defense, updates: int) -> list[Phase]:
