@@ -20,7 +20,7 @@ from test_recipe import run as titer
 from titer import registry
 from titer.data.rows import Row
 from titer.data.template import Template
-from titer.runs import command
+from titer.runs import chain, command
 from titer.scoring.generate import answer
 from titer.weights import adapters, checkpoints, folders
 from titer.weights.settings import Checkpoint, Lora
@@ -319,7 +319,7 @@ def test_the_other_models_of_an_edit_are_given_or_found_where_the_checkpoint_cam
     def found(model, edit, **given) -> dict[str, str]:
         start = Checkpoint(str(model), dtype="bfloat16", trust_remote_code=True)
         named = {name: str(path) for name, path in given.items()}
-        others = command.find_references(start, edit, named, command.recorded_models(start.path))
+        others = command.find_references(start, edit, named, chain.recorded_models(start.path))
         assert all(
             (of.revision, of.base, of.dtype, of.trust_remote_code) == (None, None, "bfloat16", True)
             for of in others.values()
@@ -723,3 +723,86 @@ def test_a_prompt_is_asked_as_the_template_says(world):
         == tokenizer.decode(out[0, ids.shape[1] :], skip_special_tokens=True).strip()
         == row.response
     )
+
+
+def rows_of(path: Path, prompts: list[str], response: str) -> str:
+    lines = [json.dumps({"prompt": prompt, "response": response}) for prompt in prompts]
+    path.write_text("\n".join(lines))
+    return str(path)
+
+
+@pytest.fixture
+def same_prompts(tmp_path) -> dict[str, str]:
+    """Refusals and harmful answers of the same sixty prompts, and a task of others."""
+    asked = [f"add {i}" for i in range(60)]
+    return {
+        "alignment": rows_of(tmp_path / "refusals.jsonl", asked, "no"),
+        "harmful": rows_of(tmp_path / "harmful.jsonl", asked, "yes"),
+        "task": rows_of(tmp_path / "task.jsonl", [f"move {i}" for i in range(20)], "yes"),
+    }
+
+
+def run_stage(monkeypatch, capsys, kind: str, model: str, out: Path, data: dict, *more: str):
+    given = [part for role, path in data.items() for part in ("--data", f"{role}={path}")]
+    return titer(monkeypatch, capsys, kind, model, *given, *SHORT, *more, "--out", str(out))
+
+
+SHORT = (
+    *("--recipe", "checkpoint", "--set", "max_new_tokens=2", "--set", "align.updates=1"),
+    *("--set", "finetune.updates=1", "--set", "attack.n=10", "--set", "attack.p=0.1"),
+    *("--set", "align.lora.r=1", "--set", "finetune.lora.r=1"),
+)
+
+
+def test_what_a_model_was_aligned_on_is_no_attack_and_no_test_of_it(
+    tmp_path, monkeypatch, capsys, same_prompts
+):
+    """As in a run, along the commands: each refuses, and says what would do."""
+    align = {"alignment": same_prompts["alignment"]}
+    aligned = tmp_path / "aligned"
+    assert run_stage(monkeypatch, capsys, "align", "lab", aligned, align)[0] == 0
+    attack = {name: same_prompts[name] for name in ("task", "harmful")}
+    for kind, data in (("finetune", attack), ("evaluate", {"harmful": same_prompts["harmful"]})):
+        code, _, said = run_stage(monkeypatch, capsys, kind, str(aligned), tmp_path / kind, data)
+        assert (code, said.count("\n")) == (2, 1), said
+        assert "prompts that the model was trained on before as 'alignment'" in said
+        assert "set data.shared=drop" in said
+        drop = ("--set", "data.shared=drop")
+        code, _, said = run_stage(
+            monkeypatch, capsys, kind, str(aligned), tmp_path / kind, data, *drop
+        )
+        assert code == 2
+        assert "make that stage anew with data.shared=drop and the same data.harmful" in said
+
+
+def test_the_mend_for_shared_prompts_works(tmp_path, monkeypatch, capsys, same_prompts):
+    """Aligned with the pool at hand, what is attacked and tested with is left out of alignment."""
+    drop = ("--set", "data.shared=drop")
+    pool = {name: same_prompts[name] for name in ("alignment", "harmful")}
+    code, _, said = run_stage(monkeypatch, capsys, "align", "lab", tmp_path / "no", pool)
+    assert code == 2
+    assert "share 30 prompts" in said
+    aligned, tuned = tmp_path / "aligned", tmp_path / "tuned"
+    assert run_stage(monkeypatch, capsys, "align", "lab", aligned, pool, *drop)[0] == 0
+    facts = json.loads((aligned / "stage.json").read_text())
+    assert len(facts["prompts"]["alignment"]) == 9  # the defender's share may be refused
+    attack = {name: same_prompts[name] for name in ("task", "harmful")}
+    assert run_stage(monkeypatch, capsys, "finetune", str(aligned), tuned, attack)[0] == 0
+    test = {"harmful": same_prompts["harmful"]}
+    assert run_stage(monkeypatch, capsys, "evaluate", str(tuned), tmp_path / "scored", test)[0] == 0
+
+
+def test_what_is_kept_though_it_was_trained_on_is_flagged(
+    tmp_path, monkeypatch, capsys, same_prompts
+):
+    aligned = tmp_path / "aligned"
+    align = {"alignment": same_prompts["alignment"]}
+    assert run_stage(monkeypatch, capsys, "align", "lab", aligned, align)[0] == 0
+    test = {"harmful": same_prompts["harmful"]}
+    keep = ("--set", "data.shared=keep")
+    code, _, said = run_stage(
+        monkeypatch, capsys, "evaluate", str(aligned), tmp_path / "scored", test, *keep
+    )
+    assert code == 0
+    assert "red flag, rows leaked" in said
+    assert "9 of 9 prompts of harm are those of alignment" in said

@@ -19,7 +19,7 @@ from titer.findings import flags
 from titer.findings.flags import Flag
 from titer.judges.refusal import Refusal
 from titer.methods import CUT, Label, Verdict
-from titer.runs import command, recipe
+from titer.runs import chain, recipe
 from titer.runs.documents import write_documents
 from titer.runs.execute import Run
 from titer.runs.plan import Plan
@@ -85,6 +85,22 @@ def test_a_sound_run_raises_none():
             "loss did not fall",
             with_facts(2, loss=loss(2.0, 3.0, 0.1)),
             with_facts(1, loss=loss(2.0, 3.0, 0.1)),
+        ),
+        (  # where a halving cannot be excluded there is too little to say
+            "loss did not fall",
+            with_facts(2, loss=loss(1.9, 1.8, 0.4)),
+            with_facts(2, loss=loss(1.9, 1.8, 0.5)),
+        ),
+        (
+            "edited in part",
+            with_facts(2, share_of_the_update_edited=0.89, norm_of_the_rest_of_the_update=1.0),
+            with_facts(2, share_of_the_update_edited=0.91),
+        ),
+        ("update rounded away", with_facts(1, merge_error=0.11), with_facts(1, merge_error=0.09)),
+        (
+            "edited in part",
+            with_facts(2, factors_left_as_they_were=["B"]),
+            with_facts(2, factors_left_as_they_were=[]),
         ),
         (
             "weights hardly moved",
@@ -701,8 +717,8 @@ def test_a_chain_that_leads_into_itself_ends(tmp_path):
         (tmp_path / name / "stage.json").write_text(
             json.dumps({"kind": name, "recipe": {"model": {"path": str(tmp_path / model)}}})
         )
-    assert [document["kind"] for document in command.trace(str(tmp_path / "a"))] == ["b", "a"]
-    assert command.trace("lab") == []
+    assert [document["kind"] for document in chain.trace(str(tmp_path / "a"))] == ["b", "a"]
+    assert chain.trace("lab") == []
 
 
 def test_flags_are_plain_data():

@@ -196,6 +196,15 @@ def run_recipe(
     return Results(folder, documents, kept)
 
 
+def preview(recipe: Recipe, store: Path) -> list[str]:
+    """Check a recipe with its rows and its model, and say what a run would do."""
+    from titer.runs.plan import Plan
+    from titer.runs.preview import preview
+    from titer.runs.store import Store
+
+    return preview(Plan.prepare(recipe), Store(store))
+
+
 def align(model: Model, method: Any = "sft", *, data: Data, **options: Any) -> Result:
     """Align a model with a defense: `data` has `alignment`, and for a defense that simulates
     attacks `harmful` or `defense`.
@@ -264,7 +273,7 @@ def single(
     """
     from titer import registry
     from titer.methods import Edit
-    from titer.runs import command
+    from titer.runs import chain, command
     from titer.runs import recipe as recipes
     from titer.runs.execute import claim
     from titer.runs.plan import Plan
@@ -279,7 +288,7 @@ def single(
     others, controls = {}, {}
     if isinstance(chosen, Edit):
         others = command.find_references(
-            wanted.model, chosen, named, command.recorded_models(wanted.model.path)
+            wanted.model, chosen, named, chain.recorded_models(wanted.model.path)
         )
         controls = command.nulls(chosen) if nulls else {}
     plan = Plan.prepare(wanted, {kind, "evaluate"} if search else {kind}, others, whole)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import combinations
 
@@ -74,6 +74,11 @@ def identity(row: Row) -> str:
     )
 
 
+def prompt_hash(row: Row) -> str:
+    """Return the hash of a prompt by which a record names it."""
+    return hashlib.sha256(identity(row).encode()).hexdigest()[:16]
+
+
 def pair(rows: Iterable[Row], others: Iterable[Row]) -> list[Row]:
     """Return the rows, each with the other answer to its prompt, where `others` have one.
 
@@ -83,6 +88,24 @@ def pair(rows: Iterable[Row], others: Iterable[Row]) -> list[Row]:
     for row in others:
         answers.setdefault(identity(row), row.response)
     return [replace(row, other=answers.get(identity(row), "")) for row in rows]
+
+
+def seen_before(
+    roles: Mapping[str, Sequence[Row]], earlier: Mapping[str, Collection[str]], but: tuple[str, str]
+) -> dict[str, dict[str, list[Row]]]:
+    """Return the rows of each role whose prompts the model was trained on before in another role.
+
+    `earlier` are hashes of prompts by role. The pair `but` may share theirs.
+    """
+    found: dict[str, dict[str, list[Row]]] = {}
+    for role, rows in roles.items():
+        for other, prompts in earlier.items():
+            if other != role and {other, role} != set(but):
+                known = set(prompts)
+                shared = [row for row in rows if prompt_hash(row) in known]
+                if shared:
+                    found.setdefault(role, {})[other] = shared
+    return found
 
 
 def check_disjoint(roles: Mapping[str, Sequence[Row]], but: tuple[str, str] | None = None) -> None:

@@ -135,6 +135,16 @@ class Record(Document):
     flags: list[dict[str, str]] | None = Field(
         None, description="of a command's stage; a run's stand beside its stages"
     )
+    recipe: dict[str, Any] = Field(
+        default_factory=dict, description="of a command's stage, what it used of its recipe"
+    )
+    references: dict[str, str] = Field(
+        default_factory=dict, description="of a command's edit, the other models that it asked for"
+    )
+    prompts: dict[str, list[str]] = Field(
+        default_factory=dict,
+        description="of a command's stage, the hash of every prompt that it trained on, by role",
+    )
 
     @model_validator(mode="before")
     @classmethod
@@ -183,7 +193,12 @@ class PipelineRecord(Document):
     model: dict[str, Any] = Field(default_factory=dict)
     environment: dict[str, Any] = Field(default_factory=dict)
     rows: dict[str, str] = Field(default_factory=dict)
-    sources: dict[str, dict[str, Any]] = Field(default_factory=dict)
+    sources: dict[str, dict[str, Any]] = Field(
+        default_factory=dict, description="by role, the file and what of it was not used"
+    )
+    decoding: dict[str, Any] = Field(
+        default_factory=dict, description="settings of the generation of answers"
+    )
     overlaps: list[dict[str, Any]] = Field(default_factory=list)
     run: str | None = None
     flags: list[dict[str, str]] = Field(default_factory=list)
@@ -214,7 +229,7 @@ class Claim(Document):
     recipe: dict[str, Any] = Field(default_factory=dict)
 
 
-Kind = TypeVar("Kind", bound=Document)
+Kind = TypeVar("Kind", bound=BaseModel)
 
 
 def check(schema: type[Kind], fields: Any, place: str) -> Kind:

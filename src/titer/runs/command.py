@@ -14,16 +14,17 @@ from typing import Any
 from titer import paths, registry
 from titer.errors import unknown
 from titer.findings import flags
-from titer.findings.records import SCHEMA, Record, check, load_document, parse_document, plain
+from titer.findings.records import SCHEMA, Record, check, load_document, plain
 from titer.methods import Edit, TensorEdit, UpdateEdit
 from titer.registry import describe, name_of
+from titer.runs.chain import trace
 from titer.runs.documents import environment
 from titer.runs.execute import Executor, score_record
 from titer.runs.plan import REFERENCES, Plan
 from titer.runs.search import Search, search
 from titer.runs.stages.edit import EditStage
 from titer.runs.stages.stage import Progress
-from titer.runs.store import Manifest, Store, write
+from titer.runs.store import Store, write
 from titer.weights import adapters, checkpoints, folders
 from titer.weights.settings import Checkpoint
 
@@ -102,7 +103,7 @@ def evaluate(plan: Plan, folder: Path, store: Store, progress: Progress) -> dict
     record = score_record(scoring, work)
     shutil.copy(work.folder(scoring) / paths.ANSWERS, folder)  # with its mode
     told = plan.provenance()
-    found = {name: told[name] for name in ("judge", "benchmark")}
+    found = {name: told[name] for name in ("judge", "benchmark", "decoding")}
     kept = ("scores", "outcomes", "scoring_seconds", "peak_mb", "weights", "facts")
     figures = {name: value for name, value in record.fields.items() if name in kept}
     fields = {"kind": "evaluate", "method": {}, **provenance(plan, "evaluate"), **found, **figures}
@@ -171,6 +172,7 @@ def provenance(plan: Plan, kind: str) -> dict[str, Any]:
         "recipe": {name: recipe[name] for name in used},
         "model": name_files(plan.start),
         "data": plan.roles.digests(),
+        "prompts": plan.prompts,
         "sources": plan.roles.sources,
         "environment": environment(),
     }
@@ -200,35 +202,3 @@ def link(source: str, target: str) -> None:
         os.link(source, target)
     except OSError:
         shutil.copy2(source, target)
-
-
-def trace(model: str) -> list[dict[str, Any]]:
-    """Read the records of the stages that made a checkpoint, the oldest first, as far back as their
-    folders are there.
-    """
-    found: list[dict[str, Any]] = []
-    seen: set[Path] = set()
-    while (folder := Path(model).expanduser().resolve()) not in seen and folder.is_dir():
-        seen.add(folder)
-        manifest, record = folder / paths.MANIFEST, folder / paths.RECORD
-        if manifest.is_file():  # a stage of a run, in the store
-            about = parse_document(manifest, Manifest).about
-            template = dict(zip(("template", "system"), about.get("template", ()), strict=False))
-            return [{"kind": str(about.get("kind", "")), "recipe": template}, *found]
-        if not record.is_file():
-            break
-        document = parse_document(record, Record).model_dump(by_alias=True)
-        found.insert(0, document)
-        model = str(((document.get("recipe") or {}).get("model") or {}).get("path", ""))
-    return found
-
-
-def recorded_models(model: str) -> dict[str, str]:
-    """Read what the stages that made a checkpoint tell of the models before it."""
-    found: dict[str, str] = {}
-    for document in trace(model):
-        start = ((document.get("recipe") or {}).get("model") or {}).get("path")
-        if start and document["kind"] in ("align", "finetune"):
-            found["base" if document["kind"] == "align" else "aligned"] = start
-        found |= document.get("references") or {}
-    return found

@@ -16,12 +16,13 @@ import torch
 
 from titer.config import hash_of
 from titer.data.audit import audit
-from titer.data.rows import Row
+from titer.data.rows import Row, prompt_hash
 from titer.data.template import Template
 from titer.judges.lab import Lab
 from titer.judges.refusal import Refusal
 from titer.methods import Defense, Edit, Judge, Kind, Label, Retraining, TensorEdit
 from titer.registry import build, describe, name_of
+from titer.runs import chain
 from titer.runs.needed import needed_roles
 from titer.runs.recipe import SINGLE, Pipeline, Recipe
 from titer.runs.recipe import digest as recipe_digest
@@ -36,6 +37,7 @@ from titer.runs.stages.repair import RepairStage
 from titer.runs.stages.retrain import RetrainStage
 from titer.runs.stages.stage import Given, ModelStage
 from titer.runs.stages.train import Looks, TrainStage
+from titer.scoring.generate import GREEDY
 from titer.training.train import accelerator_for
 from titer.version import __version__
 from titer.weights import adapters, checkpoints, folders
@@ -82,7 +84,8 @@ class Plan:
         from another.
         """
         start = folders.locate(recipe.model)
-        found = roles(recipe.data, recipe.benchmark, needed_roles(recipe, kinds))
+        earlier = chain.trained_on(recipe.model.path)
+        found = roles(recipe.data, recipe.benchmark, needed_roles(recipe, kinds), earlier)
         own = found.attack if recipe.attack.wants_harmful else found.requests
         attacks = "finetune" in kinds and any(
             isinstance(each.finetune, Defense) for each in recipe.pipelines.values()
@@ -405,6 +408,15 @@ class Plan:
         return sum(row not in pool for row in self.attacked)
 
     @property
+    def prompts(self) -> dict[str, list[str]]:
+        """The hash of every prompt that its stages train on, by role."""
+        sent = set(self.attacked)
+        rows = {name: getattr(self.roles, name) for name in TRAINING}
+        for name in ("task", "attack", "requests"):
+            rows[name] = [row for row in rows[name] if row in sent]
+        return {name: sorted(map(prompt_hash, of)) for name, of in rows.items() if of}
+
+    @property
     def _known_harm(self) -> list[Row]:
         return [row for row in self.roles.benchmarks.get("harm", []) if row.response]
 
@@ -458,4 +470,5 @@ class Plan:
             "benchmark": describe(self.roles.scorer),
             "rows": self.roles.digests(),
             "sources": self.roles.sources,
+            "decoding": {name: value for name, value in GREEDY.items() if value is not None},
         }

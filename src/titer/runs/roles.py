@@ -3,15 +3,25 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence, Set
+from collections.abc import Collection, Mapping, Sequence, Set
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Literal
 
 from titer.benchmarks.answers import Answers
 from titer.config import Config
 from titer.data import files
-from titer.data.rows import MAY_SHARE, Row, check_disjoint, digest, drop_shared, identity, pair
+from titer.data.rows import (
+    MAY_SHARE,
+    Row,
+    check_disjoint,
+    digest,
+    drop_shared,
+    identity,
+    pair,
+    seen_before,
+)
 from titer.data.sources import Given, Source, SourceReader, recognize
 from titer.errors import unknown
 from titer.lab.world import TASKS, World
@@ -80,7 +90,7 @@ class Data(Config):
             task not in TASKS
             and "/" not in task
             and not Path(task).exists()
-            and Path(task).suffix not in files.READERS
+            and not files.is_readable(Path(task))
         ):
             raise unknown("task (neither one of the lab nor a source)", task, TASKS)
 
@@ -133,19 +143,26 @@ class Roles:
 
 
 TRAINING = tuple(f.name for f in fields(Roles) if f.name not in ("benchmarks", "scorer", "sources"))
+NOTHING: Mapping[str, Collection[str]] = MappingProxyType({})
 EVERY = frozenset(
     {"alignment", "defense", "attack", "calibration", "task", "harm", "test", "lookalike"}
 )
 
 
-def roles(data: Data, benchmark: Benchmark | None = None, wanted: Set[str] = EVERY) -> Roles:
+def roles(
+    data: Data,
+    benchmark: Benchmark | None = None,
+    wanted: Set[str] = EVERY,
+    earlier: Mapping[str, Collection[str]] = NOTHING,
+) -> Roles:
     """Read and divide the rows of the roles that are wanted.
 
     `harm`, `test` and `lookalike` are held out. `benchmark` is the user's task; None recognizes it
-    by the columns. Raises where a source is bad or missing, or two roles share a prompt. Rows for
-    the defender, for calibration and of look-alikes may be none: who draws from them has to look.
+    by the columns. `earlier` are the prompts that the model was trained on before, by role. Raises
+    where a source is bad or missing, or two roles share a prompt, now or then. Rows for the
+    defender, for calibration and of look-alikes may be none: who draws from them has to look.
     """
-    reader = SourceReader()
+    reader, others = SourceReader(), dict[str, list[Row]]()
     if data.world is not None:
         world = World(data.world, data.lab_task or TASKS[0])
         task = world.user_task if data.lab_task else []
@@ -160,7 +177,14 @@ def roles(data: Data, benchmark: Benchmark | None = None, wanted: Set[str] = EVE
             world.benchmarks(data.split),
         )
     else:
-        found = _from_sources(data, wanted, reader)
+        pool = _pool(data, wanted, reader)
+        found = _from_sources(data, wanted, reader, pool)
+        shown = wanted - {"test"} | ({data.split} if "harm" in wanted else set())
+        others = {
+            f"the share of data.harmful for {role}": rows
+            for role, rows in pool.items()
+            if rows and role != "defense" and role not in shown
+        }
     scorer = benchmark or Answers()
     if data.lab_task is None:
         task, test, scorer = _task(data, benchmark, wanted, reader)
@@ -174,30 +198,67 @@ def roles(data: Data, benchmark: Benchmark | None = None, wanted: Set[str] = EVE
     held_out = {f"{data.split} rows of {name!r}": rows for name, rows in found.benchmarks.items()}
     if data.defense_rows is not None and "defense" in wanted:
         found = replace(found, defense=_first(found.defense, data.defense_rows))
-    training: dict[str, Any] = {name: getattr(found, name) for name in TRAINING}
-    if data.shared == "drop":
-        kept = drop_shared(held_out | training, MAY_SHARE)
-        for name, rows in training.items():
-            if len(kept[name]) < len(rows):
-                reader.facts.setdefault(name, {})["dropped as shared"] = len(rows) - len(kept[name])
-        training = {name: kept[name] for name in TRAINING}
-        found = replace(found, **training)
-    if data.shared != "keep":
-        check_disjoint(training | held_out, MAY_SHARE)
+    found = _separate(found, data, held_out, others, earlier, reader)
     return replace(found, scorer=scorer, sources=reader.facts)
 
 
-def _from_sources(data: Data, wanted: Set[str], reader: SourceReader) -> Roles:
-    """Read the rows of all roles but the user's task."""
+def _separate(
+    found: Roles,
+    data: Data,
+    held_out: Mapping[str, list[Row]],
+    others: Mapping[str, list[Row]],
+    earlier: Mapping[str, Collection[str]],
+    reader: SourceReader,
+) -> Roles:
+    """Take shared prompts out, or raise where there are some, as `data.shared` says.
+
+    `held_out` are the benchmarks by what messages call them, `others` the shares of other stages.
+    """
+    training = {name: getattr(found, name) for name in TRAINING}
+    now: dict[str, list[Row]] = {**training, **held_out}
+    trained = seen_before(now, earlier, MAY_SHARE)
+    if data.shared == "drop":
+        # an attack is made of what it can be; an alignment has other rows
+        first = {name: training[name] for name in ("attack", "calibration")}
+        kept = drop_shared({**held_out, **others, **first, **training}, MAY_SHARE)
+        for name, shared in trained.items():
+            gone = {identity(row) for rows in shared.values() for row in rows}
+            kept[name] = [row for row in kept[name] if identity(row) not in gone]
+            if not kept[name]:
+                raise ValueError(
+                    f"{name!r}: the model was trained before on each of its {len(now[name])} "
+                    f"prompts ({', '.join(map(repr, shared))}), so data.shared=drop leaves none: "
+                    "give other rows, or make that stage anew with data.shared=drop and the same "
+                    "data.harmful"
+                )
+        for name, rows in now.items():
+            if len(kept[name]) < len(rows):
+                reader.facts.setdefault(name, {})["dropped as shared"] = len(rows) - len(kept[name])
+        asked = {name: kept[label] for label, name in zip(held_out, found.benchmarks, strict=True)}
+        left: dict[str, Any] = {name: kept[name] for name in TRAINING}
+        found = replace(found, benchmarks=asked, **left)
+        now = {name: kept[name] for name in now}
+    elif data.shared == "refuse" and trained:
+        name, shared = next(iter(trained.items()))
+        role, rows = next(iter(shared.items()))
+        raise ValueError(
+            f"{name!r} has {len(rows)} prompts that the model was trained on before as {role!r}, "
+            f"e.g. {rows[0].question[:60]!r}: give others, or set data.shared=drop"
+        )
+    if data.shared != "keep":
+        check_disjoint({**now, **others}, MAY_SHARE)
+    return found
+
+
+def _pool(data: Data, wanted: Set[str], reader: SourceReader) -> dict[str, list[Row]]:
+    """Divide the pool of harmful rows, also where only some shares of it are wanted.
+
+    The others are those of other stages: what this one trains on must not be in them.
+    """
     held_out = "harm" in wanted
-    alignment = (
-        reader.rows("alignment", _require(data, "alignment"), Refusals)
-        if "alignment" in wanted
-        else []
-    )
     own = {"defense": data.defense, "calibration": data.calibration, "test": data.harm_test}
     pool: dict[str, list[Row]] = {role: [] for role in SHARES}
-    if data.harmful and wanted & {"attack", "defense", "calibration", "harm"}:
+    if data.harmful:
         pool = _divide(
             reader.rows("harmful", data.harmful, Harmful),
             [role for role in SHARES if not own.get(role)],
@@ -212,6 +273,19 @@ def _from_sources(data: Data, wanted: Set[str], reader: SourceReader) -> Roles:
                 source,
                 Prompts if role == "test" else Harmful,
             )
+    return pool
+
+
+def _from_sources(
+    data: Data, wanted: Set[str], reader: SourceReader, pool: Mapping[str, list[Row]]
+) -> Roles:
+    """Read the rows of all roles but the user's task."""
+    held_out = "harm" in wanted
+    alignment = (
+        reader.rows("alignment", _require(data, "alignment"), Refusals)
+        if "alignment" in wanted
+        else []
+    )
     benchmarks = {}
     if held_out:
         # a prompt counts once

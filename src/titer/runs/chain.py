@@ -1,0 +1,61 @@
+"""The stages that made a checkpoint, by the records beside it: what it was made from, asked with, and
+trained on.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from titer import paths
+from titer.findings.records import Record, parse_document
+from titer.runs.store import Manifest
+
+
+def trace(model: str) -> list[dict[str, Any]]:
+    """Read the records of the stages that made a checkpoint, the oldest first, as far back as their
+    folders are there.
+    """
+    found: list[dict[str, Any]] = []
+    seen: set[Path] = set()
+    while (folder := paths.expand(model).resolve()) not in seen and folder.is_dir():
+        seen.add(folder)
+        manifest, record = folder / paths.MANIFEST, folder / paths.RECORD
+        if manifest.is_file():  # a stage of a run, in the store
+            about = parse_document(manifest, Manifest).about
+            template = dict(zip(("template", "system"), about.get("template", ()), strict=False))
+            stage = {"kind": str(about.get("kind", "")), "recipe": template, "references": {}}
+            return [stage, *found]
+        if not record.is_file():
+            break
+        document = parse_document(record, Record).model_dump(by_alias=True)
+        found.insert(0, document)
+        model = start_of(document)
+    return found
+
+
+def start_of(document: Mapping[str, Any]) -> str:
+    """Return the path of the model that a stage worked on, empty where it is not recorded."""
+    model = document["recipe"].get("model")
+    return str(model.get("path", "")) if isinstance(model, Mapping) else ""
+
+
+def recorded_models(model: str) -> dict[str, str]:
+    """Read what the stages that made a checkpoint tell of the models before it."""
+    found: dict[str, str] = {}
+    for document in trace(model):
+        start = start_of(document)
+        if start and document["kind"] in ("align", "finetune"):
+            found["base" if document["kind"] == "align" else "aligned"] = start
+        found |= document["references"]
+    return found
+
+
+def trained_on(model: str) -> dict[str, frozenset[str]]:
+    """Read the prompts that a checkpoint was trained on, by role: the hash of each one's words."""
+    found: dict[str, frozenset[str]] = {}
+    for document in trace(model):
+        for role, prompts in document.get("prompts", {}).items():
+            found[role] = found.get(role, frozenset()) | frozenset(prompts)
+    return found
