@@ -13,13 +13,17 @@ import torch
 from peft import LoraConfig
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from conftest import tiny
+from conftest import byte_level, tiny
 from families import FAMILIES
 from repair import apply, files, moved, names_of, on_disk, opened, repair, save, tuned, weights
 from test_step import same, state
 from test_tuned import peft, spelled
 from titer import registry
-from titer.methods import UpdateEdit
+from titer.data.rows import Row
+from titer.data.template import Template
+from titer.edits.antidote import Antidote
+from titer.methods import Changes, UpdateEdit
+from titer.runs.stages.repair import parts_of, weights_of
 from titer.weights import checkpoints, folders
 from titer.weights.finetuned import FineTuned
 from titer.weights.rewrite import rewrite_update
@@ -373,6 +377,43 @@ def test_what_the_adapter_holds_whole_is_named(tmp_path, edit):
     found = on_disk(model, tmp_path, FAMILIES["Llama"]())
     facts = apply(edit, found.files.folder, {}, tmp_path / "out")
     assert facts["held whole"] == ["lm_head.weight"]
+
+
+def test_the_share_of_the_update_that_an_edit_works_on_is_of_all_tensors(tmp_path):
+    """Of a fully trained mixture of experts most lies in experts that are no linear layers."""
+    aligned = save(FAMILIES["Mixtral"](), tmp_path / "aligned")
+    whole = save(moved(FAMILIES["Mixtral"]()), tmp_path / "whole")
+    before, after = weights(aligned), weights(whole)
+    energy = {
+        name: float((after[name].double() - before[name].double()).square().sum()) for name in after
+    }
+    edit = Antidote(target="update")
+    found = FineTuned.of(files(whole), files(aligned))
+    names = weights_of(edit, found, Checkpoint(str(whole)))
+    edited, total = sum(energy[name] for name in names), sum(energy.values())
+    changes = Changes({}, {}, {}, math.sqrt(edited), 0.0)
+    facts = parts_of(edit, found, names, changes)
+    assert facts == {
+        "share of the update edited": pytest.approx(edited / total, rel=1e-5),
+        "norm of the rest of the update": pytest.approx(math.sqrt(total - edited), rel=1e-5),
+    }
+    assert edited < 0.5 * total
+
+
+@pytest.mark.parametrize(("alpha", "left"), [(0.05, ["B"]), (0.25, None)])
+def test_an_edit_of_all_of_the_update_says_so_and_a_factor_out_of_its_reach(
+    tmp_path, rows, alpha, left
+):
+    """Of rows of 8 entries a twentieth is none: Antidote takes no entry of any B."""
+    found = on_disk(tuned(torch.float32), tmp_path)
+    edit = Antidote(alpha=alpha)
+    template = Template(byte_level(), 64, "plain")
+    facts = apply(edit, found.files.folder, {}, tmp_path / "out", [Row("a b", "c")], template)
+    assert facts["share of the update edited"] == 1.0
+    assert facts["norm of the rest of the update"] == 0.0
+    assert facts.get("factors left as they were") == left
+    exact = apply(HALF, found.files.folder, {}, tmp_path / "half")
+    assert "factors left as they were" not in exact  # it scales B alone, which is all of it
 
 
 def test_an_aligned_adapter_is_merged_to_lie_under_a_whole_model(tmp_path):

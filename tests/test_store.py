@@ -103,12 +103,12 @@ def test_gc_takes_attacked_weights_that_no_unfinished_run_needs(tmp_path):
     kept = Store(tmp_path)
     aligned, tuned, edited = ({"kind": kind} for kind in ("align", "finetune", "edit"))
     folders = [compute(kept, about, filled) for about in (aligned, tuned, edited)]
-    (tmp_path / "partial/given-up").mkdir(parents=True)
+    (tmp_path / f"partial/{key_of({})}").mkdir(parents=True)
     with pytest.raises(RuntimeError), kept.needed("run", [key_of(edited)]):
         raise RuntimeError  # killed, say: it will go on
     assert kept.gc() == len(b"weights")
     assert [(folder / "model.safetensors").exists() for folder in folders] == [True, False, True]
-    assert not (tmp_path / "partial/given-up").exists()
+    assert not (tmp_path / f"partial/{key_of({})}").exists()
     assert kept.verify() == {}  # taken is not damaged
     assert compute(kept, tuned, never) == folders[1]  # what it came to is still there
     assert compute(kept, tuned, filled, weights=True) == folders[1]

@@ -213,6 +213,8 @@ class UpdateEdit(Edit):
     stage = "edit"
     stages = ("edit",)
     reason = "edits what fine-tuning added, which no earlier stage has"
+    # it chooses entries of every factor of an adapter: one of which it takes none was out of reach
+    entrywise: ClassVar[bool] = False
 
     @property
     def keeps_rank(self) -> bool:

@@ -69,6 +69,7 @@ class Antidote(UpdateEdit):
     group: Literal["row", "tensor", "global"] = "row"
     rounding: Literal["exact", "ceiling"] = "exact"  # of alpha n; the authors' is the ceiling
     targets: Names = ("all",)  # names of layers, or of the last part of them
+    entrywise = True
     about: ClassVar[About] = About(
         title="Antidote", paper="2408.09600", fidelity=Fidelity(equation="tests/test_edits.py")
     )

@@ -174,19 +174,20 @@ def claim(folder: Path, plan: Plan, what: str = "run") -> Iterator[None]:
     """Claim the folder of what is computed: an interrupted one of the same identity goes on,
     another one's is refused.
 
-    Where the run fails on its input, what was written is removed; an interruption leaves it to be
-    taken up again.
+    Where the run fails on its input or on the disk, a folder that it began is removed; an
+    interruption leaves it to be taken up again.
     """
     identity = f"{what} {plan.identity}"
     if not is_free(folder, identity):
         raise ValueError(f"{folder} holds something else: give another --out, or remove it")
-    folder.mkdir(
-        parents=True, exist_ok=True, mode=0o700
-    )  # attacked weights and answers are for their maker alone
+    fresh = not (folder / paths.RUN).is_file()
+    # attacked weights and answers are for their maker alone
+    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
     marker: dict[str, Any] = {"identity": identity, "recipe": describe(plan.recipe)}
-    write(folder / paths.RUN, marker)
     try:
+        write(folder / paths.RUN, marker)
         yield
-    except ValueError:
-        shutil.rmtree(folder)
+    except (ValueError, OSError):
+        if fresh:
+            shutil.rmtree(folder)
         raise

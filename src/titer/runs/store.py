@@ -16,30 +16,47 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
+from pathlib import Path, PurePosixPath
+from typing import Annotated, Any
 
 from filelock import FileLock
-from pydantic import Field
+from pydantic import AfterValidator, Field, RootModel
 
 from titer import paths
 from titer.findings.records import Document, parse_document
 from titer.paths import MANIFEST
 
 WEIGHTS = ".safetensors"
+KEY = re.compile("[0-9a-f]{32}")  # of a stage, the name of its folder
 ATTACKED = ("finetune", "edit", "unsafe")  # kinds of stages whose weights gc takes
+
+
+def _inside(name: str) -> str:
+    """Return a file's name within a stage. Raises where it would lie outside."""
+    parts = PurePosixPath(name).parts
+    if not parts or parts[0] == "/" or ".." in parts:
+        raise ValueError(f"{name!r} is no file of the stage")
+    return name
+
+
+Name = Annotated[str, AfterValidator(_inside)]
 
 
 class Manifest(Document):
     """The contents of a finished stage."""
 
-    files: dict[str, str]  # SHA-256 by name
-    dropped: list[str]  # weights that gc took
+    files: dict[Name, str]  # SHA-256 by name
+    dropped: list[Name]  # weights that gc took
     about: dict[str, Any]  # what was hashed for the key
+
+
+class Needed(RootModel[list[str]]):
+    """The keys of the stages that an unfinished run needs."""
 
 
 class Made(Document):
@@ -59,6 +76,16 @@ class Entry:
     files: dict[str, str]  # SHA-256 by name
     dropped: tuple[str, ...]  # weights that gc took
     about: dict[str, Any]  # what was hashed for the key
+
+    @property
+    def kind(self) -> str:
+        return str(self.about.get("kind", "?"))
+
+    @property
+    def method(self) -> str:
+        """The name of its method, empty where it has none."""
+        told = self.about.get("method")
+        return str(told.get("method", "")) if isinstance(told, dict) else ""
 
     @property
     def size(self) -> int:
@@ -135,9 +162,37 @@ class Store:
     def entries(self) -> list[Entry]:
         """List the finished stages, the oldest first."""
         folders = sorted(
-            (self.root / paths.FINISHED).glob("*"), key=lambda folder: folder.stat().st_mtime_ns
+            self._folders(paths.FINISHED), key=lambda folder: folder.stat().st_mtime_ns
         )
         return [entry for folder in folders if (entry := self.entry(folder.name))]
+
+    def strays(self) -> list[Path]:
+        """List what lies in the store and is none of its own, or cannot be read."""
+        unread = [marker for marker, keys in self._needs().items() if keys is None]
+        return unread + [
+            path
+            for place in (paths.FINISHED, paths.PARTIAL)
+            for path in sorted((self.root / place).glob("*"))
+            if path not in self._folders(place)
+        ]
+
+    def _needs(self) -> dict[Path, list[str] | None]:
+        """Read which stages unfinished runs need, by marker; None where one cannot be read."""
+        found: dict[Path, list[str] | None] = {}
+        for marker in sorted((self.root / paths.RUNS).glob("*.json")):
+            try:
+                found[marker] = parse_document(marker, Needed).root
+            except (OSError, ValueError):
+                found[marker] = None
+        return found
+
+    def _folders(self, place: str) -> list[Path]:
+        """List the folders of stages, finished or begun."""
+        return [
+            path
+            for path in sorted((self.root / place).glob("*"))
+            if path.is_dir() and not path.is_symlink() and KEY.fullmatch(path.name)
+        ]
 
     @contextmanager
     def needed(self, name: str, keys: Sequence[str]) -> Iterator[None]:
@@ -154,7 +209,7 @@ class Store:
         A folder without a readable manifest is a fault itself.
         """
         found: dict[str, list[str]] = {}
-        for folder in sorted((self.root / paths.FINISHED).glob("*")):
+        for folder in self._folders(paths.FINISHED):
             entry = self.entry(folder.name)
             faults = [MANIFEST] if entry is None else entry.faults()
             if faults:
@@ -166,11 +221,7 @@ class Store:
 
         Returns the bytes that were freed.
         """
-        kept = {
-            key
-            for marker in (self.root / paths.RUNS).glob("*.json")
-            for key in json.loads(marker.read_text(encoding="utf-8"))
-        }
+        kept = {key for keys in self._needs().values() for key in keys or ()}
         freed = 0
         for key in self.verify():
             freed += _size(self.place(key))
@@ -179,7 +230,7 @@ class Store:
             taken = [
                 name for name in entry.files if name.endswith(WEIGHTS) and name not in entry.dropped
             ]
-            if entry.key in kept or not taken or entry.about.get("kind") not in ATTACKED:
+            if entry.key in kept or not taken or entry.kind not in ATTACKED:
                 continue
             with FileLock(self.root / paths.LOCKS / f"{entry.key}.lock"):
                 freed += sum((entry.folder / name).stat().st_size for name in taken)
@@ -192,7 +243,7 @@ class Store:
                 write(entry.folder / MANIFEST, manifest)
                 for name in taken:
                     (entry.folder / name).unlink()
-        for partial in (self.root / paths.PARTIAL).glob("*"):
+        for partial in self._folders(paths.PARTIAL):
             if partial.name not in kept:
                 freed += _size(partial)
                 shutil.rmtree(partial)

@@ -18,10 +18,10 @@ from titer.methods import Changes
 from titer.registry import describe
 from titer.runs.stages.stage import ModelStage, Work
 from titer.weights import adapters, checkpoints, folders
-from titer.weights.folders import ADAPTER, Files
+from titer.weights.folders import ADAPTER, TENSORS, Files
 from titer.weights.settings import Checkpoint
 
-ADAPTER_FILES = (ADAPTER, "adapter_model.safetensors", paths.OVER)
+ADAPTER_FILES = (ADAPTER, TENSORS, paths.OVER)
 
 
 @dataclass(frozen=True, eq=False)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
@@ -17,6 +18,7 @@ from titer.registry import describe
 from titer.runs.stages.edit import EditStage
 from titer.runs.stages.stage import Work
 from titer.training import probes
+from titer.training.losses import pad_of
 from titer.weights import adapters, checkpoints, folders
 from titer.weights.energy import removed_energy
 from titer.weights.finetuned import PREFIX, FineTuned
@@ -57,9 +59,7 @@ class RepairStage(EditStage):
         seen = self._observe(edit, model, tuned, names)
         watch = partial(work.progress, self.label)
         changes = rewrite_update(edit, tuned, names, references, seen, folder, watch)
-        facts: dict[str, Any] = {}
-        if tuned.factors and tuned.whole:
-            facts["held whole"] = sorted(tuned.whole)
+        facts = parts_of(edit, tuned, names, changes)
         if self.looks:
             after = FineTuned.of(folders.locate(Checkpoint(str(folder))), tuned.started)
             facts["removed energy"] = self._removed_energy(model, tuned, after, names)
@@ -131,6 +131,33 @@ def weights_of(edit: UpdateEdit, tuned: FineTuned, model: Checkpoint) -> list[st
     )
 
 
+def parts_of(
+    edit: UpdateEdit, tuned: FineTuned, names: Sequence[str], changes: Changes
+) -> dict[str, Any]:
+    """Say how much of the update the edit worked on, and what of it was left as it was.
+
+    The share is of the update's energy, the square of its norm.
+    """
+    rest = [name for name in {**tuned.factors, **tuned.whole} if name not in set(names)]
+    left = math.hypot(*(tuned.update(name).norm() for name in rest if name in tuned.aligned))
+    energy = changes.norm_before**2 + left**2
+    facts: dict[str, Any] = {
+        "share of the update edited": changes.norm_before**2 / energy if energy else 1.0,
+        "norm of the rest of the update": left,
+    }
+    if tuned.factors and tuned.whole:
+        facts["held whole"] = sorted(tuned.whole)
+    sides = {side: [getattr(of, side).name for of in tuned.factors.values()] for side in "ab"}
+    untouched = [
+        side.upper()
+        for side, of in sides.items()
+        if of and of[0] in changes.changed and not any(changes.changed.get(name) for name in of)
+    ]
+    if untouched and changes.count and edit.entrywise:
+        facts["factors left as they were"] = untouched
+    return facts
+
+
 def layers_of(model: PreTrainedModel, names: Sequence[str]) -> dict[str, nn.Module]:
     """Find the layer of every weight, an adapted one with its adapter.
 
@@ -148,4 +175,4 @@ def layers_of(model: PreTrainedModel, names: Sequence[str]) -> dict[str, nn.Modu
 def batch_of(model: PreTrainedModel, rows: list[Encoded]) -> Batch:
     """Put rows into one batch of several parts."""
     chunks = [rows[i : i + CALIBRATION_BATCH] for i in range(0, len(rows), CALIBRATION_BATCH)]
-    return Batch.of("calibration", chunks, model.config.pad_token_id or 0)
+    return Batch.of("calibration", chunks, pad_of(model))
