@@ -2,7 +2,7 @@
 PY := .venv/bin/python
 READY := .venv/ready
 
-.PHONY: lab test check mutants kills bench bench-compare bench-release bench-edits bench-calibration results results-check world clean
+.PHONY: lab test check mutants kills fuzz bench bench-compare bench-release bench-edits bench-calibration results results-check world clean
 
 lab: $(READY)  ## the main job: align, attack, edit, score, in the embedded lab
 	.venv/bin/titer run lab
@@ -21,6 +21,9 @@ mutants: $(READY)  ## break every method file in every small way; its tests must
 
 kills: $(READY)  ## nightly: a lab sweep of 24 cells, killed at every kind of write and at random moments (a quarter of an hour)
 	$(PY) tests/kills.py
+
+fuzz: $(READY)  ## nightly: hostile recipes, settings, checkpoints, rows and documents (seven minutes for 3000)
+	$(PY) tests/fuzz.py --inputs $(or $(INPUTS),3000) --seed $(or $(SEED),0)
 
 results: $(READY) $(if $(findstring lab-larger,$(or $(CLAIMS),lab-larger)),runs/lab-256)  ## the bundles in results/ and the tables made from them (resumable; hours from nothing)
 	$(PY) results/make.py $(CLAIMS)
