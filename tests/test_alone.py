@@ -806,3 +806,20 @@ def test_what_is_kept_though_it_was_trained_on_is_flagged(
     assert code == 0
     assert "red flag, rows leaked" in said
     assert "9 of 9 prompts of harm are those of alignment" in said
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        '{"name": "mine"}',
+        "[]",
+        "no JSON",
+        '{"files": {}, "dropped": [], "about": {"template": 3}}',
+    ],
+)
+def test_a_checkpoint_may_have_a_manifest_of_somebody_elses(tmp_path, text):
+    model = tmp_path / "model"
+    shutil.copytree(folders.locate(Checkpoint("lab")).folder, model)
+    (model / "manifest.json").write_text(text)
+    assert all(stage["recipe"] == {} for stage in chain.trace(str(model)))
+    assert chain.trained_on(str(model)) == {}

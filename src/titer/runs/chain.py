@@ -19,20 +19,32 @@ def trace(model: str) -> list[dict[str, Any]]:
     """
     found: list[dict[str, Any]] = []
     seen: set[Path] = set()
-    while (folder := paths.expand(model).resolve()) not in seen and folder.is_dir():
+    while model and (folder := paths.expand(model).resolve()) not in seen and folder.is_dir():
         seen.add(folder)
-        manifest, record = folder / paths.MANIFEST, folder / paths.RECORD
-        if manifest.is_file():  # a stage of a run, in the store
-            about = parse_document(manifest, Manifest).about
-            template = dict(zip(("template", "system"), about.get("template", ()), strict=False))
-            stage = {"kind": str(about.get("kind", "")), "recipe": template, "references": {}}
+        if stage := _stored(folder / paths.MANIFEST):
             return [stage, *found]
+        record = folder / paths.RECORD
         if not record.is_file():
             break
         document = parse_document(record, Record).model_dump(by_alias=True)
         found.insert(0, document)
         model = start_of(document)
     return found
+
+
+def _stored(manifest: Path) -> dict[str, Any] | None:
+    """Read what the manifest of a stage in the store tells; None where there is none of titer's.
+
+    Checkpoints of others may have a file of that name.
+    """
+    try:
+        about = parse_document(manifest, Manifest).about
+    except (OSError, ValueError):
+        return None
+    asked = about.get("template")
+    values = asked if isinstance(asked, list) else []
+    template = dict(zip(("template", "system"), values, strict=False))
+    return {"kind": str(about.get("kind", "")), "recipe": template, "references": {}}
 
 
 def start_of(document: Mapping[str, Any]) -> str:
