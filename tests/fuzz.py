@@ -43,6 +43,7 @@ from titer.weights import adapters, checkpoints, folders
 from titer.weights.settings import Checkpoint, Lora
 
 SECONDS = 20  # that a command may take
+HERE = ("--out", "out", "--store", "store")  # where it may write
 CHAT = (
     "{% for m in messages %}<|in|>{{ m.role }}\n{{ m.content }}<|end|>\n{% endfor %}"
     "{% if add_generation_prompt %}{{ '<|in|>assistant\n' }}{% endif %}"
@@ -313,7 +314,7 @@ def fuzz_recipes(world: World, draw: random.Random, place: Path) -> None:
         text = damage_text(draw, text)
     (place / "recipe.yaml").write_text(text)
     dry = [] if draw.randint(0, 9) == 0 else ["--dry-run"]
-    check(world, "recipe", place, ["run", "recipe.yaml", "--out", "out", "--store", "store", *dry])
+    check(world, "recipe", place, ["run", "recipe.yaml", *HERE, *dry])
 
 
 def fuzz_settings(world: World, draw: random.Random, place: Path) -> None:
@@ -358,7 +359,7 @@ def fuzz_settings(world: World, draw: random.Random, place: Path) -> None:
         world,
         "--set",
         place,
-        ["run", recipe, *given, "--out", "out", "--store", "store", "--dry-run"],
+        ["run", recipe, *given, *HERE, "--dry-run"],
     )
 
 
@@ -398,7 +399,7 @@ def fuzz_templates(world: World, draw: random.Random, place: Path) -> None:
 
 def evaluate(world: World, what: str, place: Path) -> None:
     given = ["--data", f"harm_test={world.rows}", "--set", "max_new_tokens=2"]
-    check(world, what, place, ["evaluate", "model", *given, "--out", "out", "--store", "store"])
+    check(world, what, place, ["evaluate", "model", *given, *HERE])
 
 
 def fuzz_rows(world: World, draw: random.Random, place: Path) -> None:
@@ -453,7 +454,7 @@ def fuzz_rows(world: World, draw: random.Random, place: Path) -> None:
     recipe, data = str(world.root / "recipe.yaml"), f"data.{role}={json.dumps(path.name)}"
     check(
         world, "rows", place,
-        ["run", recipe, "--set", data, "--out", "out", "--store", "store", "--dry-run"],
+        ["run", recipe, "--set", data, *HERE, "--dry-run"],
     )  # fmt: skip
 
 
@@ -466,7 +467,7 @@ def fuzz_documents(world: World, draw: random.Random, place: Path) -> None:
         below = place / ("out" if kind == "run" else "store")
         commands = [
             ["report", "out"],
-            ["run", str(world.root / "recipe.yaml"), "--out", "out", "--store", "store"],
+            ["run", str(world.root / "recipe.yaml"), *HERE],
             *(["store", name, "store"] for name in ("ls", "du", "verify", "gc")),
         ]
     else:
@@ -474,7 +475,7 @@ def fuzz_documents(world: World, draw: random.Random, place: Path) -> None:
         below = place / ("out" if kind == "evaluated" else "model")
         given = ["--data", f"harm_test={world.rows}", "--set", "max_new_tokens=2"]
         model = str(world.adapter) if kind == "evaluated" else "model"
-        commands = [["evaluate", model, *given, "--out", "out", "--store", "store"]]
+        commands = [["evaluate", model, *given, *HERE]]
     files = sorted(
         path
         for path in below.rglob("*")

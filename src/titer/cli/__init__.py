@@ -43,7 +43,7 @@ def take_options(
         ),
     ] = False,
     debug: Annotated[
-        bool, typer.Option("--debug", help="Show where an error was raised. At any place.")
+        bool, typer.Option(DEBUG, help="Show where an error was raised. At any place.")
     ] = False,
 ) -> None:
     """Take the options that stand before a command."""

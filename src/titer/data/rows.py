@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass, field, replace
 from itertools import combinations
 
@@ -91,18 +91,18 @@ def pair(rows: Iterable[Row], others: Iterable[Row]) -> list[Row]:
 
 
 def seen_before(
-    roles: Mapping[str, Sequence[Row]], earlier: Mapping[str, Collection[str]], but: tuple[str, str]
+    roles: Mapping[str, Sequence[Row]], earlier: Mapping[str, Set[str]], but: tuple[str, str]
 ) -> dict[str, dict[str, list[Row]]]:
     """Return the rows of each role whose prompts the model was trained on before in another role.
 
     `earlier` are hashes of prompts by role. The pair `but` may share theirs.
     """
     found: dict[str, dict[str, list[Row]]] = {}
-    for role, rows in roles.items():
+    for role, rows in roles.items() if earlier else ():
+        hashed = [(prompt_hash(row), row) for row in rows]
         for other, prompts in earlier.items():
             if other != role and {other, role} != set(but):
-                known = set(prompts)
-                shared = [row for row in rows if prompt_hash(row) in known]
+                shared = [row for prompt, row in hashed if prompt in prompts]
                 if shared:
                     found.setdefault(role, {})[other] = shared
     return found

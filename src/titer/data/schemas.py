@@ -66,7 +66,7 @@ def rows(records: Sequence[RawRecord], kind: Kind, columns: Mapping[str, str]) -
     `columns` renames a file's columns: schema's name -> file's name. Raises, naming the record,
     where no schema fits or a text is missing or empty.
     """
-    known = {name for record in records for name in record.fields}
+    known = all_columns(records)
     absent = [name for name in columns.values() if name not in known]
     if absent:
         raise ValueError(
@@ -90,7 +90,7 @@ def rows(records: Sequence[RawRecord], kind: Kind, columns: Mapping[str, str]) -
 def _choose(records: Sequence[RawRecord], kind: Kind) -> Schema:
     """Return the first schema whose columns are in the file. Raises where a record lacks one."""
     wanted = [schema for schema in SCHEMAS if kind is Prompts or schema.name != "prompts"]
-    known = {name for record in records for name in record.fields}
+    known = all_columns(records)
     schema = next((each for each in wanted if known >= set(each.columns)), None)
     if schema is None:
         layouts = "; ".join(f"{' + '.join(each.columns)} ({each.name})" for each in wanted)
@@ -98,14 +98,24 @@ def _choose(records: Sequence[RawRecord], kind: Kind) -> Schema:
             f"{records[0].place}: {describe_columns(records[0])}; known are {layouts}: name yours "
             f"with columns, e.g. {{prompt: yours}}"
         )
+    check_columns(records, schema.columns)
+    return schema
+
+
+def all_columns(records: Sequence[RawRecord]) -> set[str]:
+    """Name the columns that some record has."""
+    return {name for record in records for name in record.fields}
+
+
+def check_columns(records: Sequence[RawRecord], columns: Sequence[str]) -> None:
+    """Raise, naming the record, where one lacks a column that others have."""
     for record in records:
-        lacking = [name for name in schema.columns if name not in record.fields]
+        lacking = [name for name in columns if name not in record.fields]
         if lacking:
             raise ValueError(
                 f"{record.place}: no {lacking[0]!r}, which other records of the file have; "
                 f"{describe_columns(record)}: give records of one layout"
             )
-    return schema
 
 
 def _make(schema: Schema, record: RawRecord, kind: Kind) -> Row | None:

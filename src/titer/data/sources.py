@@ -59,10 +59,7 @@ Given = Annotated[
 def recognize(records: Sequence[RawRecord]) -> Benchmark | None:
     """Return the benchmark whose published columns and values the records have, or None."""
     given = [record.fields for record in records]
-    for found in _published():
-        if any(_has(records, layout) for layout in found.layouts) and found.recognizes(given):
-            return found
-    return None
+    return next((found for found in _alike(records) if found.recognizes(given)), None)
 
 
 def _published() -> list[Benchmark]:
@@ -72,8 +69,15 @@ def _published() -> list[Benchmark]:
     return [found for found in built if found.layouts]
 
 
-def _has(records: Sequence[RawRecord], layout: Sequence[str]) -> bool:
-    return {name for record in records for name in record.fields} >= set(layout)
+def _alike(records: Sequence[RawRecord]) -> list[Benchmark]:
+    """List the benchmarks whose published columns the records have."""
+    return [found for found in _published() if _layout(found, records)]
+
+
+def _layout(benchmark: Benchmark, records: Sequence[RawRecord]) -> tuple[str, ...] | None:
+    """Return the published columns of a benchmark that the records have, or None."""
+    known = schemas.all_columns(records)
+    return next((each for each in benchmark.layouts if known >= set(each)), None)
 
 
 @dataclass(frozen=True)
@@ -98,11 +102,12 @@ class SourceReader:
             RawRecord(record.place, schemas.rename(record.fields, source.columns))
             for record in records
         ]
-        layout = next((each for each in benchmark.layouts if _has(renamed, each)), None)
+        layout = _layout(benchmark, renamed)
         if layout is None:
             made = self._conversations(source, records)
         else:
-            rows = [_task_row(record, benchmark, layout) for record in renamed]
+            schemas.check_columns(renamed, layout)
+            rows = [_task_row(record, benchmark) for record in renamed]
             used = {*layout, *source.columns, *source.columns.values()}
             unused = schemas.count_unused(renamed, used)
             made = schemas.Parsed(rows, registry.name_of(benchmark), unused)
@@ -113,11 +118,7 @@ class SourceReader:
         try:
             return schemas.rows(records, Kind.ANSWERS, source.columns)
         except ValueError as error:
-            alike = [
-                registry.name_of(found)
-                for found in _published()
-                if any(_has(records, layout) for layout in found.layouts)
-            ]
+            alike = [registry.name_of(found) for found in _alike(records)]
             if not alike:
                 raise
             raise ValueError(
@@ -194,13 +195,7 @@ def locate(path: str, revision: str | None) -> hub.Found:
     return hub.find(path, "dataset", revision)
 
 
-def _task_row(record: RawRecord, benchmark: Benchmark, layout: Sequence[str]) -> Row:
-    lacking = [name for name in layout if name not in record.fields]
-    if lacking:
-        raise ValueError(
-            f"{record.place}: no {lacking[0]!r}, which other records of the file have; "
-            f"{schemas.describe_columns(record)}"
-        )
+def _task_row(record: RawRecord, benchmark: Benchmark) -> Row:
     try:
         return benchmark.row(record.fields)
     except ValueError as error:

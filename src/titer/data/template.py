@@ -6,16 +6,16 @@ its generation prompt, up to the first token that ends a turn.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, tzinfo
 from functools import cached_property
-from typing import Any, Self, cast
+from typing import Self, cast
 
 from transformers import PreTrainedTokenizerBase
 from transformers.utils import chat_template_utils
 
+from titer.attributes import swap
 from titer.data.batches import Encoded
 from titer.data.rows import Row, Turn
 from titer.data.texts import TEXTS, Style
@@ -234,14 +234,14 @@ class Template:
             users = [i for i in earlier[1:] if row.before[i].role == "user"]
             end = users[0] if users else len(row.before)
             return replace(row, before=(*row.before[: earlier[0]], *row.before[end:]))
-        name = "input" if row.input else "prompt"
-        ids = self._ids(getattr(row, name))[count:]
-        if name == "prompt" and not ids:
+        said = row.input or row.prompt
+        ids = self._ids(said)[count:]
+        if not ids and not row.input:
             return None
         # a cut through a character leaves the mark of a broken one
         text = str(self.tokenizer.decode(ids)).lstrip("\ufffd") if ids else ""
         shorter = replace(row, input=text) if row.input else replace(row, prompt=text)
-        return shorter if len(text) < len(getattr(row, name)) else None
+        return shorter if len(text) < len(said) else None
 
     def _turns(self, row: Row) -> list[dict[str, str]]:
         own = any(turn.role == "system" for turn in row.before)
@@ -253,7 +253,8 @@ class Template:
         self, turns: Sequence[dict[str, str]], generating: bool, thinking: bool = False
     ) -> str:
         try:
-            with _stopped_clock():
+            # transformers hands templates no other clock
+            with swap(chat_template_utils, "datetime", _Stopped):
                 return str(
                     self.tokenizer.apply_chat_template(
                         list(turns),
@@ -301,17 +302,8 @@ def _said(text: str) -> dict[str, str]:
 
 
 class _Stopped(datetime):
+    """The clock that templates see: it stands at CLOCK."""
+
     @classmethod
     def now(cls, tz: tzinfo | None = None) -> Self:
         return cls.combine(CLOCK, CLOCK.time(), tz)
-
-
-@contextmanager
-def _stopped_clock() -> Iterator[None]:
-    """Let chat templates see CLOCK inside; transformers hands them no other one."""
-    templates: Any = chat_template_utils
-    running, templates.datetime = templates.datetime, _Stopped
-    try:
-        yield
-    finally:
-        templates.datetime = running

@@ -161,11 +161,11 @@ REFUSALS = (  # the ways in which a refusal by these patterns begins, for the ha
 HEAD = 400  # characters of an answer in which it refuses, if it does
 
 
-# words that every few sentences of a language have; by them an answer is told to be none of English
 def _words(text: str) -> frozenset[str]:
     return frozenset(text.split())
 
 
+# words that every few sentences of a language have; by them an answer is told to be none of English
 WORDS: Mapping[str, frozenset[str]] = {
     "English": _words(
         "the a an of to and is are was in that it for you with this be not i my your on as or"

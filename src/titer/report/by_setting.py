@@ -16,8 +16,8 @@ from titer.findings.seeds import Group
 from titer.report.drawing import (
     LEGEND,
     canvas,
+    drawable,
     pen,
-    printable,
     reach,
     style,
     to_svg,
@@ -65,7 +65,7 @@ def panels(points: Points, title: str, note: str, ordered: bool = True) -> Figur
         axes.set(xlim=(-0.5, len(points) - 0.5), ylim=(-4, 104))
         axes.set_xticks(
             range(len(points)),
-            [printable(truncate(value, 60 // len(points))) for value in points]
+            [drawable(truncate(value, 60 // len(points))) for value in points]
             if j
             else [""] * len(points),
         )
@@ -87,7 +87,7 @@ def panels(points: Points, title: str, note: str, ordered: bool = True) -> Figur
     figure.text(
         0.985,
         0.012,
-        f"{printable(note)}{'; ' if note else ''}open marker: struck out under some seed",
+        f"{drawable(note)}{'; ' if note else ''}open marker: struck out under some seed",
         ha="right",
         color="#444444",
     )
@@ -103,7 +103,7 @@ def _key(i: int, name: str, ordered: bool) -> Line2D:
         marker=marker,
         markersize=5,
         linewidth=1.1 * ordered,
-        label=printable(truncate(name, 22)),
+        label=drawable(truncate(name, 22)),
     )
 
 

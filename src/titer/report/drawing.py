@@ -78,7 +78,7 @@ def pen(i: int) -> tuple[str, str]:
 
 
 def write_title(figure: Figure, title: str) -> None:
-    figure.text(0.015, 0.985, printable(truncate(title, 90)), va="top", weight="bold")
+    figure.text(0.015, 0.985, drawable(truncate(title, 90)), va="top", weight="bold")
 
 
 def reach(score: Score) -> list[list[float]]:
@@ -94,7 +94,7 @@ def truncate(text: str, most: int) -> str:
     return text if len(text) <= most else f"{text[: most - 1]}…"
 
 
-def printable(text: str) -> str:
+def drawable(text: str) -> str:
     """Replace the characters that no XML may hold."""
     return "".join(c if c.isprintable() or c == "\n" else "\N{REPLACEMENT CHARACTER}" for c in text)
 
@@ -127,7 +127,7 @@ def _inline(document: str, label: str, prefix: str, width: int, height: int) -> 
         "width": str(width),
         "height": str(height),
         "role": "img",
-        "aria-label": printable(label),
+        "aria-label": drawable(label),
         "stroke-linejoin": "round",
         "stroke-linecap": "butt",
     }

@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from titer.findings.records import Record, quote
-from titer.report.drawing import canvas, printable, style, to_svg, truncate
+from titer.report.drawing import canvas, drawable, style, to_svg, truncate
 
 WIDTH, HEIGHT = 330, 250  # CSS pixels, 96 an inch: it fits a phone without being scaled
 
@@ -76,7 +76,7 @@ def panel(
     fits = min(11, 44 // slots)  # letters of a name beside its neighbours
     axes.set_xticks(
         range(len(stages)),
-        [printable(f"{stage.kind}\n{truncate(stage.method, fits)}") for stage in stages],
+        [drawable(f"{stage.kind}\n{truncate(stage.method, fits)}") for stage in stages],
     )
     axes.tick_params(length=2, width=0.6)
     axes.grid(axis="y", color="#cccccc", linewidth=0.5)
@@ -96,7 +96,7 @@ def panel(
         borderpad=0,
         columnspacing=1.0,
     )
-    figure.text(0.015, 0.98, printable(truncate(name, 44)), va="top", weight="bold")
+    figure.text(0.015, 0.98, drawable(truncate(name, 44)), va="top", weight="bold")
     figure.text(0.985, 0.015, note, ha="right", color="#444444")
     return figure
 

@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import NullFormatter
 
-from titer.report.drawing import COLOURS, canvas, pen, printable, style, to_svg, truncate
+from titer.report.drawing import COLOURS, canvas, drawable, pen, style, to_svg, truncate
 
 WIDTH, HEIGHT = 620, 470  # CSS pixels
 OVER = {  # probe -> its title, over the updates of the attack
@@ -47,7 +47,7 @@ def panels(told: Mapping[str, Sequence[Mapping[str, Any]]], note: str) -> Figure
     ]
     for i, (key, name) in enumerate(zip(keys, told, strict=True)):
         key.set(
-            label=printable(truncate(name, 30)), linestyle="--" if i // len(COLOURS) % 2 else "-"
+            label=drawable(truncate(name, 30)), linestyle="--" if i // len(COLOURS) % 2 else "-"
         )
     for j, title in enumerate([*OVER.values(), PROFILE]):
         axes = figure.add_axes((0.075 + 0.5 * (j % 2), 0.62 - 0.43 * (j // 2), 0.4, 0.31))
@@ -80,5 +80,5 @@ def panels(told: Mapping[str, Sequence[Mapping[str, Any]]], note: str) -> Figure
         frameon=False,
         borderpad=0,
     )
-    figure.text(0.985, 0.008, printable(note), ha="right", color="#444444")
+    figure.text(0.985, 0.008, drawable(note), ha="right", color="#444444")
     return figure

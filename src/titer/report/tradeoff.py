@@ -16,8 +16,8 @@ from titer.findings.seeds import Group
 from titer.report.drawing import (
     LEGEND,
     canvas,
+    drawable,
     pen,
-    printable,
     reach,
     style,
     to_svg,
@@ -75,7 +75,7 @@ def plane(found: Sequence[Group], title: str, note: str) -> Figure:
     keys = [*_free(axes, points), *_front(axes, front(found)), *_methods(axes, points)]
     axes.legend(handles=keys, bbox_to_anchor=(1.02, 1.0), **LEGEND)
     write_title(figure, title)
-    figure.text(0.985, 0.015, printable(note), ha="right", color="#444444")
+    figure.text(0.985, 0.015, drawable(note), ha="right", color="#444444")
     return figure
 
 
@@ -153,7 +153,7 @@ def _methods(axes: Axes, points: Sequence[tuple[Group, Score, Score]]) -> list[L
                 color=colour,
                 linestyle="none",
                 markersize=6,
-                label=printable(truncate(name, 26)),
+                label=drawable(truncate(name, 26)),
             )
         )
     return keys

@@ -119,7 +119,8 @@ class Plan:
         """Raise where a stage has no rows to draw from, a row does not fit, or a model has not what
         a method needs.
         """
-        recipe, template = self.recipe, self.asking.templated(self.start)
+        recipe, skeleton = self.recipe, checkpoints.skeleton(self.recipe.model)
+        template = self.asking.templated(self.start, skeleton)
         trains = {
             (kind, method): name
             for name, kind, method in self.methods(kinds)
@@ -131,7 +132,7 @@ class Plan:
                     "dtype='float16': its gradients vanish without loss scaling; train in bfloat16 or float32"
                 )
             if lora := recipe.training(kind).lora:
-                adapters.check_targets(checkpoints.skeleton(recipe.model), lora)
+                adapters.check_targets(skeleton, lora)
         for (kind, defense), name in trains.items():
             self._check_streams(f"pipelines.{name}.{kind}", kind, defense, template)
         for plain, asked in zip(

@@ -221,13 +221,13 @@ def load_single(
         "pipelines": {SINGLE: {kind: method} if method else {}},
     }
     short = "method."
-    paths = [
+    changed = [
         f"pipelines.{SINGLE}.{kind}.{text.removeprefix(short)}"
         if method and text.startswith(short)
         else text
         for text in settings
     ]
-    return from_mapping(raw, paths, seed)
+    return from_mapping(raw, changed, seed)
 
 
 def from_mapping(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Collection, Mapping, Sequence, Set
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from types import MappingProxyType
@@ -143,7 +143,7 @@ class Roles:
 
 
 TRAINING = tuple(f.name for f in fields(Roles) if f.name not in ("benchmarks", "scorer", "sources"))
-NOTHING: Mapping[str, Collection[str]] = MappingProxyType({})
+NOTHING: Mapping[str, Set[str]] = MappingProxyType({})
 EVERY = frozenset(
     {"alignment", "defense", "attack", "calibration", "task", "harm", "test", "lookalike"}
 )
@@ -153,7 +153,7 @@ def roles(
     data: Data,
     benchmark: Benchmark | None = None,
     wanted: Set[str] = EVERY,
-    earlier: Mapping[str, Collection[str]] = NOTHING,
+    earlier: Mapping[str, Set[str]] = NOTHING,
 ) -> Roles:
     """Read and divide the rows of the roles that are wanted.
 
@@ -207,7 +207,7 @@ def _separate(
     data: Data,
     held_out: Mapping[str, list[Row]],
     others: Mapping[str, list[Row]],
-    earlier: Mapping[str, Collection[str]],
+    earlier: Mapping[str, Set[str]],
     reader: SourceReader,
 ) -> Roles:
     """Take shared prompts out, or raise where there are some, as `data.shared` says.

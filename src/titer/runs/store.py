@@ -172,8 +172,7 @@ class Store:
         return unread + [
             path
             for place in (paths.FINISHED, paths.PARTIAL)
-            for path in sorted((self.root / place).glob("*"))
-            if path not in self._folders(place)
+            for path in sorted({*(self.root / place).glob("*")} - {*self._folders(place)})
         ]
 
     def _needs(self) -> dict[Path, list[str] | None]:

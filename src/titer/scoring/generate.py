@@ -6,14 +6,14 @@ say: those of many chat models ask for penalties on repetition, for sampling or 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, cast
 
 import torch
 from torch import Tensor
 from transformers import GenerationConfig, PreTrainedModel
 
+from titer.attributes import swap
 from titer.data.batches import Encoded, by_length, collate
 from titer.data.rows import Answer, Row
 from titer.data.template import Template
@@ -101,7 +101,8 @@ def _generate(
     # (B, T)
     ids = torch.tensor([[pad] * (length - len(prompt)) + list(prompt) for prompt in prompts])
     mask = torch.tensor([[0] * (length - len(prompt)) + [1] * len(prompt) for prompt in prompts])
-    with torch.no_grad(), _only(model, config):
+    # else the model's own settings would fill what is left unset
+    with torch.no_grad(), swap(model, "generation_config", config):
         out: Tensor = cast(Any, model).generate(
             input_ids=ids.to(model.device),
             attention_mask=mask.to(model.device),
@@ -127,17 +128,6 @@ def log_probabilities(model: PreTrainedModel, rows: Sequence[Encoded], batch: in
             loss = cross_entropy(model, part, "none").reshape(part.labels.shape)  # (B, T)
         result[chosen] = -loss.double().sum(1).cpu()
     return result
-
-
-@contextmanager
-def _only(model: PreTrainedModel, config: GenerationConfig) -> Iterator[None]:
-    """Take the model's own generation settings away inside: they would fill what is left unset."""
-    network: Any = model
-    own, network.generation_config = network.generation_config, config
-    try:
-        yield
-    finally:
-        network.generation_config = own
 
 
 def _ends(model: PreTrainedModel) -> list[int]:

@@ -7,7 +7,6 @@ that a disk has changed since is removed, and the stage starts again.
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import json
 import logging
 import os
@@ -23,6 +22,7 @@ from torch import Tensor
 from titer.config import hash_of
 from titer.data.batches import Encoded
 from titer.methods import Defense
+from titer.weights.checkpoints import hash_tensors
 
 said = logging.getLogger(__name__)
 
@@ -132,11 +132,8 @@ def _read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]] | None:
 
 def _hash(tensors: Mapping[str, Tensor], facts: str) -> str:
     """Return the SHA-256 over the facts and over names, shapes and bytes of the tensors."""
-    hasher = hashlib.sha256(facts.encode())
-    for name, tensor in sorted(tensors.items()):
-        hasher.update(f"{name} {tensor.dtype} {list(tensor.shape)}".encode())
-        hasher.update(tensor.contiguous().reshape(-1).view(torch.uint8).numpy().data)
-    return hasher.hexdigest()
+    layout = {name: [str(tensor.dtype), *tensor.shape] for name, tensor in tensors.items()}
+    return hash_of([facts, layout, hash_tensors(tensors)])
 
 
 def _pack(state: Any, tensors: dict[str, Tensor]) -> Any:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
@@ -20,7 +19,7 @@ from titer.training import checkpoint
 from titer.training.loop import Loop
 from titer.training.settings import Training, Watch
 from titer.training.step import Step
-from titer.weights.checkpoints import trainable
+from titer.weights.checkpoints import hash_tensors, trainable
 
 
 def accelerator_for(device: str | None = None) -> Accelerator:
@@ -112,11 +111,7 @@ def _check_ranks(parameters: Mapping[str, nn.Parameter], accelerator: Accelerato
     """Raise where the ranks begin with different weights: each would train another model."""
     if accelerator.num_processes == 1:
         return
-    hasher = hashlib.sha256()
-    for name, parameter in sorted(parameters.items()):
-        hasher.update(name.encode())
-        hasher.update(parameter.detach().cpu().reshape(-1).view(torch.uint8).numpy().data)
-    mine = torch.tensor(list(hasher.digest()), device=accelerator.device)
+    mine = torch.tensor(list(bytes.fromhex(hash_tensors(parameters))), device=accelerator.device)
     every = accelerator.gather(mine).reshape(accelerator.num_processes, -1)
     if not bool((every == every[0]).all()):
         raise ValueError(

@@ -11,6 +11,7 @@ from typing import Any, cast
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from titer.attributes import swap
 from titer.errors import nearest, reading
 from titer.weights.norms import norm
 from titer.weights.settings import ALL_LINEAR, Lora
@@ -62,17 +63,15 @@ def literal_peft() -> Iterator[None]:
     """
     from peft.utils import transformers_weight_conversion as conversion
 
-    convert = conversion.convert_peft_config_for_transformers
-    conversion.convert_peft_config_for_transformers = lambda *_, **__: None
-    try:
-        with warnings.catch_warnings():
-            warnings.filterwarnings(
-                "ignore", "`is_gradient_checkpointing` is deprecated", FutureWarning
-            )
-            warnings.filterwarnings("ignore", "Model has `tie_word_embeddings=True`", UserWarning)
-            yield
-    finally:
-        conversion.convert_peft_config_for_transformers = convert
+    with (
+        swap(conversion, "convert_peft_config_for_transformers", lambda *_, **__: None),
+        warnings.catch_warnings(),
+    ):
+        warnings.filterwarnings(
+            "ignore", "`is_gradient_checkpointing` is deprecated", FutureWarning
+        )
+        warnings.filterwarnings("ignore", "Model has `tie_word_embeddings=True`", UserWarning)
+        yield
 
 
 def adapters(model: nn.Module) -> dict[str, Update]:

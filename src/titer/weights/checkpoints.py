@@ -9,14 +9,14 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, cast
 
 import torch
 from safetensors import safe_open
-from torch import nn
+from torch import Tensor, nn
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -170,10 +170,15 @@ def save(
 
 def fingerprint(model: nn.Module) -> str:
     """Return the SHA-256 over the names and bytes of all weights."""
+    return hash_tensors(model.state_dict())
+
+
+def hash_tensors(tensors: Mapping[str, Tensor]) -> str:
+    """Return the SHA-256 over names and bytes, in the order of the names."""
     hasher = hashlib.sha256()
-    for name, tensor in sorted(model.state_dict().items()):
+    for name, tensor in sorted(tensors.items()):
         hasher.update(name.encode())
-        hasher.update(tensor.detach().cpu().reshape(-1).view(torch.uint8).numpy())
+        hasher.update(tensor.detach().cpu().reshape(-1).view(torch.uint8).numpy().data)
     return hasher.hexdigest()
 
 

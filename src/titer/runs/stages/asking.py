@@ -34,10 +34,9 @@ class Asking:
         """Name the checkpoint in a folder, to be read as the plan's model is."""
         return replace(self.model, path=str(folder), revision=None, base=None)
 
-    def templated(self, files: folders.Files) -> Template:
-        """Make the template of a checkpoint's tokenizer."""
-        words = checkpoints.tokenizer(self.model, files)
-        return self._template(words, checkpoints.skeleton(self.model))
+    def templated(self, files: folders.Files, skeleton: PreTrainedModel) -> Template:
+        """Make the template of a checkpoint's tokenizer, for a model of these layers."""
+        return self._template(checkpoints.tokenizer(self.model, files), skeleton)
 
     def open(self, checkpoint: Checkpoint) -> tuple[PreTrainedModel, Template]:
         """Load a model on the best device there is, and say how it is asked."""
