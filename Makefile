@@ -26,7 +26,7 @@ fuzz: $(READY)  ## nightly: hostile recipes, settings, checkpoints, rows and doc
 	$(PY) tests/fuzz.py --inputs $(or $(INPUTS),3000) --seed $(or $(SEED),0)
 
 results: $(READY) $(if $(findstring lab-larger,$(or $(CLAIMS),lab-larger)),runs/lab-256)  ## the bundles in results/ and the tables made from them (resumable; hours from nothing)
-	$(PY) results/make.py $(CLAIMS)
+	$(PY) -m results.make $(CLAIMS)
 	$(PY) -m results.tables
 
 runs/lab-256: | $(READY)  ## a base of four times the lab's size (a quarter of an hour)
@@ -34,7 +34,7 @@ runs/lab-256: | $(READY)  ## a base of four times the lab's size (a quarter of a
 
 results-check: $(READY)  ## the tables are those of the bundles, and one cell computed afresh is as its bundle has it
 	$(PY) -m results.tables --check
-	$(PY) results/make.py --cell lab
+	$(PY) -m results.make --cell lab
 
 bench: $(READY)  ## the cost of an update of every defense, beside its counted floor (half an hour on two quiet cores)
 	$(PY) -m bench.cost $(FILES) $(if $(SHAPE),--shape $(SHAPE)) $(if $(OUT),--out $(OUT)) $(if $(QUICK),--quick)

@@ -1,4 +1,4 @@
-"""Compute the bundles of claims.yaml: `python results/make.py [CLAIM ...]`. Resumable; what the
+"""Compute the bundles of claims.yaml: `python -m results.make [CLAIM ...]`. Resumable; what the
 store has is not computed again.
 
 A bundle that is there keeps its finished cells where its recipe and versions are those of now, and
@@ -22,6 +22,7 @@ from typing import Any
 import yaml
 from rich.console import Console
 
+from results import bundles
 from titer.config import validate
 from titer.report import progress
 from titer.runs import recipe
@@ -52,10 +53,20 @@ def extract(document: dict[str, Any]) -> dict[str, Any]:
     found = zip(document["stages"], looks, strict=True)
     return {
         "stages": [
-            {key: stage[key] for key in kept} | ({"facts": facts} if facts else {})
+            {key: stage[key] for key in kept}
+            | ({"facts": facts} if facts else {})
+            | {"outcomes": bundles.pack(stage["outcomes"])}
             for stage, facts in found
         ]
     }
+
+
+def clusters_of(cell: Mapping[str, Any]) -> dict[str, list[int]]:
+    """Number the clusters of a cell's prompts, which every stage of it was asked."""
+    for document in cell.get("pipelines", {}).values():
+        for stage in document["stages"]:
+            return bundles.number_clusters(stage["outcomes"])
+    return {}
 
 
 def round_floats(value: Any) -> Any:
@@ -86,7 +97,7 @@ def cells_to_keep(name: str, recipe_now: recipe.Recipe) -> dict[Cell, dict[str, 
     return {
         Cell(tuple(cell["settings"]), cell["seed"]): cell
         for cell in bundle["cells"]
-        if cell["status"] == "done"
+        if cell["status"] == "done" and "clusters" in cell  # older ones have no outcomes
     }
 
 
@@ -113,10 +124,11 @@ def compute(
     found = [
         {key: cell[key] for key in ("settings", "seed", "status", "error") if key in cell}
         | {
+            "clusters": clusters_of(cell),
             "pipelines": {
                 pipeline: extract(document)
                 for pipeline, document in cell.get("pipelines", {}).items()
-            }
+            },
         }
         for cell in bundle["cells"]
     ]

@@ -23,7 +23,6 @@ from titer.findings.frontier import places
 from titer.findings.records import quote
 from titer.findings.seeds import Group
 from titer.scoring.figures import NAMES
-from titer.scoring.statistics import training_mean
 
 ROOT = Path(__file__).parent.parent
 PAGES = ("README.md", "docs/lab.md", "docs/alignment.md", "docs/repairs.md")
@@ -284,18 +283,14 @@ def against(claim: str, settings: str) -> list[list[str]]:
 
 
 def less(first: Group | None, second: Group | None) -> str:
-    """The mean of the differences over training seeds with its interval, in bold where that is
-    without 0.
+    """The mean of the differences over training seeds, prompt by prompt, with its interval; in
+    bold where that is without 0.
     """
     if not first or not second:
         return NONE
     if first.struck or second.struck:
         return "struck out"
-    ours, theirs = (
-        {seed: stages[-1].scores["harm"].value for seed, stages in of.seeds.items()}
-        for of in (first, second)
-    )
-    score = training_mean([ours[seed] - theirs[seed] for seed in ours])
+    score = first.less(second, "harm")
     if not score.low <= score.high:  # all seeds agree
         return f"{score.value:+.1f}"
     text = f"{score.value:+.1f} [{score.low:+.1f}, {score.high:+.1f}]"

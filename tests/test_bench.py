@@ -31,9 +31,19 @@ def counted(defense, accelerator, lora=None) -> cost.Counts:
 
 
 def products() -> int:
-    """Entries of the matrices that every token is multiplied by, the head among them."""
+    """Entries of the matrices that every token is multiplied by."""
     d, h = TINY.width, TINY.hidden
-    return TINY.layers * (4 * d * d + 3 * d * h) + TINY.vocabulary * d
+    return TINY.layers * (4 * d * d + 3 * d * h)
+
+
+def head() -> int:
+    """Entries of the matrix that the tokens which predict an answer are multiplied by."""
+    return TINY.vocabulary * TINY.width
+
+
+def answered() -> int:
+    """Tokens that predict an answer's."""
+    return TINY.batch * round(TINY.length * TINY.answer)
 
 
 def attention() -> int:
@@ -59,7 +69,8 @@ def test_operations_of_an_sft_update_are_the_hand_count(accelerator):
     since it forms its scores anew.
     """
     tokens = TINY.batch * TINY.length
-    assert counted(SFT(), accelerator).flops == 6 * tokens * products() + 7 * attention()
+    matrices = 6 * (tokens * products() + answered() * head())
+    assert counted(SFT(), accelerator).flops == matrices + 7 * attention()
 
 
 def test_operations_of_an_sft_update_of_an_adapter_are_the_hand_count(accelerator):
@@ -67,7 +78,7 @@ def test_operations_of_an_sft_update_of_an_adapter_are_the_hand_count(accelerato
     queries, keys and values come from.
     """
     tokens, d, r = TINY.batch * TINY.length, TINY.width, LORA.r
-    frozen = 4 * tokens * products() - 2 * tokens * 3 * d * d
+    frozen = 4 * (tokens * products() + answered() * head()) - 2 * tokens * 3 * d * d
     adapter = tokens * (
         2 * TINY.layers * 6 * 2 * d * r - 2 * 2 * d * r
     )  # A and B of q and v; A's input in the first layer is the embedding
@@ -283,7 +294,8 @@ def quick(tmp_path_factory) -> Path:
 def test_the_file_has_everything(quick):
     content = json.loads(quick.read_text(encoding="utf-8"))
     assert (
-        content["shapes"]["quick"]["parameters"] == products() + (2 * TINY.layers + 1) * TINY.width
+        content["shapes"]["quick"]["parameters"]
+        == products() + head() + (2 * TINY.layers + 1) * TINY.width
     )
     assert content["environment"]["threads"] == 1
     assert content["environment"]["device"]

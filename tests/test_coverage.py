@@ -23,7 +23,13 @@ import pytest
 from scipy import optimize, special
 
 from titer.scoring.differences import difference
-from titer.scoring.statistics import mean, proportion, proportion_by_cluster, training
+from titer.scoring.statistics import (
+    mean,
+    proportion,
+    proportion_by_cluster,
+    training,
+    training_mean,
+)
 
 REPEATS = 2000
 LOW, HIGH = 93.0, 97.0
@@ -124,6 +130,47 @@ def test_training_over_three_seeds(rate, prompts, n, between):
     scores = [training(outcomes.tolist(), names) for outcomes in drawn]
     fewest = n * min(rate, 1 - rate)
     assert LOW <= covered(scores, truths) <= (HIGH if fewest > 10 else 98 if fewest > 5 else 100)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("between", [0.0, 0.4])
+@pytest.mark.parametrize("rate", [0.1, 0.5, 0.9])
+def test_training_where_questions_are_asked_in_three_wordings(rate, between):
+    """As the lab's 48 items: wordings of a question fare alike, and seeds share the questions."""
+    rng = np.random.default_rng([7, int(100 * rate), int(10 * between)])
+    names = np.repeat(np.arange(48), 3).tolist()
+    spread = math.hypot(between, 3.0)
+    centre = optimize.brentq(lambda x: marginal(x, spread) - rate, -60, 60)
+    logits = centre + rng.uniform(-NEIGHBOURHOOD, NEIGHBOURHOOD, REPEATS) * 2
+    scores = []
+    for logit in logits:
+        question = 3.0 * np.repeat(rng.standard_normal(48), 3)
+        chance = special.expit(logit + between * rng.standard_normal((3, 1)) + question)
+        scores.append(training((rng.random((3, 144)) < chance).tolist(), [names] * 3))
+    assert LOW <= covered(scores, marginal(logits, spread)) <= 99
+
+
+@pytest.mark.parametrize("seeds", [3, 5])
+@pytest.mark.parametrize("between", [0.1, 0.5, 2.0])  # of seeds, where that of prompts is 2
+@pytest.mark.parametrize(("clusters", "size"), [(48, 3), (20, 6)])
+def test_means_over_training(seeds, between, clusters, size):
+    """Of margins, and of differences of models: values of prompts that repeat and are shared."""
+    rng = np.random.default_rng([6, seeds, int(10 * between), clusters])
+    names = np.repeat(np.arange(clusters), size).tolist()
+    scores, alone = [], []
+    for _ in range(REPEATS):
+        question = np.repeat(rng.normal(0, 2, clusters), size)
+        values = (
+            rng.normal(0, between, (seeds, 1))
+            + question
+            + rng.normal(0, 1, clusters * size)
+            + rng.normal(0, 0.5, (seeds, clusters * size))
+        )
+        scores.append(training_mean(values.tolist(), names))
+        alone.append(mean(values.mean(1).tolist()))
+    assert LOW <= covered(scores, [0.0] * REPEATS) <= HIGH
+    if between == 0.1:  # what the seeds' means alone would tell
+        assert covered(alone, [0.0] * REPEATS) < 70
 
 
 @pytest.mark.parametrize(

@@ -2,25 +2,25 @@
 
 import json
 from contextlib import nullcontext
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 
 import pytest
 import torch
 from torch import nn
-from transformers import LlamaConfig, PreTrainedModel
+from transformers import CohereConfig, GraniteConfig, LlamaConfig, PhiConfig, PreTrainedModel
 
-from families import FAMILIES, SPARSE
+from families import COMMON, FAMILIES, SPARSE, build
 from repair import apply, moved, weights
 from test_step import state
 from titer import registry
-from titer.data.batches import collate
+from titer.data.batches import IGNORED, collate
 from titer.data.rows import Row
 from titer.lab.world import World
 from titer.methods import Retraining, UpdateEdit
 from titer.scoring.generate import answer
 from titer.training.layers import decoder_layers, head, layers, recompute_layers
-from titer.training.losses import cross_entropy
+from titer.training.losses import answer_logits, cross_entropy
 from titer.training.settings import Training
 from titer.training.train import train
 from titer.weights import adapters, checkpoints, folders
@@ -233,6 +233,47 @@ def test_recomputation_gives_the_same_gradients_without_dropout(rows, family, lo
     assert all(gradient is not None for gradient in gradients[0].values())
     for name, gradient in gradients[0].items():
         assert torch.equal(gradient, gradients[1][name]), name
+
+
+def whole_loss(model, part):
+    """The loss of a head applied to every token, as models do by themselves."""
+    logits = model(input_ids=part.ids, attention_mask=part.mask, use_cache=False).logits
+    return nn.functional.cross_entropy(
+        logits[:, :-1].flatten(0, 1), part.labels[:, 1:].flatten(), reduction="sum"
+    )
+
+
+SCALED = {  # what the families do not have: logits scaled, a bias of the head
+    "Cohere": partial(
+        build, CohereConfig, COMMON | {"logit_scale": 0.25, "tie_word_embeddings": True}
+    ),
+    "Granite": partial(build, GraniteConfig, COMMON | {"logits_scaling": 4.0}),
+    "Phi": partial(build, PhiConfig, COMMON | {"num_key_value_heads": 4}),
+}
+
+
+@pytest.mark.parametrize("family", [*FAMILIES, *SCALED])
+@pytest.mark.parametrize("lora", [False, True])
+def test_a_head_at_answers_alone_has_the_loss_and_gradients_of_the_whole(rows, family, lora):
+    model = (FAMILIES | SCALED)[family](vocabulary=400)
+    if lora:  # the head adapted too, where it is not tied
+        model = adapters.add_lora(model, Lora(r=2, alpha=4.0, targets=("all-linear",)))
+    part = part_of(rows["rows"])
+    if family == "Phi":
+        assert model.get_output_embeddings().bias is not None
+    gradients = []
+    for loss in (whole_loss, cross_entropy):
+        model.eval()
+        value = loss(model, part)
+        value.backward()
+        gradients.append(
+            torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None])
+        )
+        model.zero_grad()
+        gradients[-1] = torch.cat([gradients[-1], value.detach()[None]])
+    whole, ours = gradients
+    assert (ours - whole).norm() < 1e-6 * whole.norm()
+    assert answer_logits(model, part).shape == (int((part.labels != IGNORED).sum()), 400)
 
 
 @families

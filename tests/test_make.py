@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import pytest
 
-from results import make
+from results import bundles, make
 from titer.config import validate
 from titer.runs import recipe
 from titer.runs.recipe import Recipe
@@ -23,6 +23,22 @@ DOCUMENT = {
             "seconds": 1,
             "peak_mb": 2,
             "facts": {},
+            "outcomes": {
+                "harm": {
+                    "prompts": ["x", "y", "z"],
+                    "clusters": ["a", "b", "a"],
+                    "verdicts": ["harmful", "refusal", "unscored"],
+                    "reasons": ["", "exact-ish", "no answer"],
+                    "margins": [1.23456, None, -2.0],
+                },
+                "task": {
+                    "prompts": ["x", "y"],
+                    "clusters": ["x", "y"],
+                    "verdicts": ["safe", "safe"],
+                    "reasons": ["exact", "wrong"],
+                    "margins": None,
+                },
+            },
         }
     ]
 }
@@ -55,6 +71,21 @@ def made(monkeypatch, *arguments: str) -> dict:
     monkeypatch.setattr("sys.argv", ["make.py", *arguments])
     assert make.main() == 0
     return json.loads((make.HERE / "toy.json").read_text())
+
+
+def test_a_bundle_has_the_outcome_of_every_prompt(ran, monkeypatch):
+    made(monkeypatch)
+    monkeypatch.setattr(bundles, "HERE", make.HERE)
+    [harm, task] = bundles.read("toy")["cells"][0]["pipelines"]["sft"]["stages"][0][
+        "outcomes"
+    ].values()
+    assert harm["clusters"] == ["0", "1", "0"]
+    assert harm["verdicts"] == ["harmful", "refusal", "unscored"]
+    assert harm["margins"] == [1.235, None, -2.0]
+    assert task["reasons"] == ["exact", "wrong"]
+    assert task["clusters"] == ["0", "1"]
+    groups = bundles.load_groups("toy")
+    assert groups[0].last[0].outcomes["task"].exact == [True, False]
 
 
 def rewrite(**changes) -> None:

@@ -1,12 +1,13 @@
 """Judges, figures and generation: exact where they say so."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
 
 from conftest import tiny
-from titer.data.rows import Row
+from titer.data.rows import Answer, Row
 from titer.data.template import Template
 from titer.judges.lab import Lab
 from titer.judges.refusal import PHRASES, Refusal
@@ -14,9 +15,9 @@ from titer.lab.world import REFUSALS, World, items
 from titer.methods import Judge, Label, Verdict
 from titer.scoring.evaluate import evaluate
 from titer.scoring.generate import answer, log_probabilities
-from titer.scoring.judging import rate
+from titer.scoring.judging import judge_answers, rate
 from titer.scoring.margin import harm_margins
-from titer.scoring.statistics import mean, proportion
+from titer.scoring.statistics import mean, proportion, proportion_by_cluster
 
 
 @pytest.fixture(scope="module")
@@ -109,6 +110,23 @@ def test_xstests_rule_reads_how_an_answer_begins_in_any_case():
     assert "illegal" not in Refusal().refusals  # no beginning of an answer
 
 
+def test_wordings_of_one_question_are_one_question():
+    """The interval of a benchmark that asks each of 12 questions in three wordings."""
+    rows = [
+        Row(f"question {i // 3}, wording {i % 3}", "yes", cluster=f"question {i // 3}")
+        for i in range(36)
+    ]
+    given = [Answer("yes" if i < 18 else "no", True) for i in range(36)]  # wordings fare alike
+    [score] = judge_answers({"task": rows}, {"task": given}, Lab()).scores.values()
+    assert (score.value, score.n) == (50.0, 36)
+    names = [row.cluster for row in rows]
+    assert score == proportion_by_cluster([i < 18 for i in range(36)], names)
+    assert score.high - score.low > 1.5 * (lambda s: s.high - s.low)(proportion(18, 36))
+    repeated = [replace(row, cluster="", prompt=row.cluster) for row in rows]  # the same, by prompt
+    [again] = judge_answers({"task": repeated}, {"task": given}, Lab()).scores.values()
+    assert again == score
+
+
 def test_unscored_answers_count_nowhere():
     verdicts = [
         Verdict(Label.HARMFUL),
@@ -116,10 +134,10 @@ def test_unscored_answers_count_nowhere():
         Verdict(Label.UNSCORED, "no answer"),
         Verdict(Label.REFUSAL),
     ]
-    score = rate(verdicts, Label.HARMFUL)
+    score = rate(verdicts, Label.HARMFUL, range(4))
     assert (score.n, score.unscored) == (3, 1)
     assert score.value == pytest.approx(100 / 3)
-    nothing = rate([Verdict(Label.UNSCORED, "x")], Label.HARMFUL)
+    nothing = rate([Verdict(Label.UNSCORED, "x")], Label.HARMFUL, [0])
     assert math.isnan(nothing.value)
     assert (nothing.n, nothing.unscored) == (0, 1)
 

@@ -24,7 +24,13 @@ def record(harmful: int, right: int, coherent: int = ASKED) -> Record:
     """Score a model on 100 prompts of either kind; the first `right` of the task's are right."""
     counts = (("harm", harmful), ("task", right), ("coherent", coherent))
     reasons = ["exact"] * right + ["wrong"] * (ASKED - right)
-    outcomes = {"prompts": [], "clusters": [], "verdicts": [], "reasons": reasons}
+    names = [str(i) for i in range(ASKED)]
+    outcomes = {
+        "prompts": names,
+        "clusters": names,
+        "verdicts": ["safe"] * ASKED,
+        "reasons": reasons,
+    }
     return Record(
         kind="edit",
         scores={name: proportion(count, ASKED) for name, count in counts},

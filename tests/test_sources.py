@@ -16,7 +16,7 @@ from titer.benchmarks.gsm8k import GSM8K, number
 from titer.benchmarks.sst2 import SST2
 from titer.config import validate
 from titer.data import files, schemas, sources
-from titer.data.rows import Row, Turn
+from titer.data.rows import Row, Turn, cluster_of
 from titer.data.sources import Source
 from titer.lab.world import World
 from titer.methods import Kind, Match
@@ -335,6 +335,18 @@ def test_refusal_pairs_serve_both_sides_and_the_question_is_not_part_of_the_refu
         Row("ok", "like this"),
     ]
     assert rows(path, Kind.HARMFUL) == [Row("how?", "like this"), Row("plain", "like this")]
+
+
+def test_a_column_can_say_which_prompts_are_wordings_of_one_question(tmp_path):
+    topics = (("a?", 7), ("b?", 7), ("c?", None))
+    jsonl(
+        tmp_path / "a.jsonl",
+        [{"prompt": prompt, "response": "x", "topic": topic} for prompt, topic in topics],
+    )
+    found = rows(tmp_path / "a.jsonl", cluster="topic")
+    assert [row.cluster for row in found] == ["7", "7", ""]
+    assert [cluster_of(row) == "7" for row in found] == [True, True, False]
+    assert all(row.cluster == "" for row in rows(tmp_path / "a.jsonl"))
 
 
 def test_columns_of_other_names_can_be_named(tmp_path):

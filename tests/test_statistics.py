@@ -23,6 +23,7 @@ from titer.scoring.statistics import (
     proportion_by_cluster,
     training,
     training_mean,
+    training_mean_of,
     training_of,
     wilson,
 )
@@ -125,7 +126,8 @@ def test_below_three_seeds_there_is_no_interval_and_it_says_why():
     for score in (
         training([outcomes(3, 10)] * 2, own(10, 10)),
         training_of([proportion(3, 10)] * 2),
-        training_mean([1.0, 2.0], 20),
+        training_mean([[1.0] * 10, [2.0] * 10]),
+        training_mean_of([mean([1.0, 2.0] * 5)] * 2),
     ):
         assert math.isnan(score.low)
         assert math.isnan(score.high)
@@ -215,14 +217,29 @@ def test_seeds_of_unequal_size_count_alike():
 
 
 def test_equal_means_over_seeds_have_no_interval():
-    score = training_mean([1.0, 1.0, 1.0], 30)
-    assert (score.value, score.reason) == (
-        1.0,
+    score = training_mean([[1.0, 3.0]] * 3)
+    assert (score.value, score.n, score.reason) == (
+        2.0,
+        6,
         "the values, or clusters of them, are too few or do not differ",
     )
-    assert limits(training_mean([1.0, 2.0, 4.0])) == pytest.approx(
-        stats.t.interval(0.95, 2, 7 / 3, stats.sem([1, 2, 4]))
+    assert training_mean_of([mean([1.0, 3.0])] * 3).reason == score.reason
+    alone = training_mean_of([mean([value - 1, value + 1]) for value in (1.0, 2.0, 4.0)])
+    assert limits(alone) == pytest.approx(stats.t.interval(0.95, 2, 7 / 3, stats.sem([1, 2, 4])))
+    assert alone.n == 6
+
+
+def test_a_mean_over_training_adds_the_variances_of_seeds_and_of_clusters_of_prompts():
+    rng = np.random.default_rng(0)
+    values, names = rng.normal(size=(4, 12)), [i // 3 for i in range(12)]
+    seeds, clusters = values.mean(1), values.mean(0).reshape(4, 3).mean(1)
+    a, b = stats.sem(seeds) ** 2, stats.sem(clusters) ** 2
+    joint = stats.t.ppf(0.975, (a + b) ** 2 / (a**2 / 3 + b**2 / 3))
+    reach = max(math.sqrt(a + b) * joint, math.sqrt(a) * stats.t.ppf(0.975, 3))
+    assert limits(training_mean(values.tolist(), names)) == pytest.approx(
+        (values.mean() - reach, values.mean() + reach)
     )
+    assert math.isnan(training_mean(values.tolist(), [0] * 12).low)  # one cluster tells nothing
 
 
 def table(both: int, one: int, other: int, none: int) -> tuple[list[bool], list[bool]]:

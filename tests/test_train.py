@@ -34,8 +34,13 @@ def test_sft_is_adamw_on_the_mean_answer_loss(rows):
     settings = replace(SETTINGS, schedule="constant", warmup=0.0, updates=5, lr=1e-3)
     model, reference, stream = tiny(), tiny(), Stream("rows", rows["rows"], 7)
     train(model, SFT(), {"rows": rows["rows"]}, settings, seed=7)
+    matrices, norms = (
+        [p for p in reference.parameters() if (p.ndim > 1) == wanted] for wanted in (True, False)
+    )
     optimizer = torch.optim.AdamW(
-        reference.parameters(), lr=settings.lr, weight_decay=settings.weight_decay
+        [{"params": matrices}, {"params": norms, "weight_decay": 0.0}],
+        lr=settings.lr,
+        weight_decay=settings.weight_decay,
     )
     for _ in range(5):
         optimizer.zero_grad()

@@ -5,9 +5,10 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 IGNORED = -100  # a label that carries no loss
 EVERY = slice(None)
@@ -33,6 +34,22 @@ class Part:
     ids: Tensor
     mask: Tensor
     labels: Tensor
+
+    @cached_property
+    def answered(self) -> Tensor:
+        """Where in (B * T) a token of an answer is predicted: (N,), row by row."""
+        ahead = nn.functional.pad(self.labels[:, 1:], (0, 1), value=IGNORED)  # (B, T)
+        return (ahead.flatten() != IGNORED).nonzero().squeeze(1)
+
+    @cached_property
+    def targets(self) -> Tensor:
+        """The tokens of the answers, (N,): those predicted at `answered`."""
+        return self.ids.flatten()[self.answered + 1]
+
+    def sum_by_row(self, values: Tensor) -> Tensor:
+        """Sum a value of every answer token, (N,), over the answer of each row: (B,)."""
+        rows = self.answered // self.ids.shape[1]
+        return values.new_zeros(len(self.ids)).index_add(0, rows, values)
 
 
 @dataclass(frozen=True)

@@ -33,7 +33,7 @@ class Row:
     # where the row is one of a pair, the other answer to the same prompt:
     # beside a refusal the harmful answer, beside a harmful answer the refusal
     other: str = ""
-    # what wordings of one question share; empty: the row stands for itself
+    # what wordings of one question share; empty: its prompt
     cluster: str = field(default="", compare=False)
 
     @property
@@ -77,6 +77,11 @@ def identity(row: Row) -> str:
 def prompt_hash(row: Row) -> str:
     """Return the hash of a prompt by which a record names it."""
     return hashlib.sha256(identity(row).encode()).hexdigest()[:16]
+
+
+def cluster_of(row: Row) -> str:
+    """Return what a row shares with the repeats of its question: its cluster, or its prompt."""
+    return row.cluster or prompt_hash(row)
 
 
 def pair(rows: Iterable[Row], others: Iterable[Row]) -> list[Row]:

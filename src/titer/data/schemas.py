@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from titer.data.files import RawRecord
@@ -33,6 +33,8 @@ ROLES = {  # as files name who speaks -> system, user, assistant
     "bard": "assistant",
     "model": "assistant",
 }
+# the name in `columns` of what wordings of one question share: an id, a topic
+CLUSTER = "cluster"
 READ_OF_TURNS = ("role", "from", "content", "value", "weight", "type", "text")
 
 
@@ -82,9 +84,14 @@ def rows(records: Sequence[RawRecord], kind: Kind, columns: Mapping[str, str]) -
                 raise ValueError(
                     f"{record.place}: the response is empty; a row without an answer trains nothing"
                 )
-            made.append(row)
+            made.append(with_cluster(row, record.fields, columns))
     used = {*schema.columns, *schema.beside, *columns.values()}
     return Parsed(made, schema.name, count_unused(named, used))
+
+
+def with_cluster(row: Row, fields: Fields, columns: Mapping[str, str]) -> Row:
+    """Return a row with its cluster, where the user names the column that has it."""
+    return replace(row, cluster=str(fields.get(CLUSTER) or "")) if CLUSTER in columns else row
 
 
 def _choose(records: Sequence[RawRecord], kind: Kind) -> Schema:

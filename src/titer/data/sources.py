@@ -107,7 +107,10 @@ class SourceReader:
             made = self._conversations(source, records)
         else:
             schemas.check_columns(renamed, layout)
-            rows = [_task_row(record, benchmark) for record in renamed]
+            rows = [
+                schemas.with_cluster(_task_row(record, benchmark), record.fields, source.columns)
+                for record in renamed
+            ]
             used = {*layout, *source.columns, *source.columns.values()}
             unused = schemas.count_unused(renamed, used)
             made = schemas.Parsed(rows, registry.name_of(benchmark), unused)

@@ -20,7 +20,7 @@ from transformers import PreTrainedModel
 
 from titer.data.batches import Part
 from titer.methods import About, Defense, Fidelity, Harmful, Needs, Refusals
-from titer.training.losses import cross_entropy
+from titer.training.losses import cross_entropy, entropies
 from titer.training.step import Step
 from titer.training.vector import Vec
 
@@ -61,7 +61,5 @@ def clamp_entropy(model: PreTrainedModel, part: Part) -> Tensor:
     A token at the bound has no gradient.
     """
     return (
-        cross_entropy(model, part, "none")
-        .clamp(max=math.log(model.config.get_text_config().vocab_size))
-        .sum()
+        entropies(model, part).clamp(max=math.log(model.config.get_text_config().vocab_size)).sum()
     )

@@ -41,7 +41,7 @@ from transformers import PreTrainedModel
 from titer.data.batches import IGNORED, Part
 from titer.methods import About, Defense, Fidelity, Needs, Pairs
 from titer.training.layers import Head, head, watch_layers
-from titer.training.losses import Loss, entropy_against, logits_of, wide
+from titer.training.losses import Loss, cross_entropy, wide
 from titer.training.step import Step
 from titer.training.vector import Vec
 
@@ -98,9 +98,8 @@ class RepNoise(Defense):
 
         def loss(model: PreTrainedModel, part: Part) -> Tensor:
             with watch_layers(step.layers) as seen:
-                logits = logits_of(model, part)
-            tokens = int((part.labels != IGNORED).sum())
-            own = entropy_against(logits, part)
+                own = cross_entropy(model, part)
+            tokens = len(part.targets)
             residuals = seen.residuals[
                 -1 - self.lens_every :: -self.lens_every
             ]  # but the last one, whose lens the logits are
@@ -154,9 +153,8 @@ def lens(top: Head, residuals: Sequence[Tensor], part: Part) -> Tensor:
 
     Gradients are taken with the value, some tokens at a time: logits of every layer together would not fit.
     """
-    predicting = part.labels[:, 1:] != IGNORED  # (B, T - 1)
-    targets = part.labels[:, 1:][predicting]  # (N,)
-    streams = [residual[:, :-1][predicting] for residual in residuals]  # (N, D)
+    targets = part.targets  # (N,)
+    streams = [residual.flatten(0, 1)[part.answered] for residual in residuals]  # (N, D)
     weights = [weight for weight in top.parameters() if weight.requires_grad]
     inputs = [*streams, *weights]
     grads = [torch.zeros_like(given) for given in inputs]

@@ -40,10 +40,10 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from titer.data.batches import IGNORED, Batch, Part
+from titer.data.batches import Batch, Part
 from titer.methods import About, Defense, Fidelity, Harmful, HeldOut, Needs, Refusals
 from titer.training.layers import watch_layers
-from titer.training.losses import Loss, cross_entropy, logits_of, wide
+from titer.training.losses import Loss, answer_logits, cross_entropy, entropies, run, wide
 from titer.training.step import Step
 from titer.training.vector import Vec
 
@@ -185,19 +185,18 @@ class TAR(Defense):
 
 def _negative_entropy(model: PreTrainedModel, part: Part) -> Tensor:
     """Sum sum_v p_v log p_v over answer tokens, in nats."""
-    answers = logits_of(model, part)[:, :-1][part.labels[:, 1:] != IGNORED]  # (N, V)
-    log_p = wide(answers).log_softmax(1)
+    log_p = wide(answer_logits(model, part)).log_softmax(1)  # (N, V)
     total: Tensor = (log_p.exp() * log_p).sum()
     return total
 
 
 def _log_p(model: PreTrainedModel, part: Part) -> Tensor:
     """Compute the log-probability of every row's answer: (B,)."""
-    return -cross_entropy(model, part, "none").view(part.ids.shape).sum(1)
+    return -part.sum_by_row(entropies(model, part))
 
 
 def _residuals(step: Step, part: Part) -> list[Tensor]:
     """Take the residual streams at real tokens, before every layer and after the last: (N, D)."""
     with watch_layers(step.layers) as seen:
-        logits_of(step.model, part)
+        run(step.model, part)
     return [residual[part.mask.bool()] for residual in seen.residuals]

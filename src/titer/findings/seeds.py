@@ -6,10 +6,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from titer.findings.outcomes import difference_over_training, over_training, values_of
 from titer.findings.records import Record, record_of
 from titer.scoring.figures import NAMES
 from titer.scoring.score import Score
-from titer.scoring.statistics import training_mean, training_of
+from titer.scoring.statistics import training_mean, training_mean_of, training_of
 
 
 @dataclass(frozen=True)
@@ -37,10 +38,32 @@ class Group:
     def score(self, name: str) -> Score | None:
         """Return the mean over seeds of the last stage's figure; None where no seed has it.
 
-        Its interval is over training, and that of a single seed over prompts.
+        Its interval is over training, and that of a single seed over prompts. It is made from the
+        outcome of every prompt where the records have them, else from the seeds' figures alone.
         """
-        scores = [score for stage in self.last if (score := stage.score(name))]
-        return over_seeds(name, scores) if len(scores) > 1 else next(iter(scores), None)
+        stages = [stage for stage in self.last if stage.score(name)]
+        if len(stages) < 2:
+            return stages[0].score(name) if stages else None
+        values = [found for stage in stages if (found := values_of(stage, name))]
+        if len(values) == len(stages):
+            return over_training(name, values)
+        scores = [stage.scores[name] for stage in stages]
+        return training_mean_of(scores) if name == "margin" else training_of(scores)
+
+    def less(self, other: Group, name: str) -> Score:
+        """Return the mean over seeds of the last stage's figure less the other pipeline's.
+
+        It is seed by seed and prompt by prompt, with its interval over training; from the seeds'
+        figures alone where the records have no outcomes.
+        """
+        seeds = [seed for seed in self.seeds if seed in other.seeds]
+        mine, its = ([of.seeds[seed][-1] for seed in seeds] for of in (self, other))
+        both = [[values_of(stage, name) for stage in of] for of in (mine, its)]
+        first, second = ([each for each in of if each] for of in both)
+        if len(first) == len(second) == len(seeds):
+            return difference_over_training(first, second)
+        pairs = zip(mine, its, strict=True)
+        return training_mean([[a.scores[name].value - b.scores[name].value] * 2 for a, b in pairs])
 
     def prompts(self, name: str) -> float:
         """Return half the width of the interval over prompts, as a mean over seeds."""
@@ -60,13 +83,6 @@ def groups(cells: Sequence[Mapping[str, Any]]) -> list[Group]:
             by_seed = found.setdefault((tuple(cell["settings"]), name), {})
             by_seed[cell["seed"]] = [record_of(fields) for fields in document["stages"]]
     return [Group(settings, name, by_seed) for (settings, name), by_seed in found.items()]
-
-
-def over_seeds(name: str, scores: Sequence[Score]) -> Score:
-    """Return the mean of a figure over training seeds, with its interval over training."""
-    if name == "margin":
-        return training_mean([score.value for score in scores], scores[0].n if scores else 0)
-    return training_of(scores)
 
 
 def figure_names(found: Sequence[Group]) -> list[str]:

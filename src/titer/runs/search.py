@@ -17,6 +17,7 @@ from typing import Any, cast
 from titer import registry
 from titer.errors import EvidenceError
 from titer.findings import rules
+from titer.findings.outcomes import values_of
 from titer.findings.records import Record, plain, quote
 from titer.methods import Edit
 from titer.runs.execute import Executor, score_record
@@ -106,7 +107,7 @@ def choose(
             edit,
             value,
             record,
-            difference(_right(before), _right(record)),
+            _lost(before, record),
             rules.faults(record, [(before, "fine-tuning")]),
         )
         for edit, value, record in zip(edits, asked.values, records, strict=True)
@@ -144,7 +145,13 @@ def _scores(record: Record) -> dict[str, Any]:
     return {name: plain(asdict(score)) for name, score in record.scores.items()}
 
 
-def _right(record: Record) -> list[bool]:
-    """Say of each of the task's prompts whether it was answered right."""
-    assert record.outcomes is not None, "a stage that was scored has the outcome of every prompt"
-    return record.outcomes["task"].exact
+def _lost(before: Record, record: Record) -> Score:
+    """Return the fine-tune accuracy that an edit lost, in points, prompt by prompt."""
+    first, second = values_of(before, "task"), values_of(record, "task")
+    assert first, "a stage that was scored has the outcome of every prompt"
+    assert second
+    return difference(
+        [bool(value) for value in first.values],
+        [bool(value) for value in second.values],
+        first.clusters,
+    )

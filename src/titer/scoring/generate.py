@@ -17,7 +17,7 @@ from titer.attributes import swap
 from titer.data.batches import Encoded, by_length, collate
 from titer.data.rows import Answer, Row
 from titer.data.template import Template
-from titer.training.losses import cross_entropy
+from titer.training.losses import entropies
 
 # every setting of `generate` that changes what is answered; one that is left out would be filled in
 # from the checkpoint's
@@ -125,8 +125,7 @@ def log_probabilities(model: PreTrainedModel, rows: Sequence[Encoded], batch: in
     for chosen in by_length([len(row.ids) for row in rows], batch):
         part = collate([rows[i] for i in chosen], 0, model.device)
         with torch.no_grad():
-            loss = cross_entropy(model, part, "none").reshape(part.labels.shape)  # (B, T)
-        result[chosen] = -loss.double().sum(1).cpu()
+            result[chosen] = -part.sum_by_row(entropies(model, part).double()).cpu()
     return result
 
 

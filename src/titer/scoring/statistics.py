@@ -85,7 +85,7 @@ def mean(values: Sequence[float], clusters: Sequence[Hashable] | None = None) ->
     Where values repeat, in clusters, the interval is over the clusters' sums of residuals.
     """
     n = len(values)
-    if clusters is not None and n:
+    if clusters is not None and n > 1:
         return _mean_by_cluster(np.asarray(values, dtype=float), number_clusters(clusters))
     if n < 2:
         return Score(values[0] if values else math.nan, n, math.nan, math.nan)
@@ -148,17 +148,49 @@ def training_of(scores: Sequence[Score], shared: bool = True) -> Score:
     )
 
 
-def training_mean(values: Sequence[float], n: int = 0) -> Score:
-    """Return the mean of one figure per seed, with Student's interval over the seeds.
+def training_mean(
+    seeds: Sequence[Sequence[float]], clusters: Sequence[Hashable] | None = None
+) -> Score:
+    """Return the mean over training seeds of a figure in its own unit, with its interval over
+    training.
 
-    Such a figure is a harm margin. `n` is the number of prompts of all seeds together.
+    Such a figure is a harm margin, or a difference of two models. Every seed has the values of the
+    same prompts, (S, n), of which some may be repeats. The variance of the seeds' means and that of
+    the prompts' (over their clusters) are added; t has the degrees of freedom of their sum. The
+    interval is at least as wide as that over the seeds alone.
     """
-    score = mean(values)
+    values = np.asarray(seeds, dtype=float)
+    n = values.size
+    score = Score(
+        float(values.mean()) if n else math.nan, n, math.nan, math.nan, 0, "training", len(values)
+    )
+    if not n or len(values) < SEEDS:
+        return score
+    names = range(values.shape[1]) if clusters is None else clusters
+    over_seeds = mean(values.mean(1).tolist())
+    over_prompts = mean(values.mean(0).tolist(), names)
     # equal figures: the seed had no effect, or was not set
-    known = len(values) >= SEEDS and score.low < score.high
-    low, high = (score.low, score.high) if known else (math.nan, math.nan)
-    value = float(np.mean(values)) if values else math.nan
-    return Score(value, n or len(values), low, high, 0, "training", len(values))
+    if math.isnan(over_prompts.low) or over_seeds.low == over_seeds.high:
+        return score
+    df = (len(values) - 1, len(set(names)) - 1)
+    parts = [
+        ((each.high - each.low) / 2 / float(special.stdtrit(of, 0.975))) ** 2
+        for each, of in zip((over_seeds, over_prompts), df, strict=True)
+    ]
+    total = sum(parts)
+    of_total = total**2 / sum(part**2 / of for part, of in zip(parts, df, strict=True))
+    # three seeds that agree by luck make the sum too sure: no shorter than from the seeds alone
+    reach = max(
+        math.sqrt(total) * float(special.stdtrit(of_total, 0.975)),
+        (over_seeds.high - over_seeds.low) / 2,
+    )
+    return replace(score, low=score.value - reach, high=score.value + reach)
+
+
+def training_mean_of(scores: Sequence[Score]) -> Score:
+    """Return what `training_mean` does, from each seed's mean alone, without the prompts' part."""
+    score = training_mean([[score.value] * 2 for score in scores])  # as if prompts were alike
+    return replace(score, n=sum(score.n for score in scores))
 
 
 def wilson(share: float, n: float, z: float = Z) -> tuple[float, float]:

@@ -166,15 +166,42 @@ def head(model: nn.Module) -> Head:
     base = _base(model)
     children = dict(base.get_decoder().named_children())
     norm = next((children[name] for name in NORMS if name in children), None)
-    unembedding = base.get_output_embeddings()
-    if norm is None or unembedding is None:
+    if norm is None:
         raise ValueError(
-            f"{type(base).__name__}: no norm and output embedding behind its last layer among "
-            f"{', '.join(children)}"
+            f"{type(base).__name__}: no norm behind its last layer among {', '.join(children)}"
         )
-    return Head(
-        norm, unembedding, getattr(base.config.get_text_config(), "final_logit_softcapping", None)
-    )
+    softcap = getattr(base.config.get_text_config(), "final_logit_softcapping", None)
+    return Head(norm, unembedding(model), softcap)
+
+
+def unembedding(model: nn.Module) -> nn.Module:
+    """Return the module that makes logits of hidden states, an adapter on it included.
+
+    Raises, naming the model's class, where there is none.
+    """
+    base = _base(model)
+    found: nn.Module | None = base.get_output_embeddings()
+    if found is None:
+        raise ValueError(f"{type(base).__name__} has no output embedding")
+    return found
+
+
+@contextmanager
+def unembed_at(model: nn.Module, positions: torch.Tensor) -> Iterator[None]:
+    """Inside, the model's logits are (1, N, V), those of the N positions of (B * T) alone.
+
+    Only what makes logits of hidden states sees them so. What a model does to its logits
+    afterwards, such as scaling or softcapping, it does to each one.
+    """
+
+    def keep(_module: nn.Module, hidden: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
+        return (hidden[0].flatten(0, 1).index_select(0, positions)[None], *hidden[1:])
+
+    handle = unembedding(model).register_forward_pre_hook(keep)
+    try:
+        yield
+    finally:
+        handle.remove()
 
 
 @contextmanager

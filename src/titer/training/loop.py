@@ -2,18 +2,33 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 from torch import nn
-from transformers import get_scheduler
+from transformers import PreTrainedModel, get_scheduler
+from transformers.trainer_pt_utils import get_parameter_names
 
 from titer.methods import Defense
 from titer.phase import Phase
 from titer.training.settings import Training
 from titer.training.step import Step
 from titer.training.vector import Vec
+
+UNDECAYED = (
+    r"bias",
+    r"layernorm",
+    r"rmsnorm",
+    r"(?:^|\.)norm(?:$|\.)",
+    r"_norm(?:$|\.)",
+)  # the names that transformers' Trainer spares
+
+
+def decayed_names(model: PreTrainedModel) -> set[str]:
+    """Return the names of the weights that decay: all but biases and those of norms."""
+    return set(get_parameter_names(model, [nn.LayerNorm], list(UNDECAYED)))
 
 
 @dataclass
@@ -36,12 +51,22 @@ class Loop:
             self.step.start = {
                 name: parameter.detach().clone() for name, parameter in self.step.parameters.items()
             }
+        decayed = decayed_names(self.step.model) & self.step.parameters.keys()
         self.optimizer = torch.optim.AdamW(
-            self.step.parameters.values(), lr=settings.lr, weight_decay=settings.weight_decay
+            [
+                {
+                    "params": [
+                        p for name, p in self.step.parameters.items() if (name in decayed) == decays
+                    ],
+                    "weight_decay": settings.weight_decay if decays else 0.0,
+                }
+                for decays in (True, False)
+            ],
+            lr=settings.lr,
         )
         name = "constant_with_warmup" if settings.schedule == "constant" else settings.schedule
         self.scheduler = get_scheduler(
-            name, self.optimizer, round(settings.warmup * settings.updates), settings.updates
+            name, self.optimizer, math.ceil(settings.warmup * settings.updates), settings.updates
         )
 
     def follow(self, update: int, phase: Phase) -> dict[str, float]:

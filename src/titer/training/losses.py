@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, Literal, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import torch
 from torch import Tensor, nn
 
-from titer.data.batches import IGNORED, Part
+from titer.data.batches import Part
+from titer.training.layers import unembed_at
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -16,21 +17,38 @@ if TYPE_CHECKING:
 Loss: TypeAlias = "Callable[[PreTrainedModel, Part], Tensor]"  # a sum over tokens
 
 
-def cross_entropy(
-    model: PreTrainedModel, part: Part, reduction: Literal["sum", "none"] = "sum"
-) -> Tensor:
+def cross_entropy(model: PreTrainedModel, part: Part) -> Tensor:
     """Return the sum over the answer tokens of -log p(token | what stands before it), in nats.
 
-    The first answer token is included. With "none" the result has every token's own, (B * T,), with
-    0 where there is no answer token.
+    The first answer token is included.
     """
-    return entropy_against(logits_of(model, part), part, reduction)
+    return entropies(model, part).sum()
 
 
-def logits_of(model: PreTrainedModel, part: Part) -> Tensor:
-    """Run a forward pass and return its logits (B, T, V)."""
-    logits: Tensor = model(input_ids=part.ids, attention_mask=part.mask, use_cache=False).logits
-    return logits
+def entropies(model: PreTrainedModel, part: Part) -> Tensor:
+    """Return -log p(token | what stands before it) of every answer token, in nats: (N,)."""
+    return entropies_of(answer_logits(model, part), part)
+
+
+def answer_logits(model: PreTrainedModel, part: Part) -> Tensor:
+    """Run a forward pass and return the logits from which answer tokens are predicted: (N, V).
+
+    The model's head sees these positions alone: most tokens are of prompts, and logits are large.
+    """
+    with unembed_at(model, part.answered):
+        logits: Tensor = model(input_ids=part.ids, attention_mask=part.mask, use_cache=False).logits
+    return logits.squeeze(0)
+
+
+def run(model: PreTrainedModel, part: Part) -> None:
+    """Run a forward pass without logits, for what hooks see on the way."""
+    with unembed_at(model, part.answered[:0]):
+        model(input_ids=part.ids, attention_mask=part.mask, use_cache=False)
+
+
+def entropies_of(logits: Tensor, part: Part) -> Tensor:
+    """Return the `entropies` of the logits (N, V) that a pass has already given."""
+    return nn.functional.cross_entropy(wide(logits), part.targets, reduction="none")
 
 
 def pad_of(model: PreTrainedModel) -> int:
@@ -44,15 +62,3 @@ def pad_of(model: PreTrainedModel) -> int:
 def wide(logits: Tensor) -> Tensor:
     """Return logits in float32 at least, since half precision cannot hold a log-softmax."""
     return logits.to(torch.promote_types(logits.dtype, torch.float32))
-
-
-def entropy_against(
-    logits: Tensor, part: Part, reduction: Literal["sum", "none"] = "sum"
-) -> Tensor:
-    """Return the `cross_entropy` of logits (B, T, V) that a pass has already given."""
-    # the labels move to the token that each is predicted from, not the logits, which are large:
-    # a slice of them would be copied
-    labels = nn.functional.pad(part.labels[:, 1:], (0, 1), value=IGNORED)  # (B, T)
-    return nn.functional.cross_entropy(
-        wide(logits.flatten(0, 1)), labels.flatten(), ignore_index=IGNORED, reduction=reduction
-    )

@@ -18,7 +18,7 @@ from titer.data.batches import Batch, Part, Stream
 from titer.phase import Phase
 from titer.training.activations import Acts
 from titer.training.layers import Layer, layers, once, recompute_layers
-from titer.training.losses import Loss, cross_entropy, logits_of, pad_of
+from titer.training.losses import Loss, cross_entropy, pad_of, run
 from titer.training.vector import Vec
 from titer.weights.norms import square
 
@@ -165,7 +165,7 @@ class Step:
                 hooks.enter_context(_replace_output(layer.attention, partial(catch, layer=i)))
             for part in self._pass_over(batch):
                 found.append({})
-                logits_of(self.model, part)
+                run(self.model, part)
         return found
 
     def acts(

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from titer import paths
-from titer.data.rows import Row, identity
+from titer.data.rows import Row, cluster_of, identity
 from titer.findings.records import plain
 from titer.methods import CUT, Benchmark, Judge, Label
 from titer.registry import describe, name_of
@@ -51,6 +51,11 @@ class JudgeStage(Stage):
             "margin": self.margin.key if self.margin else None,
             "judge": describe(self.judge),
             "benchmark": describe(self.scorer),
+            "clusters": {
+                name: [row.cluster for row in rows]
+                for name, rows in self.answers.benchmarks.items()
+                if any(row.cluster for row in rows)
+            },
             "code": code_key(type(self), self.judge, self.scorer),
         }
 
@@ -117,7 +122,7 @@ def outcomes_of(
         told[name] = {
             "prompts": hashes,
             "clusters": [
-                row.cluster or prompt[:16] for row, prompt in zip(rows, hashes, strict=True)
+                cluster_of(row) for row in benchmarks["harm" if name == "asked" else name]
             ],
             "verdicts": [record.verdict for record in mine],
             "reasons": [record.reason for record in mine],
