@@ -14,7 +14,7 @@ from titer.judges.refusal import PHRASES, Refusal
 from titer.lab.world import REFUSALS, World, items
 from titer.methods import Judge, Label, Verdict
 from titer.scoring.evaluate import evaluate
-from titer.scoring.generate import answer, log_probabilities
+from titer.scoring.generate import answer
 from titer.scoring.judging import judge_answers, rate
 from titer.scoring.margin import harm_margins
 from titer.scoring.statistics import mean, proportion, proportion_by_cluster
@@ -229,16 +229,6 @@ def test_an_answer_ends_at_the_end_token_or_says_that_it_was_cut(template):
     [cut] = answer(Scripted(), template, [Row("add")], 2)
     assert (whole.text, whole.ended) == (" ".join(words), True)
     assert (cut.text, cut.ended) == (" ".join(words[:2]), False)
-
-
-def test_log_probabilities_are_those_of_the_answer_alone(template):
-    model = tiny(torch.float32)
-    rows = [template.encode(row) for row in World(0).alignment[:7]]
-    for row, found in zip(rows, log_probabilities(model, rows, batch=3), strict=True):
-        with torch.no_grad():
-            logits = torch.log_softmax(model(torch.tensor([row.ids])).logits[0].double(), -1)
-        expected = sum(logits[at - 1, row.ids[at]] for at in range(row.answer, len(row.ids)))
-        assert float(found) == pytest.approx(float(expected), rel=1e-5)
 
 
 def test_the_harm_margin_is_its_definition(template):

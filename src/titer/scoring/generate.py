@@ -1,4 +1,4 @@
-"""Batched greedy answers and the log-probabilities of given ones.
+"""Batched greedy answers.
 
 Greedy means that the likeliest token comes next, whatever a checkpoint's own generation settings
 say: those of many chat models ask for penalties on repetition, for sampling or for beams.
@@ -14,10 +14,9 @@ from torch import Tensor
 from transformers import GenerationConfig, PreTrainedModel
 
 from titer.attributes import swap
-from titer.data.batches import Encoded, by_length, collate
+from titer.data.batches import by_length
 from titer.data.rows import Answer, Row
 from titer.data.template import Template
-from titer.training.losses import entropies
 
 # every setting of `generate` that changes what is answered; one that is left out would be filled in
 # from the checkpoint's
@@ -114,19 +113,6 @@ def _generate(
 def _out_of_memory(error: RuntimeError) -> bool:
     on_cpu = "can't allocate memory" in str(error)  # torch has no class for the CPU's
     return isinstance(error, torch.OutOfMemoryError) or on_cpu
-
-
-def log_probabilities(model: PreTrainedModel, rows: Sequence[Encoded], batch: int = 128) -> Tensor:
-    """Return log p(answer | prompt) of every row, summed over the tokens of its answer.
-
-    The shape is (len(rows),), in float64 and in nats.
-    """
-    result = torch.empty(len(rows), dtype=torch.float64)
-    for chosen in by_length([len(row.ids) for row in rows], batch):
-        part = collate([rows[i] for i in chosen], 0, model.device)
-        with torch.no_grad():
-            result[chosen] = -part.sum_by_row(entropies(model, part).double()).cpu()
-    return result
 
 
 def _ends(model: PreTrainedModel) -> list[int]:

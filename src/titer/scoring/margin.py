@@ -11,10 +11,9 @@ from dataclasses import replace
 import torch
 from transformers import PreTrainedModel
 
-from titer.data.batches import Encoded
 from titer.data.rows import Row
 from titer.data.template import Template
-from titer.scoring.generate import log_probabilities
+from titer.scoring.likelihood import log_probabilities
 
 
 def harm_margins(
@@ -30,15 +29,15 @@ def harm_margins(
         for form in refusals
         if not any(form != other and form.startswith(other) for other in refusals)
     ]
-    encoded: list[Encoded] = []
+    prompts: list[list[int]] = []
+    answers: list[list[list[int]]] = []
     for row in rows:
         beginnings = (
             template.answer_ids(replace(row, response=form), ended=False) for form in forms
         )
-        answers = [template.answer_ids(row), *beginnings]
-        prompt = template.prompt_ids(row, max(map(len, answers)))
-        encoded += [Encoded((*prompt, *ids), len(prompt)) for ids in answers]
+        answers.append([list(template.answer_ids(row)), *map(list, beginnings)])
+        prompts.append(list(template.prompt_ids(row, max(map(len, answers[-1])))))
+    told = torch.tensor(log_probabilities(model, prompts, answers), dtype=torch.float64)
     # (prompts, answer and forms)
-    told = log_probabilities(model, encoded).reshape(len(rows), 1 + len(forms))
     margins: list[float] = (told[:, 0] - torch.logsumexp(told[:, 1:], 1)).tolist()
     return margins

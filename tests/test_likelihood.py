@@ -1,0 +1,75 @@
+"""Log-probabilities of answers: a prompt read once, with a tree, is as if each were read alone."""
+
+import pytest
+import torch
+
+from families import FAMILIES
+from titer.scoring import likelihood
+from titer.scoring.likelihood import Tree, log_probabilities, read_each, takes_trees
+
+PROMPTS = [list(range(2, 2 + n)) for n in (5, 17, 9)]
+ANSWERS = [
+    [[7, 8, 9, 1], [7, 8, 10], [7, 8], [11], [7, 8, 9, 12, 13, 14, 15, 16], [7, 8, 10]],
+    [[20, 21, 22], [20, 23], [24, 20, 21]],
+    [[30, 31, 32, 33, 34, 35, 36, 37, 38, 39, 40, 41], [30]],
+]
+
+
+def alone(model, prompt, answer):
+    """Read one answer in one plain pass."""
+    with torch.no_grad():
+        logits = torch.log_softmax(model(torch.tensor([prompt + answer])).logits[0].double(), -1)
+    return sum(float(logits[len(prompt) + i - 1, token]) for i, token in enumerate(answer))
+
+
+def test_a_tree_reads_no_beginning_twice_and_no_last_token():
+    tree = Tree.of(PROMPTS[0], ANSWERS[0])
+    # 7 8 9 12 13 14 15 once, and 7 8 of the others with it: 10, 11 and 16 end an answer
+    assert tree.ids == [*PROMPTS[0], 7, 8, 9, 12, 13, 14, 15]
+    assert tree.positions == list(range(12))
+    assert [len(told) for told in tree.answers] == [len(answer) for answer in ANSWERS[0]]
+    branching = Tree.of([2, 3], [[4, 5, 6], [7, 5, 6]])
+    assert branching.ids == [2, 3, 4, 5, 7, 5]
+    assert branching.positions == [0, 1, 2, 3, 2, 3]
+    assert branching.sees[5].tolist() == [True, True, False, False, True, True]
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("at_once", [8, 40, 1024])
+def test_in_every_family_it_is_what_a_plain_pass_tells(family, at_once, monkeypatch):
+    monkeypatch.setattr(likelihood, "AT_ONCE", at_once)
+    model = FAMILIES[family]().eval()
+    found = log_probabilities(model, PROMPTS, ANSWERS)
+    for prompt, answers, told in zip(PROMPTS, ANSWERS, found, strict=True):
+        expected = [alone(model, prompt, answer) for answer in answers]
+        assert told == pytest.approx(expected, abs=1e-5)
+        assert read_each(model, prompt, answers) == pytest.approx(expected, abs=1e-5)
+
+
+def test_what_takes_trees():
+    taken = {
+        family
+        for family, build in FAMILIES.items()
+        if takes_trees(build().eval(), PROMPTS[1], ANSWERS[1][0])
+    }
+    assert taken == set(FAMILIES)
+
+
+def test_a_model_that_ignores_the_mask_reads_every_answer_for_itself(monkeypatch):
+    model = FAMILIES["Llama"]().eval()
+    expected = log_probabilities(model, PROMPTS, ANSWERS)
+    monkeypatch.setattr(likelihood, "_masks", lambda *_: None)
+    trees = [Tree.of(prompt, given) for prompt, given in zip(PROMPTS, ANSWERS, strict=True)]
+    assert likelihood.read_trees(model, trees)[1] != pytest.approx(expected[1], abs=1e-2)
+    assert not takes_trees(model, PROMPTS[1], ANSWERS[1][0])
+    for told, other in zip(log_probabilities(model, PROMPTS, ANSWERS), expected, strict=True):
+        assert told == pytest.approx(other, abs=1e-5)
+
+
+def test_the_head_sees_what_predicts_an_answer_and_nothing_else():
+    model, seen = FAMILIES["Llama"]().eval(), []
+    model.lm_head.register_forward_hook(lambda _m, _i, out: seen.append(out.shape))
+    trees = [Tree.of(prompt, given) for prompt, given in zip(PROMPTS, ANSWERS, strict=True)]
+    likelihood.read_trees(model, trees)
+    inner = sum(len({at for told in tree.answers for at, _ in told}) for tree in trees)
+    assert seen == [(1, inner, 64)]
