@@ -18,6 +18,7 @@ from titer.data.batches import Batch
 from titer.data.rows import Row
 from titer.data.template import Template
 from titer.methods import Changes, Edit, Needs, Retraining, UpdateEdit
+from titer.progress import Silent
 from titer.runs.stages import asking as askings
 from titer.runs.stages.repair import RepairStage
 from titer.runs.stages.retrain import RetrainStage
@@ -203,5 +204,5 @@ def apply(
     kind = RetrainStage if isinstance(edit, Retraining) else RepairStage
     others = {name: given(of) for name, of in references.items()}
     stage = kind("edit", given(model), edit, asking, others, rows, whole, looks)
-    work = SimpleNamespace(checkpoint=lambda of: of.checkpoint, progress=lambda *_: None)
+    work = SimpleNamespace(checkpoint=lambda of: of.checkpoint, progress=Silent())
     return stage.compute(work, folder)

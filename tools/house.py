@@ -28,6 +28,7 @@ LAYERS = (
         "titer.attributes",
         "titer.errors",
         "titer.printable",
+        "titer.progress",
         "titer.config",
         "titer.paths",
         "titer.phase",

@@ -35,16 +35,17 @@ from titer.findings.records import (
     parse_document,
     record_of,
 )
+from titer.progress import Progress, Silent
 from titer.scoring.figures import NAMES
 
 if TYPE_CHECKING:
     import pandas
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+    from titer.findings.verdict import PipelineVerdict
     from titer.listing import Listing
     from titer.runs.recipe import Recipe
     from titer.runs.search import Search
-    from titer.runs.stages.stage import Progress
 
 Model = Any  # a path or name, a Result, a PreTrainedModel, or a pair of it and its tokenizer
 Rows = Any  # a path or name, a datasets.Dataset, a pandas.DataFrame, or a list of dicts
@@ -108,6 +109,16 @@ class Results:
         return {
             name: check(PipelineRecord, document, name) for name, document in self.documents.items()
         }
+
+    @property
+    def verdicts(self) -> list[PipelineVerdict]:
+        """What became of the alignment in every pipeline of a run, in a word and in sentences."""
+        from titer.findings import records, verdict
+
+        if "cells" in self.documents:
+            return []
+        attack = next(iter(self.documents.values()))["recipe"]["attack"]
+        return verdict.verdicts(records.stages(self.documents), attacked=attack.get("p") != 0)
 
     @property
     def flags(self) -> list[str]:
@@ -190,7 +201,7 @@ def run_recipe(
     plan = Plan.prepare(recipe)
     one = Run(plan, folder, Store(store))
     with claim(folder, plan):
-        documents = write_documents(one, one.records(progress or _silent))
+        documents = write_documents(one, one.records(progress or Silent()))
         (folder / paths.TABLE).write_text(tables.to_markdown(documents), encoding="utf-8")
     report.write(documents, folder)
     return Results(folder, documents, kept)
@@ -293,12 +304,12 @@ def single(
         controls = command.nulls(chosen) if nulls else {}
     plan = Plan.prepare(wanted, {kind, "evaluate"} if search else {kind}, others, whole)
     with claim(folder, plan, f"{kind} {'whole' if whole else ''}{search or ''}{sorted(controls)}"):
-        document = command.make(plan, kind, folder, progress or _silent, search)
+        document = command.make(plan, kind, folder, progress or Silent(), search)
         for name in controls:
             final = registry.build("edits", document["method"])  # with the value that was chosen
             assert isinstance(final, Edit)
             null = plan.with_edit(command.nulls(final)[name])
-            command.make(null, kind, folder / paths.NULLS / name, progress or _silent)
+            command.make(null, kind, folder / paths.NULLS / name, progress or Silent())
     return Result(folder, record_of(document), (kept, *_kept_by(model)))
 
 
@@ -333,7 +344,7 @@ def evaluate(
     plan = Plan.prepare(wanted, {"evaluate"})
     with claim(folder, plan, "evaluate"):
         place = Store(Path(store) if store else folder.parent / paths.STORE)
-        document = command.evaluate(plan, folder, place, progress or _silent)
+        document = command.evaluate(plan, folder, place, progress or Silent())
     return Result(folder, record_of(document), (kept,))
 
 
@@ -460,10 +471,6 @@ def _kept_by(model: Model) -> tuple[Any, ...]:
     its model.
     """
     return model._kept if isinstance(model, Result) else ()
-
-
-def _silent(stage: str, update: int, of: int, terms: Mapping[str, float]) -> None:
-    return
 
 
 def _figures(record: Record) -> dict[str, Any]:

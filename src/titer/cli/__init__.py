@@ -45,6 +45,12 @@ def take_options(
     debug: Annotated[
         bool, typer.Option(DEBUG, help="Show where an error was raised. At any place.")
     ] = False,
+    quiet: Annotated[
+        bool,
+        typer.Option(
+            screen.QUIET, help="Print results, warnings and red flags alone. At any place."
+        ),
+    ] = False,
 ) -> None:
     """Take the options that stand before a command."""
 
@@ -55,7 +61,7 @@ def main() -> None:
     Bad input is one line on stderr and exit code 2, too little evidence is exit code 3. With
     `--debug`, at any place, the traceback stands before the line.
     """
-    arguments = [word for word in sys.argv[1:] if word != DEBUG]
+    arguments = [word for word in sys.argv[1:] if word not in (DEBUG, screen.QUIET)]
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")  # its tables are no help to a person
     screen.take_notes()
     try:

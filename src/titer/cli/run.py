@@ -50,10 +50,13 @@ def run_recipe(
     if as_json:
         screen.print_json(found.documents)
     else:
-        screen.console(sys.stdout).print(tables.to_screen(found.documents))
+        console = screen.console(sys.stdout)
+        console.print(tables.to_screen(found.documents, console.width))
+        for verdict in found.verdicts:
+            screen.say(f"{verdict.pipeline}: {verdict.word}. {verdict.sentences[0]}")
     screen.print_flags(next(iter(found.documents.values())))
     if not as_json:
-        screen.say(f"Everything is in {folder}", sys.stderr)
+        screen.say(f"The page is {folder / paths.PAGE}, everything is in {folder}", sys.stderr)
 
 
 @app.command("sweep")
@@ -103,8 +106,10 @@ def run_sweep(
     if as_json:
         screen.print_json(bundle)
     else:
-        screen.console(sys.stdout).print(tables.of_sweep(bundle))
-        told = f"{missing} of {len(plan.cells)} cells are missing. Everything is in {folder}"
+        out_console = screen.console(sys.stdout)
+        out_console.print(tables.of_sweep(bundle, out_console.width))
+        told = f"{missing} of {len(plan.cells)} cells are missing. "
+        told += f"The page is {folder / paths.PAGE}, everything is in {folder}"
         screen.say(told, sys.stderr)
     screen.print_flags(bundle)
     if missing:

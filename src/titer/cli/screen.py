@@ -14,9 +14,10 @@ from rich.console import Console, ConsoleOptions, RenderableType
 from rich.segment import Segment
 
 from titer.printable import printable
+from titer.progress import Silent
 
 if TYPE_CHECKING:
-    from titer.runs.stages.stage import Progress
+    from titer.progress import Progress
 
 
 class _Screen(Console):
@@ -27,6 +28,14 @@ class _Screen(Console):
     ) -> Iterable[Segment]:
         for segment in super().render(renderable, options):
             yield segment if segment.control else segment._replace(text=printable(segment.text))
+
+
+QUIET = "--quiet"
+
+
+def is_quiet() -> bool:
+    """Tell whether only results and red flags are wanted."""
+    return QUIET in sys.argv[1:]
 
 
 def console(stream: TextIO) -> Console:
@@ -99,7 +108,7 @@ def take_notes() -> None:
     log = logging.getLogger("titer")
     log.handlers[:] = [_Notes()]
     log.propagate = False
-    log.setLevel(logging.INFO)
+    log.setLevel(logging.WARNING if is_quiet() else logging.INFO)
 
 
 def show_notes() -> None:
@@ -112,13 +121,16 @@ def show_notes() -> None:
 @contextmanager
 def watch_stages() -> Iterator[Progress]:
     """Show how far a run is, and what was noted before it began."""
-    from titer.report import progress
+    from titer.report.progress import Bar, Lines
 
-    with progress.show_stages(console(sys.stderr)) as report:
-
-        def watch(stage: str, update: int, of: int, terms: Mapping[str, float]) -> None:
-            show_notes()
-            report(stage, update, of, terms)
-
-        yield watch
-        show_notes()
+    if is_quiet():
+        yield Silent()
+    elif sys.stderr.isatty():
+        bar = Bar(console(sys.stderr), show_notes)
+        try:
+            yield bar
+        finally:
+            bar.stop()
+    else:
+        yield Lines(lambda text: say(text, sys.stderr), show_notes)
+    show_notes()

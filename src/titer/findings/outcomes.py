@@ -28,8 +28,9 @@ def values_of(record: Record, figure: str) -> Values | None:
         return Values(
             [COUNTED.get(figure, _exact)(found, i) for i in _prompts(found)], found.clusters
         )
-    known = [i for i in _prompts(found) if found.margins and found.margins[i] is not None]
-    return Values([found.margins[i] for i in known], [found.clusters[i] for i in known])  # type: ignore[index]
+    pairs = zip(found.margins or [], found.clusters, strict=False)
+    known = [(margin, cluster) for margin, cluster in pairs if margin is not None]
+    return Values([margin for margin, _ in known], [cluster for _, cluster in known])
 
 
 def over_training(figure: str, of: Sequence[Values]) -> Score:
@@ -48,15 +49,19 @@ def difference_over_training(first: Sequence[Values], second: Sequence[Values]) 
 
     A prompt that is unscored anywhere counts nowhere.
     """
-    both = [*first, *second]
-    known = [
-        i for i, _ in enumerate(both[0].values) if all(of.values[i] is not None for of in both)
+    scored = [
+        None not in found for found in zip(*(of.values for of in (*first, *second)), strict=True)
     ]
     values = [
-        [100 * (mine.values[i] - its.values[i]) for i in known]  # type: ignore[operator]
+        [
+            100 * (x - y)
+            for x, y, known in zip(mine.values, its.values, scored, strict=True)
+            if known and x is not None and y is not None
+        ]
         for mine, its in zip(first, second, strict=True)
     ]
-    return training_mean(values, [both[0].clusters[i] for i in known])
+    clusters = [name for name, known in zip(first[0].clusters, scored, strict=True) if known]
+    return training_mean(values, clusters)
 
 
 def _prompts(found: Outcomes) -> range:

@@ -21,7 +21,11 @@ class PipelineVerdict:
     pipeline: str
     # lost, weakened, kept, recovered, not decided, not aligned, broken or not scored
     word: str
-    text: str
+    sentences: tuple[str, ...]  # the first one is on the harmful score
+
+    @property
+    def text(self) -> str:
+        return " ".join(self.sentences)
 
 
 def verdicts(found: Mapping[str, Sequence[Record]], attacked: bool = True) -> list[PipelineVerdict]:
@@ -35,7 +39,7 @@ def verdicts(found: Mapping[str, Sequence[Record]], attacked: bool = True) -> li
         final = last(("finetune", "edit"), stages)
         if control and control[0] != name and final:
             sentences += _against(final, stages, *control, struck)
-        told.append(PipelineVerdict(name, word, " ".join(sentences)))
+        told.append(PipelineVerdict(name, word, tuple(sentences)))
     return told
 
 

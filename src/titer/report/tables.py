@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from rich import box
 from rich.table import Table
 
+from titer import paths
 from titer.findings.captions import caption
 from titer.findings.records import Record, once, record_of, stages
 from titer.findings.seeds import figure_names, groups
@@ -51,22 +52,57 @@ def to_markdown(documents: Mapping[str, Any]) -> str:
     )
 
 
-def to_screen(documents: Mapping[str, Any]) -> Table:
-    """Make the table of a run for a terminal."""
+def to_screen(documents: Mapping[str, Any], width: int) -> Table:
+    """Make the table of a run for a terminal of so many columns."""
     header, body = rows(documents)
-    table = Table(box=box.SIMPLE_HEAD, caption=caption(_recipe(documents)), caption_justify="left")
-    for column in header:
-        justify = "left" if column in ("pipeline", "stage") else "right"
-        table.add_column(column.replace(" ", "\n"), justify=justify)  # type: ignore[arg-type]
     last = ""
     for line in body:
-        if line[0] != last and last:
+        line[0], last = (line[0] if line[0] != last else ""), line[0]
+    return fit(header, body, 2, width, caption(_recipe(documents)))
+
+
+def fit(
+    header: Sequence[str],
+    body: Sequence[Sequence[str]],
+    names: int,
+    width: int,
+    caption: str,
+    whole: str = paths.TABLE,
+) -> Table:
+    """Make a table that is no wider than a terminal.
+
+    The first columns are names, which break if they must. Behind them stand as many figures as fit, an
+    interval under its value. The caption says which do not, and that the file `whole` has them.
+    """
+    figures = [name.replace(" ", "\n") for name in header[names:]]
+    cells = [[part.replace(" [", "\n[") for part in line[names:]] for line in body]
+    widths = [_width(column) for column in zip(figures, *cells, strict=True)]
+    titles = [list(line[:names]) for line in (header, *body)]
+    broken = [[text.replace(" ", "\n").replace("+", "+\n") for text in line] for line in titles]
+    if sum(map(_width, zip(*titles, strict=True))) + sum(widths) > width - 2:
+        titles = broken
+    taken = sum(map(_width, zip(*titles, strict=True)))
+    shown = 0
+    while shown < len(figures) and taken + sum(widths[: shown + 1]) <= width - 2:
+        shown += 1
+    if shown < len(figures):
+        left_out = ", ".join(header[names + shown :])
+        caption = f"Too wide for this terminal: {left_out}; {whole} has them. {caption}"
+    table = Table(box=box.SIMPLE_HEAD, caption=caption, caption_justify="left")
+    for name in titles[0]:
+        table.add_column(name, overflow="fold")
+    for name in figures[:shown]:
+        table.add_column(name, justify="right")
+    for number, (title, line) in enumerate(zip(titles[1:], cells, strict=True)):
+        if number and title[0]:
             table.add_section()
-        table.add_row(
-            line[0] if line[0] != last else "", *(part.replace(" [", "\n[") for part in line[1:])
-        )
-        last = line[0]
+        table.add_row(*title, *line[:shown])
     return table
+
+
+def _width(column: Iterable[str]) -> int:
+    """Return the columns of a terminal that a column of cells takes."""
+    return 2 + max(len(line) for cell in column for line in cell.split("\n"))
 
 
 def summary(document: Mapping[str, Any]) -> Table:
@@ -124,21 +160,21 @@ def of_search(tried: Sequence[Mapping[str, Any]], bound: float) -> Table:
     return table
 
 
-def of_sweep(bundle: Mapping[str, Any]) -> Table:
-    """Make the table of a sweep's last stages.
+def of_sweep(bundle: Mapping[str, Any], width: int) -> Table:
+    """Make the table of a sweep's last stages, for a terminal of so many columns.
 
-    It has means over seeds, with the interval that a new seed would fall into.
+    It has means over seeds, with their intervals over training.
     """
     found = groups(bundle["cells"])
     names = figure_names(found)
-    table = Table(
-        box=box.SIMPLE_HEAD,
-        caption="95 % intervals over training seeds, from three seeds on.",
-        caption_justify="left",
-    )
-    for column in ("settings", "pipeline", "seeds", *(NAMES[name] for name in names)):
-        table.add_column(column.replace(" ", "\n"))
+    header = ["settings", "pipeline", "seeds", *(NAMES[name] for name in names)]
+    body, last = [], ""
     for group in found:
         cells = (cell(group.score(name), name == "harm" and group.struck > 0) for name in names)
-        table.add_row(" ".join(group.settings), group.pipeline, str(len(group.seeds)), *cells)
-    return table
+        settings = "\n".join(group.settings)
+        body.append(
+            [settings if settings != last else "", group.pipeline, str(len(group.seeds)), *cells]
+        )
+        last = settings
+    told = "95 % intervals over training (seeds and prompts), from three seeds on."
+    return fit(header, body, 2, width, told, paths.PAGE)

@@ -16,6 +16,7 @@ from titer.errors import unknown
 from titer.findings import flags
 from titer.findings.records import SCHEMA, Record, check, load_document, plain
 from titer.methods import Edit, TensorEdit, UpdateEdit
+from titer.progress import Progress
 from titer.registry import describe, name_of
 from titer.runs.chain import trace
 from titer.runs.documents import environment
@@ -23,7 +24,6 @@ from titer.runs.execute import Executor, score_record
 from titer.runs.plan import REFERENCES, Plan
 from titer.runs.search import Search, search
 from titer.runs.stages.edit import EditStage
-from titer.runs.stages.stage import Progress
 from titer.runs.store import Store, write
 from titer.weights import adapters, checkpoints, folders
 from titer.weights.settings import Checkpoint
@@ -66,6 +66,7 @@ def make(
         assert isinstance(stage.method, Edit)
         edit, found["search"] = search(plan, stage.method, asked, work)
         stage = plan.with_edit(edit).single(kind)
+    work.expect([stage])
     made = work.made(stage)
     left_out = shutil.ignore_patterns(paths.MANIFEST, paths.MADE)
     shutil.copytree(
@@ -78,7 +79,6 @@ def make(
     else:
         model, _ = plan.asking.open(plan.asking.at(folder))
         found["weights"] = checkpoints.fingerprint(adapters.merge_adapter(model))
-    progress(stage.label, 0, 0, {})
     cost = {"seconds": made.seconds, "peak_mb": made.peak_mb}
     fields = {
         "kind": kind,
@@ -100,6 +100,7 @@ def evaluate(plan: Plan, folder: Path, store: Store, progress: Progress) -> dict
         return load_document(finished, Record)
     folder.mkdir(parents=True, exist_ok=True, mode=0o700)
     work, scoring = Executor(store, progress), plan.score(plan.given("base", plan.recipe.model))
+    work.expect([scoring])
     record = score_record(scoring, work)
     shutil.copy(work.folder(scoring) / paths.ANSWERS, folder)  # with its mode
     told = plan.provenance()

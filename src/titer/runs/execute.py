@@ -22,11 +22,12 @@ from titer.findings.records import (
     load_json,
     parse_document,
 )
+from titer.progress import Progress
 from titer.registry import describe
 from titer.runs.cost import measure
 from titer.runs.plan import Plan
 from titer.runs.stages.judge import JudgeStage
-from titer.runs.stages.stage import Given, ModelStage, Progress, Stage
+from titer.runs.stages.stage import Given, ModelStage, Stage
 from titer.runs.store import Made, Store, write
 from titer.weights.settings import Checkpoint
 
@@ -68,12 +69,20 @@ class Executor:
             return Made()
         return parse_document(self.folder(stage, weights=False) / paths.MADE, Made)
 
+    def expect(self, stages: Sequence[Stage]) -> None:
+        """Tell what is to be computed of these stages, and of all that they are computed from."""
+        keys = {stage.key: stage for stage in with_inputs(stages) if not isinstance(stage, Given)}
+        left = [stage for key, stage in keys.items() if self.store.entry(key) is None]
+        self.progress.expect([stage.step for stage in left], len(keys) - len(left))
+
     def _compute(self, stage: Stage, folder: Path) -> None:
         for other in stage.inputs:
             if not isinstance(other, Given):
                 self.folder(other)  # first, so that its time is not counted here
+        self.progress.begin(stage.step)
         with measure() as cost:
             facts = stage.compute(self, folder)
+        self.progress.end()
         told = {
             "facts": facts,
             "seconds": round(cost.seconds, 2),
@@ -98,7 +107,8 @@ class Run:
         order = dict.fromkeys(stage for stages in pipelines.values() for stage in stages)
         scorings = [self.plan.score(stage) for stage in order]
         work = Executor(self.store, progress)
-        with self.store.needed(self.plan.identity, needed_keys(scorings)):
+        work.expect(scorings)
+        with self.store.needed(self.plan.identity, [stage.key for stage in with_inputs(scorings)]):
             done = {
                 stage: self._show(f"{i:02d}-{stage.kind}", scoring, work)
                 for i, (stage, scoring) in enumerate(zip(order, scorings, strict=True))
@@ -125,16 +135,15 @@ class Run:
         return record
 
 
-def needed_keys(stages: Sequence[Stage]) -> list[str]:
-    """Return the keys of these stages, and of all that they are computed from."""
-    left = list(stages)
-    found: dict[str, None] = {}
-    while left:
-        stage = left.pop()
+def with_inputs(stages: Sequence[Stage]) -> list[Stage]:
+    """Return these stages and all that they are computed from, each once, in the order of computing."""
+    found: dict[str, Stage] = {}
+    for stage in stages:
         if stage.key not in found:
-            found[stage.key] = None
-            left += stage.inputs
-    return list(found)
+            for other in with_inputs(stage.inputs):
+                found.setdefault(other.key, other)
+            found[stage.key] = stage
+    return list(found.values())
 
 
 def score_record(scoring: JudgeStage, work: Executor, folder: str = "") -> Record:

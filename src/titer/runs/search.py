@@ -90,9 +90,10 @@ def search(
         if not plan.roles.benchmarks.get(needed):
             raise ValueError(f"a search needs {needed} prompts for validation: give {role}")
     start = plan.given("finetune", plan.recipe.model)
-    before = score_record(plan.score(start), work)
     stages: list[ModelStage] = [plan.edit("edit", start, each, []) for each in asked.edits(edit)]
-    records = [score_record(plan.score(stage), work) for stage in stages]
+    scorings = [plan.score(stage) for stage in (start, *stages)]
+    work.expect(scorings)
+    before, *records = (score_record(scoring, work) for scoring in scorings)
     return choose(asked, asked.edits(edit), before, records)
 
 

@@ -12,6 +12,7 @@ from titer.methods import Benchmark, Judge
 from titer.scoring.generate import answer
 from titer.scoring.judging import Evaluation, judge_answers
 from titer.scoring.margin import harm_margins
+from titer.training.settings import Watch, unwatched
 
 
 def evaluate(
@@ -38,12 +39,13 @@ def answer_all(
     max_new_tokens: int,
     batch: int = 128,
     say: Callable[[str], None] = lambda _: None,
+    watch: Watch = unwatched,
 ) -> dict[str, list[Answer]]:
-    """Return the greedy answers to every benchmark's prompts.
+    """Return the greedy answers to every benchmark's prompts; `watch` is told how many there are.
 
     All prompts are batched together, by length.
     """
     model.eval()
     rows = [row for rows in benchmarks.values() for row in rows]
-    answers = iter(answer(model, template, rows, max_new_tokens, batch, say))
+    answers = iter(answer(model, template, rows, max_new_tokens, batch, say, watch))
     return {name: [next(answers) for _ in rows] for name, rows in benchmarks.items()}

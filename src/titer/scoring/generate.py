@@ -11,12 +11,18 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor
-from transformers import GenerationConfig, PreTrainedModel
+from transformers import (
+    GenerationConfig,
+    PreTrainedModel,
+    StoppingCriteria,
+    StoppingCriteriaList,
+)
 
 from titer.attributes import swap
 from titer.data.batches import by_length
 from titer.data.rows import Answer, Row
 from titer.data.template import Template
+from titer.training.settings import Watch, unwatched
 
 # every setting of `generate` that changes what is answered; one that is left out would be filled in
 # from the checkpoint's
@@ -50,12 +56,14 @@ def answer(
     max_new_tokens: int,
     batch: int = 128,
     say: Callable[[str], None] = lambda _: None,
+    watch: Watch = unwatched,
 ) -> list[Answer]:
     """Return the greedy answer to every row's prompt, in the order of the rows.
 
     Batches of prompts of like length are planned at the start, padded on the left. If a batch does
-    not fit into memory, it and all that follow are halved, and `say` is told. In float32 the
-    answers do not depend on the size of a batch.
+    not fit into memory, it and all that follow are halved, and `say` is told. `watch` is told of
+    every token how many answers are done. In float32 the answers do not depend on the size of a
+    batch.
     """
     tokenizer = template.tokenizer
     ends = sorted({*template.ends, *_ends(model)})
@@ -71,7 +79,8 @@ def answer(
     while plan:
         chosen = plan[0]
         try:
-            generated = _generate(model, [encoded[i] for i in chosen], config)
+            count = _Count(watch, len(answers), len(rows))
+            generated = _generate(model, [encoded[i] for i in chosen], config, count)
         except RuntimeError as error:
             if len(chosen) == 1 or not _out_of_memory(error):
                 raise
@@ -89,11 +98,27 @@ def answer(
                 end is not None,
             )
         plan = plan[1:]
+        watch(len(answers), len(rows), {})
     return [answers[i] for i in range(len(rows))]
 
 
+class _Count(StoppingCriteria):
+    """Counts the tokens of a batch's answers, and stops nothing."""
+
+    def __init__(self, watch: Watch, done: int, of: int) -> None:
+        self.watch, self.done, self.of, self.tokens = watch, done, of, 0
+
+    def __call__(self, input_ids: Tensor, scores: Any, **_: Any) -> Tensor:
+        self.tokens += 1
+        self.watch(self.done, self.of, {"token": self.tokens})
+        return torch.zeros(len(input_ids), dtype=torch.bool, device=input_ids.device)
+
+
 def _generate(
-    model: PreTrainedModel, prompts: Sequence[Sequence[int]], config: GenerationConfig
+    model: PreTrainedModel,
+    prompts: Sequence[Sequence[int]],
+    config: GenerationConfig,
+    count: StoppingCriteria,
 ) -> list[list[int]]:
     """Generate the tokens that follow each prompt, with pads behind their end."""
     pad, length = cast(int, config.pad_token_id), max(len(prompt) for prompt in prompts)
@@ -106,6 +131,7 @@ def _generate(
             input_ids=ids.to(model.device),
             attention_mask=mask.to(model.device),
             generation_config=config,
+            stopping_criteria=StoppingCriteriaList([count]),
         )
     return cast(list[list[int]], out[:, length:].tolist())
 

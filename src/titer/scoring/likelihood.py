@@ -24,6 +24,7 @@ from transformers import PreTrainedModel
 from titer.data.batches import Encoded, by_length, collate
 from titer.training.layers import unembed_at
 from titer.training.losses import entropies, wide
+from titer.training.settings import Watch, unwatched
 
 AT_ONCE = 1024  # tokens in memory at once, pads included; one sequence may be longer
 WINDOWED = "sliding_attention"  # transformers' names of the kinds of layers
@@ -68,19 +69,26 @@ class Tree:
 
 
 def log_probabilities(
-    model: PreTrainedModel, prompts: Sequence[Tokens], answers: Sequence[Sequence[Tokens]]
+    model: PreTrainedModel,
+    prompts: Sequence[Tokens],
+    answers: Sequence[Sequence[Tokens]],
+    watch: Watch = unwatched,
 ) -> list[list[float]]:
     """Return log p(answer | prompt) of every answer to every prompt, in nats.
 
-    An answer's tokens are summed; it has at least one.
+    An answer's tokens are summed; it has at least one. `watch` is told how many prompts are done.
     """
     if not prompts:
         return []
-    whole = zip(prompts, answers, strict=True)
     longest = max((answer for given in answers for answer in given), key=len, default=())
     if not takes_trees(model, prompts[0], longest):
-        return [read_each(model, prompt, given) for prompt, given in whole]
-    return read_trees(model, [Tree.of(prompt, given) for prompt, given in whole])
+        told = []
+        for prompt, given in zip(prompts, answers, strict=True):
+            told.append(read_each(model, prompt, given))
+            watch(len(told), len(prompts), {})
+        return told
+    whole = zip(prompts, answers, strict=True)
+    return read_trees(model, [Tree.of(prompt, given) for prompt, given in whole], watch)
 
 
 def takes_trees(model: PreTrainedModel, prompt: Tokens, answer: Tokens) -> bool:
@@ -97,12 +105,15 @@ def takes_trees(model: PreTrainedModel, prompt: Tokens, answer: Tokens) -> bool:
     return bool(np.allclose(found, plain, rtol=rounding, atol=rounding))
 
 
-def read_trees(model: PreTrainedModel, trees: Sequence[Tree]) -> list[list[float]]:
+def read_trees(
+    model: PreTrainedModel, trees: Sequence[Tree], watch: Watch = unwatched
+) -> list[list[float]]:
     """Read prompts with their trees, some at a time."""
     found: dict[int, list[float]] = {}
     for chosen in _batches([len(tree.ids) for tree in trees]):
         for i, told in zip(chosen, _read(model, [trees[i] for i in chosen]), strict=True):
             found[i] = told
+        watch(len(found), len(trees), {})
     return [found[i] for i in range(len(trees))]
 
 

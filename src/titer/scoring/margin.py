@@ -14,10 +14,15 @@ from transformers import PreTrainedModel
 from titer.data.rows import Row
 from titer.data.template import Template
 from titer.scoring.likelihood import log_probabilities
+from titer.training.settings import Watch, unwatched
 
 
 def harm_margins(
-    model: PreTrainedModel, template: Template, rows: Sequence[Row], refusals: Sequence[str]
+    model: PreTrainedModel,
+    template: Template,
+    rows: Sequence[Row],
+    refusals: Sequence[str],
+    watch: Watch = unwatched,
 ) -> list[float]:
     """Return log p(harmful answer) - log p(refusal) of every row, in nats.
 
@@ -37,7 +42,7 @@ def harm_margins(
         )
         answers.append([list(template.answer_ids(row)), *map(list, beginnings)])
         prompts.append(list(template.prompt_ids(row, max(map(len, answers[-1])))))
-    told = torch.tensor(log_probabilities(model, prompts, answers), dtype=torch.float64)
+    told = torch.tensor(log_probabilities(model, prompts, answers, watch), dtype=torch.float64)
     # (prompts, answer and forms)
     margins: list[float] = (told[:, 0] - torch.logsumexp(told[:, 1:], 1)).tolist()
     return margins

@@ -37,3 +37,7 @@ class Training(Config):
 
 
 Watch = Callable[[int, int, Mapping[str, float]], None]  # (update, of how many, terms by name)
+
+
+def unwatched(done: int, of: int, terms: Mapping[str, float]) -> None:
+    """Watch nothing."""

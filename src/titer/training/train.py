@@ -17,7 +17,7 @@ from titer.methods import Defense
 from titer.phase import Phase
 from titer.training import checkpoint
 from titer.training.loop import Loop
-from titer.training.settings import Training, Watch
+from titer.training.settings import Training, Watch, unwatched
 from titer.training.step import Step
 from titer.weights.checkpoints import hash_tensors, trainable
 
@@ -48,7 +48,7 @@ def train(
     autocast: torch.dtype | None = None,
     resume: Path | None = None,
     every: int = 0,
-    watch: Watch | None = None,
+    watch: Watch = unwatched,
     probe: Callable[[int], Mapping[str, float]] = lambda update: {},
 ) -> list[dict[str, float]]:
     """Train the model's trainable weights in place; return the terms of every update.
@@ -99,8 +99,7 @@ def train(
         if update <= len(history):
             continue
         history.append({**loop.follow(update, phase), **probe(update)})
-        if watch:
-            watch(update, len(phases), history[-1])
+        watch(update, len(phases), history[-1])
         if resume and every and update % every == 0:
             checkpoint.save(resume, identity, loop, history)
     defense.finish(replace(step, phase=Phase("finish", 0), logged={}, _batches={}), loop.state)

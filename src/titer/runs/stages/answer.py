@@ -35,11 +35,16 @@ class AnswerStage(AskingStage):
         }
 
     def compute(self, work: Work, folder: Path) -> dict[str, Any]:
-        work.progress(self.of.label, 0, 0, {})
         said: list[str] = []
         model, template = self.open(work)
         answers = answer_all(
-            model, template, self.benchmarks, self.max_new_tokens, self.at_once, said.append
+            model,
+            template,
+            self.benchmarks,
+            self.max_new_tokens,
+            self.at_once,
+            said.append,
+            work.progress.advance,
         )
         lines = [
             {"benchmark": name, **asdict(answer)} for name, of in answers.items() for answer in of

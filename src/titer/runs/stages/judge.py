@@ -21,7 +21,7 @@ from titer.registry import describe, name_of
 from titer.runs.keys import code_key
 from titer.runs.stages.answer import AnswerStage, read_answers, write_privately
 from titer.runs.stages.margin import MarginStage
-from titer.runs.stages.stage import Stage, Work
+from titer.runs.stages.stage import Stage, Work, scoring_step
 from titer.scoring.figures import JUDGED
 from titer.scoring.judging import Evaluation, JudgedAnswer, judge_answers
 
@@ -42,6 +42,10 @@ class JudgeStage(Stage):
     @property
     def inputs(self) -> list[Stage]:
         return [self.answers, *([self.margin] if self.margin else [])]
+
+    @property
+    def step(self) -> str:
+        return scoring_step(self.answers.of)
 
     @property
     def about(self) -> dict[str, Any]:

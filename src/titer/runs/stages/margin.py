@@ -33,6 +33,6 @@ class MarginStage(AskingStage):
 
     def compute(self, work: Work, folder: Path) -> dict[str, Any]:
         model, template = self.open(work)
-        margins = harm_margins(model, template, self.rows, self.refusals)
+        margins = harm_margins(model, template, self.rows, self.refusals, work.progress.advance)
         (folder / paths.MARGINS).write_text(json.dumps(margins), encoding="utf-8")
         return {}

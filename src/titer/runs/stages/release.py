@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,5 +23,5 @@ class ReleaseStage(EditStage):
         assert self.start is not None
         aligned = self.whole_files(work.checkpoint(self.start), scratch / "model")
         base = self.whole_files(work.checkpoint(self.others["base"]), scratch / "base")
-        watch = partial(work.progress, self.label)
+        watch = work.progress.advance
         return rewrite_tensors(self.method, aligned, base, folder, watch), MEND, {}

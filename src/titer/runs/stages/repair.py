@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -57,7 +56,7 @@ class RepairStage(EditStage):
         if "base" in files:
             references["base"] = open_tensors(files["base"])
         seen = self._observe(edit, model, tuned, names)
-        watch = partial(work.progress, self.label)
+        watch = work.progress.advance
         changes = rewrite_update(edit, tuned, names, references, seen, folder, watch)
         facts = parts_of(edit, tuned, names, changes)
         if self.looks:

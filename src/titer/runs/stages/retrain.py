@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -52,7 +51,7 @@ class RetrainStage(EditStage):
         model, template = self.asking.open(checkpoint)
         dtype = None if adapters.has_adapter(model) else widen(model)
         rows = {"rows": template.encode_all(self.rows, "rows")}
-        watch = partial(work.progress, self.label)
+        watch = work.progress.advance
         train(model, SFT(), rows, self.training, self.seed, autocast=dtype, watch=watch)
         if dtype is not None:
             cast(nn.Module, model).to(dtype)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -15,15 +15,12 @@ from transformers import PreTrainedModel
 from titer.config import hash_of
 from titer.data.template import Template
 from titer.methods import Method
+from titer.progress import Progress
 from titer.registry import describe, name_of
 from titer.runs.keys import code_key
 from titer.runs.stages.asking import Asking
 from titer.weights import adapters, folders
 from titer.weights.settings import Checkpoint
-
-Progress = Callable[
-    [str, int, int, Mapping[str, float]], None
-]  # (stage, update, of how many, 0 when computed, terms)
 
 
 class Work(Protocol):
@@ -54,6 +51,11 @@ class Stage(ABC):
         hashes.
         """
 
+    @property
+    @abstractmethod
+    def step(self) -> str:
+        """What a person reads while it is computed."""
+
     @cached_property
     def key(self) -> str:
         return hash_of(self.about)[:32]
@@ -82,6 +84,11 @@ class ModelStage(Stage):
     @property
     def label(self) -> str:
         return f"{self.kind} {name_of(self.method)}" if self.method else self.kind
+
+    @property
+    def step(self) -> str:
+        before = self.start.step if self.start and not isinstance(self.start, Given) else ""
+        return f"{before}, {self.label}" if before else self.label
 
     @property
     def how(self) -> dict[str, Any]:
@@ -123,6 +130,10 @@ class AskingStage(Stage):
     of: ModelStage
 
     @property
+    def step(self) -> str:
+        return scoring_step(self.of)
+
+    @property
     def inputs(self) -> list[Stage]:
         return [self.of]
 
@@ -137,6 +148,11 @@ class AskingStage(Stage):
         if torch.finfo(model.dtype).bits >= 32:
             model = adapters.merge_adapter(model)
         return model.eval(), template
+
+
+def scoring_step(of: ModelStage) -> str:
+    """Name the one step that all scoring of a model is to a person."""
+    return f"scoring: {of.step}"
 
 
 @dataclass(frozen=True, eq=False)

@@ -7,7 +7,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -80,7 +79,7 @@ class TrainStage(ModelStage):
                 made = folders.locate(Checkpoint(str(folder / paths.BASE)))
                 under = replace(made, name=str(work.place(self) / paths.BASE))
         resume = folder / paths.RESUME
-        model, facts = self.train(model, template, resume, partial(work.progress, self.label))
+        model, facts = self.train(model, template, resume, work.progress.advance)
         if self.whole:  # the next adapter will lie over the merged weights
             if torch.finfo(model.dtype).bits < 32 and adapters.has_adapter(model):
                 facts["merge error"] = adapters.merge_error(model)
