@@ -37,8 +37,35 @@ Out = Annotated[Path, typer.Option(help="Folder to write.")]
 Whole = Annotated[
     bool, typer.Option("--whole", help="Write the merged model rather than the adapter.")
 ]
+Only = Annotated[
+    list[str] | None,
+    typer.Option("--only", metavar="PIPELINE", help="Leave the other pipelines out. Repeatable."),
+]
+Limit = Annotated[
+    int | None,
+    typer.Option(
+        "--limit", metavar="N", help="Ask at most N held-out prompts of a benchmark: a quick look."
+    ),
+]
 StoreFolder = Annotated[
     Path | None,
     typer.Option("--store", help="Folder of finished stages (default: store, beside the run's)."),
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print the results as JSON.")]
+
+
+def with_limit(settings: list[str] | None, limit: int | None) -> list[str]:
+    """Return the settings, and the field that `--limit` is short for."""
+    return [*(settings or []), *([f"data.limit={limit}"] if limit is not None else [])]
+
+
+def read_pairs(option: str, texts: list[str] | None) -> dict[str, str]:
+    """Return the values of NAME=VALUE options by name."""
+    for text in texts or []:
+        if "=" not in text.strip("="):
+            raise ValueError(f"{option} {text!r}: give NAME=VALUE")
+    pairs = [text.split("=", 1) for text in texts or []]
+    names = [name for name, _ in pairs]
+    if len(set(names)) < len(names):
+        raise ValueError(f"{option} {max(names, key=names.count)} is given twice: take one out")
+    return dict(pairs)

@@ -10,7 +10,19 @@ import typer
 
 from titer import paths
 from titer.cli import screen
-from titer.cli.options import Json, Recipe, Seed, Settings, StoreFolder
+from titer.cli.options import (
+    Json,
+    Limit,
+    Model,
+    Only,
+    Recipe,
+    Rows,
+    Seed,
+    Settings,
+    StoreFolder,
+    read_pairs,
+    with_limit,
+)
 
 app = typer.Typer()
 
@@ -20,6 +32,8 @@ def run_recipe(
     recipe: Recipe = "lab",
     settings: Settings = None,
     seed: Seed = None,
+    only: Only = None,
+    limit: Limit = None,
     out: Annotated[
         Path | None, typer.Option(help="Folder of the run (default: runs/<recipe>-<hash>).")
     ] = None,
@@ -35,7 +49,8 @@ def run_recipe(
     """
     from titer.runs import recipe as recipes
 
-    plan = recipes.load(recipe, settings or [], seed)  # a bad recipe is told of without torch
+    # a bad recipe is told of without torch
+    plan = recipes.only(recipes.load(recipe, with_limit(settings, limit), seed), only or [])
     from titer import api
     from titer.report import tables
 
@@ -70,6 +85,8 @@ def run_sweep(
     ] = None,
     seeds: Annotated[str, typer.Option(help="Training seeds, as 0,1,2.")] = "0",
     settings: Settings = None,
+    only: Only = None,
+    limit: Limit = None,
     jobs: Annotated[int, typer.Option(min=1, help="Cells at a time.")] = 1,
     out: Annotated[
         Path | None, typer.Option(help="Folder of the sweep (default: runs/sweep-<recipe>).")
@@ -92,10 +109,11 @@ def run_sweep(
     folder = out or Path("runs") / f"sweep-{Path(recipe).stem}"
     plan = sweep.Sweep(
         recipe,
-        sweep.cells(grid or [], settings or [], numbers),
+        sweep.cells(grid or [], with_limit(settings, limit), numbers),
         folder,
         store or folder.parent / paths.STORE,
         jobs,
+        only or [],
     )
     plan.check()
     console = screen.console(sys.stderr)
@@ -114,6 +132,34 @@ def run_sweep(
     screen.print_flags(bundle)
     if missing:
         raise typer.Exit(1)
+
+
+@app.command("init")
+def draft_recipe(
+    model: Model,
+    out: Annotated[Path, typer.Option(help="File to write.")] = Path("recipe.yaml"),
+    data: Rows = None,
+    probe: Annotated[
+        bool, typer.Option("--probe/--no-probe", help="Time a few updates and answers.")
+    ] = True,
+) -> None:
+    """Write a recipe for a model and files, with comments: what the rows can show, and the time."""
+
+    from titer.config import read_yaml
+    from titer.runs.draft import draft
+
+    if out.exists():
+        raise ValueError(f"{out} is there already: give another --out, or remove it")
+    given = read_pairs("--data", data)
+    sources = {
+        role: read_yaml(path, f"--data {role}") if path.startswith("{") else path
+        for role, path in given.items()
+    }
+    text = draft(model, sources, probe, lambda line: screen.say(line, sys.stderr))
+    out.write_text(text, encoding="utf-8")
+    screen.show_notes()
+    screen.say(text.rstrip())
+    screen.say(f"Written to {out}. Next: titer run {out}", sys.stderr)
 
 
 @app.command("report")

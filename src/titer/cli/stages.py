@@ -12,6 +12,7 @@ import typer
 from titer.cli import screen
 from titer.cli.options import (
     Json,
+    Limit,
     Model,
     Out,
     RecipeName,
@@ -21,6 +22,8 @@ from titer.cli.options import (
     Settings,
     StoreFolder,
     Whole,
+    read_pairs,
+    with_limit,
 )
 
 if TYPE_CHECKING:
@@ -145,6 +148,7 @@ def evaluate(
     data: Rows = None,
     settings: Settings = None,
     recipe: RecipeName = "checkpoint",
+    limit: Limit = None,
     store: StoreFolder = None,
     as_json: Json = False,
 ) -> None:
@@ -160,7 +164,7 @@ def evaluate(
             model,
             judge=judge,
             recipe=recipe,
-            settings=_merge(data, settings),
+            settings=with_limit(_merge(data, settings), limit),
             out=out,
             store=store,
             progress=watch,
@@ -192,7 +196,7 @@ def _compute(
             kind,
             model,
             method,
-            references=_read_pairs("--reference", reference),
+            references=read_pairs("--reference", reference),
             recipe=recipe,
             settings=_merge(data, settings),
             seed=seed,
@@ -210,7 +214,7 @@ def _compute(
 
 def _merge(data: list[str] | None, settings: list[str] | None) -> list[str]:
     """Return the settings with the sources of rows before them, as fields of the recipe."""
-    sources = _read_pairs("--data", data)
+    sources = read_pairs("--data", data)
     return [*(f"data.{role}={_quote(path)}" for role, path in sources.items()), *(settings or [])]
 
 
@@ -230,15 +234,3 @@ def _read_search(text: str | None, bound: float) -> Search | None:
     if not (field and equals and values):
         raise ValueError(f"--search {text!r}: give FIELD=V1,V2, as alpha=0.05,0.1,0.2")
     return Search(field, tuple(read_yaml(f"[{values}]", f"--search {text!r}")), bound)
-
-
-def _read_pairs(option: str, texts: list[str] | None) -> dict[str, str]:
-    """Return the values of NAME=VALUE options by name."""
-    for text in texts or []:
-        if "=" not in text.strip("="):
-            raise ValueError(f"{option} {text!r}: give NAME=VALUE")
-    pairs = [text.split("=", 1) for text in texts or []]
-    names = [name for name, _ in pairs]
-    if len(set(names)) < len(names):
-        raise ValueError(f"{option} {max(names, key=names.count)} is given twice: take one out")
-    return dict(pairs)

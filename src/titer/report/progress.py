@@ -199,7 +199,7 @@ class _Left(ProgressColumn):
 def _plan(steps: Sequence[str], stored: int) -> str:
     count = len([step for step, _ in groupby(steps)])
     held = f"; {stored} results are in the store already" if stored else ""
-    return f"{count} steps to compute{held}"
+    return f"{count} step{'s' * (count != 1)} to compute{held}"
 
 
 def _done(clock: Clock) -> str:

@@ -79,11 +79,11 @@ def fit(
     widths = [_width(column) for column in zip(figures, *cells, strict=True)]
     titles = [list(line[:names]) for line in (header, *body)]
     broken = [[text.replace(" ", "\n").replace("+", "+\n") for text in line] for line in titles]
-    if sum(map(_width, zip(*titles, strict=True))) + sum(widths) > width - 2:
+    if sum(map(_width, zip(*titles, strict=True))) + sum(widths) > width - 1:
         titles = broken
     taken = sum(map(_width, zip(*titles, strict=True)))
     shown = 0
-    while shown < len(figures) and taken + sum(widths[: shown + 1]) <= width - 2:
+    while shown < len(figures) and taken + sum(widths[: shown + 1]) <= width - 1:
         shown += 1
     if shown < len(figures):
         left_out = ", ".join(header[names + shown :])
@@ -102,7 +102,7 @@ def fit(
 
 def _width(column: Iterable[str]) -> int:
     """Return the columns of a terminal that a column of cells takes."""
-    return 2 + max(len(line) for cell in column for line in cell.split("\n"))
+    return 3 + max(len(line) for cell in column for line in cell.split("\n"))
 
 
 def summary(document: Mapping[str, Any]) -> Table:

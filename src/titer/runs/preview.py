@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from titer.runs.draft import widths
 from titer.runs.plan import Plan
 from titer.runs.roles import TRAINING
 from titer.runs.store import Store
@@ -17,6 +18,7 @@ def preview(plan: Plan, store: Store) -> list[str]:
         told.append(
             f"the user sends {len(plan.attacked)} rows, {plan.attack_rows} of them the attacker's"
         )
+    told += widths(plan)
     stages = dict.fromkeys(stage for of in plan.pipelines().values() for stage in of)
     stored = {stage for stage in stages if store.entry(stage.key) is not None}
     for name, of in plan.pipelines().items():

@@ -7,7 +7,7 @@ refused.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Any, cast
 
@@ -259,6 +259,17 @@ def from_mapping(
     return recipe
 
 
+def only(recipe: Recipe, pipelines: Sequence[str]) -> Recipe:
+    """Return a recipe with these pipelines alone, or all where none is named. Raises on an unknown
+    name.
+    """
+    for name in pipelines:
+        if name not in recipe.pipelines:
+            raise unknown("pipeline of the recipe", name, recipe.pipelines)
+    kept = {name: recipe.pipelines[name] for name in recipe.pipelines if name in pipelines}
+    return replace(recipe, pipelines=kept) if pipelines else recipe
+
+
 def digest(recipe: Recipe) -> str:
     """Hash all that a recipe says."""
     return hash_of(describe(recipe))
@@ -274,6 +285,16 @@ def _read(name: str) -> dict[str, Any]:
     raw = read_yaml(text, str(path))
     if not isinstance(raw, dict):
         raise ValueError(f"{path}: a recipe is a mapping of fields")
+    return _extend(raw)
+
+
+def from_extending(raw: dict[str, Any]) -> Recipe:
+    """Build a recipe from a mapping that may extend another one. Raises as `load` does."""
+    return from_mapping(_extend(raw))
+
+
+def _extend(raw: dict[str, Any]) -> dict[str, Any]:
+    """Lay a recipe over the one that it extends."""
     parent = raw.pop("extends", None)
     if not parent:
         return raw

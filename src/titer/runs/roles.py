@@ -62,6 +62,8 @@ class Data(Config):
     # the attacker's harmless requests with answers; null: rows of the task serve
     requests: Given | None = None
     split: Literal["test", "validation"] = "test"  # validation: to choose hyperparameters on
+    # how many held-out prompts of a benchmark are asked, for a quick look; null: all
+    limit: int | None = None
     # prompts in two roles: an error, taken out of what is trained on, or a red flag
     shared: Literal["refuse", "drop", "keep"] = "refuse"
 
@@ -70,6 +72,8 @@ class Data(Config):
             raise ValueError(f"world={self.world}: a world seed is 0 or above")
         if self.defense_rows is not None and self.defense_rows < 1:
             raise ValueError(f"defense_rows={self.defense_rows}: give at least 1, or null for all")
+        if self.limit is not None and self.limit < 1:
+            raise ValueError(f"limit={self.limit}: ask at least 1 prompt, or null for all")
         sources = (
             "alignment",
             "harmful",
@@ -199,7 +203,8 @@ def roles(
     if data.defense_rows is not None and "defense" in wanted:
         found = replace(found, defense=_first(found.defense, data.defense_rows))
     found = _separate(found, data, held_out, others, earlier, reader)
-    return replace(found, scorer=scorer, sources=reader.facts)
+    asked = {name: rows[: data.limit] for name, rows in found.benchmarks.items()}
+    return replace(found, benchmarks=asked, scorer=scorer, sources=reader.facts)
 
 
 def _separate(

@@ -74,6 +74,7 @@ class Sweep:
     folder: Path
     store: Path
     jobs: int = 1
+    only: Sequence[str] = ()  # these pipelines; none named: all
     _running: set[subprocess.Popen[str]] = field(default_factory=set)
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
@@ -83,7 +84,8 @@ class Sweep:
         So it does where the folder holds cells of another recipe or of other rows.
         """
         for cell in self.cells:
-            recipe, folder = recipes.load(self.recipe, cell.settings, cell.seed), self._folder(cell)
+            recipe = recipes.load(self.recipe, cell.settings, cell.seed)
+            recipe, folder = recipes.only(recipe, self.only), self._folder(cell)
             if folder.exists() and not is_free(folder, f"run {Plan.read(recipe).identity}"):
                 raise ValueError(
                     f"{self.folder} holds cells of another recipe or of other rows: "
@@ -140,6 +142,7 @@ class Sweep:
 
     def _process(self, cell: Cell, folder: Path) -> tuple[int, str, str]:
         settings = [part for setting in cell.settings for part in ("--set", setting)]
+        settings += [part for name in self.only for part in ("--only", name)]
         command = [sys.executable, "-m", "titer", "run", self.recipe, *settings]
         command += [
             "--seed",
