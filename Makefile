@@ -2,7 +2,7 @@
 PY := .venv/bin/python
 READY := .venv/ready
 
-.PHONY: lab test check mutants kills fuzz bench bench-compare bench-release bench-edits bench-calibration results results-check world clean
+.PHONY: lab test check mutants kills fuzz bench bench-compare bench-release bench-edits bench-calibration bench-peers bench-margin results results-check world clean
 
 lab: $(READY)  ## the main job: align, attack, edit, score, in the embedded lab
 	.venv/bin/titer run lab
@@ -50,6 +50,12 @@ bench-edits: $(READY)  ## seconds a weight and peak memory of Safe LoRA on an ad
 
 bench-calibration: $(READY)  ## what Antidote's look at its calibration rows costs over a bare forward pass of them (two minutes)
 	$(PY) -m bench.calibration $(if $(SHAPE),--shape $(SHAPE)) $(if $(OUT),--out $(OUT)) $(if $(QUICK),--quick)
+
+bench-peers: $(READY)  ## an SFT update beside transformers' Trainer and, where it is installed, TRL's SFTTrainer (four minutes)
+	$(PY) -m bench.peers $(if $(OUT),--out $(OUT)) $(if $(QUICK),--quick)
+
+bench-margin: $(READY)  ## what harm margins cost beside the answers alone (four minutes)
+	$(PY) -m bench.margin $(if $(OUT),--out $(OUT)) $(if $(QUICK),--quick)
 
 world: $(READY)  ## nightly: rebuild the embedded base model (ten minutes) and compare its scores with the shipped one's
 	$(PY) -m titer.lab.build runs/base --compare

@@ -12,7 +12,20 @@ import pytest
 import torch
 from torch import nn
 
-from bench import calibration, compare, cost, count, edits, largest, release, shapes, subjects, tau
+from bench import (
+    calibration,
+    compare,
+    cost,
+    count,
+    edits,
+    largest,
+    margin,
+    peers,
+    release,
+    shapes,
+    subjects,
+    tau,
+)
 from bench.clock import Spread
 from titer import registry
 from titer.defenses.sft import SFT
@@ -430,3 +443,14 @@ def test_quartiles():
         == TINY.rows("rows", Answers)
         != TINY.rows("harmful", Answers)
     )
+
+
+def test_peers_and_margins_are_measured(tmp_path, capsys):
+    assert peers.main(["--quick", "--device", "cpu", "--out", str(tmp_path)]) == 0
+    assert margin.main(["--quick", "--device", "cpu", "--out", str(tmp_path)]) == 0
+    told = json.loads((tmp_path / "peers.json").read_text())["peers"]
+    assert told.keys() >= {"whole head", "HF Trainer"}
+    found = json.loads((tmp_path / "margin.json").read_text())["margin"]
+    assert found["largest difference in nats"] < 1e-4
+    assert found["time"] > 1
+    assert "HF Trainer" in capsys.readouterr().out

@@ -19,11 +19,12 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+from torch.nn.functional import cross_entropy as entropy
 from transformers import PreTrainedModel
 
 from titer.data.batches import Encoded, by_length, collate
 from titer.training.layers import unembed_at
-from titer.training.losses import entropies, wide
+from titer.training.losses import answer_logits
 from titer.training.settings import Watch, unwatched
 
 AT_ONCE = 1024  # tokens in memory at once, pads included; one sequence may be longer
@@ -124,7 +125,12 @@ def read_each(model: PreTrainedModel, prompt: Tokens, answers: Sequence[Tokens])
     for chosen in _batches([len(row.ids) for row in rows]):
         part = collate([rows[i] for i in chosen], 0, model.device)
         with torch.no_grad():
-            told = -part.sum_by_row(entropies(model, part).double())
+            logits = answer_logits(model, part).split(64)  # a few rows at a time: this copies them
+            entropies = [
+                entropy(rows.double(), targets, reduction="none")
+                for rows, targets in zip(logits, part.targets.split(64), strict=True)
+            ]
+            told = -part.sum_by_row(torch.cat(entropies))
         found |= zip(chosen, told.tolist(), strict=True)
     return [found[i] for i in range(len(rows))]
 
@@ -161,8 +167,8 @@ def _read(model: PreTrainedModel, trees: Sequence[Tree]) -> Iterator[list[float]
             attention_mask=_masks(model, sees, positions),
             use_cache=False,
         ).logits[0]  # (N, V)
-    # a few rows at a time, since this copies them
-    norms = torch.cat([wide(rows).logsumexp(1) for rows in logits.split(64)]).double()  # (N,)
+    # a few rows at a time: this copies them
+    norms = torch.cat([rows.double().logsumexp(1) for rows in logits.split(64)])  # (N,)
     for i, tree in enumerate(trees):
         rows = torch.tensor([row_of[i * length + at] for told in tree.answers for at, _ in told])
         tokens = torch.tensor([token for told in tree.answers for _, token in told])
