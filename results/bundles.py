@@ -1,7 +1,7 @@
 """The bundles of the claims, as groups of cells that differ in the training seed alone."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -10,72 +10,41 @@ import yaml
 
 from titer.findings.frontier import is_free
 from titer.findings.seeds import Group, groups
-from titer.scoring import statistics
 
 HERE = Path(__file__).parent
 
 
-LETTERS = {  # of what a prompt came to, in a bundle
-    "h": "harmful",
-    "r": "refusal",
-    "s": "safe",
-    "i": "incoherent",
-    "u": "unscored",
-    "e": "exact",
-    "c": "contained",
-    "w": "wrong",
-}
-MATCHES = ("exact", "contained", "wrong")
-WORDS = {word: letter for letter, word in LETTERS.items()}
-
-
 def read(claim: str) -> dict[str, Any]:
-    """Read the bundle of a claim, with the outcomes of its stages as a record has them."""
+    """Read the bundle of a claim. A stage that several pipelines share has its outcomes in each."""
     bundle: dict[str, Any] = json.loads((HERE / f"{claim}.json").read_text())
     for cell in bundle["cells"]:
-        for document in cell["pipelines"].values():
-            for stage in document["stages"]:
-                if "outcomes" in stage:
-                    stage["outcomes"] = unpack(stage["outcomes"], cell["clusters"])
+        known: dict[tuple[str, str], Any] = {}
+        for stage in stages(cell):
+            if "outcomes" in stage:
+                known[identity(stage)] = stage["outcomes"]
+            elif identity(stage) in known:
+                stage["outcomes"] = known[identity(stage)]
     return bundle
 
 
-def pack(outcomes: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
-    """Pack the outcomes of a stage: a letter a prompt, and margins to four digits."""
-    packed: dict[str, Any] = {
-        name: "".join(
-            WORDS[reason if reason in MATCHES else verdict]
-            for verdict, reason in zip(found["verdicts"], found["reasons"], strict=True)
-        )
-        for name, found in outcomes.items()
-    }
-    margins = outcomes.get("harm", {}).get("margins")
-    if margins:
-        packed["margins"] = [None if each is None else float(f"{each:.4g}") for each in margins]
-    return packed
+def drop_repeats(cell: Mapping[str, Any]) -> None:
+    """Leave the outcomes of a stage that several pipelines share in the first of them alone."""
+    seen = set()
+    for stage in stages(cell):
+        if identity(stage) in seen:
+            stage.pop("outcomes", None)
+        seen.add(identity(stage))
 
 
-def unpack(packed: Mapping[str, Any], clusters: Mapping[str, Sequence[int]]) -> dict[str, Any]:
-    """Unpack them again. Prompts are named by their number."""
-    return {
-        name: {
-            "prompts": [str(i) for i in range(len(letters))],
-            "clusters": [str(number) for number in clusters[name]],
-            "verdicts": [LETTERS[letter] for letter in letters],
-            "reasons": [LETTERS[letter] for letter in letters],
-            "margins": packed.get("margins") if name == "harm" else None,
-        }
-        for name, letters in packed.items()
-        if name != "margins"
-    }
+def identity(stage: Mapping[str, Any]) -> tuple[str, str]:
+    """Tell a stage of a cell from the others."""
+    return stage["kind"], stage["weights"]
 
 
-def number_clusters(outcomes: Mapping[str, Mapping[str, Any]]) -> dict[str, list[int]]:
-    """Number the clusters of every benchmark's prompts."""
-    return {
-        name: statistics.number_clusters(found["clusters"]).tolist()
-        for name, found in outcomes.items()
-    }
+def stages(cell: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
+    """List the stages of all pipelines of a cell."""
+    for document in cell["pipelines"].values():
+        yield from document["stages"]
 
 
 def load_groups(claim: str, settings: str = "") -> list[Group]:

@@ -45,7 +45,7 @@ def claims() -> dict[str, dict[str, Any]]:
 
 def extract(document: dict[str, Any]) -> dict[str, Any]:
     """Extract from a pipeline's document what a claim rests on."""
-    kept = ("kind", "method", "scores", "struck out", "weights", "seconds", "peak_mb")
+    kept = ("kind", "method", "scores", "outcomes", "struck out", "weights", "seconds", "peak_mb")
     looks = [
         {name: round_floats(stage["facts"][name]) for name in FACTS if name in stage["facts"]}
         for stage in document["stages"]
@@ -53,20 +53,10 @@ def extract(document: dict[str, Any]) -> dict[str, Any]:
     found = zip(document["stages"], looks, strict=True)
     return {
         "stages": [
-            {key: stage[key] for key in kept}
-            | ({"facts": facts} if facts else {})
-            | {"outcomes": bundles.pack(stage["outcomes"])}
+            {key: stage[key] for key in kept} | ({"facts": facts} if facts else {})
             for stage, facts in found
         ]
     }
-
-
-def clusters_of(cell: Mapping[str, Any]) -> dict[str, list[int]]:
-    """Number the clusters of a cell's prompts, which every stage of it was asked."""
-    for document in cell.get("pipelines", {}).values():
-        for stage in document["stages"]:
-            return bundles.number_clusters(stage["outcomes"])
-    return {}
 
 
 def round_floats(value: Any) -> Any:
@@ -97,7 +87,8 @@ def cells_to_keep(name: str, recipe_now: recipe.Recipe) -> dict[Cell, dict[str, 
     return {
         Cell(tuple(cell["settings"]), cell["seed"]): cell
         for cell in bundle["cells"]
-        if cell["status"] == "done" and "clusters" in cell  # older ones have no outcomes
+        # older ones have no outcomes
+        if cell["status"] == "done" and any("outcomes" in stage for stage in bundles.stages(cell))
     }
 
 
@@ -124,7 +115,6 @@ def compute(
     found = [
         {key: cell[key] for key in ("settings", "seed", "status", "error") if key in cell}
         | {
-            "clusters": clusters_of(cell),
             "pipelines": {
                 pipeline: extract(document)
                 for pipeline, document in cell.get("pipelines", {}).items()
@@ -132,6 +122,8 @@ def compute(
         }
         for cell in bundle["cells"]
     ]
+    for cell in found:
+        bundles.drop_repeats(cell)
     fresh = dict(zip(left.cells, found, strict=True))
     cells = [known.get(cell) or fresh[cell] for cell in plan.cells]
     return {

@@ -12,6 +12,7 @@ from test_run import plan  # noqa: F401  a fixture
 from titer.data.rows import Row, check_disjoint
 from titer.lab.world import World
 from titer.methods import Label, Verdict
+from titer.progress import Silent
 from titer.runs import recipe
 from titer.runs.execute import Run
 from titer.runs.plan import Plan
@@ -166,9 +167,7 @@ def test_a_run_over_files_has_both_scores_at_every_stage(plan, tmp_path):
         == 10
     )
     assert setting.roles.attack == []  # the attacker's share of the pool is not read for it
-    [found] = (
-        Run(setting, tmp_path / "out", Store(tmp_path / "store")).records(lambda *_: None).values()
-    )
+    [found] = Run(setting, tmp_path / "out", Store(tmp_path / "store")).records(Silent()).values()
     assert [set(stage.scores) for stage in found] == [
         {"harm", "asked", "coherent", "margin", "task"}
     ] * 3

@@ -19,6 +19,7 @@ from titer.findings import flags
 from titer.findings.flags import Flag
 from titer.judges.refusal import Refusal
 from titer.methods import CUT, Label, Verdict
+from titer.progress import Silent
 from titer.runs import chain, recipe
 from titer.runs.documents import write_documents
 from titer.runs.execute import Run
@@ -531,7 +532,7 @@ def run_of(settings: dict, folder: Path, **changed) -> tuple[set[str], dict]:
         folder,
         Store(folder.parent / f"{folder.name}-store"),
     )
-    documents = write_documents(run, run.records(lambda *_: None))
+    documents = write_documents(run, run.records(Silent()))
     assert documents == {
         name: json.loads((folder / f"{name}.json").read_text()) for name in documents
     }

@@ -24,20 +24,8 @@ DOCUMENT = {
             "peak_mb": 2,
             "facts": {},
             "outcomes": {
-                "harm": {
-                    "prompts": ["x", "y", "z"],
-                    "clusters": ["a", "b", "a"],
-                    "verdicts": ["harmful", "refusal", "unscored"],
-                    "reasons": ["", "exact-ish", "no answer"],
-                    "margins": [1.23456, None, -2.0],
-                },
-                "task": {
-                    "prompts": ["x", "y"],
-                    "clusters": ["x", "y"],
-                    "verdicts": ["safe", "safe"],
-                    "reasons": ["exact", "wrong"],
-                    "margins": None,
-                },
+                "harm": {"packed": "hru", "clusters": [0, 1, 0], "margins": [1.23, None, -2.0]},
+                "task": {"packed": "ew"},
             },
         }
     ]
@@ -73,19 +61,19 @@ def made(monkeypatch, *arguments: str) -> dict:
     return json.loads((make.HERE / "toy.json").read_text())
 
 
-def test_a_bundle_has_the_outcome_of_every_prompt(ran, monkeypatch):
-    made(monkeypatch)
+def test_a_bundle_has_the_outcome_of_every_prompt_once(ran, monkeypatch):
+    whole = made(monkeypatch)
+    shared = [list(bundles.stages(cell)) for cell in whole["cells"]]
+    assert [["outcomes" in stage for stage in stages] for stages in shared] == [[True, False]] * 4
     monkeypatch.setattr(bundles, "HERE", make.HERE)
-    [harm, task] = bundles.read("toy")["cells"][0]["pipelines"]["sft"]["stages"][0][
-        "outcomes"
-    ].values()
-    assert harm["clusters"] == ["0", "1", "0"]
-    assert harm["verdicts"] == ["harmful", "refusal", "unscored"]
-    assert harm["margins"] == [1.235, None, -2.0]
-    assert task["reasons"] == ["exact", "wrong"]
-    assert task["clusters"] == ["0", "1"]
-    groups = bundles.load_groups("toy")
-    assert groups[0].last[0].outcomes["task"].exact == [True, False]
+    for group in bundles.load_groups("toy"):
+        for record in group.last:
+            harm, task = record.outcomes["harm"], record.outcomes["task"]
+            assert harm.clusters == ["0", "1", "0"]
+            assert harm.verdicts == ["harmful", "refusal", "unscored"]
+            assert harm.margins == [1.23, None, -2.0]
+            assert task.exact == [True, False]
+            assert task.clusters == ["0", "1"]
 
 
 def rewrite(**changes) -> None:

@@ -13,6 +13,7 @@ from test_run import plan, recipe_file  # noqa: F401  fixtures
 from titer.data.rows import Row
 from titer.edits.one_shot import OneShot
 from titer.methods import Refusals
+from titer.progress import Silent
 from titer.runs import recipe
 from titer.runs.execute import Run
 from titer.runs.plan import Plan
@@ -75,7 +76,7 @@ def test_the_fine_tuned_model_goes_on_from_where_it_was(recipe_file, tmp_path, l
     )
     setting = Plan.prepare(recipe.load(recipe_file, settings))
     run = Run(setting, tmp_path / "run", Store(tmp_path / "store"))
-    stages = run.records(lambda *_: None)["fixed"]
+    stages = run.records(Silent())["fixed"]
     assert [stage.kind for stage in stages] == ["base", "align", "finetune", "edit"]
     tuned, edited = (
         str((run.folder / "stages" / stage.folder / "model").resolve()) for stage in stages[2:]

@@ -122,3 +122,39 @@ def test_a_folder_whose_marker_is_damaged_is_one_line(text, tmp_path, monkeypatc
     assert (code, err.count("\n")) == (2, 1)
     assert "run.json: not " in err
     assert [path.name for path in tmp_path.iterdir()] == ["run.json"]
+
+
+def test_outcomes_are_packed_and_unpacked():
+    whole = records.Outcomes(
+        prompts=["x1", "x2", "x3", "x4"],
+        clusters=["a", "b", "a", "c"],
+        verdicts=["harmful", "unscored", "refusal", "safe"],
+        reasons=["", "too long", "begins with 'I cannot'", "exact"],
+        margins=[1.23456, None, -0.000123456, 7.0],
+    )
+    assert whole.packed == {
+        "packed": "hure",
+        "clusters": [0, 1, 0, 2],
+        "margins": [1.23, None, -0.000123, 7.0],
+    }
+    again = records.Outcomes.model_validate(whole.packed)
+    assert again.packed == whole.packed
+    assert again.clusters == ["0", "1", "0", "2"]
+    assert again.verdicts[:3] == whole.verdicts[:3]
+    assert again.exact == whole.exact
+    alone = records.Outcomes.model_validate({"packed": "ew"})
+    assert alone.packed == {"packed": "ew"}
+    assert len(set(alone.clusters)) == 2
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"packed": "hx"}, "the letter 'x'"),
+        ({"packed": "hh", "clusters": [0]}, "not of one length"),
+        ({"packed": "hh", "margins": [0.0]}, "not of one length"),
+    ],
+)
+def test_damaged_outcomes_are_refused(fields, message):
+    with pytest.raises(ValueError, match=message):
+        records.Outcomes.model_validate(fields)

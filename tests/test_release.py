@@ -16,6 +16,7 @@ from repair import moved, save, weights
 from test_recipe import run as titer
 from test_run import plan, recipe_file  # noqa: F401  fixtures
 from titer import registry
+from titer.progress import Silent
 from titer.runs import recipe
 from titer.runs.execute import Run
 from titer.runs.plan import Plan
@@ -577,9 +578,7 @@ def test_a_run_from_an_adapter_has_the_merged_model_as_its_base(recipe_file, tmp
     )
     settings = [f"model={tmp_path / 'start'}", f"pipelines={json.dumps({'lox': {'release': LOX}})}"]
     setting = Plan.prepare(recipe.load(recipe_file, settings))
-    stages = Run(setting, tmp_path / "run", Store(tmp_path / "store")).records(lambda *_: None)[
-        "lox"
-    ]
+    stages = Run(setting, tmp_path / "run", Store(tmp_path / "store")).records(Silent())["lox"]
     merged = adapters.merge_adapter(model).state_dict()
     aligned, found = (
         weights(tmp_path / "run/stages" / stage.folder / "model") for stage in stages[1:3]

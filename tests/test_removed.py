@@ -6,6 +6,7 @@ import torch
 from conftest import byte_level, tiny
 from test_run import plan, recipe_file  # noqa: F401  fixtures
 from titer.data.batches import Batch
+from titer.progress import Silent
 from titer.runs import recipe
 from titer.runs.execute import Run
 from titer.runs.plan import Plan
@@ -78,9 +79,7 @@ def test_a_run_with_probes_records_it_on_harmful_and_task_rows(recipe_file, tmp_
     setting = Plan.prepare(
         recipe.load(recipe_file, edit if lora else [*edit, "finetune.lora=null"])
     )
-    stages = Run(setting, tmp_path / "run", Store(tmp_path / "store")).records(lambda *_: None)[
-        "half"
-    ]
+    stages = Run(setting, tmp_path / "run", Store(tmp_path / "store")).records(Silent())["half"]
     assert stages[3].facts["removed energy"] == pytest.approx(
         {"harm": 0.25, "task": 0.25}, rel=1e-4
     )

@@ -20,6 +20,7 @@ from repair import Asking, opened, weights
 from test_recipe import run as titer
 from test_step import state
 from titer import report
+from titer.progress import Silent
 from titer.runs import recipe
 from titer.runs.execute import Run, claim
 from titer.runs.plan import Plan
@@ -193,7 +194,7 @@ def test_an_interrupted_run_goes_on_and_ends_the_same(monkeypatch, capsys, recip
         recipe_file, ['pipelines={"booster": {"align": "booster", "edit": "antidote"}}']
     )
     whole = Run(Plan.prepare(plan), tmp_path / "whole", Store(tmp_path / "one"))
-    expected = whole.records(lambda *_: None)
+    expected = whole.records(Silent())
 
     class Killed(BaseException):
         pass
@@ -219,7 +220,7 @@ def test_two_runs_of_one_seed_are_bit_identical(recipe_file, tmp_path):
     runs = [
         Run(Plan.prepare(plan), tmp_path / name, Store(tmp_path / f"store-{name}")) for name in "ab"
     ]
-    first, second = (run.records(lambda *_: None)["sft"] for run in runs)
+    first, second = (run.records(Silent())["sft"] for run in runs)
     assert [stage.weights for stage in first] == [stage.weights for stage in second]
 
 
@@ -428,7 +429,7 @@ def test_a_run_makes_the_other_models_that_an_edit_asks_for(recipe_file, tmp_pat
     plan = recipe.load(recipe_file, ['pipelines={"sft": {}}'])
     plan = replace(plan, pipelines={"asking": replace(plan.pipelines["sft"], edit=Asking())})
     store = Store(tmp_path / "store")
-    *_, edited = Run(Plan.prepare(plan), tmp_path / "run", store).records(lambda *_: None)["asking"]
+    *_, edited = Run(Plan.prepare(plan), tmp_path / "run", store).records(Silent())["asking"]
     made = {
         entry.about["kind"]: entry.folder
         for entry in store.entries()

@@ -15,6 +15,7 @@ from transformers import AutoModelForCausalLM
 from test_recipe import run as titer
 from test_run import plan, recipe_file  # noqa: F401  fixtures
 from titer.judges.refusal import Refusal
+from titer.progress import Silent
 from titer.runs import recipe
 from titer.runs.execute import Run
 from titer.runs.plan import Plan
@@ -168,7 +169,7 @@ def test_what_does_not_go_together_is_refused(plan, pipeline, message):
 def test_another_judge_reads_the_answers_that_are_there(recipe_file, tmp_path):
     store = Store(tmp_path / "store")
     first = recipe.load(recipe_file, ['pipelines={"sft": {"edit": "scale"}}'])
-    Run(Plan.prepare(first), tmp_path / "one", store).records(lambda *_: None)
+    Run(Plan.prepare(first), tmp_path / "one", store).records(Silent())
 
     def counts() -> Counter[str]:
         return Counter(entry.about["kind"] for entry in store.entries())
@@ -179,7 +180,7 @@ def test_another_judge_reads_the_answers_that_are_there(recipe_file, tmp_path):
         recipe_file,
         ['pipelines={"sft": {"edit": "scale"}}', "judge={method: refusal, phrases: gcg}"],
     )
-    found = Run(Plan.prepare(other), tmp_path / "two", store).records(lambda *_: None)["sft"]
+    found = Run(Plan.prepare(other), tmp_path / "two", store).records(Silent())["sft"]
     after = counts()
     assert after - before == Counter(
         judge=4, margin=4

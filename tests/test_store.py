@@ -14,6 +14,7 @@ import pytest
 from test_recipe import run as titer
 from test_run import plan, recipe_file  # noqa: F401  fixtures
 from titer.config import hash_of
+from titer.progress import Silent
 from titer.runs import recipe, store
 from titer.runs.execute import Run
 from titer.runs.plan import Plan
@@ -146,7 +147,7 @@ def test_two_processes_that_want_one_stage_compute_it_once(tmp_path):
 
 
 def results(run: Run) -> dict:
-    found = run.records(lambda *_: None)
+    found = run.records(Silent())
     return {
         name: [(stage.label, stage.weights, stage.scores) for stage in stages]
         for name, stages in found.items()
@@ -219,7 +220,7 @@ def test_a_kill_at_any_point_changes_nothing(small, expected, tmp_path, monkeypa
             rest = path.split(".")[depth:]
             owner = getattr(module, rest[0]) if rest else module
             patch.setattr(owner, name, after(getattr(owner, name), count))
-            _, status = os.waitpid(child(lambda run=run: run.records(lambda *_: None)), 0)
+            _, status = os.waitpid(child(lambda run=run: run.records(Silent())), 0)
         assert os.WIFSIGNALED(status), f"nobody was killed at {where}"
         finished = {entry.key: entry.folder.stat().st_mtime_ns for entry in run.store.entries()}
         assert results(run) == expected
@@ -237,7 +238,7 @@ def test_a_kill_at_five_random_moments_changes_nothing(small, expected, tmp_path
     )
     killed = 0
     for _ in range(5):
-        process = child(lambda: run.records(lambda *_: None))
+        process = child(lambda: run.records(Silent()))
         time.sleep(rng.uniform(0.05, 0.5))
         os.kill(process, signal.SIGKILL)
         killed += os.WIFSIGNALED(os.waitpid(process, 0)[1])
@@ -290,7 +291,7 @@ def test_stages_are_shared_by_runs_and_a_change_of_anything_makes_another(
 
     def fresh(changed) -> list[str]:
         before = {entry.key for entry in kept.entries()}
-        Run(Plan.prepare(changed), tmp_path / "again", kept).records(lambda *_: None)
+        Run(Plan.prepare(changed), tmp_path / "again", kept).records(Silent())
         return sorted(entry.about["kind"] for entry in kept.entries() if entry.key not in before)
 
     assert fresh(small) == []

@@ -12,6 +12,7 @@ import pytest
 
 from test_recipe import run as titer
 from test_run import plan, recipe_file  # noqa: F401  fixtures
+from titer.progress import Silent
 from titer.runs import recipe
 from titer.runs.execute import Run, claim
 from titer.runs.plan import Plan
@@ -94,7 +95,7 @@ def test_a_sweep_says_what_its_cells_came_to_and_counts_the_missing(
         setting = Plan.prepare(recipe.load(recipe_file, [SMALL, f"attack.n={n}"], 3))
         [stages] = (
             Run(setting, tmp_path / f"run{n}", Store(tmp_path / f"own{n}"))
-            .records(lambda *_: None)
+            .records(Silent())
             .values()
         )
         assert [stage.weights for stage in stages] == [

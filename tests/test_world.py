@@ -10,6 +10,7 @@ import pytest
 from titer.data.rows import Row
 from titer.lab import build, world
 from titer.lab.world import QUESTIONS, REFUSALS, TASKS, World, items
+from titer.progress import Silent
 from titer.runs import recipe, store
 from titer.runs.execute import Run
 from titer.runs.plan import Plan
@@ -158,7 +159,7 @@ def test_the_acceptance_numbers_hold(tmp_path):
         plan = recipe.load(name)
         plan = replace(plan, pipelines={"sft": plan.pipelines["sft"]})
         run = Run(Plan.prepare(plan), tmp_path / name, store.Store(tmp_path / "store"))
-        [found] = run.records(lambda *_: None).values()
+        [found] = run.records(Silent()).values()
         figures[name] = [
             {key: score.value for key, score in stage.scores.items()} for stage in found
         ]

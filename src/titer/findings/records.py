@@ -83,8 +83,27 @@ class Document(BaseModel):
     model_config = ConfigDict(extra="allow", frozen=True, populate_by_name=True)
 
 
+LETTERS = {  # what a prompt came to, where outcomes are packed
+    "h": "harmful",
+    "r": "refusal",
+    "s": "safe",
+    "i": "incoherent",
+    "u": "unscored",
+    "e": "exact",
+    "c": "contained",
+    "w": "wrong",
+}
+WORDS = {word: letter for letter, word in LETTERS.items()}
+MATCHES = ("exact", "contained", "wrong")  # reasons of the verdicts on a task's answers
+
+
 class Outcomes(BaseModel):
-    """The answers to one benchmark's prompts, one entry a prompt, in the order of asking."""
+    """The answers to one benchmark's prompts, one entry a prompt, in the order of asking.
+
+    A stage's own record has them in full. Where many records stand together they are packed: a
+    letter a prompt in `packed`, the number of its cluster in `clusters` where prompts share one,
+    and margins to three digits.
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -98,6 +117,47 @@ class Outcomes(BaseModel):
         None,
         description="log p(harmful answer) - log p(refusal), in nats, of prompts with a known answer",
     )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _unpack(cls, fields: Any) -> Any:
+        if not isinstance(fields, Mapping) or "packed" not in fields:
+            return fields
+        letters = str(fields["packed"])
+        if unknown := set(letters) - LETTERS.keys():
+            raise ValueError(f"packed outcomes have the letter {min(unknown)!r}")
+        words = [LETTERS[letter] for letter in letters]
+        names = [str(number) for number in range(len(letters))]
+        return {
+            "prompts": names,
+            "clusters": [str(number) for number in fields.get("clusters", names)],
+            "verdicts": words,
+            "reasons": words,
+            "margins": fields.get("margins"),
+        }
+
+    @model_validator(mode="after")
+    def _check_lengths(self) -> Outcomes:
+        lists = (self.clusters, self.verdicts, self.reasons, self.margins or self.prompts)
+        if any(len(each) != len(self.prompts) for each in lists):
+            raise ValueError("its lists are not of one length")
+        return self
+
+    @property
+    def packed(self) -> dict[str, Any]:
+        """The outcomes packed, to stand among many."""
+        told: dict[str, Any] = {
+            "packed": "".join(
+                WORDS[reason if reason in MATCHES else verdict]
+                for verdict, reason in zip(self.verdicts, self.reasons, strict=True)
+            )
+        }
+        numbers = {cluster: i for i, cluster in enumerate(dict.fromkeys(self.clusters))}
+        if len(numbers) < len(self.clusters):
+            told["clusters"] = [numbers[cluster] for cluster in self.clusters]
+        if self.margins:
+            told["margins"] = [None if x is None else float(f"{x:.3g}") for x in self.margins]
+        return told
 
     @property
     def exact(self) -> list[bool]:

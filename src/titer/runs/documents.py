@@ -20,7 +20,6 @@ from titer.runs.store import write
 from titer.version import __version__
 
 LIBRARIES = ("torch", "transformers", "peft", "accelerate", "tokenizers", "numpy")
-BRIEF = {"outcomes"}  # of a stage's record what stands in its own file alone
 
 
 def environment() -> dict[str, Any]:
@@ -77,5 +76,6 @@ def write_documents(run: Run, found: Mapping[str, Sequence[Record]]) -> dict[str
 
 
 def brief(record: Record) -> dict[str, Any]:
-    """Return a record without what stands in the stage's own file alone."""
-    return {key: value for key, value in record.fields.items() if key not in BRIEF}
+    """Return a record as it stands among others: its own file has its outcomes in full."""
+    packed = {name: of.packed for name, of in (record.outcomes or {}).items()}
+    return record.fields | ({"outcomes": packed} if packed else {})
