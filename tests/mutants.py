@@ -27,6 +27,7 @@ from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from importlib.machinery import PathFinder, SourceFileLoader
+from itertools import repeat
 from multiprocessing import get_context
 from pathlib import Path
 
@@ -414,15 +415,15 @@ def run(mutant: Mutant, tests: list[str], order: Order) -> int:
     return child
 
 
-def noticed(mutants: list[Mutant], tests: list[str]) -> list[bool]:
-    """Say of each mutant if the tests fail on it. As many run at once as there are processors."""
+def noticed(mutants: list[Mutant], tests: list[str], slots: int) -> list[bool]:
+    """Say of each mutant if the tests fail on it. So many run at once as there are slots."""
     found, running = [False] * len(mutants), dict[int, int]()
     share_imports(mutants[0].module)
     waiting = deque(range(len(mutants)))
     with tempfile.TemporaryDirectory() as folder:
         order = Order(Path(folder))
         while waiting or running:
-            while waiting and len(running) < (os.cpu_count() or 1):
+            while waiting and len(running) < slots:
                 i = waiting.popleft()
                 running[run(mutants[i], tests, order)] = i
             child, status = os.wait()
@@ -449,16 +450,28 @@ def tests_of(path: Path) -> list[str]:
     ]  # its own first
 
 
-def killed_by(tests: list[str], path: Path, mutants: list[Mutant]) -> set[Mutant]:
+def killed_by(tests: list[str], path: Path, mutants: list[Mutant], slots: int) -> set[Mutant]:
     """The mutants of a method that some of these tests notice. They must pass on the method."""
     if not tests or not mutants:
         return set()
     with ProcessPoolExecutor(1, get_context("fork")) as fork:  # which alone imports titer
         failed, *kills = fork.submit(
-            noticed, [Mutant(path, "nothing", path.read_text()), *mutants], tests
+            noticed, [Mutant(path, "nothing", path.read_text()), *mutants], tests, slots
         ).result()
     assert not failed, f"the tests of {path.stem} fail on the method itself"
     return {mutant for mutant, kill in zip(mutants, kills, strict=True) if kill}
+
+
+def mutate(path: Path, slots: int) -> tuple[list[Mutant], set[Mutant], list[str]]:
+    """Return the mutants of a method, those that are noticed, and the test files that look."""
+    tests = tests_of(path)
+    assert tests, f"no test file imports {path.stem}"
+    found = list(mutants_of(path))
+    found.sort(key=lambda mutant: mutant.reason is None)  # the excused first: they take longest
+    killed = killed_by(tests[:1], path, found, slots)
+    # what the method's own tests let live, other tests that use it may notice
+    left = [mutant for mutant in found if mutant not in killed and not mutant.reason]
+    return found, killed | killed_by(tests[1:], path, left, slots), tests
 
 
 def main(wanted: list[str]) -> int:
@@ -471,15 +484,16 @@ def main(wanted: list[str]) -> int:
         if not wanted or path.stem in wanted
     ]
     survivors = excused = total = 0
-    for path in paths:
-        tests = tests_of(path)
-        assert tests, f"no test file imports {path.stem}"
-        found = list(mutants_of(path))
-        found.sort(key=lambda mutant: mutant.reason is None)  # the excused first: they take longest
-        killed = killed_by(tests[:1], path, found)
-        # what the method's own tests let live, other tests that use it may notice
-        left = [mutant for mutant in found if mutant not in killed and not mutant.reason]
-        killed |= killed_by(tests[1:], path, left)
+    # a method at a time on each processor: one would idle while a method runs as it is
+    cores = os.cpu_count() or 1
+    methods = max(1, min(cores, len(paths)))
+    paths.sort(
+        key=lambda path: path.stat().st_size, reverse=True
+    )  # so that none is long at the end
+    pool = ProcessPoolExecutor(methods, get_context("fork"))
+    for path, (found, killed, tests) in zip(
+        paths, pool.map(mutate, paths, repeat(cores // methods)), strict=True
+    ):
         for mutant in found:
             total += 1
             if mutant not in killed and mutant.reason:

@@ -10,6 +10,7 @@ from functools import cache
 import pytest
 import torch
 from torch import nn
+from transformers import LlamaConfig
 
 from test_report import ABILITIES, document
 from titer import report
@@ -32,13 +33,20 @@ class Scripted(nn.Module):
     """A model whose answer to a prompt is given; to it every token is as likely as another."""
 
     device = torch.device("cpu")
+    dtype = torch.float32
     generation_config = type("Config", (), {"eos_token_id": None})()
+    config = LlamaConfig()
 
     def __init__(self, template, says: Callable[[str], str]) -> None:
         super().__init__()
         self.template, self.says = template, says
+        self.head = nn.Linear(1, len(template.tokenizer), bias=False)
+        nn.init.zeros_(self.head.weight)
 
-    def generate(self, input_ids, attention_mask, generation_config):
+    def get_output_embeddings(self):
+        return self.head
+
+    def generate(self, input_ids, attention_mask, generation_config, **_):
         tokenizer = self.template.tokenizer
         said = []
         for ids, mask in zip(input_ids, attention_mask, strict=True):
@@ -63,10 +71,8 @@ class Scripted(nn.Module):
             1,
         )
 
-    def forward(self, input_ids, attention_mask, use_cache):
-        return type(
-            "Out", (), {"logits": torch.zeros(*input_ids.shape, len(self.template.tokenizer))}
-        )()
+    def forward(self, input_ids, **_):
+        return type("Out", (), {"logits": self.head(torch.zeros(*input_ids.shape, 1))})()
 
 
 def some(share: float, prompt: str) -> bool:

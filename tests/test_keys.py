@@ -124,7 +124,8 @@ def test_each_module_moves_exactly_the_keys_that_rest_on_it(monkeypatch):
     assert moved_by["titer.defenses.vaccine"] == {"vaccine", "booster over vaccine"}
     assert moved_by["titer.edits.safe_lora"] == {"scale of safe_lora"}
     assert moved_by["titer.edits.antidote"] == {"antidote", "scale of safe_lora"}  # scale's default
-    assert moved_by["titer.scoring.generate"] >= {"answers", "margin", "scores by phrases"}
+    assert moved_by["titer.scoring.generate"] >= {"answers", "scores by phrases"}
+    assert moved_by["titer.scoring.likelihood"] >= {"margin", "scores by phrases"}
     assert not {"sft", "antidote", "one_shot"} & moved_by["titer.scoring.generate"]
     assert moved_by["titer.lab.world"] == {"scores in the lab"}
     for module in (

@@ -199,18 +199,30 @@ def test_an_interrupted_run_goes_on_and_ends_the_same(monkeypatch, capsys, recip
     class Killed(BaseException):
         pass
 
-    def kill(stage, update, of, terms):
-        if (stage, update) == ("finetune sft", 5):
-            raise Killed
+    class Heard(Silent):
+        """Keeps every update of every step, and may be killed at one."""
+
+        def __init__(self, at=None):
+            self.at, self.step, self.seen = at, "", []
+
+        def begin(self, step):
+            self.step = step
+
+        def advance(self, done, of, terms):
+            self.seen.append((self.step, done))
+            if self.seen[-1] == self.at:
+                raise Killed
+
+    tuning = "align booster, finetune sft"
 
     cut = Run(Plan.prepare(plan), tmp_path / "cut", Store(tmp_path / "other"))
     with pytest.raises(Killed), claim(cut.folder, cut.plan):
-        cut.records(kill)
-    seen = []
+        cut.records(Heard(at=(tuning, 5)))
+    heard = Heard()
     with claim(cut.folder, cut.plan):
-        found = cut.records(lambda stage, update, of, terms: seen.append((stage, update)))
-    assert ("align booster", 1) not in seen  # finished before
-    assert [update for stage, update in seen if stage == "finetune sft" and update] == [5, 6]
+        found = cut.records(heard)
+    assert ("align booster", 1) not in heard.seen  # finished before
+    assert [update for step, update in heard.seen if step == tuning] == [5, 6]
     for name, ones in expected.items():
         assert [(s.weights, s.scores) for s in found[name]] == [(s.weights, s.scores) for s in ones]
 
@@ -274,9 +286,9 @@ def test_user_data_train_a_fresh_adapter_over_the_merged_aligned_model(recipe_fi
         recipe_file,
         [f"align.lora={lora}", 'pipelines={"sft": {"edit": {"method": "antidote", "alpha": 1}}}'],
     )
-    stages = Run(Plan.prepare(plan), tmp_path / "run", Store(tmp_path / "store")).records(
-        lambda *_: None
-    )["sft"]
+    stages = Run(Plan.prepare(plan), tmp_path / "run", Store(tmp_path / "store")).records(Silent())[
+        "sft"
+    ]
     edited, _ = checkpoints.load(str(tmp_path / "run/stages" / stages[3].folder / "model"))
     assert (
         checkpoints.fingerprint(adapters.merge_adapter(edited))
@@ -412,9 +424,7 @@ def test_a_whole_fine_tuned_model_is_edited_in_a_run(recipe_file, tmp_path):
             "finetune.lora=null",
         ],
     )
-    found = Run(Plan.prepare(plan), tmp_path / "run", Store(tmp_path / "store")).records(
-        lambda *_: None
-    )
+    found = Run(Plan.prepare(plan), tmp_path / "run", Store(tmp_path / "store")).records(Silent())
     aligned, tuned, half, reverted = (
         weights(tmp_path / "run/stages" / stage.folder / "model")
         for stage in (*found["0"][1:4], found["1"][3])

@@ -218,7 +218,7 @@ def test_an_answer_ends_at_the_end_token_or_says_that_it_was_cut(template):
         device = torch.device("cpu")
         generation_config = type("Config", (), {"eos_token_id": 1})()
 
-        def generate(self, input_ids, attention_mask, generation_config):
+        def generate(self, input_ids, attention_mask, generation_config, **_):
             said = torch.tensor([[7, 8, 9, 1, 0]]).expand(len(input_ids), -1)[
                 :, : generation_config.max_new_tokens
             ]
