@@ -19,8 +19,9 @@ check: $(READY)  ## style, types, and the figures of the house
 mutants: $(READY)  ## break every method file in every small way; its tests must notice
 	$(PY) tests/mutants.py $(FILES)
 
-kills: $(READY)  ## nightly: a lab sweep of 24 cells, killed at every kind of write and at random moments (a quarter of an hour)
+kills: $(READY)  ## nightly: a lab sweep of 24 cells, killed at every kind of write and at random moments, then every command (half an hour)
 	$(PY) tests/kills.py
+	$(PY) tests/kills_single.py
 
 fuzz: $(READY)  ## nightly: hostile recipes, settings, checkpoints, rows and documents (seven minutes for 3000)
 	$(PY) tests/fuzz.py --inputs $(or $(INPUTS),3000) --seed $(or $(SEED),0)

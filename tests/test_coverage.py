@@ -150,9 +150,10 @@ def test_training_where_questions_are_asked_in_three_wordings(rate, between):
     assert LOW <= covered(scores, marginal(logits, spread)) <= 99
 
 
-@pytest.mark.parametrize("seeds", [3, 5])
-@pytest.mark.parametrize("between", [0.1, 0.5, 2.0])  # of seeds, where that of prompts is 2
-@pytest.mark.parametrize(("clusters", "size"), [(48, 3), (20, 6)])
+@pytest.mark.parametrize(
+    ("seeds", "between", "clusters", "size"),  # the spread of prompts is 2
+    [(3, 0.1, 48, 3), (3, 0.5, 48, 3), (3, 2.0, 20, 6), (5, 2.0, 48, 3)],
+)
 def test_means_over_training(seeds, between, clusters, size):
     """Of margins, and of differences of models: values of prompts that repeat and are shared."""
     rng = np.random.default_rng([6, seeds, int(10 * between), clusters])

@@ -577,7 +577,7 @@ def test_flags_are_lines_on_the_screen(settings, monkeypatch, capsys, tmp_path):
     code, _, err = titer(monkeypatch, capsys, "run", str(path), "--out", str(tmp_path / "out"))
     assert code == 0
     lines = [line for line in err.splitlines() if line.startswith("red flag, ")]
-    assert lines == [str(flag) for flag in flags.raise_flags(report.read(tmp_path / "out"))]
+    assert lines == flags.lines(flags.raise_flags(report.read(tmp_path / "out")))
     assert any(
         line.startswith("red flag, weights hardly moved (sft, finetune sft): ") for line in lines
     )
@@ -726,3 +726,16 @@ def test_flags_are_plain_data():
     flag = Flag("n", "p", "s", "t", "m")
     assert flags.from_documents(json.loads(json.dumps(flags.as_documents([flag])))) == [flag]
     assert flags.as_documents([flag]) == [asdict(flag)]
+
+
+def test_a_flag_that_several_stages_raise_is_one_line_with_its_mend_once():
+    one, two = (
+        flags.Flag("loss did not fall", pipeline, "finetune sft", f"From {n} to {n}.", "Do this.")
+        for pipeline, n in (("sft", 1), ("booster", 2))
+    )
+    other = flags.Flag("rows leaked", "", "harm and task", "Nine of ten.", "Do that.")
+    assert flags.lines([one, other, two]) == [
+        "red flag, loss did not fall, 2 times: (sft, finetune sft) From 1 to 1. "
+        "(booster, finetune sft) From 2 to 2. Do this.",
+        "red flag, rows leaked (harm and task): Nine of ten. Do that.",
+    ]

@@ -144,7 +144,6 @@ def draft_recipe(
     ] = True,
 ) -> None:
     """Write a recipe for a model and files, with comments: what the rows can show, and the time."""
-
     from titer.config import read_yaml
     from titer.runs.draft import draft
 

@@ -19,6 +19,8 @@ from titer.progress import Silent
 if TYPE_CHECKING:
     from titer.progress import Progress
 
+QUIET = "--quiet"
+
 
 class _Screen(Console):
     """A console that shows text as it is: without markup, and nothing in it steers the terminal."""
@@ -28,9 +30,6 @@ class _Screen(Console):
     ) -> Iterable[Segment]:
         for segment in super().render(renderable, options):
             yield segment if segment.control else segment._replace(text=printable(segment.text))
-
-
-QUIET = "--quiet"
 
 
 def is_quiet() -> bool:
@@ -60,11 +59,11 @@ def print_error(kind: str, error: BaseException) -> None:
 
 
 def print_flags(document: Mapping[str, Any]) -> None:
-    """Print a line for each red flag of a document."""
+    """Print a line for each kind of red flag of a document."""
     from titer.findings import flags
 
-    for flag in flags.from_documents(document.get("flags", [])):
-        say(str(flag), sys.stderr)
+    for line in flags.lines(flags.from_documents(document.get("flags", []))):
+        say(line, sys.stderr)
 
 
 def print_stage(document: Mapping[str, Any], out: Path, as_json: bool) -> None:

@@ -44,9 +44,12 @@ class Flag:
     text: str  # what raised it, with the numbers
     mend: str
 
+    @property
+    def where(self) -> str:
+        return ", ".join(part for part in (self.pipeline, self.stage) if part)
+
     def __str__(self) -> str:
-        where = ", ".join(part for part in (self.pipeline, self.stage) if part)
-        return f"red flag, {self.name} ({where}): {self.text} {self.mend}"
+        return f"red flag, {self.name} ({self.where}): {self.text} {self.mend}"
 
 
 Found = Mapping[str, Sequence[Record]]
@@ -86,6 +89,20 @@ def alone(chain: Sequence[Mapping[str, Any]]) -> list[Flag]:
 def from_documents(entries: Iterable[Mapping[str, str]]) -> list[Flag]:
     """Read the flags that a document holds under `flags`."""
     return [Flag(**flag) for flag in entries]
+
+
+def lines(flags: Sequence[Flag]) -> list[str]:
+    """Write a line for every kind of flag: where it was raised and by what, and the mend once."""
+    alike: dict[tuple[str, str], list[Flag]] = {}
+    for flag in flags:
+        alike.setdefault((flag.name, flag.mend), []).append(flag)
+    return [
+        str(same[0])
+        if len(same) == 1
+        else f"red flag, {name}, {len(same)} times: "
+        f"{' '.join(f'({flag.where}) {flag.text}' for flag in same)} {mend}"
+        for (name, mend), same in alike.items()
+    ]
 
 
 def as_documents(flags: Sequence[Flag]) -> list[dict[str, str]]:
