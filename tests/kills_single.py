@@ -32,6 +32,7 @@ COMMANDS = {  # in order: a later one starts from what an earlier one left in pe
     "edit": ["edit", "{finetune}", *LAB, "--method", "antidote"],
     "evaluate": ["evaluate", "{edit}", *LAB, "--limit", "20"],
 }
+SHOWN = {"run.json", "figures.json"}  # a page's figures have its times, too
 COSTS = {"seconds", "scoring_seconds", "peak_mb", "environment"}  # what may differ
 
 
@@ -56,7 +57,7 @@ def contents(out: Path) -> dict[str, str]:
     found = {}
     for path in sorted(out.rglob("*")):
         name = str(path.relative_to(out))
-        if not path.is_file() or path.suffix in (".html", ".md") or name == "run.json":
+        if not path.is_file() or path.suffix in (".html", ".md") or name in SHOWN:
             continue  # pages and tables have times in them
         data = path.read_bytes()
         if path.suffix == ".json":

@@ -109,6 +109,8 @@ def summary(document: Mapping[str, Any]) -> Table:
     """Make the table of what a single stage came to."""
     record = record_of(document)
     table = Table(box=None, show_header=False)
+    for _ in ("name", "value"):
+        table.add_column(overflow="fold")
     scores = {NAMES.get(name, name): cell(score) for name, score in record.scores.items()}
     cost = {
         "seconds": record.seconds,
@@ -119,7 +121,8 @@ def summary(document: Mapping[str, Any]) -> Table:
         scores | record.facts | {name: value for name, value in cost.items() if value is not None}
     )
     for name, value in told.items():
-        table.add_row(name, _text(value))
+        if value != {}:  # nothing was counted under it
+            table.add_row(name, _text(value))
     return table
 
 
