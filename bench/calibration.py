@@ -7,7 +7,6 @@ median.
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -19,7 +18,7 @@ from transformers import PreTrainedModel
 
 from bench import count, shapes
 from bench.clock import Spread, time_in_turns
-from bench.cost import environment
+from bench.cost import environment, write
 from bench.shapes import Shape
 from titer.data.batches import Batch
 from titer.edits.antidote import feature_norms
@@ -149,11 +148,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             f"{'met' if one.met else 'missed'}",
             flush=True,
         )
-    options.out.mkdir(parents=True, exist_ok=True)
     rows = [asdict(one) | {"met": one.met} for one in found]
-    (options.out / "calibration.json").write_text(
-        json.dumps(content | {"costs": rows}, indent=1) + "\n", encoding="utf-8"
-    )
+    write(options.out, "calibration", content | {"costs": rows})
     return 0 if options.quick or all(one.met for one in found) else 1
 
 

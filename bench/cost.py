@@ -11,7 +11,7 @@ import os
 import platform
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -145,6 +145,14 @@ def costs(
     return found
 
 
+def write(folder: Path, name: str, content: Mapping[str, Any]) -> Path:
+    """Write what a bench found; return where."""
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / f"{name}.json"
+    path.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+    return path
+
+
 def environment(accelerator: Accelerator) -> dict[str, Any]:
     device = accelerator.device
     return {
@@ -276,10 +284,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         | {"flops_ratio": one.flops, "copies_extra": one.counts.copies - one.baseline.copies}
         for one in found
     ]
-    options.out.mkdir(parents=True, exist_ok=True)
     content = head | {"seconds": round(time.time() - start), "quick": options.quick, "costs": rows}
-    path = options.out / "cost.json"
-    path.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+    path = write(options.out, "cost", content)
     console = Console(width=None if sys.stdout.isatty() else 200)
     console.print(table(found))
     console.print(f"{head['environment']}\n{path}", highlight=False, soft_wrap=True)

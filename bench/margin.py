@@ -9,7 +9,6 @@ reading every answer for itself.
 from __future__ import annotations
 
 import argparse
-import json
 import random
 import sys
 import time
@@ -20,7 +19,7 @@ import torch
 from transformers import GenerationConfig
 
 from bench import count
-from bench.cost import environment
+from bench.cost import environment, write
 from bench.peers import QUICK, SHAPE
 from titer.scoring.generate import GREEDY
 from titer.scoring.likelihood import log_probabilities, read_each
@@ -100,9 +99,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         f"{told['peak']:.2f} of {PEAK_BAR}, {apart:.1e} nats of {NATS:.0e}: "
         f"{'met' if met else 'missed'}"
     )
-    options.out.mkdir(parents=True, exist_ok=True)
     content = {"environment": environment(accelerator), "quick": options.quick, "margin": told}
-    (options.out / "margin.json").write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+    write(options.out, "margin", content)
     return 0 if options.quick or met else 1
 
 

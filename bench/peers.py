@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import argparse
 import itertools
-import json
 import sys
 import tempfile
 import time
@@ -25,7 +24,7 @@ from transformers import PreTrainedModel, Trainer, TrainerCallback, TrainingArgu
 
 from bench import shapes
 from bench.clock import Spread
-from bench.cost import environment
+from bench.cost import environment, write
 from bench.shapes import Shape
 from titer.data.batches import Encoded, Part, collate
 from titer.defenses.sft import SFT
@@ -189,9 +188,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             f"{theirs.q3:.3f}): {ratio:.3f} of {BARS[name]}",
             flush=True,
         )
-    options.out.mkdir(parents=True, exist_ok=True)
     content = {"environment": environment(accelerator), "quick": options.quick, "peers": told}
-    (options.out / "peers.json").write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+    write(options.out, "peers", content)
     return 0 if options.quick or met else 1
 
 

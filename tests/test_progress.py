@@ -5,7 +5,8 @@ import io
 import pytest
 from rich.console import Console
 
-from titer.report.progress import Bar, Clock, Lines, span
+from titer.progress import span
+from titer.report.progress import Bar, Clock, Lines
 from titer.report.tables import fit
 
 STEPS = ["scoring: base", "scoring: base", "align sft", "scoring: align sft", "scoring: align sft"]

@@ -763,3 +763,11 @@ def test_the_command_line_loads_neither_figures_nor_templates():
         ).stdout.strip()
         == ""
     )
+
+
+def test_the_page_has_no_word_on_each_prompt():
+    """A pipeline's document has the outcome of every prompt, packed; a page of hundreds is none."""
+    made, plain = (document("sft", [100, 0, 86, 86]) for _ in range(2))
+    for stage in made["stages"]:
+        stage["outcomes"] = {"harm": {"packed": "hrs" * 48, "margins": [1.23] * 144}}
+    assert report.page({"sft": made}) == report.page({"sft": plain})

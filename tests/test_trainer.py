@@ -2,9 +2,9 @@
 
 import pytest
 import torch
-from transformers import LlamaConfig, LlamaForCausalLM, Trainer, TrainerCallback, TrainingArguments
+from transformers import LlamaConfig, Trainer, TrainerCallback, TrainingArguments
 
-from families import FAMILIES
+from families import COMMON, FAMILIES, build
 from titer.data.batches import Stream, collate
 from titer.defenses.sft import SFT
 from titer.training.loop import decayed_names
@@ -18,18 +18,8 @@ SETTINGS = Training(
 
 def small():
     """With biases and norms, and no dropout: a Trainer trains with it."""
-    torch.manual_seed(0)
-    return LlamaForCausalLM(
-        LlamaConfig(
-            vocab_size=400,
-            hidden_size=32,
-            intermediate_size=48,
-            num_hidden_layers=2,
-            num_attention_heads=4,
-            attention_bias=True,
-            pad_token_id=0,
-        )
-    )
+    settings = COMMON | {"attention_bias": True, "attention_dropout": 0.0}
+    return build(LlamaConfig, settings, vocabulary=400)
 
 
 class InOrder(Trainer):

@@ -113,12 +113,12 @@ class Results:
     @property
     def verdicts(self) -> list[PipelineVerdict]:
         """What became of the alignment in every pipeline of a run, in a word and in sentences."""
-        from titer.findings import records, verdict
+        from titer.findings.records import stages
+        from titer.findings.verdict import verdicts, was_attacked
 
         if "cells" in self.documents:
             return []
-        attack = next(iter(self.documents.values()))["recipe"]["attack"]
-        return verdict.verdicts(records.stages(self.documents), attacked=attack.get("p") != 0)
+        return verdicts(stages(self.documents), was_attacked(self.documents))
 
     @property
     def flags(self) -> list[str]:

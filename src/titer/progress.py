@@ -32,3 +32,11 @@ class Silent:
     def begin(self, step: str) -> None: ...
     def advance(self, done: int, of: int, terms: Mapping[str, float]) -> None: ...
     def end(self) -> None: ...
+
+
+def span(seconds: float) -> str:
+    """Write a time in a short way."""
+    if seconds < 60:
+        return f"{seconds:.1f} s" if seconds < 10 else f"{seconds:.0f} s"
+    minutes = round(seconds / 60)
+    return f"{minutes} min" if minutes < 120 else f"{minutes / 60:.1f} h"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Annotated
 
@@ -69,3 +70,8 @@ def read_pairs(option: str, texts: list[str] | None) -> dict[str, str]:
     if len(set(names)) < len(names):
         raise ValueError(f"{option} {max(names, key=names.count)} is given twice: take one out")
     return dict(pairs)
+
+
+def quote(source: str) -> str:
+    """Return a source of rows as YAML: a mapping as it is, a path as a text whatever its letters."""
+    return source if source.startswith("{") or source == "null" else json.dumps(source)

@@ -20,6 +20,7 @@ from titer.cli.options import (
     Seed,
     Settings,
     StoreFolder,
+    quote,
     read_pairs,
     with_limit,
 )
@@ -150,10 +151,7 @@ def draft_recipe(
     if out.exists():
         raise ValueError(f"{out} is there already: give another --out, or remove it")
     given = read_pairs("--data", data)
-    sources = {
-        role: read_yaml(path, f"--data {role}") if path.startswith("{") else path
-        for role, path in given.items()
-    }
+    sources = {role: read_yaml(quote(path), f"--data {role}") for role, path in given.items()}
     text = draft(model, sources, probe, lambda line: screen.say(line, sys.stderr))
     out.write_text(text, encoding="utf-8")
     screen.show_notes()

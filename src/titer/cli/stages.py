@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -22,6 +21,7 @@ from titer.cli.options import (
     Settings,
     StoreFolder,
     Whole,
+    quote,
     read_pairs,
     with_limit,
 )
@@ -215,12 +215,7 @@ def _compute(
 def _merge(data: list[str] | None, settings: list[str] | None) -> list[str]:
     """Return the settings with the sources of rows before them, as fields of the recipe."""
     sources = read_pairs("--data", data)
-    return [*(f"data.{role}={_quote(path)}" for role, path in sources.items()), *(settings or [])]
-
-
-def _quote(source: str) -> str:
-    """Return a source of rows as YAML: a mapping as it is, a path as a text whatever its letters."""
-    return source if source.startswith("{") or source == "null" else json.dumps(source)
+    return [*(f"data.{role}={quote(path)}" for role, path in sources.items()), *(settings or [])]
 
 
 def _read_search(text: str | None, bound: float) -> Search | None:

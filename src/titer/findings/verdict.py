@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from titer.findings.records import Record, last, quote
 from titer.findings.rules import ABILITIES, WITHIN, find_broken, gap, held, plain, side
@@ -26,6 +27,12 @@ class PipelineVerdict:
     @property
     def text(self) -> str:
         return " ".join(self.sentences)
+
+
+def was_attacked(documents: Mapping[str, Any]) -> bool:
+    """Tell from the documents of a run whether there were harmful rows among the user's."""
+    recipe = next(iter(documents.values()))["recipe"]
+    return bool(recipe["attack"].get("p") != 0)
 
 
 def verdicts(found: Mapping[str, Sequence[Record]], attacked: bool = True) -> list[PipelineVerdict]:

@@ -16,7 +16,7 @@ from titer.findings.captions import LAB, caption
 from titer.findings.probes import attacks
 from titer.findings.ranking import rank
 from titer.findings.records import Record, figures, once, stages
-from titer.findings.verdict import verdicts
+from titer.findings.verdict import verdicts, was_attacked
 from titer.printable import printable
 from titer.report.figures import Figures
 from titer.scoring.score import Score
@@ -24,7 +24,7 @@ from titer.scoring.score import Score
 # of a document; all else that it holds is provenance
 SHOWN = {"pipeline", "recipe", "stages", "run", "flags"}
 # of a stage; the rest are its facts
-STAGE = {"kind", "label", "folder", "scores", "struck out"}
+STAGE = {"kind", "label", "folder", "scores", "outcomes", "struck out"}
 STAGE |= {"seconds", "scoring_seconds", "peak_mb"}
 HIDDEN = {
     "answer",
@@ -79,7 +79,7 @@ def render(documents: Mapping[str, Any], drawn: Figures | None = None) -> str:
         judge=_settings(first.get("judge") or {}),
         version=first.get("environment", {}).get("titer", "?"),
         flags=flags.raise_flags(documents),
-        verdicts=verdicts(found, attacked=recipe["attack"].get("p") != 0),
+        verdicts=verdicts(found, was_attacked(documents)),
         places=rank(found),
         rules=rules,
         panels=_panels(found, struck, LAB if lab else "", drawn),

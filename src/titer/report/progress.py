@@ -18,6 +18,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColum
 from rich.table import Column
 from rich.text import Text
 
+from titer.progress import span
+
 EVERY = 60.0  # seconds between two lines on a step, where there is no terminal
 
 
@@ -88,14 +90,6 @@ def _kind(step: str) -> str:
     return step.rpartition(", ")[2] if not step.startswith("scoring") else "scoring"
 
 
-def span(seconds: float) -> str:
-    """Write a time in a short way."""
-    if seconds < 60:
-        return f"{seconds:.1f} s" if seconds < 10 else f"{seconds:.0f} s"
-    minutes = round(seconds / 60)
-    return f"{minutes} min" if minutes < 120 else f"{minutes / 60:.1f} h"
-
-
 class Lines:
     """Tells it in lines, where there is no terminal."""
 
@@ -130,7 +124,7 @@ class Lines:
             self.say(told)
 
 
-class Bar:
+class Bar(Lines):
     """Tells it in a bar on a terminal, whatever its width."""
 
     def __init__(
@@ -139,7 +133,7 @@ class Bar:
         before: Callable[[], None] = lambda: None,  # the first word
         clock: Clock | None = None,
     ) -> None:
-        self.console, self.before, self.clock = console, before, clock or Clock()
+        super().__init__(console.print, before, clock)
         self.bars = Progress(
             TextColumn("{task.description}", markup=False, table_column=Column(no_wrap=True)),
             BarColumn(10),
@@ -156,11 +150,6 @@ class Bar:
         )
         self.line = self.bars.add_task("", total=None, visible=False, terms="")
 
-    def expect(self, steps: Sequence[str], stored: int) -> None:
-        self.before()
-        self.clock.left += steps
-        self.console.print(_plan(steps, stored))
-
     def begin(self, step: str) -> None:
         self.clock.begin(step)
         self.bars.start()  # with the first step: what is wrong with the input is said without a bar
@@ -173,9 +162,8 @@ class Bar:
         self.bars.update(self.line, completed=done, total=of, terms=_terms(terms))
 
     def end(self) -> None:
-        if told := _done(self.clock):
-            self.bars.update(self.line, visible=False)
-            self.bars.console.print(told)
+        self.bars.update(self.line, visible=False)  # the next part or step shows it again
+        super().end()
 
     def stop(self) -> None:
         if self.bars.live.is_started:

@@ -3,22 +3,20 @@
 from __future__ import annotations
 
 import json
-import math
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
 from titer.defenses.sft import SFT
+from titer.progress import span
 from titer.runs import recipe as recipes
 from titer.runs.needed import needed_roles
 from titer.runs.plan import ALL, Plan
+from titer.runs.preview import tell_rows
 from titer.runs.recipe import Recipe
-from titer.runs.roles import TRAINING, roles
-from titer.scoring.differences import detectable
-from titer.scoring.figures import NAMES
+from titer.runs.roles import roles
 from titer.scoring.generate import answer
-from titer.scoring.statistics import wilson
 from titer.training.train import train
 from titer.weights import adapters
 
@@ -64,7 +62,7 @@ def draft(
         f"model: {{path: {json.dumps(model)}}}",
         "data:",
         *(f"  {role}: {json.dumps(source)}" for role, source in data.items()),
-        *_rows(plan),
+        *(f"  # {line}" for line in tell_rows(plan)),
         f"attack: {json.dumps(raw['attack'])}   # share of harmful rows, and how many rows in all",
         "pipelines:",
         *(f"  {name}: {json.dumps(parts)}   # {NOTES[name]}" for name, parts in pipelines.items()),
@@ -79,34 +77,6 @@ def _attack(recipe: Recipe) -> dict[str, Any]:
     found = roles(recipe.data, recipe.benchmark, needed_roles(recipe, ALL))
     n = min(MOST, int(len(found.attack) / SHARE), int(len(found.task) / (1 - SHARE)))
     return {"method": "harmful_mix", "p": SHARE, "n": max(n, 1)}
-
-
-def _rows(plan: Plan) -> list[str]:
-    """Count the rows of every role, and say what the held-out prompts can show."""
-    counts = {name: len(getattr(plan.roles, name)) for name in TRAINING}
-    told = [f"  # rows: {', '.join(f'{n} {name}' for name, n in counts.items() if n)}"]
-    if plan.attacked:
-        told.append(
-            f"  # the user sends {len(plan.attacked)} rows, {plan.attack_rows} of them the attacker's"
-        )
-    return told + [f"  # {line}" for line in widths(plan)]
-
-
-def widths(plan: Plan) -> list[str]:
-    """Say what the held-out prompts of a plan can show: the widest interval, and the smallest
-    difference.
-    """
-    told = []
-    for name, rows in plan.roles.benchmarks.items():
-        low, high = wilson(0.5, len(rows))
-        seen = detectable(len(rows), 20.0)
-        least = f"{seen:.0f} points" if not math.isnan(seen) else "no difference at all"
-        told.append(
-            f"{NAMES.get(name, name)} rests on {len(rows)} prompts: 50 % would be known to within "
-            f"{50 * (high - low):.0f} points, and of two models around 20 % a difference of "
-            f"{least} would be seen"
-        )
-    return told
 
 
 def _settings(plan: Plan) -> list[str]:
@@ -149,14 +119,7 @@ def _probe(plan: Plan, say: Callable[[str], None]) -> list[str]:
     trains, scores = updates * seconds_update, len(asked) * seconds_answer
     return [
         f"# Time on this machine: {seconds_update:.2g} s an update, {seconds_answer:.2g} s an answer, so",
-        f"# about {_span(trains)} to train `sft` and at most {_span(scores)} to ask a model its "
+        f"# about {span(trains)} to train `sft` and at most {span(scores)} to ask a model its "
         f"{len(asked)} prompts.",
         "# A defense takes its number of passes times as long an update: `titer show METHOD`.",
     ]
-
-
-def _span(seconds: float) -> str:
-    for unit, size in (("h", 3600), ("min", 60)):
-        if seconds >= 2 * size:
-            return f"{seconds / size:.1f} {unit}"
-    return f"{seconds:.0f} s"

@@ -2,14 +2,30 @@
 
 from __future__ import annotations
 
-from titer.runs.draft import widths
+import math
+
 from titer.runs.plan import Plan
 from titer.runs.roles import TRAINING
 from titer.runs.store import Store
+from titer.scoring.differences import detectable
+from titer.scoring.figures import NAMES
+from titer.scoring.statistics import wilson
 
 
 def preview(plan: Plan, store: Store) -> list[str]:
     """Say the rows of every role, and the stages of every pipeline with those that are stored."""
+    told = tell_rows(plan)
+    stages = dict.fromkeys(stage for of in plan.pipelines().values() for stage in of)
+    stored = {stage for stage in stages if store.entry(stage.key) is not None}
+    for name, of in plan.pipelines().items():
+        way = " -> ".join(f"{stage.label}{' (stored)' if stage in stored else ''}" for stage in of)
+        told.append(f"{name}: {way}")
+    told.append(f"{len(stages)} stages, {len(stored)} of them in the store; nothing was computed")
+    return told
+
+
+def tell_rows(plan: Plan) -> list[str]:
+    """Say how many rows every role has, and what the held-out prompts can show."""
     roles = plan.roles
     counts = {name: len(getattr(roles, name)) for name in TRAINING}
     counts |= {f"held-out {name}": len(rows) for name, rows in roles.benchmarks.items()}
@@ -18,11 +34,21 @@ def preview(plan: Plan, store: Store) -> list[str]:
         told.append(
             f"the user sends {len(plan.attacked)} rows, {plan.attack_rows} of them the attacker's"
         )
-    told += widths(plan)
-    stages = dict.fromkeys(stage for of in plan.pipelines().values() for stage in of)
-    stored = {stage for stage in stages if store.entry(stage.key) is not None}
-    for name, of in plan.pipelines().items():
-        way = " -> ".join(f"{stage.label}{' (stored)' if stage in stored else ''}" for stage in of)
-        told.append(f"{name}: {way}")
-    told.append(f"{len(stages)} stages, {len(stored)} of them in the store; nothing was computed")
+    return told + widths(plan)
+
+
+def widths(plan: Plan) -> list[str]:
+    """Say what the held-out prompts of a plan can show: the widest interval, and the smallest
+    difference.
+    """
+    told = []
+    for name, rows in plan.roles.benchmarks.items():
+        low, high = wilson(0.5, len(rows))
+        seen = detectable(len(rows), 20.0)
+        least = f"{seen:.0f} points" if not math.isnan(seen) else "no difference at all"
+        told.append(
+            f"{NAMES.get(name, name)} rests on {len(rows)} prompts: 50 % would be known to within "
+            f"{50 * (high - low):.0f} points, and of two models around 20 % a difference of "
+            f"{least} would be seen"
+        )
     return told

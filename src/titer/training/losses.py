@@ -27,7 +27,8 @@ def cross_entropy(model: PreTrainedModel, part: Part) -> Tensor:
 
 def entropies(model: PreTrainedModel, part: Part) -> Tensor:
     """Return -log p(token | what stands before it) of every answer token, in nats: (N,)."""
-    return entropies_of(answer_logits(model, part), part)
+    logits = wide(answer_logits(model, part))
+    return nn.functional.cross_entropy(logits, part.targets, reduction="none")
 
 
 def answer_logits(model: PreTrainedModel, part: Part) -> Tensor:
@@ -44,11 +45,6 @@ def run(model: PreTrainedModel, part: Part) -> None:
     """Run a forward pass without logits, for what hooks see on the way."""
     with unembed_at(model, part.answered[:0]):
         model(input_ids=part.ids, attention_mask=part.mask, use_cache=False)
-
-
-def entropies_of(logits: Tensor, part: Part) -> Tensor:
-    """Return the `entropies` of the logits (N, V) that a pass has already given."""
-    return nn.functional.cross_entropy(wide(logits), part.targets, reduction="none")
 
 
 def pad_of(model: PreTrainedModel) -> int:
