@@ -380,7 +380,7 @@ def test_what_the_adapter_holds_whole_is_named(tmp_path, edit):
 
 
 def test_the_share_of_the_update_that_an_edit_works_on_is_of_all_tensors(tmp_path):
-    """Of a fully trained mixture of experts most lies in experts that are no linear layers."""
+    """Of a fully trained mixture of experts a part lies in routers, norms and embeddings."""
     aligned = save(FAMILIES["Mixtral"](), tmp_path / "aligned")
     whole = save(moved(FAMILIES["Mixtral"]()), tmp_path / "whole")
     before, after = weights(aligned), weights(whole)
@@ -389,7 +389,7 @@ def test_the_share_of_the_update_that_an_edit_works_on_is_of_all_tensors(tmp_pat
     }
     edit = Antidote(target="update")
     found = FineTuned.of(files(whole), files(aligned))
-    names = weights_of(edit, found, Checkpoint(str(whole)))
+    names = weights_of(edit, found, checkpoints.skeleton(Checkpoint(str(whole))))
     edited, total = sum(energy[name] for name in names), sum(energy.values())
     changes = Changes({}, {}, {}, math.sqrt(edited), 0.0)
     facts = parts_of(edit, found, names, changes)
@@ -397,7 +397,7 @@ def test_the_share_of_the_update_that_an_edit_works_on_is_of_all_tensors(tmp_pat
         "share of the update edited": pytest.approx(edited / total, rel=1e-5),
         "norm of the rest of the update": pytest.approx(math.sqrt(total - edited), rel=1e-5),
     }
-    assert edited < 0.5 * total
+    assert 0.5 * total < edited < 0.95 * total
 
 
 @pytest.mark.parametrize(("alpha", "left"), [(0.05, ["B"]), (0.25, None)])

@@ -23,6 +23,8 @@ Departures from the authors' code:
 2. Pads are left out, so the result does not depend on how the calibration rows are batched.
 3. `alpha` is what they call dense_ratio: the fraction that is zeroed.
 4. `update`, `tensor` and `global` are not theirs.
+5. An expert of a sparse model is a layer of its own, X the tokens that the router sends to it. One that no
+   calibration row reaches has no scores and stays as it is.
 """
 
 import math
@@ -99,8 +101,10 @@ class Antidote(UpdateEdit):
     def prepare(self, weights: Sequence[Weight]) -> Cut | None:
         return self.cut(weights, scores) if self.group == "global" else None
 
-    def edit(self, weight: Weight, state: Cut | None) -> Update | Tensor:
+    def edit(self, weight: Weight, state: Cut | None) -> Update | Tensor | None:
         h = scores(weight, values(weight, self.target))
+        if not h:
+            return None
         return without(
             weight,
             {part: self.top(f"{weight.name} {part}", h[part], state) for part in h},
@@ -156,7 +160,9 @@ def values(weight: Weight, target: str) -> dict[str, Tensor]:
 
 
 def scores(weight: Weight, values: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """h = |W_ij| ||X_j||_2 by part."""
+    """h = |W_ij| ||X_j||_2 by part; of an expert that no row reached, none."""
+    if weight.seen == {}:
+        return {}
     features = {"a": weight.seen["x"], "b": weight.seen.get("ax"), "w": weight.seen["x"]}
     return {part: value.abs() * features[part].to(value) for part, value in values.items()}
 
@@ -189,7 +195,8 @@ def feature_norms(
     """Take ||X_j||_2 of every input feature j of `layers` over all real tokens of `batches`, in float64.
 
     By layer: `x` (in,) of its own input, and under an adapter `ax` (r,) of what B reads.
-    Raises where a layer does not read every token.
+    Of an expert both are over the tokens that reach it, and there are none where no token does. Raises where
+    another layer does not read every token.
     """
     from peft.tuners.lora import LoraLayer
 
@@ -222,8 +229,11 @@ def feature_norms(
     )
     norms = {name: total[first].sqrt().cpu() for name, first in reads.items()}
     return {
-        name: {"x": norms[name]}
-        | ({"ax": norms[f"{name}, factor B"]} if f"{name}, factor B" in norms else {})
+        name: {
+            part: norms[key]
+            for part, key in (("x", name), ("ax", f"{name}, factor B"))
+            if key in norms
+        }
         for name in layers
     }
 

@@ -5,7 +5,8 @@
     W   <- (1 - m) * W
 
 W runs over what Antidote's W does. What an equal number of zeros does by itself, wherever they fall, this
-edit does too; only what Antidote does beyond it is owed to the harmful data.
+edit does too; only what Antidote does beyond it is owed to the harmful data. One difference: Antidote leaves
+an expert alone that no calibration row reaches, which this edit cannot know, for it looks at no row.
 """
 
 from collections.abc import Mapping, Sequence

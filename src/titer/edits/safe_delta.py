@@ -38,6 +38,9 @@ Departures from the authors' code:
 7. Rows are the alignment data's, evenly spaced, without pads. Theirs are the aligned model's own refusals in
    four prompt templates.
 
+8. An expert of a sparse model is a layer of its own, X the tokens that the router sends to it. Of one that
+   no refusal reaches the whole update is taken: nothing says that it costs safety.
+
 H is (in, in) for every distinct input, in memory for all layers at once, in float32 for models of 16 bits,
 else float64: that makes 22 GB for Llama-2-7B in 16 bits.
 """
@@ -112,7 +115,7 @@ class SafeDelta(UpdateEdit):
         h, reads = hessians(model, linear, batches, self.samples)
         for name in h:
             h[name] = self.factor(h[name])  # at once, so that never more than one H is there twice
-        return {name: h[reads[name]] for name in linear}
+        return {name: h[reads[name]] if name in reads else torch.empty(0) for name in linear}
 
     def factor(self, h: Tensor) -> Tensor:
         """Compute U, upper triangular, with H^-1 = U^T U after damping."""
@@ -130,6 +133,9 @@ class SafeDelta(UpdateEdit):
         if weight.seen is None:
             state.reverted += 1
             return w
+        if not weight.seen.numel():  # an expert that no refusal reaches: its update costs no safety
+            state.entries, state.taken = state.entries + w.numel(), state.taken + w.numel()
+            return weight.finetuned
         finetuned, u = weight.finetuned, weight.seen.to(w)
         rows, columns = w.shape
         for start in range(0, columns, self.block):

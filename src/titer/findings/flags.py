@@ -204,6 +204,7 @@ def _rounded(stage: Record, before: Record | None) -> str:
 def _in_part(stage: Record, before: Record | None) -> str:
     names, share = stage.fact("held whole") or [], stage.fact("share of the update edited")
     sides = stage.fact("factors left as they were") or []
+    unreached = stage.fact("matrices of experts that no row reached")
     told = []
     if names:
         told.append(f"The adapter holds whole, and the edit left as they are: {', '.join(names)}.")
@@ -215,6 +216,11 @@ def _in_part(stage: Record, before: Record | None) -> str:
         )
     if sides:
         told.append(f"No entry of any factor {' or '.join(sides)} was changed.")
+    if unreached:
+        told.append(
+            f"The edit measured nothing of {unreached} matrices of experts, which no calibration row "
+            "reached; they are as fine-tuning left them."
+        )
     return " ".join(told)
 
 

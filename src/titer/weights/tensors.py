@@ -54,9 +54,7 @@ class Stored:
         Raises where it holds no floating-point numbers, or ones that are not finite.
         """
         assert self.kind
-        # opened for each tensor: what is mapped stays in memory until the file is closed
-        with safe_open(self.path, "pt") as file:
-            tensor: Tensor = file.get_tensor(self.name)
+        tensor = self._load()
         if not tensor.isfinite().all():
             raise ValueError(
                 f"{self.name!r} of {str(self.path.parent)!r} holds values that are not finite"
@@ -68,6 +66,45 @@ class Stored:
         with (folder / self.path.name).open("r+b") as file:
             file.seek(self.start)
             file.write(value.contiguous().reshape(-1).view(torch.uint8).numpy().data)
+
+    def _load(self) -> Tensor:
+        # opened for each tensor: what is mapped stays in memory until the file is closed
+        with safe_open(self.path, "pt") as file:
+            tensor: Tensor = file.get_tensor(self.name)
+        return tensor
+
+
+@dataclass(frozen=True)
+class Expert(Stored):
+    """The matrix of one expert in a tensor of all experts of a layer. Its `shape` is (out, in)."""
+
+    held: str = ""  # the tensor of all
+    index: int = 0
+    transposed: bool = False  # the file has (in, out)
+
+    @staticmethod
+    def of(held: Stored, name: str, index: int, transposed: bool) -> Expert:
+        """Name one expert's matrix of a tensor (E, out, in), or (E, in, out)."""
+        _, *shape = held.shape
+        size = math.prod(shape) * int(held.kind.itemsize)
+        return Expert(
+            held.path,
+            name,
+            held.dtype,
+            tuple(reversed(shape)) if transposed else tuple(shape),
+            held.start + index * size,
+            held.name,
+            index,
+            transposed,
+        )
+
+    def write(self, folder: Path, value: Tensor) -> None:
+        super().write(folder, value.T if self.transposed else value)
+
+    def _load(self) -> Tensor:
+        with safe_open(self.path, "pt") as file:
+            tensor: Tensor = file.get_slice(self.held)[self.index]
+        return tensor.T if self.transposed else tensor
 
 
 def open_tensors(files: Files) -> dict[str, Stored]:

@@ -18,7 +18,7 @@ from titer.runs.stages.edit import EditStage
 from titer.runs.stages.stage import Work
 from titer.training import probes
 from titer.training.losses import pad_of
-from titer.weights import adapters, checkpoints, folders
+from titer.weights import adapters, checkpoints, experts, folders
 from titer.weights.energy import removed_energy
 from titer.weights.finetuned import PREFIX, FineTuned
 from titer.weights.rewrite import rewrite_update
@@ -46,34 +46,50 @@ class RepairStage(EditStage):
             for name, of in checkpoint.items()
             if name in ("base", "aligned")
         }
-        tuned = FineTuned.of(folders.locate(model), files.get("aligned"))
-        names = weights_of(edit, tuned, model)
+        empty = checkpoints.skeleton(model)
+        tuned = experts.separate_all(
+            FineTuned.of(folders.locate(model), files.get("aligned")), empty
+        )
+        names = weights_of(edit, tuned, empty)
         references: dict[str, Any] = {
-            name: FineTuned.of(folders.locate(of), tuned.started)
+            name: experts.separate_all(FineTuned.of(folders.locate(of), tuned.started), empty)
             for name, of in checkpoint.items()
             if name in ("safe", "unsafe")
         }
         if "base" in files:
-            references["base"] = open_tensors(files["base"])
-        seen = self._observe(edit, model, tuned, names)
+            references["base"] = experts.separate(open_tensors(files["base"]), empty)
+        seen, unreached = self._observe(edit, model, tuned, names)
         watch = work.progress.advance
         changes = rewrite_update(edit, tuned, names, references, seen, folder, watch)
         facts = parts_of(edit, tuned, names, changes)
+        if unreached:
+            facts["matrices of experts that no row reached"] = len(unreached)
         if self.looks:
-            after = FineTuned.of(folders.locate(Checkpoint(str(folder))), tuned.started)
+            after = experts.separate_all(
+                FineTuned.of(folders.locate(Checkpoint(str(folder))), tuned.started), empty
+            )
             facts["removed energy"] = self._removed_energy(model, tuned, after, names)
         return changes, "strengthen it", facts
 
     def _observe(
         self, edit: UpdateEdit, model: Checkpoint, tuned: FineTuned, names: list[str]
-    ) -> Mapping[str, Any]:
-        """Let an edit watch forward passes over its rows; what it keeps, by weight."""
+    ) -> tuple[Mapping[str, Any], list[str]]:
+        """Let an edit watch forward passes over its rows.
+
+        Returns what it keeps, by weight, and the weights of experts that no row reached.
+        """
         if edit.needs.watches is None:
-            return {}
+            return {}, []
         aligned = replace(model, path=str(tuned.started.folder), revision=None, base=None)
         opened, template = self.asking.open(model if edit.needs.watches == "finetuned" else aligned)
         rows = template.encode_all(self.rows, "calibration")
-        return edit.observe(opened, layers_of(opened, names), [batch_of(opened, rows)])
+        layers = layers_of(opened, names)
+        seen = edit.observe(opened, layers, [batch_of(opened, rows)])
+        return seen, [
+            name
+            for name, layer in layers.items()
+            if isinstance(layer, experts.Routed) and not layer.reached
+        ]
 
     def _removed_energy(
         self, model: Checkpoint, before: FineTuned, after: FineTuned, names: list[str]
@@ -96,8 +112,8 @@ class RepairStage(EditStage):
         return found
 
 
-def weights_of(edit: UpdateEdit, tuned: FineTuned, model: Checkpoint) -> list[str]:
-    """Name the weights that an edit works on.
+def weights_of(edit: UpdateEdit, tuned: FineTuned, empty: PreTrainedModel) -> list[str]:
+    """Name the weights that an edit works on, of a model with the layers of `empty`.
 
     Raises where there are none, or where it needs an adapter and there is none.
     """
@@ -112,7 +128,6 @@ def weights_of(edit: UpdateEdit, tuned: FineTuned, model: Checkpoint) -> list[st
         return select(tuned.factors, needs.targets)
     if needs.whole:
         return select(tuned.whole, needs.targets)
-    empty = checkpoints.skeleton(model)
     head = empty.get_output_embeddings()
     linear = [
         name
@@ -126,7 +141,11 @@ def weights_of(edit: UpdateEdit, tuned: FineTuned, model: Checkpoint) -> list[st
             "be applied"
         )
     return select(
-        [f"{name}.weight" for name in linear if f"{name}.weight" in tuned.whole], needs.targets
+        [
+            *(f"{name}.weight" for name in linear if f"{name}.weight" in tuned.whole),
+            *experts.find_experts(tuned.whole, empty),
+        ],
+        needs.targets,
     )
 
 
@@ -160,13 +179,18 @@ def parts_of(
 def layers_of(model: PreTrainedModel, names: Sequence[str]) -> dict[str, nn.Module]:
     """Find the layer of every weight, an adapted one with its adapter.
 
-    A bias has none, nor has an expert fused with others.
+    A bias has none. Where there are experts the model is taken apart for them.
     """
     prefix, modules = PREFIX if adapters.has_adapter(model) else "", dict(model.named_modules())
+    places = {} if prefix else experts.find_experts(names, model)
+    if places:
+        experts.take_apart(model)
     found = {
-        name: modules.get(prefix + name.removesuffix(".weight"))
+        name: experts.layer_of(model, places[name])
+        if name in places
+        else modules.get(prefix + name.removesuffix(".weight"))
         for name in names
-        if name.endswith(".weight")
+        if name in places or name.endswith(".weight")
     }
     return {name: layer for name, layer in found.items() if layer is not None}
 
