@@ -7,13 +7,17 @@ from typing import Any
 import torch
 from transformers import (
     AutoModelForCausalLM,
+    AutoModelForImageTextToText,
     DeepseekV2Config,
     DeepseekV3Config,
     Gemma2Config,
+    Gemma3Config,
     Gemma3TextConfig,
     GPTNeoXConfig,
     GptOssConfig,
     LlamaConfig,
+    LlavaConfig,
+    Mistral3Config,
     MistralConfig,
     MixtralConfig,
     Olmo2Config,
@@ -22,6 +26,7 @@ from transformers import (
     Phi3Config,
     PreTrainedConfig,
     PreTrainedModel,
+    Qwen2_5_VLConfig,
     Qwen2Config,
     Qwen3Config,
     Qwen3MoeConfig,
@@ -130,4 +135,73 @@ SPARSE = {  # which layers of a family route tokens to experts
     **dict.fromkeys(("Mixtral", "Olmoe", "GptOss"), (0, 1)),
     **dict.fromkeys(("DeepseekV2", "DeepseekV3"), (1,)),
     "Qwen3Moe": (0,),
+}
+
+EYE = {
+    "hidden_size": 16,
+    "intermediate_size": 24,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "image_size": 28,
+    "patch_size": 14,
+}
+
+
+def build_wrapper(
+    config: type[PreTrainedConfig],
+    text: dict[str, Any],
+    vision: dict[str, Any],
+    vocabulary: int = 64,
+    seed: int = 0,
+) -> PreTrainedModel:
+    """A float32 model that reads pictures too, whose tower has layers named like the language's."""
+    torch.manual_seed(seed)
+    pictures = {"image_token_id": vocabulary, "image_token_index": vocabulary}
+    of = config(
+        text_config=COMMON | text | {"vocab_size": vocabulary + 8},
+        vision_config=vision,
+        video_token_id=vocabulary + 1,
+        **pictures,
+    )
+    return AutoModelForImageTextToText.from_config(of, dtype=torch.float32).eval()
+
+
+WRAPPERS: dict[str, Callable[..., PreTrainedModel]] = {
+    "Gemma3": partial(
+        build_wrapper,
+        Gemma3Config,
+        WINDOWS | {"query_pre_attn_scalar": 8},
+        EYE,
+    ),
+    "Llava": partial(
+        build_wrapper,
+        LlavaConfig,
+        {"model_type": "llama"},
+        EYE | {"model_type": "clip_vision_model", "projection_dim": 8},
+    ),
+    "Mistral3": partial(
+        build_wrapper,
+        Mistral3Config,
+        {"model_type": "mistral"},
+        EYE | {"model_type": "pixtral", "head_dim": 8},
+    ),
+    "Qwen2_5_VL": partial(
+        build_wrapper,
+        Qwen2_5_VLConfig,
+        {
+            "rope_parameters": {
+                "rope_type": "default",
+                "rope_theta": 1e4,
+                "mrope_section": [1, 1, 2],
+            }
+        },
+        {
+            "depth": 2,
+            "hidden_size": 16,
+            "intermediate_size": 24,
+            "num_heads": 2,
+            "out_hidden_size": 32,
+            "fullatt_block_indexes": [1],
+        },
+    ),
 }

@@ -38,8 +38,7 @@ def on_disk(family: str, folder: Path) -> tuple[FineTuned, nn.Module]:
     """A fully fine-tuned model beside the aligned one, with its experts apart, and its layers."""
     aligned = save(rough(family), folder / "aligned")
     model = moved(rough(family))
-    tuned = FineTuned.of(files(save(model, folder / "tuned")), files(aligned))
-    return experts.separate_all(tuned, model), model
+    return FineTuned.of(files(save(model, folder / "tuned")), files(aligned), model), model
 
 
 def parameters(model: nn.Module) -> dict[str, torch.Tensor]:
@@ -137,9 +136,7 @@ def test_antidote_scores_an_expert_by_its_own_inputs(tmp_path, family, edit):
         ROWS,
         template,
     )
-    after = experts.separate_all(
-        FineTuned.of(files(tmp_path / "out"), files(tmp_path / "aligned")), model
-    )
+    after = FineTuned.of(files(tmp_path / "out"), files(tmp_path / "aligned"), model)
     left = 0
     layers = layers_of(model, list(places := experts.find_experts(tuned.whole, model)))
     total: dict[str, torch.Tensor] = {}
@@ -217,12 +214,8 @@ def test_safe_lora_projects_an_expert_s_update_by_its_own_alignment(tmp_path, fa
     edit = SafeLoRA(layers=None, tau=1.0)
     references = {"aligned": tmp_path / "aligned", "base": tmp_path / "base"}
     apply(edit, tmp_path / "tuned", references, tmp_path / "out")
-    base = experts.separate(
-        FineTuned.of(files(tmp_path / "base"), files(tmp_path / "aligned")).whole, model
-    )
-    after = experts.separate_all(
-        FineTuned.of(files(tmp_path / "out"), files(tmp_path / "aligned")), model
-    )
+    base = FineTuned.of(files(tmp_path / "base"), files(tmp_path / "aligned"), model).whole
+    after = FineTuned.of(files(tmp_path / "out"), files(tmp_path / "aligned"), model)
     for name in experts.find_experts(tuned.whole, model):
         aligned = tuned.aligned[name].read()
         v = aligned - base[name].read()

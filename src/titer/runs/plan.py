@@ -40,7 +40,7 @@ from titer.runs.stages.train import Looks, TrainStage
 from titer.scoring.generate import GREEDY
 from titer.training.train import accelerator_for
 from titer.version import __version__
-from titer.weights import adapters, checkpoints, folders
+from titer.weights import adapters, checkpoints, folders, language
 from titer.weights.settings import Checkpoint
 from titer.weights.tensors import open_tensors
 
@@ -153,7 +153,10 @@ class Plan:
         for _, _, method in self.methods(kinds):
             if isinstance(method, TensorEdit):
                 tensors = open_tensors(self.start.base or self.start)
-                method.select({name: tensor.shape for name, tensor in tensors.items()})
+                beside = language.unread(tensors, skeleton)
+                method.select(
+                    {name: of.shape for name, of in tensors.items() if name not in beside}
+                )
             elif isinstance(method, Edit) and method.needs.rows:
                 if not self.calibration(method):
                     role = "calibration" if method.needs.rows is Kind.HARMFUL else "alignment"

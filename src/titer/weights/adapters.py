@@ -13,15 +13,16 @@ from transformers import PreTrainedModel
 
 from titer.attributes import swap
 from titer.errors import nearest, reading
+from titer.weights import language
 from titer.weights.norms import norm
 from titer.weights.settings import ALL_LINEAR, Lora
 from titer.weights.targets import last_parts, matches
 from titer.weights.update import Update
 
 
-def check_targets(model: nn.Module, lora: Lora) -> None:
+def check_targets(model: PreTrainedModel, lora: Lora) -> None:
     """Raise where a target of the adapter matches no linear layer, with the nearest name."""
-    known = [name for name, module in model.named_modules() if isinstance(module, nn.Linear)]
+    known = list(language.linear_layers(model))
     lasts = sorted(last_parts(known))
     for target in lora.targets:
         if target != ALL_LINEAR and not any(matches(name, target) for name in known):
@@ -34,12 +35,21 @@ def check_targets(model: nn.Module, lora: Lora) -> None:
 def add_lora(model: PreTrainedModel, lora: Lora) -> PreTrainedModel:
     """Return the model under a fresh adapter, which alone is trainable.
 
-    Raises where a target matches no linear layer.
+    Towers beside the language model are left alone, whatever the targets. Raises where a target
+    matches no linear layer.
     """
     from peft import LoraConfig, get_peft_model
 
     check_targets(model, lora)
     targets: Any = ALL_LINEAR if lora.targets == (ALL_LINEAR,) else list(lora.targets)
+    if language.towers(model):  # whose layers may have the same last names
+        head = cast(Any, model).get_output_embeddings()
+        targets = [
+            name
+            for name, layer in language.linear_layers(model).items()
+            if any(matches(name, target) for target in lora.targets)
+            or (ALL_LINEAR in lora.targets and layer is not head)
+        ]
     config = LoraConfig(
         r=lora.r,
         lora_alpha=lora.alpha,  # type: ignore[arg-type]

@@ -20,7 +20,9 @@ from torch import Tensor, nn
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
+    AutoModelForImageTextToText,
     AutoTokenizer,
+    PreTrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
@@ -28,9 +30,11 @@ from transformers.utils import logging as transformers_logging
 
 from titer.errors import cause
 from titer.paths import OVER
+from titer.weights import language
 from titer.weights.adapters import literal_peft
 from titer.weights.folders import TENSORS, Files, belongs, digest, locate
 from titer.weights.settings import Checkpoint
+from titer.weights.tensors import open_tensors
 
 transformers_logging.disable_progress_bar()  # a run has its own
 POSITIONS = re.compile(r"(^|\.)(wpe|embed_positions|position_embeddings?|embed_position)$")
@@ -68,15 +72,11 @@ def load(
 def skeleton(checkpoint: Checkpoint) -> PreTrainedModel:
     """Return the model's layers without weights, to look for names in. An adapter is left out."""
     files = locate(checkpoint)
+    config = _configuration(checkpoint, files.base or files)
     with torch.device("meta"), _explain_errors(checkpoint):
-        config = AutoConfig.from_pretrained(
-            (files.base or files).folder, trust_remote_code=checkpoint.trust_remote_code
-        )
         return cast(
             PreTrainedModel,
-            AutoModelForCausalLM.from_config(
-                config, trust_remote_code=checkpoint.trust_remote_code
-            ),
+            _auto(config).from_config(config, trust_remote_code=checkpoint.trust_remote_code),
         )
 
 
@@ -128,7 +128,7 @@ def learned_positions(model: nn.Module) -> int | None:
     most = getattr(cast(Any, model).config.get_text_config(), "max_position_embeddings", None)
     tables = [
         module.num_embeddings
-        for name, module in model.named_modules()
+        for name, module in language.modules(cast(PreTrainedModel, model)).items()
         if isinstance(module, nn.Embedding) and POSITIONS.search(name)
     ]
     # a table may have rows beside those of positions, as OPT's two
@@ -182,9 +182,37 @@ def hash_tensors(tensors: Mapping[str, Tensor]) -> str:
     return hasher.hexdigest()
 
 
-def _load_weights(checkpoint: Checkpoint, files: Files) -> PreTrainedModel:
+def _configuration(checkpoint: Checkpoint, files: Files) -> PreTrainedConfig:
+    """Read a model's configuration.
+
+    Raises where it promises more layers than there are tensors: to make them could take for ever.
+    """
     with _explain_errors(checkpoint):
-        loaded: Any = AutoModelForCausalLM.from_pretrained(
+        config = AutoConfig.from_pretrained(
+            files.folder, trust_remote_code=checkpoint.trust_remote_code
+        )
+    parts = [config, *(of for of in vars(config).values() if isinstance(of, PreTrainedConfig))]
+    layers = max((getattr(part, "num_hidden_layers", 0) or 0 for part in parts), default=0)
+    tensors = len(open_tensors(files))
+    if layers > tensors:
+        raise ValueError(
+            f"model {checkpoint.path!r}: its config.json has num_hidden_layers={layers}, and its "
+            f"files hold {tensors} tensors in all: they do not belong together"
+        )
+    return cast(PreTrainedConfig, config)
+
+
+def _auto(config: PreTrainedConfig) -> Any:
+    """Return what makes a model of this configuration: of one that sees, the whole of it."""
+    known = type(config) in AutoModelForCausalLM._model_mapping
+    sees = type(config) in AutoModelForImageTextToText._model_mapping
+    return AutoModelForImageTextToText if sees and not known else AutoModelForCausalLM
+
+
+def _load_weights(checkpoint: Checkpoint, files: Files) -> PreTrainedModel:
+    config = _configuration(checkpoint, files)
+    with _explain_errors(checkpoint):
+        loaded: Any = _auto(config).from_pretrained(
             files.folder,
             dtype=getattr(torch, checkpoint.dtype),
             use_safetensors=True,
@@ -198,6 +226,8 @@ def _load_weights(checkpoint: Checkpoint, files: Files) -> PreTrainedModel:
             f"model {checkpoint.path!r}: its files lack {len(missing)} weights, such as "
             f"{missing[0]!r}: they would be random"
         )
+    for parameter in language.towers(model).values():
+        parameter.requires_grad_(False)
     return cast(PreTrainedModel, model)
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -19,7 +19,6 @@ from transformers.conversion_mapping import get_model_conversion_mapping
 from transformers.core_model_loading import WeightConverter, WeightRenaming, rename_source_key
 from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS
 
-from titer.weights.finetuned import FineTuned
 from titer.weights.tensors import Expert, Stored
 
 APART = "titer: one by one"  # the name of our way to run experts, among transformers' own
@@ -37,62 +36,69 @@ class Routed(nn.Linear):
     def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
         super().__init__(weight.shape[1], weight.shape[0], bias=False, device="meta")
         self.weight = nn.Parameter(weight, requires_grad=False)
-        self.bias = None if bias is None else nn.Parameter(bias, requires_grad=False)
+        if bias is not None:
+            self.bias = nn.Parameter(bias, requires_grad=False)
 
 
 @dataclass(frozen=True)
-class Place:
-    """Where a matrix of a checkpoint is found in a model."""
+class ExpertPlace:
+    """Where an expert's matrix is found in a model."""
 
-    parameter: str
-    expert: int | None = None  # of a parameter that holds all experts of a layer
+    parameter: str  # that holds those of all experts of a layer
+    expert: int
 
 
-def separate(tensors: Mapping[str, Stored], model: PreTrainedModel) -> dict[str, Stored]:
-    """Give each expert a tensor of its own where a file has one of all experts of a layer.
+class _Names:
+    """How transformers names the tensors of a checkpoint in memory."""
 
-    It is named as the others are, the number of the expert before the last part: `experts.3.down_proj`.
+    def __init__(self, model: PreTrainedModel) -> None:
+        changes: list[Any] = get_model_conversion_mapping(model)
+        self._renamings = [of for of in changes if isinstance(of, WeightRenaming)]
+        self._converters = [of for of in changes if isinstance(of, WeightConverter)]
+        self._prefix, self._held = model.base_model_prefix, model.state_dict()
+
+    def __call__(self, name: str) -> tuple[str, str | None]:
+        """Return the name, and the pattern by which a tensor is put together with others."""
+        return rename_source_key(name, self._renamings, self._converters, self._prefix, self._held)
+
+
+def by_name(tensors: Mapping[str, Stored], model: PreTrainedModel) -> dict[str, Stored]:
+    """Return the tensors of a checkpoint by the names that the model has for them in memory.
+
+    Each expert has tensors of its own, also where a file has one of all experts of a layer; they go
+    by the names of the file, or by such ones, the expert's number before the last part:
+    `experts.3.down_proj`.
     """
-    fused = _fused(model)
+    fused, named = _fused(model), _Names(model)
     found: dict[str, Stored] = {}
     for name, of in tensors.items():
-        if name not in fused:
+        key, pattern = named(name)
+        if pattern is not None:  # of several tensors the model makes one
             found[name] = of
-            continue
-        path, _, last = name.rpartition(".")
-        transposed = fused[name]
-        for i in range(of.shape[0]):
-            part = Expert.of(of, f"{path}.{i}.{last}", i, transposed)
-            found[part.name] = part
+        elif key in fused:
+            path, _, last = key.rpartition(".")
+            parts = (Expert.of(of, f"{path}.{i}.{last}", i, fused[key]) for i in range(of.shape[0]))
+            found |= {part.name: part for part in parts}
+        else:
+            found[key] = of
     return found
 
 
-def separate_all(tuned: FineTuned, model: PreTrainedModel) -> FineTuned:
-    """Give each expert tensors of its own, in a fine-tuned model and the one that it started from."""
-    return replace(
-        tuned, aligned=separate(tuned.aligned, model), whole=separate(tuned.whole, model)
-    )
-
-
-def find_experts(names: Iterable[str], model: PreTrainedModel) -> dict[str, Place]:
-    """Find the parameters of the experts' matrices, by their names on disk or those of `separate`."""
-    changes: list[Any] = get_model_conversion_mapping(model)
-    renamings = [change for change in changes if isinstance(change, WeightRenaming)]
-    converters = [change for change in changes if isinstance(change, WeightConverter)]
-    fused, held = _fused(model), model.state_dict()
+def find_experts(names: Iterable[str], model: PreTrainedModel) -> dict[str, ExpertPlace]:
+    """Find the parameters of the experts' matrices, by the names that `by_name` gives."""
+    fused, named = _fused(model), _Names(model)
     found = {}
     for name in names:
         path, _, last = name.rpartition(".")
-        own = f"{path.rpartition('.')[0]}.{last}"
-        if own in fused:
-            found[name] = Place(own, int(path.rpartition(".")[2]))
+        own, _, number = path.rpartition(".")
+        if f"{own}.{last}" in fused and number.isdecimal():
+            found[name] = ExpertPlace(f"{own}.{last}", int(number))
             continue
-        key, pattern = rename_source_key(name, renamings, converters, model.base_model_prefix, held)
-        if pattern is None or key not in fused:
-            continue
-        at = re.search(re.escape(pattern).replace(r"\*", r"(\d+)"), name)
-        if at is not None and at.groups():
-            found[name] = Place(key, int(at[1]))
+        key, pattern = named(name)
+        if pattern is not None and key in fused:
+            at = re.search(re.escape(pattern).replace(r"\*", r"(\d+)"), name)
+            if at is not None and at.groups():
+                found[name] = ExpertPlace(key, int(at[1]))
     return found
 
 
@@ -114,7 +120,7 @@ def take_apart(model: PreTrainedModel) -> None:
         }
 
 
-def layer_of(model: PreTrainedModel, place: Place) -> Routed:
+def layer_of(model: PreTrainedModel, place: ExpertPlace) -> Routed:
     """Return the linear layer of an expert of a model that was taken apart."""
     path, _, name = place.parameter.rpartition(".")
     experts: Any = model.get_submodule(path)

@@ -11,7 +11,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from transformers import PreTrainedModel
 
+from titer.weights.experts import by_name
 from titer.weights.folders import ADAPTER, TENSORS, Files, belongs
 from titer.weights.tensors import Stored, open_file, open_tensors
 from titer.weights.update import Update
@@ -70,11 +72,12 @@ class FineTuned:
     factors: Mapping[str, Factors] = field(default_factory=dict)
 
     @staticmethod
-    def of(files: Files, aligned: Files | None) -> FineTuned:
+    def of(files: Files, aligned: Files | None, model: PreTrainedModel | None = None) -> FineTuned:
         """Open a fine-tuned checkpoint beside the aligned one.
 
-        `aligned` may be None for an adapter, which names its base. Raises where the two do not
-        belong together, or the adapter is more than one of linear layers.
+        `aligned` may be None for an adapter, which names its base. By `model`, which has the layers
+        and needs no weights, tensors go by the names in memory, and experts are apart. Raises where
+        the two do not belong together, or the adapter is more than one of linear layers.
         """
         started = aligned or files.base
         if started is None:
@@ -82,7 +85,7 @@ class FineTuned:
                 f"model {files.name!r} is no adapter, so it does not name the aligned model that "
                 "fine-tuning started from: give it"
             )
-        under = open_tensors(started)
+        under = _open(started, model)
         if (files.folder / ADAPTER).is_file():
             if not belongs(files, started):
                 raise ValueError(
@@ -92,7 +95,7 @@ class FineTuned:
             found, whole = _adapter(files)
             tuned = FineTuned(files, started, under, whole, found)
         else:
-            tuned = FineTuned(files, started, under, open_tensors(files))
+            tuned = FineTuned(files, started, under, _open(files, model))
         for name, of in (tuned.factors or tuned.whole).items():
             if name not in under:
                 raise ValueError(
@@ -197,6 +200,11 @@ class Weight:
         tuned = self.references[reference]
         assert isinstance(tuned, FineTuned)
         return tuned.update(self.name)
+
+
+def _open(files: Files, model: PreTrainedModel | None) -> Mapping[str, Stored]:
+    tensors = open_tensors(files)
+    return tensors if model is None else by_name(tensors, model)
 
 
 def _adapter(files: Files) -> tuple[dict[str, Factors], dict[str, Stored]]:

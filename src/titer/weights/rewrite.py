@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import math
 import shutil
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -78,12 +78,18 @@ class Copy:
 
 
 def rewrite_tensors(
-    edit: TensorEdit, aligned: Files, base: Files, folder: Path, watch: Watch
+    edit: TensorEdit,
+    aligned: Files,
+    base: Files,
+    folder: Path,
+    watch: Watch,
+    unread: Collection[str] = (),
 ) -> Changes:
     """Write the edited aligned checkpoint into `folder`, and call `watch` after every tensor.
 
-    Both models are whole ones, not adapters. Raises where they do not belong together, or the edit
-    cannot be applied to them. Then, and after an interruption, `folder` is no checkpoint.
+    `unread` names tensors that text never reaches, which are left alone. Both models are whole
+    ones, not adapters. Raises where they do not belong together, or the edit cannot be applied to
+    them. Then, and after an interruption, `folder` is no checkpoint.
     """
     ours, theirs = open_tensors(aligned), open_tensors(base)
     if _architecture(base) != _architecture(aligned):
@@ -91,7 +97,7 @@ def rewrite_tensors(
             f"{WRONG}{base.name!r} has {_architecture(base)}, {aligned.name!r} "
             f"{_architecture(aligned)}"
         )
-    names = edit.select({name: tensor.shape for name, tensor in ours.items()})
+    names = edit.select({name: of.shape for name, of in ours.items() if name not in unread})
     _check(names, ours, theirs)
     copy = Copy(folder)
     copy.files({tensor.path for tensor in ours.values()})

@@ -8,7 +8,9 @@ from typing import Any
 from titer.methods import Changes, TensorEdit
 from titer.runs.stages.edit import EditStage
 from titer.runs.stages.stage import Work
+from titer.weights import checkpoints, language
 from titer.weights.rewrite import rewrite_tensors
+from titer.weights.tensors import open_tensors
 
 MEND = "the base holds the weights of the aligned model, or the step is lost in their dtype"
 
@@ -23,5 +25,8 @@ class ReleaseStage(EditStage):
         assert self.start is not None
         aligned = self.whole_files(work.checkpoint(self.start), scratch / "model")
         base = self.whole_files(work.checkpoint(self.others["base"]), scratch / "base")
+        beside = language.unread(
+            open_tensors(aligned), checkpoints.skeleton(self.asking.at(aligned.folder))
+        )
         watch = work.progress.advance
-        return rewrite_tensors(self.method, aligned, base, folder, watch), MEND, {}
+        return rewrite_tensors(self.method, aligned, base, folder, watch, beside), MEND, {}

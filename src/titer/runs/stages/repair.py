@@ -18,7 +18,7 @@ from titer.runs.stages.edit import EditStage
 from titer.runs.stages.stage import Work
 from titer.training import probes
 from titer.training.losses import pad_of
-from titer.weights import adapters, checkpoints, experts, folders
+from titer.weights import adapters, checkpoints, experts, folders, language
 from titer.weights.energy import removed_energy
 from titer.weights.finetuned import PREFIX, FineTuned
 from titer.weights.rewrite import rewrite_update
@@ -47,17 +47,15 @@ class RepairStage(EditStage):
             if name in ("base", "aligned")
         }
         empty = checkpoints.skeleton(model)
-        tuned = experts.separate_all(
-            FineTuned.of(folders.locate(model), files.get("aligned")), empty
-        )
+        tuned = FineTuned.of(folders.locate(model), files.get("aligned"), empty)
         names = weights_of(edit, tuned, empty)
         references: dict[str, Any] = {
-            name: experts.separate_all(FineTuned.of(folders.locate(of), tuned.started), empty)
+            name: FineTuned.of(folders.locate(of), tuned.started, empty)
             for name, of in checkpoint.items()
             if name in ("safe", "unsafe")
         }
         if "base" in files:
-            references["base"] = experts.separate(open_tensors(files["base"]), empty)
+            references["base"] = experts.by_name(open_tensors(files["base"]), empty)
         seen, unreached = self._observe(edit, model, tuned, names)
         watch = work.progress.advance
         changes = rewrite_update(edit, tuned, names, references, seen, folder, watch)
@@ -65,9 +63,7 @@ class RepairStage(EditStage):
         if unreached:
             facts["matrices of experts that no row reached"] = len(unreached)
         if self.looks:
-            after = experts.separate_all(
-                FineTuned.of(folders.locate(Checkpoint(str(folder))), tuned.started), empty
-            )
+            after = FineTuned.of(folders.locate(self.asking.at(folder)), tuned.started, empty)
             facts["removed energy"] = self._removed_energy(model, tuned, after, names)
         return changes, "strengthen it", facts
 
@@ -129,11 +125,7 @@ def weights_of(edit: UpdateEdit, tuned: FineTuned, empty: PreTrainedModel) -> li
     if needs.whole:
         return select(tuned.whole, needs.targets)
     head = empty.get_output_embeddings()
-    linear = [
-        name
-        for name, module in empty.named_modules()
-        if isinstance(module, nn.Linear) and module is not head
-    ]
+    linear = [name for name, of in language.linear_layers(empty).items() if of is not head]
     if not linear:
         raise ValueError(
             f"model {tuned.files.name!r} has no linear layers but its head "

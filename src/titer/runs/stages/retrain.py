@@ -19,7 +19,6 @@ from titer.training.train import train
 from titer.weights import adapters, checkpoints, folders
 from titer.weights.finetuned import FineTuned
 from titer.weights.rewrite import compare
-from titer.weights.settings import Checkpoint
 
 
 @dataclass(frozen=True, eq=False)
@@ -47,7 +46,8 @@ class RetrainStage(EditStage):
         started = (
             self.whole_files(work.checkpoint(aligned), scratch / "aligned") if aligned else None
         )
-        tuned = FineTuned.of(folders.locate(checkpoint), started)
+        empty = checkpoints.skeleton(checkpoint)
+        tuned = FineTuned.of(folders.locate(checkpoint), started, empty)
         model, template = self.asking.open(checkpoint)
         dtype = None if adapters.has_adapter(model) else widen(model)
         rows = {"rows": template.encode_all(self.rows, "rows")}
@@ -56,5 +56,5 @@ class RetrainStage(EditStage):
         if dtype is not None:
             cast(nn.Module, model).to(dtype)
         checkpoints.save(model, template.tokenizer, folder, folders.locate(checkpoint).base)
-        after = FineTuned.of(folders.locate(Checkpoint(str(folder))), tuned.started)
+        after = FineTuned.of(folders.locate(self.asking.at(folder)), tuned.started, empty)
         return compare(tuned, after), "train it longer", {}
