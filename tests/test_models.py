@@ -60,7 +60,7 @@ def adapted(base: Path, folder: Path, seed: int = 0) -> Path:
         ),
         (
             lambda folder: (folder / "model.safetensors").write_bytes(b"x"),
-            "cannot be loaded as a causal language model",
+            "model.safetensors cannot be read",
         ),
         (
             lambda folder: drop(folder, "model.layers.1.mlp.up_proj.weight"),
