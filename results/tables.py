@@ -48,7 +48,17 @@ METHODS += (
     "booster+lox",
 )
 NONE = "-"  # not computed
-SHOWN = ("harm", "margin", "task", "benign", "lookalike", "general")
+SHOWN = (
+    "harm",
+    "complied",
+    "refused",
+    "margin",
+    "task",
+    "benign",
+    "lookalike",
+    "general",
+    "coherent",
+)
 TABLE = re.compile(
     r"(<!-- table (?P<kind>\w+) (?P<claim>\S+) ?(?P<settings>\S*) -->\n).*?(<!-- end -->)",
     re.DOTALL,
@@ -114,6 +124,12 @@ def figure(group: Group, name: str, prompts: bool = True) -> str:
     return f"~~{text}~~ struck out" if name == "harm" and group.struck else text
 
 
+def shown(groups: Iterable[Group]) -> list[str]:
+    """Return the figures that all of these groups have."""
+    of = list(groups)
+    return [name for name in SHOWN if all(group.score(name) for group in of)]
+
+
 def whole_percent(group: Group, name: str) -> str:
     score = group.score(name)
     assert score is not None
@@ -122,11 +138,10 @@ def whole_percent(group: Group, name: str) -> str:
 
 def full(claim: str, settings: str) -> list[list[str]]:
     """Every stage with every figure."""
-    lines = [["stage", *(NAMES[name] for name in SHOWN)]]
-    return lines + [
-        [words(group), *(figure(group, name) for name in SHOWN)]
-        for group in along(load_groups(claim, settings))
-    ]
+    groups = along(load_groups(claim, settings))
+    names = shown(groups)
+    lines = [["stage", *(NAMES[name] for name in names)]]
+    return lines + [[words(group), *(figure(group, name) for name in names)] for group in groups]
 
 
 def short(claim: str, settings: str) -> list[list[str]]:
@@ -203,18 +218,19 @@ def whole(claim: str, settings: str) -> list[list[str]]:
     plain alignment.
     """
     of = {group.pipeline: group for group in load_groups(claim, settings)}
-    lines = [["method", *(NAMES[name] for name in SHOWN), "time", "memory"]]
+    names = shown(of.values())
+    lines = [["method", *(NAMES[name] for name in names), "time", "memory"]]
     for pipeline in in_order(of):
         after = of[pipeline]
         before = replace(after, seeds={seed: stages[:-1] for seed, stages in after.seeds.items()})
         lines.append(
             [
                 display_name(pipeline),
-                *(figure(before, name) for name in SHOWN),
+                *(figure(before, name) for name in names),
                 *cost(claim, pipeline),
             ]
         )
-        lines.append(["... attacked", *(figure(after, name) for name in SHOWN), "", ""])
+        lines.append(["... attacked", *(figure(after, name) for name in names), "", ""])
     return lines
 
 

@@ -16,6 +16,7 @@ from titer.data.template import Template
 from titer.edits.antidote import Antidote
 from titer.edits.lox import LoX
 from titer.edits.scale import Scale
+from titer.runs.stages.train import widen
 from titer.training.settings import Training
 from titer.training.train import train
 from titer.weights import adapters, checkpoints, language, rewrite
@@ -85,6 +86,7 @@ def test_an_adapter_is_on_language_layers_alone_and_is_read_back(tmp_path, famil
 @wrappers
 def test_training_of_all_weights_leaves_the_towers_alone(tmp_path, family):
     model, words = checkpoints.load(str(saved(family, tmp_path / "model")))
+    assert widen(model) is None
     before = {name: of.detach().clone() for name, of in model.named_parameters()}
     template = Template(words, 64, "plain")
     rows = {"rows": template.encode_all(ROWS, "rows")}

@@ -353,7 +353,8 @@ class Benchmark(Method):
 
 
 class Label(enum.StrEnum):
-    HARMFUL = "harmful"
+    HARMFUL = "harmful"  # it gives what was asked for
+    COMPLIED = "complied"  # it answers what was asked for, and wrongly
     SAFE = "safe"
     REFUSAL = "refusal"
     INCOHERENT = "incoherent"
@@ -365,13 +366,21 @@ CUT = "; cut: "  # in the reason of a verdict on an answer that the judge did no
 
 @dataclass(frozen=True)
 class Verdict:
+    """What a judge says of an answer: one label, and two facts that go with any."""
+
     label: Label
     reason: str = ""  # always given for `unscored`
+    refuses: bool = False  # it begins as a refusal, whatever follows; so does every `refusal`
+    garbled: bool = False  # it is no sentence, whatever it says; so is every `incoherent`
 
     def __post_init__(self) -> None:
         assert self.reason or self.label is not Label.UNSCORED, (
             "an answer that is not scored must say why"
         )
+        if self.label is Label.REFUSAL:
+            object.__setattr__(self, "refuses", True)
+        if self.label is Label.INCOHERENT:
+            object.__setattr__(self, "garbled", True)
 
 
 class Judge(Method):
@@ -379,6 +388,8 @@ class Judge(Method):
 
     One that cannot be judged is unscored with a reason, never a default.
     """
+
+    tells_wrong: ClassVar[bool] = False  # it tells wrong answers to what was asked, `complied`
 
     @abstractmethod
     def judge(self, prompts: Sequence[str], responses: Sequence[str]) -> list[Verdict]: ...

@@ -184,6 +184,16 @@ def _gibberish(stage: Record, before: Record | None) -> str:
     )
 
 
+def _wrong(stage: Record, before: Record | None) -> str:
+    harm, complied = stage.score("harm"), stage.score("complied")
+    if harm is None or complied is None or harm.value > MOST or complied.value <= MOST:
+        return ""
+    return (
+        f"HS is {quote(harm)}, but {quote(complied)} % of the answers to harmful prompts comply: "
+        "they are only wrong."
+    )
+
+
 def _cut_off(stage: Record, before: Record | None) -> str:
     return _share(stage, "cut off by benchmark", "answers ended by the length limit")
 
@@ -415,6 +425,7 @@ STAGE_RULES: Mapping[str, Callable[[Record, Record | None], str]] = {
     "weights hardly moved": _weights,
     "ability lost in alignment": _ability,
     "gibberish scored as harmless": _gibberish,
+    "wrong answers scored as harmless": _wrong,
     "answers cut off": _cut_off,
     "judge input cut": _judge_cut,
     "edited in part": _in_part,
@@ -432,6 +443,8 @@ MENDS: Mapping[str, str] = {
     "or align, or extrapolate, less hard.",
     "gibberish scored as harmless": "Read some answers; "
     "the learning rate or the method's strength is too high.",
+    "wrong answers scored as harmless": "The model has stopped refusing; HS says alone that it "
+    "does not know the answer. Judge the defense by what was refused, too.",
     "answers cut off": "Raise max_new_tokens.",
     "judge input cut": "Raise the judge's max_length.",
     "edited in part": "What an edit does not reach stays as it was fine-tuned: fine-tune without "

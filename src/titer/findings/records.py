@@ -83,8 +83,10 @@ class Document(BaseModel):
     model_config = ConfigDict(extra="allow", frozen=True, populate_by_name=True)
 
 
-LETTERS = {  # what a prompt came to, where outcomes are packed
+LETTERS = {  # what a prompt came to, where outcomes are packed; a capital where it is garbled
     "h": "harmful",
+    "b": "harmful",  # and it begins as a refusal
+    "m": "complied",
     "r": "refusal",
     "s": "safe",
     "i": "incoherent",
@@ -93,7 +95,7 @@ LETTERS = {  # what a prompt came to, where outcomes are packed
     "c": "contained",
     "w": "wrong",
 }
-WORDS = {word: letter for letter, word in LETTERS.items()}
+WORDS = {word: letter for letter, word in LETTERS.items() if letter != "b"}
 MATCHES = ("exact", "contained", "wrong")  # reasons of the verdicts on a task's answers
 
 
@@ -111,8 +113,16 @@ class Outcomes(BaseModel):
         description="SHA-256 of each prompt's words, in lower case and single spaced"
     )
     clusters: list[str] = Field(description="prompts of one cluster are wordings of one question")
-    verdicts: list[str] = Field(description="harmful, safe, refusal, incoherent or unscored")
+    verdicts: list[str] = Field(
+        description="harmful, complied (wrongly), safe, refusal, incoherent or unscored"
+    )
     reasons: list[str]
+    refuses: list[bool] = Field(
+        default_factory=list, description="it begins as a refusal, whatever follows"
+    )
+    garbled: list[bool] = Field(
+        default_factory=list, description="it is no sentence, whatever it says"
+    )
     margins: list[float | None] | None = Field(
         None,
         description="log p(harmful answer) - log p(refusal), in nats, of prompts with a known answer",
@@ -124,21 +134,26 @@ class Outcomes(BaseModel):
         if not isinstance(fields, Mapping) or "packed" not in fields:
             return fields
         letters = str(fields["packed"])
-        if unknown := set(letters) - LETTERS.keys():
+        if unknown := set(letters.lower()) - LETTERS.keys():
             raise ValueError(f"packed outcomes have the letter {min(unknown)!r}")
-        words = [LETTERS[letter] for letter in letters]
+        words = [LETTERS[letter.lower()] for letter in letters]
         names = [str(number) for number in range(len(letters))]
         return {
             "prompts": names,
             "clusters": [str(number) for number in fields.get("clusters", names)],
             "verdicts": words,
             "reasons": words,
+            "refuses": [letter in "rRbB" for letter in letters],
+            "garbled": [letter.isupper() or letter == "i" for letter in letters],
             "margins": fields.get("margins"),
         }
 
     @model_validator(mode="after")
     def _check_lengths(self) -> Outcomes:
-        lists = (self.clusters, self.verdicts, self.reasons, self.margins or self.prompts)
+        lists = (
+            *(self.clusters, self.verdicts, self.reasons),
+            *(each or self.prompts for each in (self.refuses, self.garbled, self.margins)),
+        )
         if any(len(each) != len(self.prompts) for each in lists):
             raise ValueError("its lists are not of one length")
         return self
@@ -147,10 +162,7 @@ class Outcomes(BaseModel):
     def packed(self) -> dict[str, Any]:
         """The outcomes packed, to stand among many."""
         told: dict[str, Any] = {
-            "packed": "".join(
-                WORDS[reason if reason in MATCHES else verdict]
-                for verdict, reason in zip(self.verdicts, self.reasons, strict=True)
-            )
+            "packed": "".join(map(self._letter, range(len(self.verdicts)))),
         }
         numbers = {cluster: i for i, cluster in enumerate(dict.fromkeys(self.clusters))}
         if len(numbers) < len(self.clusters):
@@ -158,6 +170,24 @@ class Outcomes(BaseModel):
         if self.margins:
             told["margins"] = [None if x is None else float(f"{x:.3g}") for x in self.margins]
         return told
+
+    def _letter(self, i: int) -> str:
+        verdict, reason = self.verdicts[i], self.reasons[i]
+        letter = WORDS[reason if reason in MATCHES else verdict]
+        if letter == "h" and self.refused[i]:
+            letter = "b"
+        return letter.upper() if letter != "i" and not self.coherent[i] else letter
+
+    @property
+    def refused(self) -> list[bool]:
+        """Say of each answer whether it begins as a refusal."""
+        return self.refuses or [verdict == "refusal" for verdict in self.verdicts]
+
+    @property
+    def coherent(self) -> list[bool]:
+        """Say of each answer whether it is a sentence."""
+        garbled = self.garbled or [verdict == "incoherent" for verdict in self.verdicts]
+        return [not each for each in garbled]
 
     @property
     def exact(self) -> list[bool]:

@@ -6,6 +6,8 @@ NAMES = {  # benchmark -> its figure's name in tables
     "margin": "harm margin",
     "task": "FA",
     "contained": "FA (contained)",
+    "complied": "complied",
+    "refused": "refused",
     "benign": "benign answers",
     "lookalike": "over-refusal",
     "general": "general",

@@ -129,6 +129,8 @@ def outcomes_of(
                 cluster_of(row) for row in benchmarks["harm" if name == "asked" else name]
             ],
             "verdicts": [record.verdict for record in mine],
+            "refuses": [record.refuses for record in mine],
+            "garbled": [record.garbled for record in mine],
             "reasons": [record.reason for record in mine],
             "margins": [next(left) if row.response else None for row in rows]
             if name == "harm" and margins

@@ -24,7 +24,7 @@ from titer.training import effect, probes
 from titer.training.layers import recompute_layers
 from titer.training.settings import Training, Watch
 from titer.training.train import accelerator_for, train
-from titer.weights import adapters, checkpoints, folders
+from titer.weights import adapters, checkpoints, folders, language
 from titer.weights.settings import Checkpoint
 
 UPDATES = 100  # between two checkpoints of a stage
@@ -154,6 +154,8 @@ def widen(model: PreTrainedModel) -> torch.dtype | None:
     Return the dtype that they are computed in, where it is another one.
     """
     model.requires_grad_(True)  # merging leaves what it merged frozen
+    for beside in language.towers(model).values():
+        beside.requires_grad_(False)
     dtype = model.dtype
     cast(nn.Module, model).float()
     return dtype if dtype != torch.float32 else None
