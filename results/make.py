@@ -33,6 +33,7 @@ HERE = Path(__file__).parent
 RUNS = HERE.parent / "runs"
 FACTS = (
     "probes",
+    "margins along the attack",
     "removed energy",
     "update norm before",
     "update norm after",

@@ -102,7 +102,7 @@ def test_the_judge_reads_the_question_without_the_attackers_words(monkeypatch, t
     read = {}
 
     class Deaf:
-        refusals = ("no",)
+        refusals, tells_wrong = ("no",), False
 
         def judge(self, prompts, responses):
             read[responses[0]] = list(prompts)
@@ -169,7 +169,7 @@ def test_a_run_over_files_has_both_scores_at_every_stage(plan, tmp_path):
     assert setting.roles.attack == []  # the attacker's share of the pool is not read for it
     [found] = Run(setting, tmp_path / "out", Store(tmp_path / "store")).records(Silent()).values()
     assert [set(stage.scores) for stage in found] == [
-        {"harm", "asked", "coherent", "margin", "task"}
+        {"harm", "asked", "coherent", "margin", "refused", "task"}
     ] * 3
     assert {stage.scores["asked"].n for stage in found} == {len(setting.roles.benchmarks["harm"])}
     assert (found[2].facts["harmful rows"], found[2].facts["attack rows"]) == (0, 10)

@@ -36,7 +36,8 @@ from titer.runs.stages.release import ReleaseStage
 from titer.runs.stages.repair import RepairStage
 from titer.runs.stages.retrain import RetrainStage
 from titer.runs.stages.stage import Given, ModelStage
-from titer.runs.stages.train import Looks, TrainStage
+from titer.runs.stages.train import Curve, Looks, TrainStage
+from titer.scoring import curve
 from titer.scoring.generate import GREEDY
 from titer.training.train import accelerator_for
 from titer.version import __version__
@@ -270,6 +271,7 @@ class Plan:
             whole=kind == "align" if self.whole is None else self.whole,
             recompute=recipe.gradient_checkpointing,
             looks=looks,
+            curve=self._curve if tuning else None,
             counts=counts,
         )
         return self.once(stage)
@@ -419,6 +421,14 @@ class Plan:
         for name in ("task", "attack", "requests"):
             rows[name] = [row for row in rows[name] if row in sent]
         return {name: sorted(map(prompt_hash, of)) for name, of in rows.items() if of}
+
+    @cached_property
+    def _curve(self) -> Curve | None:
+        """What is looked at along an attack; None where no harmful answer or no refusal is known."""
+        count = self.recipe.dose_prompts
+        if not (count and self._known_harm and self.judge.refusals):
+            return None
+        return Curve(curve.choose(self._known_harm, count), self.judge.refusals)
 
     @property
     def _known_harm(self) -> list[Row]:

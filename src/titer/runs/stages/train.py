@@ -20,6 +20,8 @@ from titer.data.template import Template
 from titer.methods import Defense
 from titer.registry import describe
 from titer.runs.stages.stage import ModelStage, Work
+from titer.scoring import curve
+from titer.scoring.margin import harm_margins
 from titer.training import effect, probes
 from titer.training.layers import recompute_layers
 from titer.training.settings import Training, Watch
@@ -43,6 +45,18 @@ class Looks:
         return [self.every, digest(self.harmful), digest(self.aligned)]
 
 
+@dataclass(frozen=True)
+class Curve:
+    """Harm prompts whose margin is taken along an attack."""
+
+    rows: Sequence[Row]  # with their answers
+    refusals: Sequence[str]  # how a refusal begins
+
+    @property
+    def about(self) -> list[Any]:
+        return [digest(self.rows), list(self.refusals)]
+
+
 @dataclass(frozen=True, eq=False)
 class TrainStage(ModelStage):
     """Train a model further with a defense, on a fresh adapter over the merged model or on all its
@@ -55,6 +69,7 @@ class TrainStage(ModelStage):
     whole: bool  # save the merged model, not its adapter
     recompute: bool = False  # activations, in the backward pass: less memory, the same gradients
     looks: Looks | None = None
+    curve: Curve | None = None
     counts: Mapping[str, int] | None = None  # of the user's rows, for the record
 
     @property
@@ -65,6 +80,7 @@ class TrainStage(ModelStage):
             "seed": self.seed,
             "whole": self.whole,
             "probes": self.looks.about if self.looks else None,
+            "curve": self.curve.about if self.curve else None,
         }
 
     def compute(self, work: Work, folder: Path) -> dict[str, Any]:
@@ -109,10 +125,14 @@ class TrainStage(ModelStage):
         with recompute_layers(model) if self.recompute else nullcontext():
             looking = self._probes(model, template, autocast)
             start_probe = looking.measure() if looking else {}
+            start_margins = self._margins(model, template)
 
             def probe(update: int) -> dict[str, float]:
                 due = self.looks and update % self.looks.every == 0
-                return looking.measure() if looking and due else {}
+                terms = looking.measure() if looking and due else {}
+                if self.curve and curve.is_due(update, training.updates):
+                    terms |= curve.name_margins(self._margins(model, template))
+                return terms
 
             history = train(
                 model, self.method, encoded, training, self.seed,
@@ -127,12 +147,29 @@ class TrainStage(ModelStage):
             "rows": {name: len(rows) for name, rows in encoded.items()},
             **(self.counts or {}),
             "rows cut": sum(row.cut > 0 for rows in encoded.values() for row in rows),
-            "terms at the first update": history[0],
-            "terms at the last update": history[-1],
+            "terms at the first update": curve.without_margins(history[0]),
+            "terms at the last update": curve.without_margins(history[-1]),
             "loss": effect.loss_fall(history),
+            **(
+                {"margins along the attack": self._along(history, start_margins)}
+                if self.curve
+                else {}
+            ),
             **({"probes": probes.timeline(history, start_probe)} if looking else {}),
             "weights moved": effect.weight_change(model, start),
         }
+
+    def _margins(self, model: PreTrainedModel, template: Template) -> list[float]:
+        if self.curve is None:
+            return []
+        return harm_margins(model, template, self.curve.rows, self.curve.refusals)
+
+    def _along(
+        self, history: Sequence[Mapping[str, float]], start: Sequence[float]
+    ) -> list[dict[str, Any]]:
+        sent = len(self.streams["rows"])
+        share = (self.counts or {}).get("attack rows", 0) / sent
+        return curve.tell(history, start, self.training.batch * self.training.accumulate, share)
 
     def _probes(
         self, model: PreTrainedModel, template: Template, autocast: torch.dtype | None
