@@ -221,3 +221,23 @@ def test_list_prints_every_method(monkeypatch, capsys):
     assert [line.split()[1] for line in out.splitlines()] == sorted(
         path.stem for path in (Path(titer.__file__).parent / "edits").glob("*.py")
     )
+
+
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        (
+            "align.batch=9223372036854775808",
+            "batch=9223372036854775808: must lie between 1 and 65536",
+        ),
+        ("align.updates=0", "updates=0: must lie between 1 and 100000000"),
+        ("finetune.accumulate=1000000", "accumulate=1000000: must lie between 1 and 65536"),
+        (
+            "max_new_tokens=18446744073709551616",
+            "max_new_tokens=18446744073709551616: must be at most",
+        ),
+    ],
+)
+def test_what_would_not_end_is_refused(setting, message):
+    with pytest.raises(ValueError, match=message):
+        recipe.load("lab", [setting])

@@ -700,3 +700,11 @@ def test_a_users_file_may_stand_in_for_the_labs_task(given):
 
 def test_a_path_is_short_for_a_source():
     assert validate(Data, {"task": "mood", "world": 0}).task == Source("mood")
+
+
+def test_a_folder_of_all_sorts_is_refused_before_it_is_searched(tmp_path, monkeypatch):
+    monkeypatch.setattr(files, "FILES", 20)
+    for i in range(21):
+        (tmp_path / f"note-{i}.txt").write_text("x")
+    with pytest.raises(ValueError, match="holds more than 20 files and folders: give the file"):
+        list(files.read(tmp_path, None, None, ()))

@@ -10,6 +10,7 @@ import io
 import json
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -259,11 +260,19 @@ def _parquet(path: Path, known: Collection[str]) -> Iterator[RawRecord]:
         yield RawRecord(f"{path}, row {number}", record)
 
 
+FILES = 10_000  # of a folder of rows; a home directory has more, and each would be looked at
+
+
 def _folder(path: Path, split: str | None, subset: str | None) -> Iterator[RawRecord]:
     """Read a folder that `Dataset.save_to_disk` wrote, or data files laid out as on the hub."""
     import datasets
 
     datasets.disable_progress_bars()
+    if sum(1 for _ in islice(path.rglob("*"), FILES + 1)) > FILES:
+        raise ValueError(
+            f"{path} holds more than {FILES} files and folders: give the file that has the rows, or a "
+            "folder of data files alone"
+        )
     saved = any((path / name).is_file() for name in ("dataset_info.json", "dataset_dict.json"))
     if not saved:
         with reading(f"the folder {path}"):

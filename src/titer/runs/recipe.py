@@ -109,6 +109,7 @@ class Pipeline(Config):
         yield from (("edit", edit) for edit in self.edits)
 
 
+LONGEST = 2**17  # tokens of an answer; more would not end
 LEAST = {
     "probes": 0,
     "dose_prompts": 0,
@@ -162,6 +163,8 @@ class Recipe(Config):
         for name, low in LEAST.items():
             if getattr(self, name) is not None and getattr(self, name) < low:
                 raise ValueError(f"{name}={getattr(self, name)}: must be at least {low}")
+        if self.max_new_tokens > LONGEST:
+            raise ValueError(f"max_new_tokens={self.max_new_tokens}: must be at most {LONGEST}")
         if not self.seed < 2**63:
             raise ValueError(f"seed={self.seed}: must be below 2**63")
         for name, pipeline in self.pipelines.items():

@@ -25,9 +25,10 @@ class Training(Config):
     lora: Lora | None = field(default_factory=Lora)  # None trains all weights
 
     def __post_init__(self) -> None:
-        for name, low in (("updates", 1), ("batch", 1), ("accumulate", 1)):
-            if getattr(self, name) < low:
-                raise ValueError(f"{name}={getattr(self, name)}: must be at least {low}")
+        # beyond these a training would not end, or its rows not fit into any memory
+        for name, most in (("updates", 10**8), ("batch", 2**16), ("accumulate", 2**16)):
+            if not 1 <= getattr(self, name) <= most:
+                raise ValueError(f"{name}={getattr(self, name)}: must lie between 1 and {most}")
         if not self.lr > 0:
             raise ValueError(f"lr={self.lr}: must be above 0")
         if not 0 <= self.warmup <= 1:
