@@ -69,7 +69,7 @@ def run_recipe(
         console = screen.console(sys.stdout)
         console.print(tables.to_screen(found.documents, console.width))
         for verdict in found.verdicts:
-            screen.say(f"{verdict.pipeline}: {verdict.word}. {verdict.sentences[0]}")
+            screen.say(f"{verdict.pipeline}: {verdict.word}. {verdict.short}")
     screen.print_flags(next(iter(found.documents.values())))
     if not as_json:
         screen.say(f"The page is {folder / paths.PAGE}, everything is in {folder}", sys.stderr)

@@ -13,6 +13,7 @@ from markupsafe import Markup
 from titer import paths
 from titer.findings import flags, rules
 from titer.findings.captions import LAB, caption
+from titer.findings.dose import curves, dose_of, multiple_by_seed
 from titer.findings.probes import attacks
 from titer.findings.ranking import rank
 from titer.findings.records import Record, figures, once, stages
@@ -83,6 +84,8 @@ def render(documents: Mapping[str, Any], drawn: Figures | None = None) -> str:
         places=rank(found),
         rules=rules,
         panels=_panels(found, struck, LAB if lab else "", drawn),
+        dose=_dose(found, LAB if lab else "", drawn),
+        doses=_doses(found),
         why=_why(found, LAB if lab else "", drawn),
         names=names,
         prompts=_prompts(found, names),
@@ -135,6 +138,28 @@ def _panels(
         return drawn.get(["panel", i, name, points, sorted(struck), note, slots], draw)
 
     return [panel(i, name, of) for i, (name, of) in enumerate(found.items())]
+
+
+def _dose(found: Mapping[str, Sequence[Record]], note: str, drawn: Figures) -> Markup | None:
+    """Return the figure of the margins along the attacks; None where nobody looked."""
+    along = curves(found)
+
+    def draw() -> str:
+        from titer.report import dose
+
+        return dose.svg(along, note, "dose")
+
+    return drawn.get(["dose", along, note], draw) if along else None
+
+
+def _doses(found: Mapping[str, Sequence[Record]]) -> list[tuple[str, str, str]]:
+    """List by attacked model the dose that broke it, and how many times plain SFT's that is."""
+    control = rules.plain(found)
+    told = []
+    for name in curves(found):
+        times = multiple_by_seed([(found[name], control[1])]) if control else None
+        told.append((name, str(dose_of(found[name])), str(times or "")))
+    return told
 
 
 def _why(found: Mapping[str, Sequence[Record]], note: str, drawn: Figures) -> Markup | None:

@@ -10,6 +10,7 @@ from rich.table import Table
 
 from titer import paths
 from titer.findings.captions import caption
+from titer.findings.dose import multiple_of
 from titer.findings.records import Record, once, record_of, stages
 from titer.findings.seeds import figure_names, groups
 from titer.scoring.figures import NAMES
@@ -170,14 +171,19 @@ def of_sweep(bundle: Mapping[str, Any], width: int) -> Table:
     """
     found = groups(bundle["cells"])
     names = figure_names(found)
-    header = ["settings", "pipeline", "seeds", *(NAMES[name] for name in names)]
+    times = [multiple_of(group, found) for group in found]
+    doses = ["times the dose"] if any(times) else []
+    header = ["settings", "pipeline", "seeds", *doses, *(NAMES[name] for name in names)]
     body, last = [], ""
-    for group in found:
-        cells = (cell(group.score(name), name == "harm" and group.struck > 0) for name in names)
+    for group, found_times in zip(found, times, strict=True):
+        cells = [cell(group.score(name), name == "harm" and group.struck > 0) for name in names]
+        cells = [str(found_times or "")] * bool(doses) + cells
         settings = "\n".join(group.settings)
         body.append(
             [settings if settings != last else "", group.pipeline, str(len(group.seeds)), *cells]
         )
         last = settings
     told = "95 % intervals over training (seeds and prompts), from three seeds on."
+    if doses:
+        told = f"Times the dose: attacker's rows that break it, over those that break plain SFT. {told}"
     return fit(header, body, 2, width, told, paths.PAGE)

@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
+from threading import Lock
 
 from titer.methods import Method
 
@@ -73,10 +74,13 @@ def imports(name: str, own: str) -> tuple[str, ...]:
     return tuple(dict.fromkeys(module for module in found if _source(module)))
 
 
+PARSING = Lock()  # Python 3.11 counts the depth of a syntax tree once for all threads
+
+
 @cache
 def statements(name: str) -> str:
     """Return what a module says to the interpreter: its syntax tree, without docstrings."""
-    tree = ast.parse(_text(name))
+    tree = _parse(_text(name))
     for node in ast.walk(tree):
         if (
             isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef)
@@ -151,4 +155,9 @@ def _text(name: str) -> str:
 
 @cache
 def _tree(name: str) -> ast.Module:
-    return ast.parse(_text(name))
+    return _parse(_text(name))
+
+
+def _parse(text: str) -> ast.Module:
+    with PARSING:
+        return ast.parse(text)

@@ -33,7 +33,8 @@ def choose(rows: Sequence[Row], count: int) -> list[Row]:
         turn = turns[cluster_of(row)] = turns.get(cluster_of(row), -1) + 1
         order.append((turn, i))
     first = sorted(order)[: max(count, len(turns))]
-    return [rows[first[i * len(first) // count][1]] for i in range(min(count, len(first)))]
+    count = min(count, len(first))
+    return [rows[first[i * len(first) // count][1]] for i in range(count)]
 
 
 def name_margins(margins: Sequence[float]) -> dict[str, float]:
