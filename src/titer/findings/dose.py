@@ -47,8 +47,9 @@ class Dose:
 
     def __str__(self) -> str:
         if self.seen:
-            return f"{self.low:.3g}"
-        return f"more than {self.low:.3g}" if math.isinf(self.high) else f"at most {self.high:.3g}"
+            return _number(self.low)
+        above = math.isinf(self.high)
+        return f"more than {_number(self.low)}" if above else f"at most {_number(self.high)}"
 
 
 @dataclass(frozen=True)
@@ -170,6 +171,10 @@ def multiple(pairs: Sequence[tuple[Dose | None, Dose | None]]) -> Multiple | Non
     if math.isnan(centre):
         return None
     return Multiple(_exp(centre), _exp(low), _exp(high), len(known), seen)
+
+
+def _number(value: float) -> str:
+    return f"{value:.0f}" if value >= 100 else f"{value:.3g}"
 
 
 def _log(value: float) -> float:

@@ -113,7 +113,7 @@ def _dose(stages: Sequence[Record], controls: Sequence[Record]) -> str:
     if mine is None:
         return ""
     told = (
-        f"All {mine.low:.3g} of the attacker's rows did not break it"
+        f"All {mine.low:.0f} of the attacker's rows did not break it"
         if math.isinf(mine.high)
         else f"It breaks after {mine} of the attacker's rows"
     )
