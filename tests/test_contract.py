@@ -1,7 +1,10 @@
 """The contract, kept by every registered method: a new file is tested at once."""
 
 import itertools
+import os
 import re
+import subprocess
+import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, cast
@@ -205,3 +208,44 @@ def test_the_contract_notices_what_breaks_it(method, name, message, tmp_path):
     [check] = [check for check in testing.checks(method) if check.__name__ == name]
     with pytest.raises((AssertionError, ValueError, KeyError), match=message):
         check(method, tmp_path)
+
+
+UNLIKE = """
+import sys
+from pathlib import Path
+
+import torch
+
+from titer.defenses.sft import SFT
+from titer.testing import defenses
+from titer.testing.small import rows, tiny
+from titer.training.settings import Training
+from titer.training.train import train
+
+accelerator = defenses.accelerator_for("cpu")
+model = tiny()
+if accelerator.process_index == 1:
+    with torch.no_grad():
+        next(model.parameters()).view(-1)[0] += 1e-6
+try:
+    train(model, SFT(), rows(), Training(1, 1e-3, lora=None), 0, accelerator=accelerator)
+    said = "trained"
+except ValueError as error:
+    said = str(error)
+Path(sys.argv[1], f"{accelerator.process_index}.txt").write_text(said)
+"""
+
+
+def test_ranks_that_begin_with_unlike_weights_are_refused_on_each(tmp_path):
+    """A single weight that differs by a millionth; else each rank would train another model."""
+    (tmp_path / "rank.py").write_text(UNLIKE)
+    launch = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    subprocess.run(
+        [sys.executable, *launch, str(tmp_path / "rank.py"), str(tmp_path)],
+        env=os.environ | {"OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"},
+        check=True,
+        capture_output=True,
+        timeout=300,
+    )
+    for rank in (0, 1):
+        assert "different trainable weights" in (tmp_path / f"{rank}.txt").read_text()
