@@ -165,6 +165,25 @@ def test_antidote_scores_an_expert_by_its_own_inputs(tmp_path, family, edit):
 
 
 @sparse
+@pytest.mark.parametrize("group", ["row", "global"])
+def test_antidote_leaves_an_expert_that_no_row_reached(tmp_path, family, group):
+    tuned, model = on_disk(family, tmp_path)
+    layers = layers_of(model, list(experts.find_experts(tuned.whole, model)))
+    ids = torch.tensor([[5, 6, 5, 7]])
+    edit = Antidote(target="update", alpha=0.25, group=group)
+    seen = edit.observe(model, layers, [SimpleNamespace(parts=[Part(ids, ids * 0 + 1, ids)])])
+    weights = [Weight(name, tuned, {}, seen[name]) for name in layers]
+    state, left = edit.prepare(weights), 0
+    for weight in weights:
+        after = edit.edit(weight, state)
+        reached = layers[weight.name].reached
+        assert bool(seen[weight.name]) == reached
+        assert (after is not None) == reached
+        left += not reached
+    assert 0 < left < len(layers)
+
+
+@sparse
 def test_safe_delta_has_an_h_of_every_expert_and_takes_the_updates_of_those_not_reached(
     tmp_path, family
 ):
@@ -182,10 +201,13 @@ def test_safe_delta_has_an_h_of_every_expert_and_takes_the_updates_of_those_not_
     watch_inputs(model, layers, [part], watch)
     seen = edit.observe(model, layers, [SimpleNamespace(parts=[Part(*part, ids)])])
     assert 0 < len(inputs) < len(layers)
+    state, entries = edit.prepare([]), 0
     for name in layers:
         if name not in inputs:
             weight = Weight(name, tuned, {}, seen[name])
-            assert torch.equal(edit.edit(weight, edit.prepare([])), tuned.value(name))
+            assert torch.equal(edit.edit(weight, state), tuned.value(name))
+            entries += weight.finetuned.numel()
+            assert (state.entries, state.taken, state.reverted) == (entries, entries, 0)
             continue
         h = sum(2 * torch.outer(x, x) for x in inputs[name])
         damped = h + 0.01 * h.diagonal().mean() * torch.eye(len(h), dtype=h.dtype)
