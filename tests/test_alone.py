@@ -548,7 +548,7 @@ def test_a_whole_fine_tuned_model_is_edited_beside_the_aligned_one_that_it_names
         (
             "edit",
             ["--reference", "aligned=lab", "--method", "wise_ft"],
-            "was not fine-tuned from 'lab', which has no 'embed_out.weight'",
+            "was not fine-tuned from 'lab', which has no 'lm_head.weight'",
         ),
         ("edit", ["--reference", "aligned={w}/base", "--method", "wise_ft"], "changed none of"),
         (

@@ -424,11 +424,14 @@ class Plan:
 
     @cached_property
     def _curve(self) -> Curve | None:
-        """What is looked at along an attack; None where no harmful answer or no refusal is known."""
-        count = self.recipe.dose_prompts
-        if not (count and self._known_harm and self.judge.refusals):
-            return None
-        return Curve(curve.choose(self._known_harm, count), self.judge.refusals)
+        """What is looked at along an attack; None where no harmful answer is known.
+
+        It does not depend on the judge, so that another one needs no other training.
+        """
+        count, harm = self.recipe.dose_prompts, self._known_harm
+        return (
+            Curve(curve.choose(harm, count), self._own_judge.refusals) if count and harm else None
+        )
 
     @property
     def _known_harm(self) -> list[Row]:
