@@ -158,3 +158,14 @@ def test_outcomes_are_packed_and_unpacked():
 def test_damaged_outcomes_are_refused(fields, message):
     with pytest.raises(ValueError, match=message):
         records.Outcomes.model_validate(fields)
+
+
+@pytest.mark.parametrize(
+    "flag", [{"name": "x"}, "x", {**dict.fromkeys(records.FLAG, "x"), "y": "z"}]
+)
+def test_a_damaged_red_flag_is_named(flag):
+    fields = {"kind": "evaluate", "flags": [flag]}
+    with pytest.raises(ValueError, match=r"flags\.0: .*a red flag has mend, name, pipeline, stage"):
+        records.record_of(fields, "it")
+    with pytest.raises(ValueError, match=r"flags\.0: .*a red flag has"):
+        records.check(records.SweepRecord, {"cells": [], "flags": [flag]}, "it")

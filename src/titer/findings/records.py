@@ -77,6 +77,18 @@ Scored = Annotated[
 ]
 
 
+FLAG = {"name", "pipeline", "stage", "text", "mend"}
+
+
+def _flag(given: Any) -> Any:
+    if not isinstance(given, Mapping) or set(given) != FLAG:
+        raise ValueError(f"a red flag has {', '.join(sorted(FLAG))}")
+    return given
+
+
+Flagged = Annotated[dict[str, str], BeforeValidator(_flag)]
+
+
 class Document(BaseModel):
     """A document of titer. What a later version adds is kept as it is."""
 
@@ -222,7 +234,7 @@ class Record(Document):
     struck: list[str] = Field(
         default_factory=list, alias="struck out", description="why its HS shows nothing"
     )
-    flags: list[dict[str, str]] | None = Field(
+    flags: list[Flagged] | None = Field(
         None, description="of a command's stage; a run's stand beside its stages"
     )
     recipe: dict[str, Any] = Field(
@@ -291,7 +303,7 @@ class PipelineRecord(Document):
     )
     overlaps: list[dict[str, Any]] = Field(default_factory=list)
     run: str | None = None
-    flags: list[dict[str, str]] = Field(default_factory=list)
+    flags: list[Flagged] = Field(default_factory=list)
 
 
 class CellRecord(Document):
@@ -309,7 +321,7 @@ class SweepRecord(Document):
 
     cells: list[CellRecord]
     recipe: Any = None
-    flags: list[dict[str, str]] = Field(default_factory=list)
+    flags: list[Flagged] = Field(default_factory=list)
 
 
 class Claim(Document):
