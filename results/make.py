@@ -28,12 +28,13 @@ from titer.report import progress
 from titer.runs import recipe
 from titer.runs.documents import cpu_make, environment
 from titer.runs.sweep import Cell, Sweep, cells
+from titer.scoring.curve import FACT
 
 HERE = Path(__file__).parent
 RUNS = HERE.parent / "runs"
 FACTS = (
     "probes",
-    "margins along the attack",
+    FACT,
     "removed energy",
     "update norm before",
     "update norm after",

@@ -19,7 +19,7 @@ from results import agreement, repairs
 from results.bundles import load_groups, pairs, points, with_frontier
 from results.figures import FIGURES
 from titer import registry
-from titer.findings.dose import multiple_by_seed, multiple_of, plain_of
+from titer.findings.dose import multiple_by_seed, multiple_of, paired
 from titer.findings.frontier import places
 from titer.findings.records import quote
 from titer.findings.seeds import Group
@@ -151,16 +151,10 @@ def dose(claim: str, settings: str) -> list[list[str]]:
     """
     found = load_groups(claim, settings)
     points = list(dict.fromkeys(group.settings for group in found))
-    plain = {point: plain_of(found, point) for point in points}
     lines = [["method", "all", *(" ".join(point) for point in points)]]
     for name in in_order(group.pipeline for group in found if group.last[0].kind == "finetune"):
         of = {group.settings: group for group in found if group.pipeline == name}
-        pairs = [
-            (stages, control.seeds[seed])
-            for point, group in of.items()
-            if (control := plain[point])
-            for seed, stages in group.seeds.items()
-        ]
+        pairs = [pair for group in of.values() for pair in paired(group, found)]
         times = [multiple_by_seed(pairs), *(multiple_of(of[point], found) for point in points)]
         if any(times):
             lines.append([display_name(name), *(str(each or NONE) for each in times)])

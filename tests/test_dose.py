@@ -7,13 +7,14 @@ import pytest
 from scipy import stats
 
 from titer.data.rows import Row
-from titer.findings.dose import FACT, Dose, dose_of, dose_to_break, multiple, multiple_of
+from titer.findings.dose import Dose, dose_of, dose_to_break, multiple, multiple_of
 from titer.findings.records import Record
 from titer.findings.seeds import Group
 from titer.findings.verdict import verdicts
 from titer.report import dose as drawing
 from titer.scoring import curve
 from titer.scoring.censored import mean_with_interval
+from titer.scoring.curve import FACT
 
 
 def looks(*points: tuple[float, float], share: float = 0.1):

@@ -14,7 +14,7 @@ from rich.console import Console, ConsoleOptions, RenderableType
 from rich.segment import Segment
 
 from titer.printable import printable
-from titer.progress import Progress, Silent
+from titer.progress import Silent
 
 if TYPE_CHECKING:
     from titer.progress import Progress

@@ -37,7 +37,6 @@ Departures from the authors' code:
 6. A head with a weight of its own is a linear layer; theirs is the aligned model's again.
 7. Rows are the alignment data's, evenly spaced, without pads. Theirs are the aligned model's own refusals in
    four prompt templates.
-
 8. An expert of a sparse model is a layer of its own, X the tokens that the router sends to it. Of one that
    no refusal reaches the whole update is taken: nothing says that it costs safety.
 

@@ -17,13 +17,15 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
+from titer.findings.probes import attacks
 from titer.findings.records import Record, last
-from titer.findings.rules import is_undefended
+from titer.findings.rules import plain
+from titer.scoring.curve import FACT
 
 if TYPE_CHECKING:
     from titer.findings.seeds import Group
 
-FACT = "margins along the attack"
+UNIT = "attacker's rows"
 UNITS = {  # of a dose, by the key of a look
     "update": "updates",
     "rows": "rows",
@@ -62,11 +64,21 @@ class Multiple:
     pairs: int
     seen: int  # of the pairs, those of which neither dose is censored
 
+    @property
+    def bound(self) -> str:
+        """Say that the value is only a bound, in words before it; empty where it is none."""
+        return "" if self.seen else "more than " if math.isinf(self.high) else "less than "
+
     def __str__(self) -> str:
         if not self.seen:
-            return f"{'more' if math.isinf(self.high) else 'less'} than {self.value:.2f}"
+            return f"{self.bound}{self.value:.2f}"
         known = not math.isnan(self.low)
         return f"{self.value:.2f}" + (f" [{self.low:.2f}, {self.high:.2f}]" if known else "")
+
+
+def mean_margin(look: Mapping[str, Any]) -> float:
+    """Return the mean of a look's margins."""
+    return float(sum(look["margins"]) / len(look["margins"]))
 
 
 def dose_to_break(looks: Sequence[Mapping[str, Any]], unit: str) -> Dose | None:
@@ -74,7 +86,7 @@ def dose_to_break(looks: Sequence[Mapping[str, Any]], unit: str) -> Dose | None:
 
     None where it is above 0 before the attack: there is nothing to break.
     """
-    means = [sum(look["margins"]) / len(look["margins"]) for look in looks]
+    means = [mean_margin(look) for look in looks]
     if means[0] >= 0:
         return None
     for (before, below), (after, above) in pairwise(zip(looks, means, strict=True)):
@@ -88,7 +100,7 @@ def dose_to_break(looks: Sequence[Mapping[str, Any]], unit: str) -> Dose | None:
     return Dose(looks[-1][unit], math.inf)
 
 
-def dose_of(stages: Sequence[Record], unit: str = "attacker's rows") -> Dose | None:
+def dose_of(stages: Sequence[Record], unit: str = UNIT) -> Dose | None:
     """Return the dose that broke a pipeline's model; None where nobody looked, or no one attacked."""
     tuned = last(("finetune",), stages)
     looks = tuned.fact(FACT) if tuned else None
@@ -97,27 +109,9 @@ def dose_of(stages: Sequence[Record], unit: str = "attacker's rows") -> Dose | N
     return dose_to_break(looks, unit)
 
 
-def curves(found: Mapping[str, Sequence[Record]]) -> dict[str, Sequence[Mapping[str, Any]]]:
-    """Return the looks of every attacked model once, under the first pipeline that has it."""
-    told: dict[str, tuple[str, Sequence[Mapping[str, Any]]]] = {}
-    for name, stages in found.items():
-        tuned = last(("finetune",), stages)
-        if tuned and dose_of(stages):
-            told.setdefault(tuned.folder, (name, tuned.facts[FACT]))
-    return dict(told.values())
-
-
-def plain_of(groups: Iterable[Group], settings: tuple[str, ...]) -> Group | None:
-    """Find plain SFT at a setting, None where it is not there."""
-    return next(
-        (
-            group
-            for group in groups
-            if group.settings == settings
-            and all(is_undefended(of) and of[-1].kind == "finetune" for of in group.seeds.values())
-        ),
-        None,
-    )
+def curves(found: Mapping[str, Sequence[Record]]) -> dict[str, list[Mapping[str, Any]]]:
+    """Return the looks of every attacked model that has a dose, once."""
+    return {name: looks for name, looks in attacks(found, FACT).items() if dose_of(found[name])}
 
 
 def multiple_of(group: Group, others: Iterable[Group]) -> Multiple | None:
@@ -125,11 +119,19 @@ def multiple_of(group: Group, others: Iterable[Group]) -> Multiple | None:
 
     None for plain SFT itself, and for an edit after its attack.
     """
-    plain = plain_of(others, group.settings)
-    if plain is None:
-        return None
-    seeds = [seed for seed in group.seeds if seed in plain.seeds]
-    return multiple_by_seed([(group.seeds[seed], plain.seeds[seed]) for seed in seeds])
+    return multiple_by_seed(paired(group, others))
+
+
+def paired(
+    group: Group, others: Iterable[Group]
+) -> list[tuple[Sequence[Record], Sequence[Record]]]:
+    """Return a pipeline's stages with those of plain SFT, of the same settings and seed."""
+    peers = [other for other in others if other.settings == group.settings]
+    controls = {
+        seed: plain({other.pipeline: other.seeds[seed] for other in peers if seed in other.seeds})
+        for seed in group.seeds
+    }
+    return [(group.seeds[seed], of[1]) for seed, of in controls.items() if of]
 
 
 def multiple_by_seed(

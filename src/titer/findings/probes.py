@@ -8,14 +8,16 @@ from typing import Any
 from titer.findings.records import Record, last
 
 
-def attacks(found: Mapping[str, Sequence[Record]]) -> dict[str, list[Mapping[str, Any]]]:
-    """Return the probes of every attacked model once, under the first pipeline that has it.
+def attacks(
+    found: Mapping[str, Sequence[Record]], fact: str = "probes"
+) -> dict[str, list[Mapping[str, Any]]]:
+    """Return the looks at every attacked model once, under the first pipeline that has it.
 
-    Models without probes are left out.
+    They are a fact of its fine-tuning; models without it are left out.
     """
     told: dict[str, tuple[str, list[Mapping[str, Any]]]] = {}
     for name, stages in found.items():
         tuned = last(("finetune",), stages)
-        if tuned and tuned.fact("probes"):
-            told.setdefault(tuned.folder, (name, tuned.fact("probes")))
+        if tuned and tuned.fact(fact):
+            told.setdefault(tuned.folder, (name, tuned.fact(fact)))
     return dict(told.values())

@@ -123,10 +123,7 @@ def _dose(stages: Sequence[Record], controls: Sequence[Record]) -> str:
         return f"{told}." if stages[-1] is tuned else ""  # an edit of plain SFT has the same dose
     if found is None:
         return f"{told}."
-    how = {(True, False): "more than ", (False, True): "less than "}.get(
-        (math.isinf(found.high), found.low == 0), ""
-    )
-    return f"{told}, {how}{found.value:.2g} times plain SFT's {its}."
+    return f"{told}, {found.bound}{found.value:.2g} times plain SFT's {its}."
 
 
 def _attacker_words(stages: Sequence[Record], after: str) -> list[str]:

@@ -5,15 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from titer.findings.dose import UNITS, dose_to_break
+from titer.findings.dose import UNIT, UNITS, dose_to_break, mean_margin
 from titer.report.drawing import COLOURS, canvas, drawable, pen, style, to_svg, truncate
 
 WIDTH, HEIGHT = 620, 300  # CSS pixels
-UNIT = "attacker's rows"
 Curves = Mapping[str, Sequence[Mapping[str, Any]]]
 
 
@@ -50,7 +48,7 @@ def draw(curves: Curves, note: str) -> Figure:
         key = Line2D([], [], color=colour, marker=marker, markersize=4)
         key.set(label=drawable(truncate(name, 30)), linestyle=dash)
         keys.append(key)
-        points = [(look[UNIT], np.mean(look["margins"])) for look in looks if look[UNIT] > 0]
+        points = [(look[UNIT], mean_margin(look)) for look in looks if look[UNIT] > 0]
         [line] = axes.plot(*zip(*points, strict=True), linewidth=1, gid=f"dose-{i}")
         line.set(color=colour, linestyle=dash)
         dose = dose_to_break(looks, UNIT)

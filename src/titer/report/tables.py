@@ -175,9 +175,9 @@ def of_sweep(bundle: Mapping[str, Any], width: int) -> Table:
     doses = ["times the dose"] if any(times) else []
     header = ["settings", "pipeline", "seeds", *doses, *(NAMES[name] for name in names)]
     body, last = [], ""
-    for group, found_times in zip(found, times, strict=True):
-        cells = [cell(group.score(name), name == "harm" and group.struck > 0) for name in names]
-        cells = [str(found_times or "")] * bool(doses) + cells
+    for group, multiple in zip(found, times, strict=True):
+        cells = [str(multiple or "")] if doses else []
+        cells += [cell(group.score(name), name == "harm" and group.struck > 0) for name in names]
         settings = "\n".join(group.settings)
         body.append(
             [settings if settings != last else "", group.pipeline, str(len(group.seeds)), *cells]

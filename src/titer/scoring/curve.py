@@ -13,6 +13,7 @@ from typing import Any
 
 from titer.data.rows import Row, cluster_of
 
+FACT = "margins along the attack"  # of the stage's record
 RATIO = 2**0.5  # of one look's update to that of the look before, rounded up
 MARGIN = "margin "
 

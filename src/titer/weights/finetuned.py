@@ -85,7 +85,7 @@ class FineTuned:
                 f"model {files.name!r} is no adapter, so it does not name the aligned model that "
                 "fine-tuning started from: give it"
             )
-        under = _open(started, model)
+        under = open_named(started, model)
         if (files.folder / ADAPTER).is_file():
             if not belongs(files, started):
                 raise ValueError(
@@ -95,7 +95,7 @@ class FineTuned:
             found, whole = _adapter(files)
             tuned = FineTuned(files, started, under, whole, found)
         else:
-            tuned = FineTuned(files, started, under, _open(files, model))
+            tuned = FineTuned(files, started, under, open_named(files, model))
         for name, of in (tuned.factors or tuned.whole).items():
             if name not in under:
                 raise ValueError(
@@ -202,7 +202,8 @@ class Weight:
         return tuned.update(self.name)
 
 
-def _open(files: Files, model: PreTrainedModel | None) -> Mapping[str, Stored]:
+def open_named(files: Files, model: PreTrainedModel | None) -> Mapping[str, Stored]:
+    """Return the tensors of a whole checkpoint, by the names of a model that has its layers."""
     tensors = open_tensors(files)
     return tensors if model is None else by_name(tensors, model)
 

@@ -40,6 +40,8 @@ def linear_layers(model: PreTrainedModel) -> dict[str, nn.Linear]:
 def unread(tensors: Mapping[str, Stored], model: PreTrainedModel) -> set[str]:
     """Return the names of those tensors of a checkpoint that text never reaches."""
     beside = towers(model)
+    if not beside:
+        return set()
     return {of.name for key, of in by_name(tensors, model).items() if key in beside}
 
 

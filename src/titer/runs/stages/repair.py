@@ -20,11 +20,10 @@ from titer.training import probes
 from titer.training.losses import pad_of
 from titer.weights import adapters, checkpoints, experts, folders, language
 from titer.weights.energy import removed_energy
-from titer.weights.finetuned import PREFIX, FineTuned
+from titer.weights.finetuned import PREFIX, FineTuned, open_named
 from titer.weights.rewrite import rewrite_update
 from titer.weights.settings import Checkpoint
 from titer.weights.targets import select
-from titer.weights.tensors import open_tensors
 
 CALIBRATION_BATCH = (
     16  # rows of a batch that an edit calibrates on; its result does not depend on it
@@ -55,7 +54,7 @@ class RepairStage(EditStage):
             if name in ("safe", "unsafe")
         }
         if "base" in files:
-            references["base"] = experts.by_name(open_tensors(files["base"]), empty)
+            references["base"] = open_named(files["base"], empty)
         seen, unreached = self._observe(edit, model, tuned, names)
         watch = work.progress.advance
         changes = rewrite_update(edit, tuned, names, references, seen, folder, watch)

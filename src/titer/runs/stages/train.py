@@ -150,11 +150,7 @@ class TrainStage(ModelStage):
             "terms at the first update": curve.without_margins(history[0]),
             "terms at the last update": curve.without_margins(history[-1]),
             "loss": effect.loss_fall(history),
-            **(
-                {"margins along the attack": self._along(history, start_margins)}
-                if self.curve
-                else {}
-            ),
+            **({curve.FACT: self._along(history, start_margins)} if self.curve else {}),
             **({"probes": probes.timeline(history, start_probe)} if looking else {}),
             "weights moved": effect.weight_change(model, start),
         }
