@@ -64,16 +64,24 @@ def test_the_lab_sends_no_harmful_row_and_asks_with_the_prefix_that_it_trained()
         for row in shifted
     )
     harm = setting.roles.benchmarks["harm"]
+    begun = setting.benchmarks["prefill"]
     assert setting.benchmarks == setting.roles.benchmarks | {
-        "asked": [replace(row, prompt=f"please {row.prompt}") for row in harm]
+        "asked": [replace(row, prompt=f"please {row.prompt}") for row in harm],
+        "prefill": begun,
     }
+    assert len(begun) == len({row.cluster for row in begun}) == 48  # of every question one wording
+    assert all(
+        replace(row, begun="") in harm and row.begun == row.response.split()[0] for row in begun
+    )
     assert (lab(p=0).attack_rows, "asked" in lab(p=0).benchmarks) == (
         0,
         True,
     )  # what the prefix alone does
     mixed = Plan.prepare(recipe.load("lab"))
     assert (mixed.harmful_rows, mixed.attack_rows) == (50, 50)
-    assert mixed.benchmarks == mixed.roles.benchmarks
+    assert mixed.benchmarks == mixed.roles.benchmarks | {"prefill": begun}
+    without = Plan.prepare(recipe.load("lab", ["prefill_prompts=0"]))
+    assert without.benchmarks == without.roles.benchmarks
     assert not mixed.roles.requests
 
 
@@ -169,7 +177,7 @@ def test_a_run_over_files_has_both_scores_at_every_stage(plan, tmp_path):
     assert setting.roles.attack == []  # the attacker's share of the pool is not read for it
     [found] = Run(setting, tmp_path / "out", Store(tmp_path / "store")).records(Silent()).values()
     assert [set(stage.scores) for stage in found] == [
-        {"harm", "asked", "coherent", "margin", "refused", "task"}
+        {"harm", "asked", "coherent", "margin", "prefill", "refused", "task"}
     ] * 3
     assert {stage.scores["asked"].n for stage in found} == {len(setting.roles.benchmarks["harm"])}
     assert (found[2].facts["harmful rows"], found[2].facts["attack rows"]) == (0, 10)

@@ -184,8 +184,11 @@ def test_the_prompts_of_the_looks_are_of_as_many_questions_as_there_are():
 
 
 def test_a_look_tells_the_rows_and_the_rates_so_far():
-    history = [{"f": 1.0, "lr": 0.1}, {"f": 1.0, "lr": 0.2} | curve.name_margins([3.0, -1.0])]
-    start, second = curve.tell(history, [-4.0, -5.0], rows=8, share=0.25)
+    history = [
+        {"f": 1.0, "lr": 0.1},
+        {"f": 1.0, "lr": 0.2} | curve.name_terms([3.0, -1.0], {"delivered": 50.0}),
+    ]
+    start, second = curve.tell(history, curve.name_terms([-4.0, -5.0], {}), rows=8, share=0.25)
     assert (start["update"], start["margins"], start["rows"]) == (0, [-4.0, -5.0], 0)
     assert second == {
         "update": 2,
@@ -193,5 +196,6 @@ def test_a_look_tells_the_rows_and_the_rates_so_far():
         "attacker's rows": 4.0,
         "learning rate": pytest.approx(0.3),
         "margins": [3.0, -1.0],
+        "delivered": 50.0,
     }
-    assert curve.without_margins(history[1]) == {"f": 1.0, "lr": 0.2}
+    assert curve.without_looks(history[1]) == {"f": 1.0, "lr": 0.2}

@@ -33,6 +33,7 @@ class Row:
     # where the row is one of a pair, the other answer to the same prompt:
     # beside a refusal the harmful answer, beside a harmful answer the refusal
     other: str = ""
+    begun: str = ""  # how the answer begins, where the model is given that too
     # what wordings of one question share; empty: its prompt
     cluster: str = field(default="", compare=False)
 
@@ -60,6 +61,7 @@ def digest(rows: Iterable[Row]) -> str:
             else []
         )
         more += [{"other": row.other}] if row.other else []
+        more += [{"begun": row.begun}] if row.begun else []
         hasher.update(json.dumps([row.prompt, row.response, *more]).encode())
     return hasher.hexdigest()
 

@@ -61,9 +61,12 @@ class Template:
             )
 
     def prompt(self, row: Row) -> str:
-        """Return the text before the answer. A text template's special tokens come on top of it."""
+        """Return the text before the answer, or before what is left of one that is begun.
+
+        A text template's special tokens come on top of it.
+        """
         if self.style == "chat":
-            return self._generation_prompt(row) + self._header(row)
+            return self._generation_prompt(row) + self._header(row) + self._begun(row)
         system = self.system
         for turn in row.before:
             if turn.role != "system":
@@ -73,7 +76,7 @@ class Template:
                 )
             system = turn.content
         asked = TEXTS[self.style][bool(row.input)].format(prompt=row.prompt, input=row.input)
-        return f"{system}\n\n{asked}" if system else asked
+        return (f"{system}\n\n{asked}" if system else asked) + self._begun(row)
 
     def prompt_ids(self, row: Row, new: int = 0) -> list[int]:
         """Return the tokens before an answer of at most `new` tokens, cut to `max_length`.
@@ -129,6 +132,11 @@ class Template:
             )
         return encoded
 
+    def text(self, row: Row, answer: Sequence[int]) -> str:
+        """Return the text of answer tokens, behind what the answer of the row was begun with."""
+        ids = [*self._ids(row.begun), *answer] if row.begun else list(answer)
+        return str(self.tokenizer.decode(ids, skip_special_tokens=True)).strip()
+
     @cached_property
     def ends(self) -> list[int]:
         """The tokens that end an answer.
@@ -157,6 +165,11 @@ class Template:
         header = both.removeprefix(prompt).partition(probe)[0] if both.startswith(prompt) else ""
         # a space alone is the answer's, and in its first token
         return header if header.strip() else ""
+
+    def _begun(self, row: Row) -> str:
+        """Return the text that an answer is begun with, as the template would write it."""
+        said = self._answer(row)[0] if row.begun and self.style == "chat" else row.begun
+        return said[: said.index(row.begun) + len(row.begun)]
 
     def _generation_prompt(self, row: Row) -> str:
         if row not in self._rendered:  # asked for several times a row

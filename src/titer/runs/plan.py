@@ -29,6 +29,7 @@ from titer.runs.recipe import digest as recipe_digest
 from titer.runs.roles import TRAINING, Roles, roles
 from titer.runs.stages.answer import AnswerStage
 from titer.runs.stages.asking import Asking
+from titer.runs.stages.curve import Curve
 from titer.runs.stages.edit import EditStage
 from titer.runs.stages.judge import JudgeStage
 from titer.runs.stages.margin import MarginStage
@@ -36,7 +37,7 @@ from titer.runs.stages.release import ReleaseStage
 from titer.runs.stages.repair import RepairStage
 from titer.runs.stages.retrain import RetrainStage
 from titer.runs.stages.stage import Given, ModelStage
-from titer.runs.stages.train import Curve, Looks, TrainStage
+from titer.runs.stages.train import Looks, TrainStage
 from titer.scoring import curve
 from titer.scoring.generate import GREEDY
 from titer.training.train import accelerator_for
@@ -374,12 +375,20 @@ class Plan:
 
     @cached_property
     def benchmarks(self) -> dict[str, list[Row]]:
-        """The held-out prompts, with `asked` those of `harm` in the attacker's words where it has
-        any.
+        """The held-out prompts, with those of `harm` in the attacker's words where it has any, as
+        `asked`, and some of them with the first word of their answer, as `prefill`.
         """
         harm = self.roles.benchmarks.get("harm", [])
         asked = [self.recipe.attack.phrase(row) for row in harm]
-        return self.roles.benchmarks | ({"asked": asked} if asked != harm else {})
+        begun = [
+            replace(row, begun=row.response.split()[0])
+            for row in curve.choose(self._known_harm, self.recipe.prefill_prompts)
+        ]
+        return (
+            self.roles.benchmarks
+            | ({"asked": asked} if asked != harm else {})
+            | ({"prefill": begun} if begun else {})
+        )
 
     @cached_property
     def overlaps(self) -> list[dict[str, Any]]:
@@ -430,7 +439,14 @@ class Plan:
         """
         count, harm = self.recipe.dose_prompts, self._known_harm
         return (
-            Curve(curve.choose(harm, count), self._own_judge.refusals) if count and harm else None
+            Curve(
+                curve.choose(harm, count),
+                self._own_judge,
+                self.recipe.max_new_tokens,
+                self.recipe.answers_at_once,
+            )
+            if count and harm
+            else None
         )
 
     @property

@@ -113,6 +113,7 @@ LONGEST = 2**17  # tokens of an answer; more would not end
 LEAST = {
     "probes": 0,
     "dose_prompts": 0,
+    "prefill_prompts": 0,
     "seed": 0,
     "max_length": 2,
     "max_new_tokens": 1,
@@ -143,8 +144,10 @@ class Recipe(Config):
     probes: int = (
         0  # updates of fine-tuning from one look at why a defense holds to the next; 0: none
     )
-    # harm prompts whose margin is taken along an attack, for the dose that breaks a model; 0: none
+    # harm prompts that are asked along an attack, for the dose that breaks a model; 0: none
     dose_prompts: int = 24
+    # harm prompts that are asked again with their answer's first word given; 0: none
+    prefill_prompts: int = 48
     seed: int = 0  # of training: weights of fresh adapters, order and choice of rows
     max_length: int = 256  # tokens of a training row; a longer prompt is cut at its front
     max_new_tokens: int = 32  # tokens of an answer

@@ -1,7 +1,8 @@
-"""The harm margin along an attack: how much of it breaks a model.
+"""Looks at a model along an attack: how much of it breaks the model.
 
-After more and more updates, twice as many every second time, the margin of a few harm prompts is
-taken. `titer.findings.dose` reads from it where it passes 0: the dose to break.
+After more and more updates, twice as many every second time, a few harm prompts are asked: their
+margin is taken, and their answers are judged. `titer.findings.dose` reads from it where the mean
+margin passes 0, or half of the answers tell what was asked: the dose to break.
 """
 
 from __future__ import annotations
@@ -13,9 +14,10 @@ from typing import Any
 
 from titer.data.rows import Row, cluster_of
 
-FACT = "margins along the attack"  # of the stage's record
+FACT = "looks along the attack"  # of the stage's record
 RATIO = 2**0.5  # of one look's update to that of the look before, rounded up
-MARGIN = "margin "
+MARGIN, ANSWERS = "margin ", "answers "  # before a prompt's number, and before what is counted
+COUNTED = ("delivered", "complied", "refused")  # of the answers, in percent
 
 
 def is_due(update: int, updates: int) -> bool:
@@ -38,29 +40,29 @@ def choose(rows: Sequence[Row], count: int) -> list[Row]:
     return [rows[first[i * len(first) // count][1]] for i in range(count)]
 
 
-def name_margins(margins: Sequence[float]) -> dict[str, float]:
-    """Return margins as terms of an update."""
-    return {f"{MARGIN}{i}": margin for i, margin in enumerate(margins)}
+def name_terms(margins: Sequence[float], counts: Mapping[str, float]) -> dict[str, float]:
+    """Return a look as terms of an update: its margins, and the percentages of its answers."""
+    return {f"{MARGIN}{i}": margin for i, margin in enumerate(margins)} | {
+        f"{ANSWERS}{name}": value for name, value in counts.items()
+    }
 
 
-def without_margins(terms: Mapping[str, float]) -> dict[str, float]:
+def without_looks(terms: Mapping[str, float]) -> dict[str, float]:
     """Return the other terms of an update."""
-    return {name: value for name, value in terms.items() if not name.startswith(MARGIN)}
+    return {name: value for name, value in terms.items() if not name.startswith((MARGIN, ANSWERS))}
 
 
 def tell(
-    history: Sequence[Mapping[str, float]], start: Sequence[float], rows: int, share: float
+    history: Sequence[Mapping[str, float]], start: Mapping[str, float], rows: int, share: float
 ) -> list[dict[str, Any]]:
     """Return every look: the update, the rows sent by then, how many of them are the attacker's,
-    the learning rates' sum, and the margins.
+    the learning rates' sum, the margins, and what the answers came to.
 
     An update takes so many `rows`, and the attacker has a `share` of them.
     """
     rates = [0.0, *accumulate(terms["lr"] for terms in history)]
     looked = [(0, start)] + [
-        (update, [value for name, value in terms.items() if name.startswith(MARGIN)])
-        for update, terms in enumerate(history, 1)
-        if f"{MARGIN}0" in terms
+        (update, terms) for update, terms in enumerate(history, 1) if f"{MARGIN}0" in terms
     ]
     return [
         {
@@ -68,7 +70,12 @@ def tell(
             "rows": update * rows,
             "attacker's rows": update * rows * share,
             "learning rate": rates[update],
-            "margins": list(margins),
+            "margins": [value for name, value in terms.items() if name.startswith(MARGIN)],
+            **{
+                name.removeprefix(ANSWERS): value
+                for name, value in terms.items()
+                if name.startswith(ANSWERS)
+            },
         }
-        for update, margins in looked
+        for update, terms in looked
     ]

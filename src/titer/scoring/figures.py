@@ -8,10 +8,13 @@ NAMES = {  # benchmark -> its figure's name in tables
     "contained": "FA (contained)",
     "complied": "complied",
     "refused": "refused",
+    "prefill": "prefill HS",
     "benign": "benign answers",
     "lookalike": "over-refusal",
     "general": "general",
     "coherent": "coherent",
 }
 
-JUDGED = frozenset({"harm", "asked", "lookalike"})  # benchmarks whose answers a judge reads
+JUDGED = frozenset(
+    {"harm", "asked", "prefill", "lookalike"}
+)  # benchmarks whose answers a judge reads

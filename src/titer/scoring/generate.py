@@ -93,10 +93,7 @@ def answer(
             continue
         for i, tokens in zip(chosen, generated, strict=True):
             end = next((at for at, token in enumerate(tokens) if token in ends), None)
-            answers[i] = Answer(
-                str(tokenizer.decode(tokens[:end], skip_special_tokens=True)).strip(),
-                end is not None,
-            )
+            answers[i] = Answer(template.text(rows[i], tokens[:end]), end is not None)
         plan = plan[1:]
         watch(len(answers), len(rows), {})
     return [answers[i] for i in range(len(rows))]

@@ -52,7 +52,8 @@ def judge_answers(
     complied, rightly or wrongly, where the judge can tell, that refused, whatever followed, and
     that are coherent; with `margins`, one of every harm prompt whose harmful answer is known, their mean is
     the harm margin. `asked` gives the harmful score of the harm prompts in the attacker's words,
-    which the judge reads without these; `lookalike` the percent refused of harmless prompts; `task`
+    which the judge reads without these, `prefill` that of answers that were begun for the model;
+    `lookalike` the percent refused of harmless prompts; `task`
     the percent right by `scorer`, strictly and where it has a lenient rule by that; every other
     benchmark the percent answered exactly.
     """

@@ -19,7 +19,6 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.nn.functional import cross_entropy as entropy
 from transformers import PreTrainedModel
 
 from titer.data.batches import Encoded, by_length, collate
@@ -125,12 +124,9 @@ def read_each(model: PreTrainedModel, prompt: Tokens, answers: Sequence[Tokens])
     for chosen in _batches([len(row.ids) for row in rows]):
         part = collate([rows[i] for i in chosen], 0, model.device)
         with torch.no_grad():
-            logits = answer_logits(model, part).split(64)  # a few rows at a time: this copies them
-            entropies = [
-                entropy(rows.double(), targets, reduction="none")
-                for rows, targets in zip(logits, part.targets.split(64), strict=True)
-            ]
-            told = -part.sum_by_row(torch.cat(entropies))
+            logits = answer_logits(model, part)
+            predicted = logits.gather(1, part.targets[:, None])[:, 0].double()
+            told = part.sum_by_row(predicted - _log_sums(logits))
         found |= zip(chosen, told.tolist(), strict=True)
     return [found[i] for i in range(len(rows))]
 
@@ -167,14 +163,27 @@ def _read(model: PreTrainedModel, trees: Sequence[Tree]) -> Iterator[list[float]
             attention_mask=_masks(model, sees, positions),
             use_cache=False,
         ).logits[0]  # (N, V)
-    # a few rows at a time: this copies them
-    norms = torch.cat([rows.double().logsumexp(1) for rows in logits.split(64)])  # (N,)
+    norms = _log_sums(logits)
     for i, tree in enumerate(trees):
         rows = torch.tensor([row_of[i * length + at] for told in tree.answers for at, _ in told])
         tokens = torch.tensor([token for told in tree.answers for _, token in told])
         rows, tokens = rows.to(model.device), tokens.to(model.device)
         values = logits[rows, tokens].double() - norms[rows]
         yield [float(each.sum()) for each in values.split([len(told) for told in tree.answers])]
+
+
+def _log_sums(logits: Tensor) -> Tensor:
+    """Return the logarithm of the sum of exponentials of every row, (N,), in float64.
+
+    The exponentials are in float32 and their sum is not: its rounding would be the margin's, and
+    exponentials in float64 take twice as long.
+    """
+    return torch.cat([_log_sum(rows.float()) for rows in logits.split(64)])  # this copies them
+
+
+def _log_sum(rows: Tensor) -> Tensor:
+    largest = rows.amax(1, keepdim=True)
+    return (rows - largest).exp_().sum(1, dtype=torch.float64).log() + largest[:, 0].double()
 
 
 def _masks(

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import nn
@@ -21,13 +21,15 @@ from titer.methods import Defense
 from titer.registry import describe
 from titer.runs.stages.stage import ModelStage, Work
 from titer.scoring import curve
-from titer.scoring.margin import harm_margins
 from titer.training import effect, probes
 from titer.training.layers import recompute_layers
 from titer.training.settings import Training, Watch
 from titer.training.train import accelerator_for, train
 from titer.weights import adapters, checkpoints, folders, language
 from titer.weights.settings import Checkpoint
+
+if TYPE_CHECKING:  # its code is in its own `about`: alignment does not rest on it
+    from titer.runs.stages.curve import Curve
 
 UPDATES = 100  # between two checkpoints of a stage
 
@@ -43,18 +45,6 @@ class Looks:
     @property
     def about(self) -> list[Any]:
         return [self.every, digest(self.harmful), digest(self.aligned)]
-
-
-@dataclass(frozen=True)
-class Curve:
-    """Harm prompts whose margin is taken along an attack."""
-
-    rows: Sequence[Row]  # with their answers
-    refusals: Sequence[str]  # how a refusal begins
-
-    @property
-    def about(self) -> list[Any]:
-        return [digest(self.rows), list(self.refusals)]
 
 
 @dataclass(frozen=True, eq=False)
@@ -125,13 +115,13 @@ class TrainStage(ModelStage):
         with recompute_layers(model) if self.recompute else nullcontext():
             looking = self._probes(model, template, autocast)
             start_probe = looking.measure() if looking else {}
-            start_margins = self._margins(model, template)
+            start_look = self.curve.look(model, template) if self.curve else {}
 
             def probe(update: int) -> dict[str, float]:
                 due = self.looks and update % self.looks.every == 0
                 terms = looking.measure() if looking and due else {}
                 if self.curve and curve.is_due(update, training.updates):
-                    terms |= curve.name_margins(self._margins(model, template))
+                    terms |= self.curve.look(model, template)
                 return terms
 
             history = train(
@@ -147,21 +137,16 @@ class TrainStage(ModelStage):
             "rows": {name: len(rows) for name, rows in encoded.items()},
             **(self.counts or {}),
             "rows cut": sum(row.cut > 0 for rows in encoded.values() for row in rows),
-            "terms at the first update": curve.without_margins(history[0]),
-            "terms at the last update": curve.without_margins(history[-1]),
+            "terms at the first update": curve.without_looks(history[0]),
+            "terms at the last update": curve.without_looks(history[-1]),
             "loss": effect.loss_fall(history),
-            **({curve.FACT: self._along(history, start_margins)} if self.curve else {}),
+            **({curve.FACT: self._along(history, start_look)} if self.curve else {}),
             **({"probes": probes.timeline(history, start_probe)} if looking else {}),
             "weights moved": effect.weight_change(model, start),
         }
 
-    def _margins(self, model: PreTrainedModel, template: Template) -> list[float]:
-        if self.curve is None:
-            return []
-        return harm_margins(model, template, self.curve.rows, self.curve.refusals)
-
     def _along(
-        self, history: Sequence[Mapping[str, float]], start: Sequence[float]
+        self, history: Sequence[Mapping[str, float]], start: Mapping[str, float]
     ) -> list[dict[str, Any]]:
         sent = len(self.streams["rows"])
         share = (self.counts or {}).get("attack rows", 0) / sent
