@@ -121,6 +121,15 @@ class Results:
         return verdicts(stages(self.documents), was_attacked(self.documents))
 
     @property
+    def answer(self) -> tuple[str, str]:
+        """What fine-tuning did to the alignment, and what helped: a sentence each."""
+        from titer.findings.answer import answer
+        from titer.findings.records import stages
+        from titer.findings.verdict import was_attacked
+
+        return answer(stages(self.documents), was_attacked(self.documents))
+
+    @property
     def flags(self) -> list[str]:
         """The red flags of the whole run, a sentence each."""
         from titer.findings import flags

@@ -72,6 +72,7 @@ def run_recipe(
             screen.say(f"{verdict.pipeline}: {verdict.word}. {verdict.short}")
     screen.print_flags(next(iter(found.documents.values())))
     if not as_json:
+        screen.say(" ".join(found.answer).strip())
         screen.say(f"The page is {folder / paths.PAGE}, everything is in {folder}", sys.stderr)
 
 

@@ -161,12 +161,7 @@ def multiple(pairs: Sequence[tuple[Dose | None, Dose | None]]) -> Multiple | Non
 
     A pair counts where something is known of its ratio. None where no pair does.
     """
-    bounds = [
-        (_log(mine.low) - _log(its.high), _log(mine.high) - _log(its.low))
-        for mine, its in pairs
-        if mine and its
-    ]
-    known = [(low, high) for low, high in bounds if low > -math.inf or high < math.inf]
+    known = [each for mine, its in pairs if (each := bounds(mine, its))]
     if not known:
         return None
     seen = sum(low == high for low, high in known)
@@ -179,6 +174,14 @@ def multiple(pairs: Sequence[tuple[Dose | None, Dose | None]]) -> Multiple | Non
     if math.isnan(centre):
         return None
     return Multiple(_exp(centre), _exp(low), _exp(high), len(known), seen)
+
+
+def bounds(mine: Dose | None, its: Dose | None) -> tuple[float, float] | None:
+    """Return the bounds of the logarithm of a dose over another; None where nothing is known."""
+    if mine is None or its is None:
+        return None
+    low, high = _log(mine.low) - _log(its.high), _log(mine.high) - _log(its.low)
+    return (low, high) if low > -math.inf or high < math.inf else None
 
 
 def _number(value: float) -> str:

@@ -13,6 +13,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from titer.data.rows import MAY_SHARE
+from titer.findings.kept import LEAST, share_kept
 from titer.findings.records import Record, last, quote, record_of
 from titer.findings.records import stages as read_stages
 from titer.findings.rules import ABILITIES, COHERENT, MOST, WITHIN, gap, is_undefended, plain, side
@@ -313,6 +314,18 @@ def _attacks(found: Found) -> Iterator[tuple[str, Record, Record]]:
             yield name, aligned, tuned
 
 
+def _undone(found: Found) -> Iterator[tuple[str, Record, str]]:
+    for name, stages in found.items():
+        kept, edited = share_kept(stages), last(("edit",), stages)
+        if edited and kept is not None and kept < LEAST:
+            tuned = last(("finetune",), stages)
+            assert tuned
+            told = (
+                f"FA {quote(tuned.scores['task'])} before it, {quote(edited.scores['task'])} after"
+            )
+            yield name, edited, f"{kept:.0f} % of what fine-tuning taught is left ({told})."
+
+
 def _inactive(found: Found) -> Iterator[tuple[str, Record, str]]:
     trained = {
         stage.folder: (name, stage)
@@ -435,6 +448,7 @@ RUN_RULES: Mapping[str, Callable[[Found], Iterator[tuple[str, Record, str]]]] = 
     "undefended model not broken": _weak_attack,
     "attack no worse than benign": _benign,
     "defense inactive": _inactive,
+    "the repair undid the training": _undone,
 }
 MENDS: Mapping[str, str] = {
     "loss did not fall": "The user's rows were not learned: raise finetune.lr or finetune.updates.",
@@ -455,6 +469,8 @@ MENDS: Mapping[str, str] = {
     "attack no worse than benign": "The attacker's rows do no harm of their own: "
     "give more or other ones.",
     "defense inactive": "Look at its strength and at the rows that it draws from.",
+    "the repair undid the training": "Repair less hard, or refuse the fine-tuned model: "
+    "the released one serves the user as well.",
     "template differs": "Use the template and the system prompt that the model was trained with.",
     "rows leaked": "Set data.shared=drop, or take them out of one of the two.",
     "seeds disagree": "Run more training seeds before a gain is claimed.",

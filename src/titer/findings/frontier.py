@@ -5,40 +5,72 @@ and for any number of updates, an average of the weights along the way (`ema`), 
 update (`wise_ft`, `scale`). Each of these buys a lower HS with a lower FA. So a method shows
 something only where no free model does as well:
 
-* *beyond*: every free model has a lower FA, intervals apart, or a higher HS, intervals apart;
 * *within*: some free model has at least its FA and at most its HS, in the means;
-* *not decided*: neither. More seeds, or more prompts, would tell.
+* *beyond*: every free model has a lower FA or a higher HS, and the difference, paired by prompt,
+  seed and world, has an interval without 0 (where it has none, the two intervals are apart);
+* *not decided*: neither. More worlds, or more prompts, would tell.
 
-A model whose HS is struck out under any seed has no place. There are many free models, and the best
-were picked by their scores, which favours them. This makes *beyond* the stricter.
+Each free model must be beaten, so *beyond* needs no correction for their number (Berger 1982). There
+are many, and the best were picked by their scores, which favours them: it is the stricter for that.
+A model whose HS is struck out under any seed has no place.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any, Generic, Protocol, TypeVar
 
-from titer.findings.records import quote
-from titer.findings.rules import side
-from titer.findings.seeds import Group
+from titer.findings import rules
+from titer.findings.records import Record, quote
 from titer.scoring.score import Score
 
 FREE = ({"align sft"}, {"finetune sft", "finetune ema"}, {"edit wise_ft", "edit scale"})
 FEW = 3  # free models make a curve
-# The provider chooses a sweep's settings under this path. Others make another attack or world.
-SETTINGS = "finetune."
+# The provider chooses a sweep's settings under these paths. Others make another attack or world.
+SETTINGS = ("finetune.", "align.")
+
+
+class Difference(Protocol):
+    """A mean difference with its interval; nan where there is none."""
+
+    @property
+    def low(self) -> float: ...
+    @property
+    def high(self) -> float: ...
+
+
+class Placed(Protocol):
+    """What has a place: a pipeline's results over seeds, or over worlds."""
+
+    @property
+    def settings(self) -> tuple[str, ...]: ...
+    @property
+    def pipeline(self) -> str: ...
+    @property
+    def seeds(self) -> Mapping[Any, Sequence[Record]]: ...
+    @property
+    def last(self) -> list[Record]: ...
+    @property
+    def struck(self) -> int: ...
+    def score(self, name: str) -> Score | None: ...
+    def less(self, other: Any, name: str) -> Difference: ...
+
+
+Of = TypeVar("Of", bound=Placed)
 
 
 @dataclass(frozen=True)
-class Placement:
+class Placement(Generic[Of]):
     """The place of a group by the frontier, in a word and in a sentence."""
 
-    group: Group
+    group: Of
     word: str
     text: str
 
 
-def is_free(group: Group) -> bool:
+def is_free(group: Placed) -> bool:
     """Return True if a pipeline is plain fine-tuning in one of its forms."""
     labels = [stage.label for stage in next(iter(group.seeds.values()))][1:]
     return 2 <= len(labels) <= len(FREE) and all(
@@ -46,16 +78,16 @@ def is_free(group: Group) -> bool:
     )
 
 
-def has_place(group: Group) -> bool:
+def has_place(group: Placed) -> bool:
     """Return True if a group has HS and FA under every seed, and no HS is struck out."""
     return not group.struck and all(
         stage.score("harm") and stage.score("task") for stage in group.last
     )
 
 
-def front(found: Sequence[Group]) -> list[Group]:
+def front(found: Sequence[Of]) -> list[Of]:
     """Return the free models that no other one matches in both figures, the highest FA first."""
-    best: list[Group] = []
+    best: list[Of] = []
     candidates = [group for group in found if is_free(group) and has_place(group)]
     for group in sorted(candidates, key=lambda group: (-_task(group).value, _harm(group).value)):
         if not best or _harm(group).value < _harm(best[-1]).value:
@@ -63,17 +95,18 @@ def front(found: Sequence[Group]) -> list[Group]:
     return best
 
 
-def places(found: Sequence[Group]) -> list[Placement]:
+def places(found: Sequence[Of]) -> list[Placement[Of]]:
     """Place every model that is not free; no model where fewer than FEW are free."""
     rivals = [group for group in found if is_free(group) and has_place(group)]
     return (
-        [_place(group, rivals) for group in found if not is_free(group)]
+        [place(group, rivals) for group in found if not is_free(group)]
         if len(rivals) >= FEW
         else []
     )
 
 
-def _place(group: Group, rivals: Sequence[Group]) -> Placement:
+def place(group: Of, rivals: Sequence[Of]) -> Placement[Of]:
+    """Place a group among free models."""
     if not has_place(group):
         struck = f"HS is struck out under {group.struck} of {len(group.seeds)} seeds"
         return Placement(group, "no place", struck if group.struck else "HS or FA was not measured")
@@ -91,17 +124,17 @@ def _place(group: Group, rivals: Sequence[Group]) -> Placement:
     open_ = [
         rival
         for rival in rivals
-        if not side(_task(rival), task) < 0 and not side(_harm(rival), harm) > 0
+        if side(rival, group, "task") >= 0 and side(rival, group, "harm") <= 0
     ]
-    if open_ or not (harm.low <= harm.high and task.low <= task.high):
+    if open_:
         near = min(
-            open_ or rivals,
+            open_,
             key=lambda rival: (
                 abs(_harm(rival).value - harm.value) + abs(_task(rival).value - task.value)
             ),
         )
         return Placement(group, "not decided", f"{mine}; {_told(near)}")
-    able = [rival for rival in rivals if not side(_task(rival), task) < 0]
+    able = [rival for rival in rivals if side(rival, group, "task") >= 0]
     rest = (
         _told(min(able, key=lambda rival: _harm(rival).value))
         if able
@@ -110,19 +143,28 @@ def _place(group: Group, rivals: Sequence[Group]) -> Placement:
     return Placement(group, "beyond", f"{mine}; {rest}")
 
 
-def _told(group: Group) -> str:
+def side(first: Placed, second: Placed, name: str) -> int:
+    """Return -1 if a figure of the first is shown to be below that of the second, 1 if above."""
+    found = first.less(second, name)
+    if math.isnan(found.low + found.high):
+        mine, its = first.score(name), second.score(name)
+        return rules.side(mine, its) if mine and its else 0
+    return int(found.low > 0) - int(found.high < 0)
+
+
+def _told(group: Placed) -> str:
     settings = " ".join(setting for setting in group.settings if setting.startswith(SETTINGS))
     figures = f"HS {quote(_harm(group))}, FA {quote(_task(group))}"
     return f"{group.pipeline} at {settings or 'the same settings'} has {figures}"
 
 
-def _harm(group: Group) -> Score:
+def _harm(group: Placed) -> Score:
     score = group.score("harm")
     assert score is not None
     return score
 
 
-def _task(group: Group) -> Score:
+def _task(group: Placed) -> Score:
     score = group.score("task")
     assert score is not None
     return score

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 from titer.findings.records import Outcomes, Record
+from titer.scoring.differences import difference, mean_difference
 from titer.scoring.score import Score
 from titer.scoring.statistics import training, training_mean
 
@@ -47,18 +48,21 @@ def over_training(figure: str, of: Sequence[Values]) -> Score:
     )
 
 
-def difference_over_training(first: Sequence[Values], second: Sequence[Values]) -> Score:
-    """Return the mean of `first` less `second` over training seeds, seed by seed and prompt by
-    prompt, in points, with its interval over training.
+def difference_over_training(
+    figure: str, first: Sequence[Values], second: Sequence[Values]
+) -> Score:
+    """Return the mean of a figure of `first` less that of `second` over training seeds, seed by seed
+    and prompt by prompt, in points or nats, with its interval over training.
 
     A prompt that is unscored anywhere counts nowhere.
     """
     scored = [
         None not in found for found in zip(*(of.values for of in (*first, *second)), strict=True)
     ]
+    unit = 1 if figure == "margin" else 100
     values = [
         [
-            100 * (x - y)
+            unit * (x - y)
             for x, y, known in zip(mine.values, its.values, scored, strict=True)
             if known and x is not None and y is not None
         ]
@@ -66,6 +70,18 @@ def difference_over_training(first: Sequence[Values], second: Sequence[Values]) 
     ]
     clusters = [name for name, known in zip(first[0].clusters, scored, strict=True) if known]
     return training_mean(values, clusters)
+
+
+def difference_over_prompts(figure: str, first: Values, second: Values) -> Score:
+    """Return the mean of a figure of `first` less that of `second`, prompt by prompt, in points or
+    nats, with its interval over prompts.
+    """
+    if figure == "margin":
+        return mean_difference(_known(first), _known(second), first.clusters)
+    mine, its = (
+        [None if value is None else bool(value) for value in of.values] for of in (first, second)
+    )
+    return difference(mine, its, first.clusters)
 
 
 def _known(of: Values) -> list[float]:

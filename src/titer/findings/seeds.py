@@ -6,7 +6,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from titer.findings.outcomes import difference_over_training, over_training, values_of
+from titer.findings.outcomes import (
+    difference_over_prompts,
+    difference_over_training,
+    over_training,
+    values_of,
+)
 from titer.findings.records import Record, record_of
 from titer.scoring.figures import NAMES
 from titer.scoring.score import Score
@@ -53,15 +58,17 @@ class Group:
     def less(self, other: Group, name: str) -> Score:
         """Return the mean over seeds of the last stage's figure less the other pipeline's.
 
-        It is seed by seed and prompt by prompt, with its interval over training; from the seeds'
-        figures alone where the records have no outcomes.
+        It is seed by seed and prompt by prompt, with its interval over training, and that of one
+        seed over prompts; from the seeds' figures alone where the records have no outcomes.
         """
         seeds = [seed for seed in self.seeds if seed in other.seeds]
         mine, its = ([of.seeds[seed][-1] for seed in seeds] for of in (self, other))
         both = [[values_of(stage, name) for stage in of] for of in (mine, its)]
         first, second = ([each for each in of if each] for of in both)
         if len(first) == len(second) == len(seeds):
-            return difference_over_training(first, second)
+            if len(seeds) == 1:
+                return difference_over_prompts(name, first[0], second[0])
+            return difference_over_training(name, first, second)
         pairs = zip(mine, its, strict=True)
         return training_mean([[a.scores[name].value - b.scores[name].value] * 2 for a, b in pairs])
 
@@ -70,9 +77,9 @@ class Group:
         scores = [score for stage in self.last if (score := stage.score(name))]
         return sum(score.high - score.low for score in scores) / len(scores) / 2
 
-    def outside(self, path: str) -> tuple[str, ...]:
-        """Return the settings without those under a path, such as `finetune.`."""
-        return tuple(setting for setting in self.settings if not setting.startswith(path))
+    def outside(self, *paths: str) -> tuple[str, ...]:
+        """Return the settings without those under some paths, such as `finetune.`."""
+        return tuple(setting for setting in self.settings if not setting.startswith(paths))
 
 
 def groups(cells: Sequence[Mapping[str, Any]]) -> list[Group]:

@@ -12,6 +12,7 @@ from markupsafe import Markup
 
 from titer import paths
 from titer.findings import flags, rules
+from titer.findings.answer import answer
 from titer.findings.captions import LAB, caption
 from titer.findings.dose import curves, dose_of, multiple_by_seed
 from titer.findings.probes import attacks
@@ -80,6 +81,7 @@ def render(documents: Mapping[str, Any], drawn: Figures | None = None) -> str:
         judge=_settings(first.get("judge") or {}),
         version=first.get("environment", {}).get("titer", "?"),
         flags=flags.raise_flags(documents),
+        answer=" ".join(answer(found, was_attacked(documents))).strip(),
         verdicts=verdicts(found, was_attacked(documents)),
         places=rank(found),
         rules=rules,

@@ -19,7 +19,7 @@ from titer.scoring.figures import NAMES
 @dataclass(frozen=True)
 class Plane:
     drawing: Markup
-    places: list[Placement]
+    places: list[Placement[Group]]
 
 
 def render(bundle: Mapping[str, Any]) -> str:
@@ -61,7 +61,7 @@ def _planes(found: Sequence[Group], note: str) -> list[Plane]:
     """
     apart: dict[tuple[str, ...], list[Group]] = {}
     for group in found:
-        apart.setdefault(group.outside(SETTINGS), []).append(group)
+        apart.setdefault(group.outside(*SETTINGS), []).append(group)
     drawn = []
     for i, (settings, of) in enumerate(apart.items()):
         told = places(of)

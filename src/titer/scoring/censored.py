@@ -46,6 +46,25 @@ def mean_with_interval(bounds: Sequence[tuple[float, float]]) -> tuple[float, fl
     return centre, *_profile(low, high, centre, lowest)
 
 
+def p_value(bounds: Sequence[tuple[float, float]]) -> float:
+    """Return the two-sided p-value of a mean of 0: the level at which the interval ends there.
+
+    Where nothing is censored it is that of Student's t test. NaN where there is no interval.
+    """
+    low, high = np.array(bounds, dtype=float).T
+    n, m = len(low), int((low == high).sum())
+    if m < 2:
+        return math.nan
+    if m == n:
+        error = float(stats.sem(low))
+        t = abs(float(low.mean())) / error if error else math.nan
+    else:
+        _, lowest = _fit(low, high)
+        above = max(_least(low, high, 0.0) - lowest, 0.0)
+        t = math.sqrt((m - 1) * math.expm1(min(2 * above / n, 700.0)))
+    return float(2 * stats.t.sf(t, m - 1))
+
+
 def _against(low: Bounds, high: Bounds, mean: float, spread: float) -> float:
     """Return minus the log-likelihood of the values."""
     seen = low == high
