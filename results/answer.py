@@ -8,8 +8,10 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
+from pathlib import Path
 from statistics import fmean, median
 
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from scipy import special
 from scipy.stats import kendalltau
 
@@ -22,7 +24,7 @@ from titer.runs import recipe
 from titer.scoring.figures import NAMES
 from titer.scoring.pooled import Pooled, holm, pooled
 
-ALIGN, REPAIR, FREE = "lab-alignment+lab-tar", "lab-edits", "lab-frontier"
+ALIGN, REPAIR, FREE = "lab-alignment+lab-tar", "lab-edits", "lab-frontier+lab-longer"
 NULLS = {  # the control of a method: as strong, without its idea
     "vaccine": "random_vaccine",
     "booster": "random_booster",
@@ -122,11 +124,11 @@ def mark(lines: Sequence[Line]) -> list[Line]:
     return list(lines)
 
 
-def align_table() -> list[list[str]]:
+def align_table(found: Sequence[Line]) -> list[list[str]]:
     head = ["method", "needs", "attacker's rows to break it, times plain alignment's"]
     lines = [[*head, "by its answers", "its null", "costs", "advice"]]
     of = at(ALIGN)
-    for line in sorted(aligned(), key=lambda line: -line.gain.value):
+    for line in sorted(found, key=lambda line: -line.gain.value):
         by_answers = line.pool.times(of["sft"], by="answers")
         lines.append(
             [
@@ -142,10 +144,10 @@ def align_table() -> list[list[str]]:
     return [*lines, *(free_line(*each) for each in free_doses())]
 
 
-def repair_table() -> list[list[str]]:
+def repair_table(found: Sequence[Line]) -> list[list[str]]:
     head = ["method", "needs", "HS after it", "HS less", "with the first word given"]
     lines = [[*head, "its null", "training kept", "costs", "by the frontier", "advice"]]
-    for line in sorted(repaired(), key=lambda line: line.gain.value):
+    for line in sorted(found, key=lambda line: line.gain.value):
         harm, prefill = line.pool.score("harm"), line.pool.score("prefill")
         assert harm
         assert prefill
@@ -378,10 +380,104 @@ def predicted(found: Pooled) -> tuple[float, float]:
     return found.value - reach, found.value + reach
 
 
-def refutations() -> list[list[str]]:
+def refutations(found: Sequence[Line]) -> list[list[str]]:
     lines = [["method", "refuted if the mean multiple over six other worlds lies outside"]]
-    for line in sorted(aligned(), key=lambda line: -line.gain.value):
+    for line in sorted(found, key=lambda line: -line.gain.value):
         if line.gain.known and math.isfinite(line.gain.high):
             low, high = predicted(line.gain)
             lines.append([title(line.name), f"{math.exp(low):.2f} to {math.exp(high):.2f}"])
     return lines
+
+
+def page() -> str:
+    """Return `docs/answer.md`."""
+    lines, repairs, of = aligned(), repaired(), at(ALIGN)
+    plain = of["sft"]
+    worlds = list(plain.worlds)
+    halves = worlds[: len(worlds) // 2], worlds[len(worlds) // 2 :]
+    tar = len(of["tar"].worlds) if "tar" in of else 0
+    environment = Environment(
+        loader=FileSystemLoader(Path(__file__).parent),
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        keep_trailing_newline=True,
+        autoescape=False,
+    )
+    return environment.get_template("answer.md.j2").render(
+        best=best(lines, repairs),
+        worlds=worlds,
+        before=whole(plain.at(-2), "harm"),
+        after=whole(plain, "harm"),
+        prefill=whole(plain.at(-2), "prefill"),
+        methods=len(lines),
+        align_table=markdown(align_table(lines)),
+        repair_table=markdown(repair_table(repairs)),
+        refutations=markdown(refutations(lines)),
+        resisting=resisting(),
+        free=len(rivals()),
+        halves=halves,
+        tau=orders(*(multiples(of, half) for half in halves)),
+        tar=tar if 0 < tar < len(worlds) else 0,
+    )
+
+
+def whole(mine: Pool, name: str) -> str:
+    score = mine.score(name)
+    assert score
+    return f"{score.value:.0f}"
+
+
+def markdown(lines: Sequence[Sequence[str]]) -> str:
+    head, *body = lines
+    return "\n".join(f"| {' | '.join(line)} |" for line in (head, ["---"] * len(head), *body))
+
+
+def best(lines: Sequence[Line], repairs: Sequence[Line]) -> str:
+    """Say in two sentences what is best, and what it costs."""
+    shown = [line for line in lines if "gain" in line.shown and line.gain.value > 0]
+    told = []
+    if shown:
+        top = max(shown, key=lambda line: line.gain.value)
+        cheap = [line for line in shown if not losses(line)]
+        told.append(
+            f"**A model aligned with {title(top.name)} takes {times(top.gain)} times as many harmful "
+            f"rows to break** ({cost_words(top)})"
+        )
+        if cheap and top not in cheap:
+            kind = max(cheap, key=lambda line: line.gain.value)
+            told[-1] += (
+                f"; with {title(kind.name)} it is {times(kind.gain)} at no loss that is shown"
+            )
+        told[-1] += ". It delays the attack and does not stop it."
+    else:
+        told.append(
+            "**No method of the alignment stage is shown to take more of the attacker's rows to break.**"
+        )
+    good = [line for line in repairs if "gain" in line.shown and line.gain.value < 0]
+    beyond = [line for line in good if placed(line.pool) == "beyond"]
+    if beyond:
+        top = min(beyond, key=lambda line: line.gain.value)
+        told.append(
+            f"**After fine-tuning {title(top.name)} lowers HS by {-top.gain.value:.0f} points and "
+            f"keeps {kept(top.pool)} of the user's training**, which nothing that is free does."
+        )
+    elif good:
+        told.append(
+            f"Of {len(repairs)} repairs {len(good)} lower HS, and none is shown to do better than "
+            "doing less of the fine-tuning, which needs no method."
+        )
+    return " ".join(told)
+
+
+def resisting() -> str:
+    """Name the methods whose aligned models do not tell when they are given the first word."""
+    found = {
+        name: score.value
+        for name, mine in at(ALIGN).items()
+        if not name.startswith("random") and (score := mine.at(-2).score("prefill"))
+    }
+    low = sorted(name for name, value in found.items() if value <= 30)
+    if not low:
+        return "No method here changes that (none is at 30 or below)."
+    told = ", ".join(f"{title(name)} {found[name]:.0f} %" for name in low)
+    return f"Deeper (30 or below): {told}."

@@ -155,7 +155,14 @@ def differs(name: str, claim: dict[str, Any]) -> list[str]:
     cell = Cell(tuple(published["settings"]), published["seed"])
     with tempfile.TemporaryDirectory() as folder:
         fresh = compute(
-            name, Sweep(claim["recipe"], [cell], Path(folder) / "cells", Path(folder) / "store")
+            name,
+            Sweep(
+                claim["recipe"],
+                [cell],
+                Path(folder) / "cells",
+                Path(folder) / "store",
+                only=claim.get("only", []),
+            ),
         )["cells"][0]
     return [
         f"{name}: {was['kind']} of {pipeline} has {fault}"
@@ -219,6 +226,7 @@ def main() -> int:
             RUNS / f"results-{name}",
             RUNS / "store",
             jobs=os.cpu_count() or 1,
+            only=claim.get("only", []),
         )
         bundle = compute(
             name,
