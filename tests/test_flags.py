@@ -116,8 +116,8 @@ def test_a_sound_run_raises_none():
         ("undefended model not broken", document("p", [100, 0, 9]), document("p", [100, 0, 11])),
         (
             "undefended model not broken",
-            document("p", [100, 5, 20], n=40),
-            document("p", [100, 5, 20]),
+            document("p", [100, 5, 17.5], n=40),
+            document("p", [100, 5, 17.5]),
         ),  # forty prompts do not show it
         (
             "undefended model not broken",
@@ -180,6 +180,11 @@ def test_a_sound_run_raises_none():
                 3, document("p", [100, 0, 90, 3], "sft sft antidote"), held_whole=["lm_head.weight"]
             ),
             document("p", [100, 0, 90, 3], "sft sft antidote"),
+        ),
+        (
+            "the repair undid the training",
+            document("p", [100, 0, 90, 0], "sft sft antidote", task=(60, 60, 100, 79)),
+            document("p", [100, 0, 90, 0], "sft sft antidote", task=(60, 60, 100, 80)),
         ),
     ],
 )
@@ -261,7 +266,7 @@ def test_an_attack_that_bites_in_its_own_words_alone_is_one():
         made["stages"][1]["weights"] = shifted(60)["stages"][1]["weights"]
     assert names(shifted(60), control[5]) == []
     assert names(shifted(65), control[50]) == []
-    assert names(shifted(60), control[50]) == ["attack no worse than benign"]  # intervals overlap
+    assert names(shifted(57), control[50]) == ["attack no worse than benign"]  # not shown
 
 
 def test_what_a_release_loses_is_lost_in_alignment():

@@ -14,9 +14,10 @@ from typing import Any
 
 from titer.data.rows import MAY_SHARE
 from titer.findings.kept import LEAST, share_kept
+from titer.findings.outcomes import side
 from titer.findings.records import Record, last, quote, record_of
 from titer.findings.records import stages as read_stages
-from titer.findings.rules import ABILITIES, COHERENT, MOST, WITHIN, gap, is_undefended, plain, side
+from titer.findings.rules import ABILITIES, COHERENT, MOST, WITHIN, gap, is_undefended, plain
 from titer.methods import Defense
 from titer.scoring.figures import NAMES
 from titer.scoring.score import Score
@@ -164,7 +165,13 @@ def _ability(stage: Record, before: Record | None) -> str:
         now, base = stage.score(name), before.score(name)
         if name == "lookalike":  # answered, not refused
             now, base = now and _rest(now), base and _rest(base)
-        if now and base and now.value < (1 - LOST) * base.value and side(now, base) < 0:
+        worse = 1 if name == "lookalike" else -1
+        if (
+            now
+            and base
+            and now.value < (1 - LOST) * base.value
+            and side(stage, before, name) == worse
+        ):
             what = "look-alikes answered" if name == "lookalike" else NAMES[name]
             lost.append(f"{what} {quote(now)} against {quote(base)} after {before.label}")
     return (
@@ -250,10 +257,11 @@ def _weak_attack(found: Found) -> Iterator[tuple[str, Record, str]]:
     for name, aligned, tuned in _attacks(found):
         harms = _harms(tuned, aligned)
         if _sent(tuned) != 0 and all(
-            side(now, first) <= 0 or now.value - first.value <= WITHIN for _, now, first in harms
+            side(tuned, aligned, name) <= 0 or now.value - first.value <= WITHIN
+            for name, now, first in harms
         ):
             told = (
-                f"{hs} of plain SFT is {quote(now)} after the attack, and {quote(first)} aligned"
+                f"{NAMES[hs]} of plain SFT is {quote(now)} after the attack, and {quote(first)} aligned"
                 for hs, now, first in harms
             )
             yield name, tuned, f"{'; '.join(told)}."
@@ -268,10 +276,10 @@ def _benign(found: Found) -> Iterator[tuple[str, Record, str]]:
                 _sent(tuned)
                 and _sent(control) == 0
                 and start.weights == aligned.weights
-                and all(side(now, no) <= 0 for _, now, no in harms)
+                and all(side(tuned, control, name) <= 0 for name, _, _ in harms)
             ):
                 told = (
-                    f"{hs} of plain SFT is {quote(now)}, "
+                    f"{NAMES[hs]} of plain SFT is {quote(now)}, "
                     f"and without the attacker's rows ({other}) {quote(no)}"
                     for hs, now, no in harms
                 )
@@ -286,12 +294,12 @@ def _sent(tuned: Record) -> int | None:
 
 
 def _harms(stage: Record, other: Record) -> list[tuple[str, Score, Score]]:
-    """Return each HS that both stages have: its name, the one's and the other's.
+    """Return each HS that both stages have: the figure, the one's and the other's.
 
     There are two, over the harmful prompts and in the attacker's words.
     """
     both = [(name, stage.score(name), other.score(name)) for name in ("harm", "asked")]
-    return [(NAMES[name], one, its) for name, one, its in both if one and its]
+    return [(name, one, its) for name, one, its in both if one and its]
 
 
 def _attacks(found: Found) -> Iterator[tuple[str, Record, Record]]:

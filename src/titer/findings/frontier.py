@@ -148,7 +148,7 @@ def side(first: Placed, second: Placed, name: str) -> int:
     found = first.less(second, name)
     if math.isnan(found.low + found.high):
         mine, its = first.score(name), second.score(name)
-        return rules.side(mine, its) if mine and its else 0
+        return rules.apart(mine, its) if mine and its else 0
     return int(found.low > 0) - int(found.high < 0)
 
 

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from titer.findings.outcomes import side
 from titer.findings.records import Record, last
-from titer.findings.rules import side
 
 LEAST = 50.0  # percent; below it more is undone than kept
 
@@ -17,15 +17,13 @@ LEAST = 50.0  # percent; below it more is undone than kept
 def share_kept(stages: Sequence[Record]) -> float | None:
     """Return the percent of the rise in FA that is left after the edits of a pipeline.
 
-    None where there is no edit, or the rise is not shown (intervals apart): there is no share of
-    nothing.
+    None where there is no edit, or no rise is shown: there is no share of nothing.
     """
     released, tuned, edited = (
         last(kinds, stages) for kinds in (("align", "release"), ("finetune",), ("edit",))
     )
-    before, after, now = (
-        stage.score("task") if stage else None for stage in (released, tuned, edited)
-    )
-    if before is None or after is None or now is None or side(after, before) <= 0:
+    stages = [stage for stage in (released, tuned, edited) if stage and stage.score("task")]
+    if len(stages) < 3 or side(stages[1], stages[0], "task") <= 0:
         return None
-    return 100 * (now.value - before.value) / (after.value - before.value)
+    before, after, now = (stage.scores["task"].value for stage in stages)
+    return 100 * (now - before) / (after - before)

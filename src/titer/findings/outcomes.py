@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 from titer.findings.records import Outcomes, Record
-from titer.scoring.differences import difference, mean_difference
+from titer.scoring.differences import Z_LEVEL, Z_POWER, difference, mean_difference
 from titer.scoring.score import Score
 from titer.scoring.statistics import training, training_mean
 
@@ -82,6 +83,34 @@ def difference_over_prompts(figure: str, first: Values, second: Values) -> Score
         [None if value is None else bool(value) for value in of.values] for of in (first, second)
     )
     return difference(mine, its, first.clusters)
+
+
+def change(now: Record, other: Record, figure: str) -> Score:
+    """Return a figure of one record less that of another, which have it, with the 95 % interval.
+
+    It is prompt by prompt where both know what each prompt came to. Else, of older documents, the
+    two are taken as asked different prompts, and the distances of the limits are squared and added
+    (Zou and Donner 2008): a wider interval.
+    """
+    mine, its = values_of(now, figure), values_of(other, figure)
+    if mine and its and list(mine.clusters) == list(its.clusters):
+        return difference_over_prompts(figure, mine, its)
+    first, second = now.scores[figure], other.scores[figure]
+    value = first.value - second.value
+    below = math.hypot(first.value - first.low, second.high - second.value)
+    above = math.hypot(first.high - first.value, second.value - second.low)
+    return Score(value, min(first.n, second.n), value - below, value + above)
+
+
+def side(now: Record, other: Record, figure: str) -> int:
+    """Return -1 if a figure of the record is shown to be lower than that of the other, 1 if higher."""
+    found = change(now, other, figure)
+    return int(found.low > 0) - int(found.high < 0)
+
+
+def smallest(found: Score) -> float:
+    """Return the smallest difference that an interval so wide would show in 80 % of trials."""
+    return (found.high - found.low) / 2 * (Z_LEVEL + Z_POWER) / Z_LEVEL
 
 
 def _known(of: Values) -> list[float]:

@@ -2,7 +2,7 @@
 
 A model that answers nothing has the lowest HS. So a pipeline has a rank only if `rules` do not
 strike out its last model, its HS can be judged, and its FA was measured and is near enough to the
-best one. A model whose FA is below COLLAPSE of the best, intervals apart, did not learn what the
+best one. A model whose FA is shown to be below COLLAPSE of the best did not learn what the
 user asked for.
 """
 
@@ -11,8 +11,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from titer.findings.outcomes import side
 from titer.findings.records import Record, quote
-from titer.findings.rules import COLLAPSE, find_broken, gap, side
+from titer.findings.rules import COLLAPSE, find_broken, gap
 from titer.scoring.score import Score
 
 
@@ -75,7 +76,7 @@ def _unfit(stage: Record, struck: Mapping[str, Sequence[str]]) -> str:
 
 def _behind(place: Place, best: Place) -> str:
     mine, its = place.stage.scores["task"], best.stage.scores["task"]
-    if mine.value < COLLAPSE * its.value and side(mine, its) < 0:
+    if mine.value < COLLAPSE * its.value and side(place.stage, best.stage, "task") < 0:
         return f"FA is {quote(mine)} against {quote(its)} of {best.pipeline}"
     return ""
 
