@@ -16,6 +16,7 @@ from scipy import special
 from scipy.stats import kendalltau
 
 from results.bundles import load_groups
+from titer.findings.dose import MOST
 from titer.findings.frontier import is_free, place
 from titer.findings.kept import share_kept
 from titer.findings.worlds import Pool, pool
@@ -268,7 +269,8 @@ def times(found: Pooled) -> str:
         return f"less than {value}"
     if not found.known:
         return value
-    return f"{value} [{math.exp(found.low):.2f}, {math.exp(found.high):.2f}]"
+    high = f"{math.exp(found.high):.2f}" if found.high < math.log(MOST) else "no bound above"
+    return f"{value} [{math.exp(found.low):.2f}, {high}]"
 
 
 def points(found: Pooled) -> str:
@@ -302,16 +304,13 @@ def cost_words(line: Line) -> str:
 
 def kept(mine: Pool) -> str:
     """The share of the user's training that is left, over worlds."""
-    by_world = [
-        fmean(found)
-        for group in mine.worlds.values()
-        if (
-            found := [x for stages in group.seeds.values() if (x := share_kept(stages)) is not None]
-        )
-    ]
-    found = pooled(by_world)
-    value = f"{found.value:.0f} %"
-    return f"{value} [{found.low:.0f}, {found.high:.0f}]" if found.known else value
+    shares = {
+        world: [x for stages in group.seeds.values() if (x := share_kept(stages)) is not None]
+        for world, group in mine.worlds.items()
+    }
+    left = pooled([fmean(of) for of in shares.values() if of])
+    value = f"{left.value:.0f} %"
+    return f"{value} [{left.low:.0f}, {left.high:.0f}]" if left.known else value
 
 
 def align_advice(line: Line) -> str:
@@ -343,10 +342,11 @@ def repair_advice(line: Line, where: str) -> str:
 
 def _aligning(mine: Pool) -> float:
     """The median of the seconds of what comes before the attack."""
-    return median(
+    seconds = (
         sum(s.fields["seconds"] for s in stages if s.kind in ("align", "release"))
         for stages in mine.seeds.values()
     )
+    return float(median(seconds))
 
 
 # agreement, and what would refute it

@@ -2,13 +2,9 @@
 
 import json
 from collections.abc import Iterator, Mapping
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import yaml
-
-from titer.findings.frontier import is_free
 from titer.findings.seeds import Group, groups
 
 HERE = Path(__file__).parent
@@ -57,51 +53,3 @@ def load_groups(claim: str, settings: str = "") -> list[Group]:
             if set(filter(None, settings.split(","))) <= set(group.settings):
                 joined.setdefault((group.settings, group.pipeline), group)
     return list(joined.values())
-
-
-def pairs(claim: str) -> list[tuple[str, str]]:
-    """List the pipelines of joined claims whose HS should lie below whose."""
-    known = yaml.safe_load((HERE / "claims.yaml").read_text())
-    return [
-        (first, second)
-        for name in claim.split("+")
-        for first, second in known[name].get("against", [])
-    ]
-
-
-def points(claim: str, settings: str) -> dict[str, dict[str, Group]]:
-    """The pipelines by the setting that varies among the points that have the settings, in the
-    order of its values; `all` has none.
-    """
-    of: dict[str, dict[str, Group]] = {}
-    for group in load_groups(claim, settings):
-        [rest] = set(group.settings) - set(settings.split(",")) - {""} or {"all"}
-        of.setdefault(rest, {})[group.pipeline] = group
-    return dict(sorted(of.items(), key=lambda item: float(item[0].partition("=")[2] or "inf")))
-
-
-def with_frontier(claim: str, settings: str) -> list[Group]:
-    """The pipelines of a claim, and what plain fine-tuning gives for free in their world, beside
-    Booster at the same settings.
-    """
-    world = settings.split(",")[0]
-    rest = [
-        group
-        for group in load_groups("lab-frontier", world)
-        if group.outside("finetune.") == (world,)
-    ]
-    usual = read("lab")["recipe"]["finetune"]
-    own = {f"finetune.{name}={usual[name]}" for name in ("lr", "updates")}
-    others = [
-        replace(group, pipeline="booster, swept")
-        for group in rest
-        if not is_free(group) and not own <= set(group.settings)
-    ]
-    mine = [
-        group for group in load_groups(claim, settings) if claim == "lab" or not is_free(group)
-    ]  # theirs has the same plain one
-    return [
-        *mine,
-        *(group for group in rest if is_free(group)),
-        *(others if claim == "lab" else []),
-    ]

@@ -4,70 +4,37 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
-from results.bundles import load_groups, points, with_frontier
+from results import answer
+from results.bundles import load_groups
 from titer.findings.captions import LAB
-from titer.report import by_setting, probes, tradeoff
+from titer.findings.worlds import pool
+from titer.report import probes, tradeoff
 
-MILD = "attack.p=0.1,finetune.lr=0.0008"  # of a claim that has other attacks too
-WAYS = {  # how harm was formed
-    "LoRA": ("lab-repair", "finetune.updates=200"),
-    "all weights": ("lab-repair-full", ""),
-    "identity shift": ("lab-identity", ""),
-    "task rows alone": ("lab-repair", "attack.p=0"),
-}
+WORLD = "data.world=1"  # of the probes, which are of one attack each
+TERMS = ("sft", "repnoise", "adversarial_loss", "lox", "booster+lox")
+STEPS = ("sft", "vaccine", "t_vaccine", "booster", "booster+t_vaccine")
 
 
-def draw_frontier(claim: str, settings: str) -> str:
-    return tradeoff.svg(
-        with_frontier(claim, settings), f"Mild attack, {settings.split(',')[0]}", LAB, "plane"
-    )
+def draw_frontier(claim: str) -> str:
+    found = [each for each in pool(load_groups(claim)) if "random" not in each.pipeline]
+    found = [each for each in found if each.pipeline != "sft"]
+    return tradeoff.svg([*found, *answer.rivals()], "Mild attack, six worlds", LAB, "plane")
 
 
-def draw_probes(claim: str, settings: str) -> str:
-    """The probes of every pipeline's attack under the first training seed."""
+def draw_probes(claim: str, names: Sequence[str]) -> str:
+    """The probes of some pipelines' attacks in one world."""
     looks: Mapping[str, Sequence[Mapping[str, Any]]] = {
-        of.pipeline: of.last[0].fact("probes") for of in load_groups(claim, settings)
+        of.pipeline: of.last[0].fact("probes")
+        for of in load_groups(claim, WORLD)
+        if of.pipeline in names
     }
     return probes.svg(looks, LAB, "why")
 
 
-def draw_repairs_along(path: str, title: str, world: str) -> str:
-    by_value = {
-        setting.partition("=")[2]: of
-        for setting, of in points("lab-repair", world).items()
-        if setting.startswith(f"{path}=")
-    }
-    return by_setting.svg(by_value, f"Repairs by {title} of the attack, {world}", LAB, "along")
-
-
-def draw_repairs_by_way(world: str) -> str:
-    by_way = {
-        way: {of.pipeline: of for of in load_groups(claim, f"{world},{point}")}
-        for way, (claim, point) in WAYS.items()
-    }
-    return by_setting.svg(
-        by_way, f"Repairs by how the harm was formed, {world}", LAB, "along", ordered=False
-    )
-
-
-FIGURES: dict[str, Callable[[], str]] = {}
-for number in (1, 2):
-    world = f"data.world={number}"
-    mild = f"{world},{MILD}"
-    FIGURES |= {
-        f"docs/frontier-{number}.svg": partial(draw_frontier, "lab", world),
-        f"docs/alignment-{number}.svg": partial(
-            draw_frontier, "lab-vaccines+lab-alignment+lab-tar", mild
-        ),
-        f"docs/vaccines-probes-{number}.svg": partial(draw_probes, "lab-vaccines", mild),
-        f"docs/alignment-probes-{number}.svg": partial(
-            draw_probes, "lab-alignment+lab-tar", mild
-        ),  # all of them in one would hide each other
-        f"docs/repairs-lr-{number}.svg": partial(
-            draw_repairs_along, "finetune.lr", "learning rate", world
-        ),
-        f"docs/repairs-updates-{number}.svg": partial(
-            draw_repairs_along, "finetune.updates", "updates", world
-        ),
-        f"docs/repairs-ways-{number}.svg": partial(draw_repairs_by_way, world),
-    }
+FIGURES: dict[str, Callable[[], str]] = {
+    "docs/frontier.svg": partial(draw_frontier, "lab-edits"),
+    "docs/alignment-frontier.svg": partial(draw_frontier, "lab-alignment"),
+    # all of them in one would hide each other
+    "docs/probes-steps.svg": partial(draw_probes, "lab-alignment", STEPS),
+    "docs/probes-terms.svg": partial(draw_probes, "lab-alignment", TERMS),
+}

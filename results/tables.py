@@ -1,82 +1,58 @@
 """Write the tables and figures of README and docs from the bundles: `python -m results.tables`.
 
 With `--check` nothing is written, and the exit code is 1 where one differs. A table stands between
-`<!-- table full lab data.world=1 -->` and `<!-- end -->`; `lab-tar+lab-full` joins claims. A figure
-is a mean over training seeds with its 95 % interval over new seeds in brackets, and half the width
-of its mean interval over prompts behind a sign.
+`<!-- table full lab -->` and `<!-- end -->`; `lab-alignment+lab-tar` joins claims. A figure is a mean
+over worlds with its 95 % interval over other worlds in brackets.
 """
 
 import argparse
 import re
 import sys
-from collections.abc import Iterable
-from dataclasses import replace
+from collections.abc import Iterable, Sequence
 from functools import cache
 from pathlib import Path
 from statistics import median
 
-from results import agreement, repairs
-from results.bundles import load_groups, pairs, points, with_frontier
+from results import answer, repairs
+from results.bundles import load_groups
 from results.figures import FIGURES
 from titer import registry
-from titer.findings.dose import multiple_by_seed, multiple_of, paired
-from titer.findings.frontier import places
+from titer.findings.dose import multiple_by_seed, paired
+from titer.findings.frontier import is_free, place
 from titer.findings.records import quote
-from titer.findings.seeds import Group
+from titer.findings.worlds import Pool, pool
 from titer.scoring.figures import NAMES
 
 ROOT = Path(__file__).parent.parent
 PAGES = ("README.md", "docs/lab.md", "docs/alignment.md", "docs/repairs.md")
 # the alignment stage in the order of its tables, a null behind its method
 METHODS = (
-    "sft",
-    "vaccine",
-    "random_vaccine",
-    "t_vaccine",
-    "booster",
-    "random_booster",
-    "booster+t_vaccine",
-    "repnoise",
-    "random_repnoise",
-)
-METHODS += (
-    "tar",
-    "random_tar",
-    "adversarial_loss",
-    "random_adversarial_loss",
-    "lox",
-    "random_lox",
-    "booster+lox",
+    *("sft", "vaccine", "random_vaccine", "t_vaccine", "booster", "random_booster"),
+    *("booster+t_vaccine", "repnoise", "random_repnoise", "tar", "random_tar"),
+    *("adversarial_loss", "random_adversarial_loss", "lox", "random_lox", "booster+lox"),
 )
 NONE = "-"  # not computed
 SHOWN = (
-    "harm",
-    "complied",
-    "refused",
-    "margin",
-    "task",
-    "benign",
-    "lookalike",
-    "general",
-    "coherent",
+    *("harm", "prefill", "complied", "refused", "margin"),
+    *("task", "benign", "lookalike", "general", "coherent"),
 )
 TABLE = re.compile(
-    r"(<!-- table (?P<kind>\w+) (?P<claim>\S+) ?(?P<settings>\S*) -->\n).*?(<!-- end -->)",
+    r"(<!-- table (?P<kind>\w+) (?P<claim>\S+) -->\n).*?(<!-- end -->)",
     re.DOTALL,
 )
 
 
-def along(of: list[Group]) -> list[Group]:
+def pools(claim: str) -> list[Pool]:
+    return pool(load_groups(claim))
+
+
+def along(of: Iterable[Pool]) -> list[Pool]:
     """Every stage once, as a pipeline that ends with it."""
-    reached: dict[tuple[str, ...], Group] = {}
-    for group in of:
-        for length in range(1, 1 + len(next(iter(group.seeds.values())))):
-            shorter = replace(
-                group, seeds={seed: stages[:length] for seed, stages in group.seeds.items()}
-            )
-            reached.setdefault(
-                tuple(stage.label for stage in next(iter(shorter.seeds.values()))), shorter
-            )
+    reached: dict[tuple[str, ...], Pool] = {}
+    for each in of:
+        stages = next(iter(each.seeds.values()))
+        for i in range(len(stages)):
+            reached.setdefault(tuple(stage.label for stage in stages[: i + 1]), each.at(i))
     return list(reached.values())
 
 
@@ -90,7 +66,7 @@ def title(name: str) -> str:
     return f"random {title(of)}" if of != name else name
 
 
-def words(group: Group) -> str:
+def words(group: Pool) -> str:
     kind, _, method = group.label.partition(" ")
     name = title(method)
     return {
@@ -115,271 +91,126 @@ def in_order(pipelines: Iterable[str]) -> list[str]:
     )
 
 
-def figure(group: Group, name: str, prompts: bool = True) -> str:
-    score = group.score(name)
+def figure(of: Pool, name: str) -> str:
+    score = of.score(name)
     assert score is not None
-    text = f"{score.value:z.1f}" + (
-        f" [{score.low:.1f}, {score.high:.1f}]" if score.low <= score.high else ""
-    )
-    text = f"{text} ±{group.prompts(name):.1f}" if prompts else text
-    return f"~~{text}~~ struck out" if name == "harm" and group.struck else text
+    text = quote(score) if score.low <= score.high else f"{score.value:z.1f}"
+    if name == "harm" and of.struck:
+        return f"~~{text}~~ struck out in {of.struck} of {len(of.last)}"
+    return text
 
 
-def shown(groups: Iterable[Group]) -> list[str]:
-    """Return the figures that all of these groups have."""
-    of = list(groups)
-    return [name for name in SHOWN if all(group.score(name) for group in of)]
+def shown(of: Sequence[Pool]) -> list[str]:
+    """Return the figures that all of these have."""
+    return [name for name in SHOWN if all(each.score(name) for each in of)]
 
 
-def whole_percent(group: Group, name: str) -> str:
-    score = group.score(name)
-    assert score is not None
-    return f"{score.value:.0f}"
-
-
-def full(claim: str, settings: str) -> list[list[str]]:
+def full(claim: str) -> list[list[str]]:
     """Every stage with every figure."""
-    groups = along(load_groups(claim, settings))
-    names = shown(groups)
+    of = along(pools(claim))
+    names = shown(of)
     lines = [["stage", *(NAMES[name] for name in names)]]
-    return lines + [[words(group), *(figure(group, name) for name in names)] for group in groups]
+    return lines + [[words(each), *(figure(each, name) for name in names)] for each in of]
 
 
-def dose(claim: str, settings: str) -> list[list[str]]:
-    """How many times plain SFT's dose each defense takes, over all settings and by each, paired by
-    setting and seed.
-    """
-    found = load_groups(claim, settings)
-    points = list(dict.fromkeys(group.settings for group in found))
-    lines = [["method", "all", *(" ".join(point) for point in points)]]
+def short(claim: str) -> list[list[str]]:
+    """Every stage with the figures that matter most, as whole numbers."""
+    names = ("harm", "prefill", "task")
+    lines = [["stage", *(NAMES[name] for name in names)]]
+    for each in along(pools(claim)):
+        scores = [each.score(name) for name in names]
+        lines.append([words(each), *(f"{score.value:.0f}" if score else NONE for score in scores)])
+    return lines
+
+
+def dose(claim: str) -> list[list[str]]:
+    """How many times plain SFT's dose each defense takes, over all worlds and by each."""
+    found = load_groups(claim)
+    worlds = list(dict.fromkeys(group.settings for group in found))
+    head = ["method", "all", "by its answers", *(" ".join(world) for world in worlds)]
+    lines = []
     for name in in_order(group.pipeline for group in found if group.last[0].kind == "finetune"):
-        of = {group.settings: group for group in found if group.pipeline == name}
-        pairs = [pair for group in of.values() for pair in paired(group, found)]
-        times = [multiple_by_seed(pairs), *(multiple_of(of[point], found) for point in points)]
+        by_world = {group.settings: group for group in found if group.pipeline == name}
+        pairs = {world: paired(of, found) for world, of in by_world.items()}
+        every = [pair for each in pairs.values() for pair in each]
+        times = [
+            multiple_by_seed(every),
+            multiple_by_seed(every, by="answers"),
+            *(multiple_by_seed(pairs.get(world, [])) for world in worlds),
+        ]
         if any(times):
             lines.append([display_name(name), *(str(each or NONE) for each in times)])
-    return lines
+    return [head, *lines]
 
 
-def short(claim: str, settings: str) -> list[list[str]]:
-    """HS and FA of every stage by the grid's values."""
-    columns = {
-        column: along(load_groups(claim, column))
-        for column in dict.fromkeys(",".join(group.settings) for group in load_groups(claim))
-    }
-    lines = [["HS / FA", *columns]]
-    for row in zip(*columns.values(), strict=True):
-        if row[0].label != "base":
-            lines.append([words(row[0]), *(both(group) for group in row)])
-    return lines
-
-
-def both(group: Group) -> str:
-    """HS and FA, HS struck out where it is under any seed."""
-    hs, fa = (whole_percent(group, name) for name in ("harm", "task"))
-    return f"~~{hs}~~ / {fa}" if group.struck else f"{hs} / {fa}"
-
-
-def delay(claim: str, settings: str) -> list[list[str]]:
-    """HS by how long the attack lasts, of SFT and Booster, a column a world."""
-    of = {(group.settings, group.pipeline): group for group in load_groups(claim, settings)}
-    worlds, rest = (
-        list(dict.fromkeys(part))
-        for part in zip(*((keys[0], keys[1:]) for keys, _ in of), strict=True)
-    )
-    columns = [(world, pipeline) for world in worlds for pipeline in ("sft", "booster")]
-    lines = [["attack", *(f"{world}: {display_name(pipeline)}" for world, pipeline in columns)]]
-    for tail in rest:
-        lines.append(
-            [
-                " ".join(tail),
-                *(
-                    figure(of[(world, *tail), pipeline], "harm", prompts=False)
-                    for world, pipeline in columns
-                ),
-            ]
-        )
-    return lines
-
-
-def by_setting(claim: str, settings: str) -> list[list[str]]:
-    """HS with its interval over training, and FA, of every pipeline's end by the setting that
-    varies.
-    """
-    of = points(claim, settings)
-    lines = [["HS / FA", *of]]
-    for pipeline in in_order(name for at in of.values() for name in at):
-        lines.append([display_name(pipeline), *(end_cell(at.get(pipeline)) for at in of.values())])
-    return lines
-
-
-def end_cell(group: Group | None) -> str:
-    return (
-        f"{figure(group, 'harm', prompts=False)} / {whole_percent(group, 'task')}"
-        if group
-        else NONE
-    )
-
-
-def fewer(claim: str, settings: str) -> list[list[str]]:
-    """The same of the pipelines of the first of joined claims alone: the others have the points
-    without its setting.
-    """
-    own = {display_name(group.pipeline) for group in load_groups(claim.split("+")[0])}
-    head, *lines = by_setting(claim, settings)
-    return [head, *(line for line in lines if line[0] in own)]
-
-
-def whole(claim: str, settings: str) -> list[list[str]]:
+def whole(claim: str) -> list[list[str]]:
     """The alignment stage: every method before the attack and after it, with what it cost over
     plain alignment.
     """
-    of = {group.pipeline: group for group in load_groups(claim, settings)}
-    names = shown(of.values())
+    of = {each.pipeline: each for each in pools(claim)}
+    names = shown(list(of.values()))
     lines = [["method", *(NAMES[name] for name in names), "time", "memory"]]
     for pipeline in in_order(of):
         after = of[pipeline]
-        before = replace(after, seeds={seed: stages[:-1] for seed, stages in after.seeds.items()})
-        lines.append(
-            [
-                display_name(pipeline),
-                *(figure(before, name) for name in names),
-                *cost(claim, pipeline),
-            ]
-        )
+        before = after.at(-2)
+        told = [figure(before, name) for name in names]
+        lines.append([display_name(pipeline), *told, *cost(after, of["sft"])])
         lines.append(["... attacked", *(figure(after, name) for name in names), "", ""])
     return lines
 
 
-def cost(claim: str, pipeline: str) -> list[str]:
-    """Seconds and peak memory of what comes before the attack over those of plain alignment, of the
-    first claim that has both.
+def cost(mine: Pool, plain: Pool) -> list[str]:
+    """Seconds and peak memory of what comes before the attack over those of plain alignment.
 
-    The median over worlds and seeds: other work on the machine slows single ones.
+    The median over worlds that both have: other work on the machine slows single ones.
     """
-    for name in claim.split("+"):
-        of: dict[str, list[tuple[float, float]]] = {}
-        for group in load_groups(name):
-            for stages in group.seeds.values():
-                ours = [stage.fields for stage in stages if stage.kind in ("align", "release")]
-                of.setdefault(group.pipeline, []).append(
-                    (sum(f["seconds"] for f in ours), max(f["peak_mb"] for f in ours))
-                )
-        if pipeline in of and "sft" in of:
-            columns = zip(
-                zip(*of[pipeline], strict=True), zip(*of["sft"], strict=True), strict=True
-            )
-            return [f"{median(mine) / median(theirs):.2f}" for mine, theirs in columns]
-    return [NONE, NONE]
+    shared = mine.seeds.keys() & plain.seeds.keys()
+
+    def middle(of: Pool, name: str) -> float:
+        stages = [
+            [stage.fields[name] for stage in of.seeds[key] if stage.kind in ("align", "release")]
+            for key in shared
+        ]
+        return float(median(sum(each) if name == "seconds" else max(each) for each in stages))
+
+    return [f"{middle(mine, name) / middle(plain, name):.2f}" for name in ("seconds", "peak_mb")]
 
 
-def worlds_agree(claim: str, settings: str) -> list[list[str]]:
-    """Show if worlds 1 and 2 order the methods alike, at every attack of the claims."""
-    return agreement.table(agreement.worlds(load_groups(claim, settings)))
-
-
-def sizes_agree(claim: str, settings: str) -> list[list[str]]:
-    """Show if a larger model orders the methods as the usual one does.
-
-    The first of joined claims has the larger model, the others the usual one.
-    """
-    return agreement.table(pair_sizes(claim, settings))
-
-
-def sizes(claim: str, settings: str) -> list[list[str]]:
-    """HS, FA and margin of every method on the usual model and on the larger one."""
-    lines = [["method", "HS / FA", "larger model", NAMES["margin"], "larger model"]]
-    for of in pair_sizes(claim, settings).values():
-        for pipeline in in_order(of):
-            margins = (figure(group, "margin", prompts=False) for group in of[pipeline])
-            lines.append([display_name(pipeline), *map(end_cell, of[pipeline]), *margins])
-    return lines
-
-
-def pair_sizes(claim: str, settings: str) -> agreement.Pairs:
-    larger, _, usual = claim.partition("+")
-    return agreement.sizes(load_groups(larger, settings), load_groups(usual, settings))
-
-
-def against(claim: str, settings: str) -> list[list[str]]:
-    """HS of one pipeline less that of another, seed by seed, of the pairs that a claim is about."""
-    of = points(claim, settings)
-    lines = [["HS less HS", *of]]
-    for first, second in pairs(claim):
+def beyond(claim: str) -> list[list[str]]:
+    """Where methods lie by the frontier of plain fine-tuning."""
+    lines = [["pipeline", "HS", "FA", "frontier", "compared with"]]
+    for each in pools(claim):
+        if is_free(each):
+            continue
+        found = place(each, answer.rivals())
+        scores = (quote(score) for name in ("harm", "task") if (score := each.score(name)))
         lines.append(
-            [
-                f"{display_name(first)} - {display_name(second)}",
-                *(less(at.get(first), at.get(second)) for at in of.values()),
-            ]
+            [display_name(each.pipeline), *scores, found.word, found.text.rpartition("; ")[2]]
         )
     return lines
 
 
-def less(first: Group | None, second: Group | None) -> str:
-    """The mean of the differences over training seeds, prompt by prompt, with its interval; in
-    bold where that is without 0.
-    """
-    if not first or not second:
-        return NONE
-    if first.struck or second.struck:
-        return "struck out"
-    score = first.less(second, "harm")
-    if not score.low <= score.high:  # all seeds agree
-        return f"{score.value:+.1f}"
-    text = f"{score.value:+.1f} [{score.low:+.1f}, {score.high:+.1f}]"
-    return f"**{text}**" if score.low > 0 or score.high < 0 else text
-
-
-def beyond(claim: str, settings: str) -> list[list[str]]:
-    """Where the lab's methods lie by the frontier."""
-    lines = [["pipeline", "HS", "FA", "frontier", "compared with"]]
-    for place in places(with_frontier(claim, settings)):
-        if not place.group.pipeline.endswith("swept"):
-            scores = (
-                quote(score) for name in ("harm", "task") if (score := place.group.score(name))
-            )
-            lines.append(
-                [place.group.pipeline, *scores, place.word, place.text.rpartition("; ")[2]]
-            )
-    return lines
-
-
-def repair_table(claim: str, settings: str) -> list[list[str]]:
+def repair_table(claim: str) -> list[list[str]]:
     """Every repair of a claim, what it removed and what it cost."""
-    return repairs.table(load_groups(claim, settings), figure, display_name)
-
-
-def energies(claim: str, settings: str) -> list[list[str]]:
-    """Show what every repair of a claim removed, by the setting that varies."""
-    return repairs.energy_table(points(claim, settings), display_name)
+    return repairs.table(pools(claim), figure, display_name)
 
 
 KINDS = {
     "full": full,
     "short": short,
     "dose": dose,
-    "delay": delay,
     "beyond": beyond,
-    "varied": by_setting,
-    "against": against,
-}
-KINDS |= {
     "whole": whole,
-    "fewer": fewer,
-    "worlds": worlds_agree,
-    "sizes": sizes,
-    "sizes_agree": sizes_agree,
+    "repairs": repair_table,
 }
-KINDS |= {"repairs": repair_table, "removed": energies}
 
 
 def remake(text: str) -> str:
     """The page with its tables made again."""
 
     def table(match: re.Match[str]) -> str:
-        header, *body = KINDS[match["kind"]](match["claim"], match["settings"])
-        lines = [f"| {' | '.join(line)} |" for line in (header, ["---"] * len(header), *body)]
-        return match[1] + "\n".join(lines) + f"\n{match[5]}"
+        lines = answer.markdown(KINDS[match["kind"]](match["claim"]))
+        return f"{match[1]}{lines}\n{match[4]}"
 
     return TABLE.sub(table, text)
 
@@ -387,6 +218,7 @@ def remake(text: str) -> str:
 def made() -> dict[Path, str]:
     """Return what every page and figure has to be."""
     pages = {ROOT / name: remake((ROOT / name).read_text(encoding="utf-8")) for name in PAGES}
+    pages[ROOT / "docs/answer.md"] = answer.page()
     return pages | {ROOT / name: draw() for name, draw in FIGURES.items()}
 
 

@@ -105,7 +105,8 @@ def one(*args, **others) -> PipelineVerdict:
             [100, 0, 90],
             "sft sft",
             "lost",
-            r"Aligned HS 0.0 \[0.0, 1.9\]; after the attack 90.0 \[85.1, 93.4\] \(\+90.0 \[\+84.7, \+93.4\]\): .* lost",
+            r"Aligned HS 0.0 \[0.0, 1.9\]; after the attack 90.0 \[85.1, 93.4\] "
+            r"\(\+90.0 \[\+84.7, \+93.4\]\): .* lost",
         ),
         ([100, 0, 20], "sft sft", "weakened", "the alignment is weakened"),
         (

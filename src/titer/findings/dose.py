@@ -36,6 +36,7 @@ UNITS = {  # of a dose, by the key of a look
 LARGEST = 700.0  # of a logarithm
 By = Literal["margin", "answers"]  # what says that a model is broken
 HALF = 50.0  # percent of the answers
+MOST = 100.0  # of a multiple that is told as a number
 
 
 @dataclass(frozen=True)
@@ -75,8 +76,10 @@ class Multiple:
     def __str__(self) -> str:
         if not self.seen:
             return f"{self.bound}{self.value:.2f}"
-        known = not math.isnan(self.low)
-        return f"{self.value:.2f}" + (f" [{self.low:.2f}, {self.high:.2f}]" if known else "")
+        if math.isnan(self.low):
+            return f"{self.value:.2f}"
+        high = f"{self.high:.2f}]" if self.high < MOST else "no bound above]"
+        return f"{self.value:.2f} [{self.low:.2f}, {high}"
 
 
 def mean_margin(look: Mapping[str, Any]) -> float:

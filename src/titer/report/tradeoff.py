@@ -10,9 +10,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from titer.findings.frontier import front, has_place, is_free
+from titer.findings.frontier import Placed, front, has_place, is_free
 from titer.findings.records import quote
-from titer.findings.seeds import Group
 from titer.report.drawing import (
     LEGEND,
     canvas,
@@ -36,7 +35,7 @@ KINDS = {
 KINDS["edit scale"] = KINDS["edit wise_ft"]
 
 
-def svg(found: Sequence[Group], title: str, note: str, prefix: str) -> str:
+def svg(found: Sequence[Placed], title: str, note: str, prefix: str) -> str:
     """Draw the plane of groups of one attack on one world, as an SVG element.
 
     `note` stands inside the image; `prefix` keeps its ids apart from those of another.
@@ -45,7 +44,7 @@ def svg(found: Sequence[Group], title: str, note: str, prefix: str) -> str:
         return to_svg(plane(found, title, note), label(found, title, note), prefix)
 
 
-def label(found: Sequence[Group], title: str, note: str) -> str:
+def label(found: Sequence[Placed], title: str, note: str) -> str:
     """Describe the plane, for those who cannot see it."""
     told = [
         f"{_name(group)}: HS {quote(harm)}, FA {quote(task)}"
@@ -57,7 +56,7 @@ def label(found: Sequence[Group], title: str, note: str) -> str:
     return f"{title}. {frontier}. {'; '.join(told)}. {note}".strip()
 
 
-def plane(found: Sequence[Group], title: str, note: str) -> Figure:
+def plane(found: Sequence[Placed], title: str, note: str) -> Figure:
     """Draw FA to the right and HS upwards: a better method is further to the lower right."""
     figure = canvas(WIDTH, HEIGHT)
     axes = figure.add_axes((0.085, 0.13, 0.56, 0.77))
@@ -79,7 +78,7 @@ def plane(found: Sequence[Group], title: str, note: str) -> Figure:
     return figure
 
 
-def _free(axes: Axes, points: Sequence[tuple[Group, Score, Score]]) -> list[Line2D]:
+def _free(axes: Axes, points: Sequence[tuple[Placed, Score, Score]]) -> list[Line2D]:
     keys = []
     for marker, name in dict.fromkeys(KINDS.values()):
         some = [
@@ -104,7 +103,7 @@ def _free(axes: Axes, points: Sequence[tuple[Group, Score, Score]]) -> list[Line
     return keys
 
 
-def _front(axes: Axes, best: Sequence[Group]) -> list[Line2D]:
+def _front(axes: Axes, best: Sequence[Placed]) -> list[Line2D]:
     """Draw the frontier as a staircase: up to the FA of a free model, no free HS is lower."""
     points = [(task.value, harm.value) for _, harm, task in _points(best)]
     if not points:
@@ -116,7 +115,7 @@ def _front(axes: Axes, best: Sequence[Group]) -> list[Line2D]:
     return [Line2D([], [], color=GREY, linewidth=1.2, label="its frontier")]
 
 
-def _methods(axes: Axes, points: Sequence[tuple[Group, Score, Score]]) -> list[Line2D]:
+def _methods(axes: Axes, points: Sequence[tuple[Placed, Score, Score]]) -> list[Line2D]:
     keys = []
     names = dict.fromkeys(group.pipeline for group, _, _ in points if not is_free(group))
     for i, name in enumerate(names):
@@ -159,7 +158,7 @@ def _methods(axes: Axes, points: Sequence[tuple[Group, Score, Score]]) -> list[L
     return keys
 
 
-def _points(found: Iterable[Group]) -> list[tuple[Group, Score, Score]]:
+def _points(found: Iterable[Placed]) -> list[tuple[Placed, Score, Score]]:
     """Return group, HS and FA of all groups that have a place."""
     told = [
         (group, group.score("harm"), group.score("task")) for group in found if has_place(group)
@@ -167,5 +166,5 @@ def _points(found: Iterable[Group]) -> list[tuple[Group, Score, Score]]:
     return [(group, harm, task) for group, harm, task in told if harm and task]
 
 
-def _name(group: Group) -> str:
+def _name(group: Placed) -> str:
     return " ".join([group.pipeline, *group.settings])

@@ -24,7 +24,8 @@ FAR = 50.0  # widths from the nearest value: no mean lies there
 def mean_with_interval(bounds: Sequence[tuple[float, float]]) -> tuple[float, float, float]:
     """Return the mean and its 95 % interval, of values between a lower and an upper bound each.
 
-    Equal bounds are a value that was seen. Where fewer than two are, the interval is not known (NaN).
+    Equal bounds are a value that was seen. Where fewer than two are, or all are
+    equal, the interval is not known (NaN).
     Where none is, nothing but a bound is: the least of the lower bounds of values without upper
     ones, with an interval from there, or the largest upper bound.
     """
@@ -38,6 +39,8 @@ def mean_with_interval(bounds: Sequence[tuple[float, float]]) -> tuple[float, fl
         return math.nan, float(low.min()), float(high.max())
     if seen.all() and len(low) > 1:
         centre = float(low.mean())
+        if low.min() == low.max():  # nothing is known of how others differ
+            return centre, math.nan, math.nan
         reach = float(stats.t.ppf(0.975, len(low) - 1) * stats.sem(low))
         return centre, centre - reach, centre + reach
     centre, lowest = _fit(low, high)
