@@ -9,28 +9,27 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
-from statistics import fmean, median
+from statistics import fmean
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from scipy import special
 from scipy.stats import kendalltau
 
 from results.bundles import load_groups
-from titer.findings.dose import MOST
 from titer.findings.frontier import is_free, place
 from titer.findings.kept import share_kept
 from titer.findings.worlds import Pool, pool
 from titer.methods import Kind
+from titer.registry import name_of
 from titer.runs import recipe
 from titer.scoring.figures import NAMES
 from titer.scoring.pooled import Pooled, holm, pooled
 
-ALIGN, REPAIR, FREE = "lab-alignment+lab-tar", "lab-edits", "lab-frontier+lab-longer"
+ALIGN, REPAIR, FREE = "lab-alignment", "lab-edits", "lab-frontier+lab-longer"
 NULLS = {  # the control of a method: as strong, without its idea
     "vaccine": "random_vaccine",
     "booster": "random_booster",
     "repnoise": "random_repnoise",
-    "tar": "random_tar",
     "adversarial_loss": "random_adversarial_loss",
     "lox": "random_lox",
     "antidote, global": "random_mask",
@@ -59,7 +58,6 @@ class Line:
     gain: Pooled
     null: Pooled | None
     costs: Mapping[str, Pooled]
-    seconds: float  # times the control's, or seconds of an edit
     shown: set[str] = field(default_factory=set)  # of gain, null and costs, by Holm
 
 
@@ -90,8 +88,7 @@ def aligned() -> list[Line]:
         costs = {"task": mine.less(plain, "task")} | {
             figure: mine.at(-2).less(plain.at(-2), figure) for figure in COSTS if figure != "task"
         }
-        seconds = _aligning(mine) / _aligning(plain)
-        lines.append(Line(name, mine, gain, null.times(plain) if null else None, costs, seconds))
+        lines.append(Line(name, mine, gain, null.times(plain) if null else None, costs))
     return mark(lines)
 
 
@@ -105,9 +102,8 @@ def repaired() -> list[Line]:
             continue
         null = of.get(NULLS.get(name, ""))
         costs = {figure: mine.less(plain, figure) for figure in COSTS}
-        seconds = median(stage.fields["seconds"] for stage in mine.last)
         gain, other = mine.less(plain, "harm"), null.less(plain, "harm") if null else None
-        lines.append(Line(name, mine, gain, other, costs, seconds))
+        lines.append(Line(name, mine, gain, other, costs))
     return mark(lines)
 
 
@@ -134,11 +130,11 @@ def align_table(found: Sequence[Line]) -> list[list[str]]:
         lines.append(
             [
                 title(line.name),
-                needs("lab-tar" if line.name == "tar" else "lab-alignment", line.name),
-                with_word(times(line.gain), line, "gain"),
-                times(by_answers) if by_answers else NONE,
-                times(line.null) if line.null else "none",
-                f"alignment takes {line.seconds:.1f} times as long; {cost_words(line)}",
+                needs(ALIGN, line.name),
+                with_word(line.gain.ratio, line, "gain"),
+                by_answers.ratio if by_answers else NONE,
+                line.null.ratio if line.null else "none",
+                f"{passes(line.name)}; {cost_words(line)}{broken(line.pool)}",
                 align_advice(line),
             ]
         )
@@ -162,7 +158,7 @@ def repair_table(found: Sequence[Line]) -> list[list[str]]:
                 f"{prefill.value:.0f}",
                 points(line.null) if line.null else "none",
                 kept(line.pool),
-                f"{line.seconds:.1f} s; {cost_words(line)}",
+                f"{cost_words(line)}{broken(line.pool)}",
                 where,
                 repair_advice(line, where),
             ]
@@ -173,18 +169,20 @@ def repair_table(found: Sequence[Line]) -> list[list[str]]:
 # what is free
 
 
-def free_doses() -> list[tuple[str, Pool, Pool]]:
+def free_doses() -> list[tuple[str, Pool, Pool, str]]:
     """Plain alignment for longer, and fine-tuning at half the rate, which need no method."""
     plain = at(FREE)["sft"]
     ways = {
-        "plain alignment, twice as long": ("align.updates=500",),
-        "plain alignment, four times as long": ("align.updates=1000",),
-        "no method, half the learning rate for users": ("finetune.lr=0.0004",),
+        "plain alignment, twice as long": (("align.updates=500",), "2 passes"),
+        "plain alignment, four times as long": (("align.updates=1000",), "4 passes"),
+        "no method, half the learning rate for users": (("finetune.lr=0.0004",), "1 pass"),
     }
-    return [(name, at(FREE, settings)["sft"], plain) for name, settings in ways.items()]
+    return [
+        (name, at(FREE, settings)["sft"], plain, cost) for name, (settings, cost) in ways.items()
+    ]
 
 
-def free_line(name: str, mine: Pool, plain: Pool) -> list[str]:
+def free_line(name: str, mine: Pool, plain: Pool, longer: str) -> list[str]:
     gain, answers = mine.times(plain), mine.times(plain, by="answers")
     costs = {figure: mine.less(plain, figure) for figure in ("task",)}
     [shown] = holm([costs["task"].p])
@@ -196,10 +194,10 @@ def free_line(name: str, mine: Pool, plain: Pool) -> list[str]:
     return [
         f"*{name}*",
         "nothing",
-        times(gain) if gain else NONE,
-        times(answers) if answers else NONE,
+        gain.ratio if gain else NONE,
+        answers.ratio if answers else NONE,
         NONE,
-        f"alignment takes {_aligning(mine) / _aligning(plain):.1f} times as long; {said}",
+        f"{longer}; {said}",
         "compare a method with this before you use it",
     ]
 
@@ -260,19 +258,6 @@ def smallest(found: Pooled, unit: str) -> str:
     return f"{found.detectable:.1f} {unit} would be"
 
 
-def times(found: Pooled) -> str:
-    """Write a logarithm of a ratio as the ratio."""
-    value = f"{math.exp(found.value):.2f}"
-    if math.isinf(found.high):
-        return f"more than {value}"
-    if math.isinf(found.low):
-        return f"less than {value}"
-    if not found.known:
-        return value
-    high = f"{math.exp(found.high):.2f}" if found.high < math.log(MOST) else "no bound above"
-    return f"{value} [{math.exp(found.low):.2f}, {high}]"
-
-
 def points(found: Pooled) -> str:
     value = f"{found.value:+z.1f}"
     return f"{value} [{found.low:+.1f}, {found.high:+.1f}]" if found.known else value
@@ -331,8 +316,10 @@ def repair_advice(line: Line, where: str) -> str:
     harm, prefill = line.pool.score("harm"), line.pool.score("prefill")
     assert harm
     assert prefill
-    if "gain" not in line.shown or line.gain.value > 0:
+    if "gain" not in line.shown:
         return "No gain is shown here: do not use it."
+    if line.gain.value > 0:
+        return "HS is higher after it: do not use it."
     if where == "within":
         return "Doing less of the fine-tuning gives as much: do that."
     shallow = prefill.value > 50
@@ -340,13 +327,20 @@ def repair_advice(line: Line, where: str) -> str:
     return f"{told}{', but tells once its first word is given: no guard against prefilling' * shallow}."
 
 
-def _aligning(mine: Pool) -> float:
-    """The median of the seconds of what comes before the attack."""
-    seconds = (
-        sum(s.fields["seconds"] for s in stages if s.kind in ("align", "release"))
-        for stages in mine.seeds.values()
-    )
-    return float(median(seconds))
+def passes(name: str) -> str:
+    """Say how many forward and backward passes an update of the alignment has."""
+    method = pipelines(ALIGN)[name].align
+    assert method
+    told = method.about.passes.replace("tau", str(getattr(method, "every", "tau")))
+    for held in method.held_methods.values():
+        if name_of(held) != "sft":
+            told += f", the 1 being {title(name_of(held))}'s {held.about.passes}"
+    return f"{told} {'pass' if told == '1' else 'passes'}"
+
+
+def broken(mine: Pool) -> str:
+    """Say in how many worlds the HS of the last model is struck out; empty where in none."""
+    return f"; struck out in {mine.struck} of {len(mine.last)} worlds" if mine.struck else ""
 
 
 # agreement, and what would refute it
@@ -395,7 +389,6 @@ def page() -> str:
     plain = of["sft"]
     worlds = list(plain.worlds)
     halves = worlds[: len(worlds) // 2], worlds[len(worlds) // 2 :]
-    tar = len(of["tar"].worlds) if "tar" in of else 0
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent),
         undefined=StrictUndefined,
@@ -417,7 +410,6 @@ def page() -> str:
         free=len(rivals()),
         halves=halves,
         tau=orders(*(multiples(of, half) for half in halves)),
-        tar=tar if 0 < tar < len(worlds) else 0,
     )
 
 
@@ -440,13 +432,13 @@ def best(lines: Sequence[Line], repairs: Sequence[Line]) -> str:
         top = max(shown, key=lambda line: line.gain.value)
         cheap = [line for line in shown if not losses(line)]
         told.append(
-            f"**A model aligned with {title(top.name)} takes {times(top.gain)} times as many harmful "
+            f"**A model aligned with {title(top.name)} takes {top.gain.ratio} times as many harmful "
             f"rows to break** ({cost_words(top)})"
         )
         if cheap and top not in cheap:
             kind = max(cheap, key=lambda line: line.gain.value)
             told[-1] += (
-                f"; with {title(kind.name)} it is {times(kind.gain)} at no loss that is shown"
+                f"; with {title(kind.name)} it is {kind.gain.ratio} at no loss that is shown"
             )
         told[-1] += ". It delays the attack and does not stop it."
     else:

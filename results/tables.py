@@ -11,7 +11,6 @@ import sys
 from collections.abc import Iterable, Sequence
 from functools import cache
 from pathlib import Path
-from statistics import median
 
 from results import answer, repairs
 from results.bundles import load_groups
@@ -144,36 +143,16 @@ def dose(claim: str) -> list[list[str]]:
 
 
 def whole(claim: str) -> list[list[str]]:
-    """The alignment stage: every method before the attack and after it, with what it cost over
-    plain alignment.
-    """
+    """The alignment stage: every method before the attack and after it."""
     of = {each.pipeline: each for each in pools(claim)}
     names = shown(list(of.values()))
-    lines = [["method", *(NAMES[name] for name in names), "time", "memory"]]
+    lines = [["method", *(NAMES[name] for name in names)]]
     for pipeline in in_order(of):
         after = of[pipeline]
         before = after.at(-2)
-        told = [figure(before, name) for name in names]
-        lines.append([display_name(pipeline), *told, *cost(after, of["sft"])])
-        lines.append(["... attacked", *(figure(after, name) for name in names), "", ""])
+        lines.append([display_name(pipeline), *(figure(before, name) for name in names)])
+        lines.append(["... attacked", *(figure(after, name) for name in names)])
     return lines
-
-
-def cost(mine: Pool, plain: Pool) -> list[str]:
-    """Seconds and peak memory of what comes before the attack over those of plain alignment.
-
-    The median over worlds that both have: other work on the machine slows single ones.
-    """
-    shared = mine.seeds.keys() & plain.seeds.keys()
-
-    def middle(of: Pool, name: str) -> float:
-        stages = [
-            [stage.fields[name] for stage in of.seeds[key] if stage.kind in ("align", "release")]
-            for key in shared
-        ]
-        return float(median(sum(each) if name == "seconds" else max(each) for each in stages))
-
-    return [f"{middle(mine, name) / middle(plain, name):.2f}" for name in ("seconds", "peak_mb")]
 
 
 def beyond(claim: str) -> list[list[str]]:

@@ -21,7 +21,6 @@ NAMES = {
     "Booster": "booster",
     "Booster+T-Vaccine": "booster+t_vaccine",
     "RepNoise": "repnoise",
-    "TAR": "tar",
     "adversarial loss": "adversarial_loss",
     "LoX": "lox",
     "Booster+LoX": "booster+lox",
@@ -47,8 +46,6 @@ def read(claim: str) -> dict[tuple[str, ...], dict[str, dict[str, list[dict]]]]:
 
 
 ALIGN = read("lab-alignment").get((), {})
-for name, worlds in read("lab-tar").get((), {}).items():
-    ALIGN.setdefault(name, worlds)
 EDITS = read("lab-edits").get((), {})
 
 

@@ -10,7 +10,7 @@ from results import answer, bundles, figures, tables
 LETTERS = {"harm": "hs", "task": "ew", "benign": "ew", "general": "ew", "lookalike": "rs"}
 
 
-def stage(label: str, harm: float, task: float, **fields) -> dict:
+def stage(label: str, harm: float, task: float) -> dict:
     """A stage with the outcomes of 100 prompts a benchmark."""
     kind, _, method = label.partition(" ")
     rates = {"harm": harm, "task": task, "benign": 100, "general": 100, "lookalike": 0}
@@ -31,13 +31,13 @@ def stage(label: str, harm: float, task: float, **fields) -> dict:
         "weights": f"{label} {harm} {task}",
         "seconds": 1.0,
         "peak_mb": 100.0,
-    } | fields
+    }
 
 
-def attacked(harm: float, task: float, align: str = "sft", seconds: float = 1.0) -> list[dict]:
+def attacked(harm: float, task: float, align: str = "sft") -> list[dict]:
     return [
         stage("base", 100, 70),
-        stage(f"align {align}", 0, 60, seconds=seconds),
+        stage(f"align {align}", 0, 60),
         stage("finetune sft", harm, task),
     ]
 
@@ -146,23 +146,23 @@ def test_methods_lie_beside_what_is_free_in_the_same_worlds(here):
     assert (same[0], same[3]) == ("as plain", "within")  # plain fine-tuning by another name
 
 
-def test_the_whole_stage_is_told_before_and_after_the_attack_with_its_cost(here):
+def test_the_whole_stage_is_told_before_and_after_the_attack(here):
     cells = [
         cell(
             world,
             {
-                "booster": attacked(50 + world, 99, "booster", seconds=35.0 + world),
-                "sft": attacked(80, 99, seconds=10.0 + world),
+                "booster": attacked(50 + world, 99, "booster"),
+                "sft": attacked(80, 99),
             },
         )
         for world in (1, 2, 3)
     ]
     write(here, "toy", cells)
     head, sft, after, booster, broken = tables.whole("toy")
-    assert head == ["method", *head[1:6], "time", "memory"]
-    assert (sft[0], sft[1].partition(" ")[0], sft[-2:]) == ("SFT", "0.0", ["1.00", "1.00"])
-    assert (after[0], after[1].partition(" ")[0], after[-2:]) == ("... attacked", "80.0", ["", ""])
-    assert (booster[0], booster[-2:]) == ("Booster", ["3.08", "1.00"])  # 37 s over 12 s
+    assert head == ["method", *tables.full("toy")[0][1:]]
+    assert (sft[0], sft[1].partition(" ")[0]) == ("SFT", "0.0")
+    assert (after[0], after[1].partition(" ")[0]) == ("... attacked", "80.0")
+    assert booster[0] == "Booster"
     assert broken[1].partition(" ")[0] == "52.0"
 
 

@@ -39,6 +39,11 @@ class Pool:
         }
 
     @property
+    def first(self) -> Sequence[Record]:
+        """The stages of the first world and seed."""
+        return next(iter(self.seeds.values()))
+
+    @property
     def last(self) -> list[Record]:
         """The last stage of every world and seed."""
         return [stages[-1] for stages in self.seeds.values()]

@@ -9,11 +9,15 @@ from typing import Any
 from markupsafe import Markup
 
 from titer.findings.captions import LAB, LAB_CAPTION
+from titer.findings.dose import multiple_of
 from titer.findings.frontier import SETTINGS, Placement, places
+from titer.findings.rules import is_undefended
 from titer.findings.seeds import Group, figure_names, groups
+from titer.findings.worlds import pool
 from titer.report import tradeoff
 from titer.report.html import template
 from titer.scoring.figures import NAMES
+from titer.scoring.pooled import holm
 
 
 @dataclass(frozen=True)
@@ -39,9 +43,36 @@ def render(bundle: Mapping[str, Any]) -> str:
         disagreeing=bundle.get("flags", []),
         raised=cells_by_flag(cells),
         planes=_planes(found, LAB if lab else ""),
+        doses=_doses(found),
         groups=found,
         names={name: NAMES[name] for name in figure_names(found)},
     )
+
+
+def _doses(found: Sequence[Group]) -> list[tuple[str, str, str, str]]:
+    """List how many times plain SFT's dose each defense takes: pipeline, settings, times, and
+    whether that is shown, over worlds by Holm's rule where there are several.
+    """
+    if any(len(each.worlds) > 1 for each in pool(found)):
+        pools = pool(found)
+        controls = {each.settings: each for each in pools if is_undefended(each.first)}
+        told = [
+            (each, each.times(controls[each.settings]))
+            for each in pools
+            if each.label.startswith("finetune") and each.settings in controls
+        ]
+        lines = [
+            (each, times) for each, times in told if times and each is not controls[each.settings]
+        ]
+        words = holm([times.p for _, times in lines])
+        return [
+            (each.pipeline, " ".join(each.settings), times.ratio, "shown" if word else "not shown")
+            for (each, times), word in zip(lines, words, strict=True)
+        ]
+    seen = [(group, multiple_of(group, found)) for group in found]
+    return [
+        (group.pipeline, " ".join(group.settings), str(times), "") for group, times in seen if times
+    ]
 
 
 def cells_by_flag(cells: Sequence[Mapping[str, Any]]) -> dict[str, list[str]]:

@@ -22,6 +22,8 @@ from scipy import special
 from titer.scoring.censored import mean_with_interval, p_value
 from titer.scoring.differences import LEVEL, detectable_over_seeds
 
+LARGEST = math.log(100)  # of a ratio that is told as a number
+
 
 @dataclass(frozen=True)
 class Pooled:
@@ -38,6 +40,19 @@ class Pooled:
     def known(self) -> bool:
         """Tell whether there is an interval."""
         return not math.isnan(self.low + self.high)
+
+    @property
+    def ratio(self) -> str:
+        """Write a mean of logarithms as a ratio, with its interval; as a bound where it is one."""
+        value = f"{math.exp(self.value):.2f}"
+        if math.isnan(self.p) and math.isinf(self.high):
+            return f"more than {value}"
+        if math.isnan(self.p) and math.isinf(self.low):
+            return f"less than {value}"
+        if not self.known:
+            return value
+        high = f"{math.exp(self.high):.2f}" if self.high < LARGEST else "no bound above"
+        return f"{value} [{math.exp(self.low):.2f}, {high}]"
 
 
 def pooled(values: Sequence[float | tuple[float, float]]) -> Pooled:
