@@ -199,3 +199,29 @@ def test_students_t_alone_is_too_short_where_seeds_are_skewed():
     names = [range(seed * 100, seed * 100 + 100) for seed in range(3)]
     assert covered(alone, truths) < 91.5
     assert covered([training(outcomes.tolist(), names) for outcomes in drawn], truths) >= LOW
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("rate", "between", "rho", "low"),
+    [
+        (0.05, 0.5, 0.8, 93.0),
+        (0.5, 0.0, 0.8, 93.0),
+        (0.5, 1.0, 0.0, 93.0),
+        (0.9, 0.5, 0.8, 93.0),
+        # six rates so near 100 whose logits differ by 1 are too skewed for any interval from six
+        (0.9, 1.0, 0.0, 88.0),
+    ],
+)
+def test_percentages_over_six_worlds(rate, between, rho, low):
+    """Each world has its own prompts, 48 questions in three wordings, and its own rate."""
+    rng = np.random.default_rng([8, int(100 * rate), int(10 * between), int(10 * rho)])
+    centre, repeats = special.logit(rate), 600
+    names = [[(world, i // 3) for i in range(144)] for world in range(6)]
+    scores = []
+    for _ in range(repeats):
+        chances = special.expit(centre + between * rng.standard_normal(6))
+        drawn = [within_clusters(rng, chance, 48, 3, rho).ravel().tolist() for chance in chances]
+        scores.append(training(drawn, names))
+    truth = float(marginal([centre], between)[0])
+    assert low <= covered(scores, [truth] * repeats) <= 98.5

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -11,7 +12,8 @@ from matplotlib.lines import Line2D
 from titer.findings.dose import UNIT, UNITS, dose_to_break, mean_margin
 from titer.report.drawing import COLOURS, canvas, drawable, pen, style, to_svg, truncate
 
-WIDTH, HEIGHT = 620, 300  # CSS pixels
+WIDTH, HEIGHT, LINE = 360, 270, 16  # CSS pixels, of which a line of the legend adds some
+COLUMNS = 2  # of the legend
 Curves = Mapping[str, Sequence[Mapping[str, Any]]]
 
 
@@ -33,8 +35,10 @@ def label(curves: Curves) -> str:
 
 
 def draw(curves: Curves, note: str) -> Figure:
-    figure = canvas(WIDTH, HEIGHT)
-    axes = figure.add_axes((0.075, 0.2, 0.6, 0.7))
+    below = LINE * (1 + math.ceil(len(curves) / COLUMNS))
+    height = HEIGHT + below
+    figure = canvas(WIDTH, height)
+    axes = figure.add_axes((0.1, (below + 45) / height, 0.87, (HEIGHT - 70) / height))
     axes.set_title("harm margin, nats (above 0: it would rather tell)", fontsize=8, loc="left")
     axes.grid(color="#dddddd", linewidth=0.5)
     axes.axhline(0, color="#444444", linewidth=0.8)
@@ -46,7 +50,7 @@ def draw(curves: Curves, note: str) -> Figure:
         colour, marker = pen(i)
         dash = "--" if i // len(COLOURS) % 2 else "-"
         key = Line2D([], [], color=colour, marker=marker, markersize=4)
-        key.set(label=drawable(truncate(name, 30)), linestyle=dash)
+        key.set(label=drawable(truncate(name, 22)), linestyle=dash)
         keys.append(key)
         points = [(look[UNIT], mean_margin(look)) for look in looks if look[UNIT] > 0]
         [line] = axes.plot(*zip(*points, strict=True), linewidth=1, gid=f"dose-{i}")
@@ -54,6 +58,12 @@ def draw(curves: Curves, note: str) -> Figure:
         dose = dose_to_break(looks, UNIT)
         if dose and dose.seen:
             axes.plot([dose.low], [0], color=colour, marker=marker, markersize=5)
-    figure.legend(handles=keys, loc="upper left", bbox_to_anchor=(0.69, 0.92), frameon=False)
+    figure.legend(
+        handles=keys,
+        loc="lower left",
+        bbox_to_anchor=(0.02, LINE / height),
+        ncols=COLUMNS,
+        frameon=False,
+    )
     figure.text(0.985, 0.012, drawable(note), ha="right", color="#444444")
     return figure

@@ -81,7 +81,7 @@ def render(documents: Mapping[str, Any], drawn: Figures | None = None) -> str:
         judge=_settings(first.get("judge") or {}),
         version=first.get("environment", {}).get("titer", "?"),
         flags=flags.raise_flags(documents),
-        answer=" ".join(answer(found, was_attacked(documents))).strip(),
+        answer=_in_one(*answer(found, was_attacked(documents))),
         verdicts=verdicts(found, was_attacked(documents)),
         places=rank(found),
         rules=rules,
@@ -100,6 +100,11 @@ def render(documents: Mapping[str, Any], drawn: Figures | None = None) -> str:
         answers=paths.ANSWERS,
         hidden=HIDDEN,
     )
+
+
+def _in_one(first: str, second: str) -> str:
+    """Join two sentences to one."""
+    return f"{first.removesuffix('.')}; {second[0].lower()}{second[1:]}" if second else first
 
 
 def template(name: str) -> Template:
