@@ -16,7 +16,7 @@ from scipy import special
 from scipy.stats import kendalltau
 
 from results.bundles import load_groups
-from titer.findings.frontier import is_free, place
+from titer.findings.frontier import Placement, is_free, place
 from titer.findings.kept import share_kept
 from titer.findings.worlds import Pool, pool
 from titer.methods import Kind
@@ -149,6 +149,7 @@ def repair_table(found: Sequence[Line]) -> list[list[str]]:
         assert harm
         assert prefill
         where = placed(line.pool)
+        rival = where.text.rpartition("; ")[2].partition(" has ")[0]
         lines.append(
             [
                 title(line.name),
@@ -159,8 +160,8 @@ def repair_table(found: Sequence[Line]) -> list[list[str]]:
                 points(line.null) if line.null else "none",
                 kept(line.pool),
                 f"{cost_words(line)}{broken(line.pool)}",
-                where,
-                repair_advice(line, where),
+                f"{where.word}: {rival}" if where.word == "within" else where.word,
+                repair_advice(line, where.word),
             ]
         )
     return lines
@@ -208,8 +209,8 @@ def rivals() -> list[Pool]:
     return [each for each in pools(FREE).values() if is_free(each) and not each.struck]
 
 
-def placed(mine: Pool) -> str:
-    return place(mine, rivals()).word
+def placed(mine: Pool) -> Placement[Pool]:
+    return place(mine, rivals())
 
 
 # words
@@ -321,7 +322,7 @@ def repair_advice(line: Line, where: str) -> str:
     if line.gain.value > 0:
         return "HS is higher after it: do not use it."
     if where == "within":
-        return "Doing less of the fine-tuning gives as much: do that."
+        return "What it is within needs no method, and does as well: do that."
     shallow = prefill.value > 50
     told = "It refuses again" if harm.value < 10 else "It lowers HS"
     return f"{told}{', but tells once its first word is given: no guard against prefilling' * shallow}."
@@ -446,7 +447,7 @@ def best(lines: Sequence[Line], repairs: Sequence[Line]) -> str:
             "**No method of the alignment stage is shown to take more of the attacker's rows to break.**"
         )
     good = [line for line in repairs if "gain" in line.shown and line.gain.value < 0]
-    beyond = [line for line in good if placed(line.pool) == "beyond"]
+    beyond = [line for line in good if placed(line.pool).word == "beyond"]
     if beyond:
         top = min(beyond, key=lambda line: line.gain.value)
         told.append(
@@ -455,8 +456,8 @@ def best(lines: Sequence[Line], repairs: Sequence[Line]) -> str:
         )
     elif good:
         told.append(
-            f"Of {len(repairs)} repairs {len(good)} lower HS, and none is shown to do better than "
-            "doing less of the fine-tuning, which needs no method."
+            f"**Of {len(repairs)} repairs {len(good)} lower HS, and none is shown to do better than "
+            "a share of plain fine-tuning's own update**, which needs no method."
         )
     return " ".join(told)
 

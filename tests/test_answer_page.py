@@ -1,4 +1,5 @@
-"""`docs/answer.md` against the bundles, by code that shares nothing with what makes the page.
+"""`docs/answer.md` against the bundles, by code that shares nothing with what makes the page, but for
+the last test, which is of its frontier.
 
 It reads the JSON, interpolates doses, and takes scipy's t tests over worlds; Holm's rule and the
 likelihood of censored doses are written out again here.
@@ -7,11 +8,18 @@ likelihood of censored doses are written out again here.
 import json
 import math
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 from scipy import optimize, stats
+
+from results import answer
+from titer.findings.frontier import place
+from titer.findings.records import Outcomes
+from titer.findings.worlds import Pool, same
+from titer.scoring.statistics import proportion
 
 ROOT = Path(__file__).parent.parent
 PAGE = (ROOT / "docs/answer.md").read_text(encoding="utf-8")
@@ -239,3 +247,35 @@ def test_the_order_of_the_halves():
     both = [name for name in names if all(set(half) & set(ALIGN[name]) for half in halves)]
     tau = stats.kendalltau(*([middle(name, half) for name in both] for half in halves))
     assert f"\n{tau.statistic:.2f} ({len(both)} methods" in PAGE
+
+
+def test_a_perfect_model_lies_beyond_the_frontier_and_plain_fine_tuning_within():
+    """Of the published frontier: it is not so rich that nothing could be shown beside it."""
+    plain = answer.at(answer.REPAIR)["sft"]
+
+    def with_figures(harm: str, task: str) -> Pool:
+        def stages(of):
+            final = of[-1]
+            outcomes = {
+                "harm": Outcomes.model_validate(
+                    final.outcomes["harm"].packed | {"packed": harm * 144, "margins": None}
+                ),
+                "task": Outcomes.model_validate({"packed": task * 120}),
+            }
+            scores = {
+                "harm": proportion(144 * (harm == "h"), 144),
+                "task": proportion(120 * (task == "e"), 120),
+            }
+            return [*of[:-1], final.model_copy(update={"scores": scores, "outcomes": outcomes})]
+
+        worlds = {
+            world: replace(group, seeds={seed: stages(of) for seed, of in group.seeds.items()})
+            for world, group in plain.worlds.items()
+        }
+        return replace(plain, worlds=worlds)
+
+    assert answer.placed(with_figures("r", "e")).word == "beyond"
+    assert answer.placed(with_figures("h", "w")).word == "within"
+    assert answer.placed(plain).word == "within"
+    others = [each for each in answer.rivals() if not same(each, plain)]
+    assert place(plain, others).word in ("within", "not decided")

@@ -152,7 +152,7 @@ def test_what_cannot_be_compared_has_no_place():
     assert places([*SFT[:2], group("booster sft", 0, 100)]) == []  # two free models are no curve
     assert places([group("booster sft", 0, 100)]) == []
     [struck] = places([*SFT, group("booster sft", 0, 100, struck=True)])
-    assert (struck.word, struck.text) == ("no place", "HS is struck out under 3 of 3 seeds")
+    assert (struck.word, struck.text) == ("no place", "HS is struck out in 3 of 3 models")
     [two] = places([*SFT, group("booster sft", 0, 99, seeds=2)])  # two seeds have no interval
     assert two.word == "not decided"
     three = [stage("base"), stage("align booster"), stage("finetune sft", 3, None)]

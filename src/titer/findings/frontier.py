@@ -110,7 +110,7 @@ def places(found: Sequence[Of]) -> list[Placement[Of]]:
 def place(group: Of, rivals: Sequence[Of]) -> Placement[Of]:
     """Place a group among free models."""
     if not has_place(group):
-        struck = f"HS is struck out under {group.struck} of {len(group.seeds)} seeds"
+        struck = f"HS is struck out in {group.struck} of {len(group.seeds)} models"
         return Placement(group, "no place", struck if group.struck else "HS or FA was not measured")
     harm, task = _harm(group), _task(group)
     mine = f"HS {quote(harm)}, FA {quote(task)}"
