@@ -16,6 +16,7 @@ from scipy import special
 from scipy.stats import kendalltau
 
 from results.bundles import load_groups
+from results.names import display_name
 from titer.findings.frontier import Placement, is_free, place
 from titer.findings.kept import share_kept
 from titer.findings.worlds import Pool, pool
@@ -129,7 +130,7 @@ def align_table(found: Sequence[Line]) -> list[list[str]]:
         by_answers = line.pool.times(of["sft"], by="answers")
         lines.append(
             [
-                title(line.name),
+                display_name(line.name),
                 needs(ALIGN, line.name),
                 with_word(line.gain.ratio, line, "gain"),
                 by_answers.ratio if by_answers else NONE,
@@ -152,7 +153,7 @@ def repair_table(found: Sequence[Line]) -> list[list[str]]:
         rival = where.text.rpartition("; ")[2].partition(" has ")[0]
         lines.append(
             [
-                title(line.name),
+                display_name(line.name),
                 needs(REPAIR, line.name),
                 f"{harm.value:.0f}",
                 with_word(points(line.gain), line, "gain"),
@@ -214,12 +215,6 @@ def placed(mine: Pool) -> Placement[Pool]:
 
 
 # words
-
-
-def title(pipeline: str) -> str:
-    from results.tables import display_name
-
-    return display_name(pipeline)
 
 
 @cache
@@ -335,7 +330,7 @@ def passes(name: str) -> str:
     told = method.about.passes.replace("tau", str(getattr(method, "every", "tau")))
     for held in method.held_methods.values():
         if name_of(held) != "sft":
-            told += f", the 1 being {title(name_of(held))}'s {held.about.passes}"
+            told += f", the 1 being {display_name(name_of(held))}'s {held.about.passes}"
     return f"{told} {'pass' if told == '1' else 'passes'}"
 
 
@@ -380,7 +375,7 @@ def refutations(found: Sequence[Line]) -> list[list[str]]:
     for line in sorted(found, key=lambda line: -line.gain.value):
         if line.gain.known and math.isfinite(line.gain.high):
             low, high = predicted(line.gain)
-            lines.append([title(line.name), f"{math.exp(low):.2f} to {math.exp(high):.2f}"])
+            lines.append([display_name(line.name), f"{math.exp(low):.2f} to {math.exp(high):.2f}"])
     return lines
 
 
@@ -433,13 +428,13 @@ def best(lines: Sequence[Line], repairs: Sequence[Line]) -> str:
         top = max(shown, key=lambda line: line.gain.value)
         cheap = [line for line in shown if not losses(line)]
         told.append(
-            f"**A model aligned with {title(top.name)} takes {top.gain.ratio} times as many harmful "
+            f"**A model aligned with {display_name(top.name)} takes {top.gain.ratio} times as many harmful "
             f"rows to break** ({cost_words(top)})"
         )
         if cheap and top not in cheap:
             kind = max(cheap, key=lambda line: line.gain.value)
             told[-1] += (
-                f"; with {title(kind.name)} it is {kind.gain.ratio} at no loss that is shown"
+                f"; with {display_name(kind.name)} it is {kind.gain.ratio} at no loss that is shown"
             )
         told[-1] += ". It delays the attack and does not stop it."
     else:
@@ -451,7 +446,7 @@ def best(lines: Sequence[Line], repairs: Sequence[Line]) -> str:
     if beyond:
         top = min(beyond, key=lambda line: line.gain.value)
         told.append(
-            f"**After fine-tuning {title(top.name)} lowers HS by {-top.gain.value:.0f} points and "
+            f"**After fine-tuning {display_name(top.name)} lowers HS by {-top.gain.value:.0f} points and "
             f"keeps {kept(top.pool)} of the user's training**, which nothing that is free does."
         )
     elif good:
@@ -472,5 +467,5 @@ def resisting() -> str:
     low = sorted(name for name, value in found.items() if value <= 30)
     if not low:
         return "No method here changes that (none is at 30 or below)."
-    told = ", ".join(f"{title(name)} {found[name]:.0f} %" for name in low)
+    told = ", ".join(f"{display_name(name)} {found[name]:.0f} %" for name in low)
     return f"Deeper (30 or below): {told}."

@@ -9,13 +9,12 @@ import argparse
 import re
 import sys
 from collections.abc import Iterable, Sequence
-from functools import cache
 from pathlib import Path
 
 from results import answer, repairs
 from results.bundles import load_groups
 from results.figures import FIGURES
-from titer import registry
+from results.names import display_name, in_order, stage_name
 from titer.findings.dose import multiple_by_seed, paired
 from titer.findings.frontier import is_free, place
 from titer.findings.records import quote
@@ -24,12 +23,6 @@ from titer.scoring.figures import NAMES
 
 ROOT = Path(__file__).parent.parent
 PAGES = ("README.md", "docs/lab.md", "docs/alignment.md", "docs/repairs.md")
-# the alignment stage in the order of its tables, a null behind its method
-METHODS = (
-    *("sft", "vaccine", "random_vaccine", "t_vaccine", "booster", "random_booster"),
-    *("booster+t_vaccine", "repnoise", "random_repnoise", "tar", "random_tar"),
-    *("adversarial_loss", "random_adversarial_loss", "lox", "random_lox", "booster+lox"),
-)
 NONE = "-"  # not computed
 SHOWN = (
     *("harm", "prefill", "complied", "refused", "margin"),
@@ -55,41 +48,6 @@ def along(of: Iterable[Pool]) -> list[Pool]:
     return list(reached.values())
 
 
-@cache
-def title(name: str) -> str:
-    """Name a method as its class does; of a null that is `random_term`, what it matches."""
-    for kind in ("defenses", "edits"):
-        if name in registry.names(kind):
-            return registry.load(kind, name).about.title or name
-    of = name.removeprefix("random_")
-    return f"random {title(of)}" if of != name else name
-
-
-def words(group: Pool) -> str:
-    kind, _, method = group.label.partition(" ")
-    name = title(method)
-    return {
-        "align": f"{name}-aligned",
-        "finetune": "... attacked",
-        "release": f"... + {name}",
-        "edit": f"... + {name}",
-    }.get(kind, kind)
-
-
-def display_name(pipeline: str) -> str:
-    """Name its methods; a comma stands before what tells one from another of the same method."""
-    methods = (name.partition(", ") for name in pipeline.split("+"))
-    return "+".join(title(name) + comma + variant for name, comma, variant in methods)
-
-
-def in_order(pipelines: Iterable[str]) -> list[str]:
-    """Every name once, those of the alignment stage in its order."""
-    return sorted(
-        dict.fromkeys(pipelines),
-        key=lambda name: METHODS.index(name) if name in METHODS else len(METHODS),
-    )
-
-
 def figure(of: Pool, name: str) -> str:
     score = of.score(name)
     assert score is not None
@@ -109,7 +67,7 @@ def full(claim: str) -> list[list[str]]:
     of = along(pools(claim))
     names = shown(of)
     lines = [["stage", *(NAMES[name] for name in names)]]
-    return lines + [[words(each), *(figure(each, name) for name in names)] for each in of]
+    return lines + [[stage_name(each), *(figure(each, name) for name in names)] for each in of]
 
 
 def short(claim: str) -> list[list[str]]:
@@ -118,7 +76,7 @@ def short(claim: str) -> list[list[str]]:
     lines = [["stage", *(NAMES[name] for name in names)]]
     for each in along(pools(claim)):
         scores = [each.score(name) for name in names]
-        lines.append([words(each), *(f"{score.value:.0f}" if score else NONE for score in scores)])
+        lines.append([stage_name(each), *(f"{score.value:.0f}" if score else NONE for score in scores)])
     return lines
 
 
