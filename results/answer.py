@@ -5,6 +5,7 @@ Every figure is over worlds (`titer.findings.worlds`), and every word by the rul
 """
 
 import math
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
@@ -268,9 +269,12 @@ def losses(line: Line) -> list[str]:
     ]
 
 
+def loss_words(line: Line) -> list[str]:
+    return [f"{NAMES[name]} {points(line.costs[name])}" for name in losses(line)]
+
+
 def cost_words(line: Line) -> str:
-    lost = losses(line)
-    told = [f"{NAMES[name]} {points(line.costs[name])}" for name in lost]
+    lost, told = losses(line), loss_words(line)
     rest = [
         f"{NAMES[name]} {line.costs[name].detectable:.1f}"
         for name in COSTS
@@ -302,6 +306,12 @@ def align_advice(line: Line) -> str:
     if line.null and "null" in line.shown and line.null.low > 0 and line.null.high >= line.gain.low:
         return "Its null does as much: the idea is not what helps."
     lost = losses(line)
+    if line.pool.struck:
+        worlds = f"{line.pool.struck} of {len(line.pool.last)} worlds"
+        return (
+            f"It delays the attack, and once attacked its models talk nonsense or lose half of an "
+            f"ability in {worlds}: use it where that is better than harm."
+        )
     if lost:
         prices = " and ".join(f"{abs(line.costs[n].value):.0f} points of {NAMES[n]}" for n in lost)
         return f"It delays the attack; use it if you can pay {prices}."
@@ -328,9 +338,12 @@ def passes(name: str) -> str:
     method = pipelines(ALIGN)[name].align
     assert method
     told = method.about.passes.replace("tau", str(getattr(method, "every", "tau")))
+    if sum_of := re.fullmatch(r"(\d+) \+ (\d+)/(\d+)", told):
+        first, above, below = map(int, sum_of.groups())
+        told = f"{first + above / below:g}"
     for held in method.held_methods.values():
         if name_of(held) != "sft":
-            told += f", the 1 being {display_name(name_of(held))}'s {held.about.passes}"
+            told += f", of which 1 is {display_name(name_of(held))}'s {held.about.passes}"
     return f"{told} {'pass' if told == '1' else 'passes'}"
 
 
@@ -426,10 +439,10 @@ def best(lines: Sequence[Line], repairs: Sequence[Line]) -> str:
     told = []
     if shown:
         top = max(shown, key=lambda line: line.gain.value)
-        cheap = [line for line in shown if not losses(line)]
+        cheap = [line for line in shown if not losses(line) and not line.pool.struck]
         told.append(
             f"**A model aligned with {display_name(top.name)} takes {top.gain.ratio} times as many harmful "
-            f"rows to break** ({cost_words(top)})"
+            f"rows to break**{', at ' * bool(losses(top))}{' and '.join(loss_words(top))}"
         )
         if cheap and top not in cheap:
             kind = max(cheap, key=lambda line: line.gain.value)

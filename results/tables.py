@@ -76,7 +76,9 @@ def short(claim: str) -> list[list[str]]:
     lines = [["stage", *(NAMES[name] for name in names)]]
     for each in along(pools(claim)):
         scores = [each.score(name) for name in names]
-        lines.append([stage_name(each), *(f"{score.value:.0f}" if score else NONE for score in scores)])
+        lines.append(
+            [stage_name(each), *(f"{score.value:.0f}" if score else NONE for score in scores)]
+        )
     return lines
 
 
