@@ -28,6 +28,7 @@ from titer.scoring.figures import NAMES
 from titer.scoring.pooled import Pooled, holm, pooled
 
 ALIGN, REPAIR, FREE = "lab-alignment", "lab-edits", "lab-frontier+lab-longer"
+STRONG = "lab-strong"
 NULLS = {  # the control of a method: as strong, without its idea
     "vaccine": "random_vaccine",
     "booster": "random_booster",
@@ -398,6 +399,7 @@ def page() -> str:
     plain = of["sft"]
     worlds = list(plain.worlds)
     halves = worlds[: len(worlds) // 2], worlds[len(worlds) // 2 :]
+    strong = at(STRONG)
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent),
         undefined=StrictUndefined,
@@ -418,6 +420,8 @@ def page() -> str:
         resisting=resisting(),
         free=len(rivals()),
         halves=halves,
+        strong=strong["booster"].times(strong["sft"]),
+        unrepaired=whole(strong["sft+antidote"], "harm"),
         tau=orders(*(multiples(of, half) for half in halves)),
     )
 
