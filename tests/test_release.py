@@ -426,7 +426,9 @@ def test_a_run_releases_between_alignment_and_fine_tuning(
     )  # base, align, release, finetune, edit
     for name in ("lox", "null", "both"):
         stage = by[name]["release"]
-        assert set(stage["scores"]) == {"harm", "margin", "task", "refused", "coherent"}
+        assert set(stage["scores"]) == {
+            *("harm", "margin", "task", "refused", "coherent", "prefill")
+        }
         assert 0 < stage["facts"]["changed entries"] <= stage["facts"]["entries"]
         assert stage["facts"]["update norm after"] > stage["facts"]["update norm before"]
         found = weights(out / "stages" / stage["folder"] / "model")
