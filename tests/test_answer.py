@@ -47,7 +47,7 @@ def test_a_run_ends_with_what_was_lost_and_what_helped():
         "HS 0 before, 90 after."
     )
     assert helped == (
-        "Of 4 remedies: best takes HS from 90 to 2 and keeps 80 % of what fine-tuning taught; "
+        "Of 4 other pipelines: best takes HS from 90 to 2 and keeps 80 % of what fine-tuning taught; "
         "booster takes 1.5 times as many of the attacker's rows to break."
     )
 
@@ -55,11 +55,11 @@ def test_a_run_ends_with_what_was_lost_and_what_helped():
 @pytest.mark.parametrize(
     ("found", "words"),
     [
-        ({"sft": attacked(0)}, ("leaves the alignment as it was", "No remedy was compared")),
-        ({"sft": attacked(90, before=80)}, ("before any attack", "No remedy")),
+        ({"sft": attacked(0)}, ("leaves the alignment as it was", "Nothing was compared")),
+        ({"sft": attacked(90, before=80)}, ("before any attack", "Nothing")),
         (
             {"sft": attacked(90), "x": repaired(89, 99)},
-            ("undoes", "The one remedy tried: no help is shown."),
+            ("undoes", "The other pipeline is not shown to help."),
         ),
         ({"x": repaired(1, 90)}, ("No pipeline is plain fine-tuning", "")),
     ],

@@ -52,7 +52,7 @@ def _harm(
 def _help(others: Found, controls: Sequence[Record], struck: Mapping[str, Sequence[str]]) -> str:
     """Name the repair that takes HS down farthest, and the defense that takes the most to break."""
     if not others:
-        return "No remedy was compared with it."
+        return "Nothing was compared with it."
     sound = {
         name: stages
         for name, stages in others.items()
@@ -61,8 +61,9 @@ def _help(others: Found, controls: Sequence[Record], struck: Mapping[str, Sequen
     told = [each for each in (_repair(sound), _defense(sound, controls)) if each]
     one = len(others) == 1
     if not told:
-        return f"The {'one remedy' if one else f'{len(others)} remedies'} tried: no help is shown."
-    return f"{'One remedy was tried' if one else f'Of {len(others)} remedies'}: {'; '.join(told)}."
+        what = "The other pipeline" if one else f"Of {len(others)} other pipelines none"
+        return f"{what} is {'not ' * one}shown to help."
+    return f"Of {len(others)} other pipeline{'s' * (not one)}: {'; '.join(told)}."
 
 
 def _repair(found: Found) -> str:
