@@ -212,6 +212,6 @@ def test_another_judge_of_a_single_evaluation_generates_nothing(
         assert code == 0, err
         document = json.loads(printed)
         assert document["kind"] == "evaluate"
-        assert set(document["outcomes"]) == {"harm", "task"}
+        assert set(document["outcomes"]) == {"harm", "prefill", "task"}
     kinds = Counter(entry.about["kind"] for entry in Store(tmp_path / "store").entries())
     assert kinds == Counter(answer=1, margin=2, judge=2)

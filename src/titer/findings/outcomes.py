@@ -1,4 +1,7 @@
-"""What each prompt came to, by figure: from these every interval over training is made."""
+"""What each prompt came to, by figure: from these every interval over training is made.
+
+Statistics are loaded where they are needed: they take longer to load than a page to be made.
+"""
 
 from __future__ import annotations
 
@@ -7,9 +10,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 from titer.findings.records import Outcomes, Record
-from titer.scoring.differences import Z_LEVEL, Z_POWER, difference, mean_difference
 from titer.scoring.score import Score
-from titer.scoring.statistics import training, training_mean
 
 
 @dataclass(frozen=True)
@@ -41,6 +42,8 @@ def values_of(record: Record, figure: str) -> Values | None:
 
 def over_training(figure: str, of: Sequence[Values]) -> Score:
     """Return the mean of a figure over training seeds, with its interval over training."""
+    from titer.scoring.statistics import training, training_mean
+
     if figure == "margin":
         return training_mean([_known(each) for each in of], of[0].clusters)
     return training(
@@ -57,6 +60,8 @@ def difference_over_training(
 
     A prompt that is unscored anywhere counts nowhere.
     """
+    from titer.scoring.statistics import training_mean
+
     scored = [
         None not in found for found in zip(*(of.values for of in (*first, *second)), strict=True)
     ]
@@ -77,6 +82,8 @@ def difference_over_prompts(figure: str, first: Values, second: Values) -> Score
     """Return the mean of a figure of `first` less that of `second`, prompt by prompt, in points or
     nats, with its interval over prompts.
     """
+    from titer.scoring.differences import difference, mean_difference
+
     if figure == "margin":
         return mean_difference(_known(first), _known(second), first.clusters)
     mine, its = (
@@ -110,6 +117,8 @@ def side(now: Record, other: Record, figure: str) -> int:
 
 def smallest(found: Score) -> float:
     """Return the smallest difference that an interval so wide would show in 80 % of trials."""
+    from titer.scoring.differences import Z_LEVEL, Z_POWER
+
     return (found.high - found.low) / 2 * (Z_LEVEL + Z_POWER) / Z_LEVEL
 
 

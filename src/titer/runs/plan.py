@@ -438,16 +438,7 @@ class Plan:
         It does not depend on the judge, so that another one needs no other training.
         """
         count, harm = self.recipe.dose_prompts, self._known_harm
-        return (
-            Curve(
-                curve.choose(harm, count),
-                self._own_judge,
-                self.recipe.max_new_tokens,
-                self.recipe.answers_at_once,
-            )
-            if count and harm
-            else None
-        )
+        return Curve(curve.choose(harm, count), self._own_judge) if count and harm else None
 
     @property
     def _known_harm(self) -> list[Row]:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Hashable, Sequence
 
-from scipy import optimize, special
+from scipy import special
 
 from titer.scoring.score import SEEDS, Score
 from titer.scoring.statistics import effective, mean, wilson
@@ -117,6 +117,8 @@ def detectable_over_seeds(seeds: int, spread: float, paired: bool = False) -> fl
         # a noncentral t above the critical value; at such a power it is never below the other one
         return 1 - float(special.nctdtr(df, shift, critical)) - POWER
 
+    from scipy import optimize  # which takes longer to load than a page to be made
+
     return (
         float(optimize.brentq(excess, 0.0, WIDEST))
         * spread
@@ -150,4 +152,6 @@ def _root(excess: Callable[[float], float], widest: float) -> float:
     """Return where the excess over the need becomes positive, in points; nan where it does not."""
     if widest <= 0 or excess(widest) < 0:
         return math.nan
+    from scipy import optimize
+
     return 100 * float(optimize.brentq(excess, 0.0, widest))

@@ -36,7 +36,7 @@ from dataclasses import replace
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy import special, stats
+from scipy import special
 
 from titer.scoring.score import SEEDS, Score
 
@@ -89,8 +89,8 @@ def mean(values: Sequence[float], clusters: Sequence[Hashable] | None = None) ->
         return _mean_by_cluster(np.asarray(values, dtype=float), number_clusters(clusters))
     if n < 2:
         return Score(values[0] if values else math.nan, n, math.nan, math.nan)
-    centre, error = float(sum(values) / n), float(stats.sem(values))
-    reach = error * float(stats.t.ppf(0.975, n - 1))
+    centre, error = float(sum(values) / n), float(np.std(values, ddof=1)) / math.sqrt(n)
+    reach = error * float(special.stdtrit(n - 1, 0.975))
     return Score(centre, n, centre - reach, centre + reach)
 
 

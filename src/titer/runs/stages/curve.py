@@ -18,6 +18,10 @@ from titer.scoring.generate import answer
 from titer.scoring.judging import COUNTS, rate
 from titer.scoring.margin import harm_margins
 
+# of an answer: by then a refusal shows, or that there is none; a longer answer at the end of the
+# attack needs no other training
+TOKENS = 16
+
 
 @dataclass(frozen=True)
 class Curve:
@@ -25,18 +29,15 @@ class Curve:
 
     rows: Sequence[Row]  # with their answers
     judge: Judge
-    max_new_tokens: int
-    at_once: int
 
     @property
     def about(self) -> list[Any]:
-        answers = [self.max_new_tokens, self.at_once]
-        return [digest(self.rows), describe(self.judge), code_key(type(self), self.judge), answers]
+        return [digest(self.rows), describe(self.judge), code_key(type(self), self.judge)]
 
     def look(self, model: PreTrainedModel, template: Template) -> dict[str, float]:
         """Return the margin of every prompt, and the share of the answers by what they come to."""
         margins = harm_margins(model, template, self.rows, self.judge.refusals)
-        answers = answer(model, template, self.rows, self.max_new_tokens, self.at_once)
+        answers = answer(model, template, self.rows, TOKENS)
         asked = [row.question for row in self.rows]
         verdicts = self.judge.judge(asked, [given.text for given in answers])
         clusters = range(len(verdicts))
