@@ -13,7 +13,6 @@ from pathlib import Path
 from statistics import fmean
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
-from scipy import special
 from scipy.stats import kendalltau
 
 from results.bundles import load_groups
@@ -134,7 +133,7 @@ def align_table(found: Sequence[Line]) -> list[list[str]]:
             [
                 display_name(line.name),
                 needs(ALIGN, line.name),
-                with_word(line.gain.ratio, line, "gain"),
+                with_word(line.gain.ratio, line, "times"),
                 by_answers.ratio if by_answers else NONE,
                 line.null.ratio if line.null else "none",
                 f"{passes(line.name)}; {cost_words(line)}{broken(line.pool)}",
@@ -158,7 +157,7 @@ def repair_table(found: Sequence[Line]) -> list[list[str]]:
                 display_name(line.name),
                 needs(REPAIR, line.name),
                 f"{harm.value:.0f}",
-                with_word(points(line.gain), line, "gain"),
+                with_word(points(line.gain), line, "points"),
                 f"{prefill.value:.0f}",
                 points(line.null) if line.null else "none",
                 kept(line.pool),
@@ -188,13 +187,9 @@ def free_doses() -> list[tuple[str, Pool, Pool, str]]:
 
 def free_line(name: str, mine: Pool, plain: Pool, longer: str) -> list[str]:
     gain, answers = mine.times(plain), mine.times(plain, by="answers")
-    costs = {figure: mine.less(plain, figure) for figure in ("task",)}
-    [shown] = holm([costs["task"].p])
-    said = (
-        f"FA {points(costs['task'])}"
-        if shown
-        else f"no loss of FA shown ({smallest(costs['task'], 'points')})"
-    )
+    cost = mine.less(plain, "task")
+    [shown] = holm([cost.p])
+    said = f"FA {points(cost)}" if shown else f"no loss of FA shown ({smallest(cost, 'points')})"
     return [
         f"*{name}*",
         "nothing",
@@ -239,13 +234,11 @@ def needs(name: str, pipeline: str) -> str:
     return ", ".join(dict.fromkeys(told)) or "nothing more"
 
 
-def with_word(text: str, line: Line, what: str) -> str:
-    """Put in bold what is shown; beside what is not, the smallest that would be."""
-    if what in line.shown:
+def with_word(text: str, line: Line, unit: str) -> str:
+    """Put a gain in bold where it is shown; beside one that is not, the smallest that would be."""
+    if "gain" in line.shown:
         return f"**{text}**"
-    unit = "times" if what == "gain" and line.pool.label.startswith("finetune") else "points"
-    found = line.costs.get(what, line.gain)
-    return f"{text}, not shown ({smallest(found, unit)})"
+    return f"{text}, not shown ({smallest(line.gain, unit)})"
 
 
 def smallest(found: Pooled, unit: str) -> str:
@@ -288,15 +281,19 @@ def cost_words(line: Line) -> str:
     return "; ".join(told) or "no loss seen"
 
 
-def kept(mine: Pool) -> str:
+def share_left(mine: Pool) -> Pooled:
     """The share of the user's training that is left, over worlds."""
     shares = {
         world: [x for stages in group.seeds.values() if (x := share_kept(stages)) is not None]
         for world, group in mine.worlds.items()
     }
-    left = pooled([fmean(of) for of in shares.values() if of])
-    value = f"{left.value:.0f} %"
-    return f"{value} [{left.low:.0f}, {left.high:.0f}]" if left.known else value
+    return pooled([fmean(of) for of in shares.values() if of])
+
+
+def kept(mine: Pool) -> str:
+    found = share_left(mine)
+    value = f"{found.value:.0f} %"
+    return f"{value} [{found.low:.0f}, {found.high:.0f}]" if found.known else value
 
 
 def align_advice(line: Line) -> str:
@@ -379,8 +376,7 @@ def multiples(of: Mapping[str, Pool], worlds: Sequence[str] = ()) -> dict[str, P
 
 def predicted(found: Pooled) -> tuple[float, float]:
     """Return between which bounds the mean over as many other worlds lies in 95 of 100 cases."""
-    t = float(special.stdtrit(found.worlds - 1, 0.975))
-    reach = (found.high - found.low) / 2 * math.sqrt(2) if t else math.nan
+    reach = (found.high - found.low) / 2 * math.sqrt(2)
     return found.value - reach, found.value + reach
 
 

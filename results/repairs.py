@@ -1,9 +1,10 @@
 """Repairs after fine-tuning: the rows of their tables."""
 
 from collections.abc import Callable, Sequence
+from math import isnan
 from statistics import median
 
-from titer.findings.kept import share_kept
+from results.answer import share_left
 from titer.findings.worlds import Pool
 
 HEAD = [
@@ -75,5 +76,5 @@ def _left(group: Pool) -> str:
 
 def _kept(group: Pool) -> str:
     """Share of the user's training that is left, percent, the mean over worlds."""
-    found = [share for of in group.seeds.values() if (share := share_kept(of)) is not None]
-    return f"{sum(found) / len(found):.0f}" if found else NONE
+    share = share_left(group).value
+    return NONE if isnan(share) else f"{share:.0f}"

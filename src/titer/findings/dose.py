@@ -22,6 +22,7 @@ from titer.findings.probes import attacks
 from titer.findings.records import Record, last
 from titer.findings.rules import plain
 from titer.scoring.curve import FACT
+from titer.scoring.score import write_ratio
 
 if TYPE_CHECKING:
     from titer.findings.seeds import Group
@@ -36,7 +37,6 @@ UNITS = {  # of a dose, by the key of a look
 LARGEST = 700.0  # of a logarithm
 By = Literal["margin", "answers"]  # what says that a model is broken
 HALF = 50.0  # percent of the answers
-MOST = 100.0  # of a multiple that is told as a number
 
 
 @dataclass(frozen=True)
@@ -76,10 +76,7 @@ class Multiple:
     def __str__(self) -> str:
         if not self.seen:
             return f"{self.bound}{self.value:.2f}"
-        if math.isnan(self.low):
-            return f"{self.value:.2f}"
-        high = f"{self.high:.2f}]" if self.high < MOST else "no bound above]"
-        return f"{self.value:.2f} [{self.low:.2f}, {high}"
+        return write_ratio(self.value, self.low, self.high)
 
 
 def mean_margin(look: Mapping[str, Any]) -> float:

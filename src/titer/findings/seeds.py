@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from titer.findings.outcomes import (
     difference_over_prompts,
@@ -18,13 +18,13 @@ from titer.scoring.score import Score
 from titer.scoring.statistics import training_mean, training_mean_of, training_of
 
 
-@dataclass(frozen=True)
-class Group:
-    """A pipeline at one point of the grid: its stages under every training seed."""
+class Ends:
+    """What a pipeline ends with: its last stage under every seed, or of every world."""
 
-    settings: tuple[str, ...]
-    pipeline: str
-    seeds: Mapping[int, Sequence[Record]]
+    if TYPE_CHECKING:
+
+        @property
+        def seeds(self) -> Mapping[Any, Sequence[Record]]: ...
 
     @property
     def last(self) -> list[Record]:
@@ -37,8 +37,17 @@ class Group:
 
     @property
     def struck(self) -> int:
-        """Count the seeds under which the HS of the last stage is struck out."""
+        """Count the models whose HS is struck out."""
         return sum(bool(stage.struck) for stage in self.last)
+
+
+@dataclass(frozen=True)
+class Group(Ends):
+    """A pipeline at one point of the grid: its stages under every training seed."""
+
+    settings: tuple[str, ...]
+    pipeline: str
+    seeds: Mapping[int, Sequence[Record]]
 
     def score(self, name: str) -> Score | None:
         """Return the mean over seeds of the last stage's figure; None where no seed has it.

@@ -234,6 +234,6 @@ def _with_change(now: Record, other: Record, figure: str, against: str = "") -> 
     if not found.low <= found.high:
         return f"{told} (no interval)"
     moved = f"{found.value:+z.1f} [{found.low:+z.1f}, {found.high:+z.1f}]"
-    if side(now, other, figure):
+    if found.low > 0 or found.high < 0:
         return f"{told} ({moved})"
     return f"{told} ({moved}; {smallest(found):.0f} would be shown)"

@@ -13,7 +13,7 @@ from statistics import fmean
 from titer.findings.dose import By, bounds, dose_of
 from titer.findings.outcomes import Values, over_training, values_of
 from titer.findings.records import Record
-from titer.findings.seeds import Group
+from titer.findings.seeds import Ends, Group
 from titer.scoring.pooled import Pooled, pooled
 from titer.scoring.score import Score
 from titer.scoring.statistics import mean
@@ -22,7 +22,7 @@ WORLD = "data.world="
 
 
 @dataclass(frozen=True)
-class Pool:
+class Pool(Ends):
     """A pipeline in every world, at otherwise the same settings."""
 
     settings: tuple[str, ...]  # but for the world
@@ -42,20 +42,6 @@ class Pool:
     def first(self) -> Sequence[Record]:
         """The stages of the first world and seed."""
         return next(iter(self.seeds.values()))
-
-    @property
-    def last(self) -> list[Record]:
-        """The last stage of every world and seed."""
-        return [stages[-1] for stages in self.seeds.values()]
-
-    @property
-    def label(self) -> str:
-        return self.last[0].label
-
-    @property
-    def struck(self) -> int:
-        """Count the models whose HS is struck out."""
-        return sum(bool(stage.struck) for stage in self.last)
 
     def at(self, stage: int) -> Pool:
         """Return the pool as if its pipeline ended with a stage, counted from the first or, below
@@ -107,8 +93,7 @@ class Pool:
     def times(self, other: Pool, by: By = "margin") -> Pooled | None:
         """Return the logarithm of how many times the other's dose it takes to break a model.
 
-        A world's is the mean over its seeds, or bounds of it. None where the two were the same
-        models when they were attacked, or no dose is known.
+        A world's is the mean over its seeds, or bounds of it. None where no dose is known.
         """
         found = []
         for world in (world for world in self.worlds if world in other.worlds):

@@ -21,8 +21,9 @@ from scipy import special
 
 from titer.scoring.censored import mean_with_interval, p_value
 from titer.scoring.differences import LEVEL, detectable_over_seeds
+from titer.scoring.score import write_ratio
 
-LARGEST = math.log(100)  # of a ratio that is told as a number
+FAR = 700.0  # of a logarithm whose exponential is a number
 
 
 @dataclass(frozen=True)
@@ -49,10 +50,8 @@ class Pooled:
             return f"more than {value}"
         if math.isnan(self.p) and math.isinf(self.low):
             return f"less than {value}"
-        if not self.known:
-            return value
-        high = f"{math.exp(self.high):.2f}" if self.high < LARGEST else "no bound above"
-        return f"{value} [{math.exp(self.low):.2f}, {high}]"
+        high = math.exp(min(self.high, FAR))
+        return write_ratio(math.exp(self.value), math.exp(self.low), high)
 
 
 def pooled(values: Sequence[float | tuple[float, float]]) -> Pooled:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 SEEDS = 3  # the least for an interval over training: with two, t is 12.7 and no interval is of use
+LARGEST = 100.0  # of a ratio that is told as a number
 
 
 @dataclass(frozen=True)
@@ -48,3 +49,11 @@ def read(fields: Mapping[str, Any]) -> Score:
     return Score(
         value, int(fields.get("n") or 0), low, high, int(fields.get("unscored") or 0), **more
     )
+
+
+def write_ratio(value: float, low: float, high: float) -> str:
+    """Write a ratio with its interval, which is left out where it is not known (NaN)."""
+    if math.isnan(low + high):
+        return f"{value:.2f}"
+    above = f"{high:.2f}" if high < LARGEST else "no bound above"
+    return f"{value:.2f} [{low:.2f}, {above}]"
