@@ -7,7 +7,8 @@ import pytest
 from scipy import stats
 
 from titer.scoring.censored import p_value
-from titer.scoring.pooled import holm, pooled
+from titer.scoring.differences import holm
+from titer.scoring.pooled import pooled
 
 WORLDS = 6
 

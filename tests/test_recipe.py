@@ -1,6 +1,7 @@
 """The command line: recipes, settings, and one clear line for what is wrong."""
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -100,6 +101,27 @@ def test_every_recipe_loads_and_round_trips(name, tmp_path):
     copy = tmp_path / "copy.yaml"
     copy.write_text(yaml.safe_dump(recipe.describe(plan)))
     assert recipe.load(str(copy)) == plan
+
+
+def test_a_recipe_extends_one_that_lies_beside_it(tmp_path, monkeypatch):
+    (tmp_path / "below.yaml").write_text("extends: lab\nseed: 3\n")
+    (tmp_path / "mine.yaml").write_text("extends: below.yaml\nfinetune: {lr: 0.5}\n")
+    found = recipe.load(str(tmp_path / "mine.yaml"))
+    assert (found.seed, found.finetune.lr) == (3, 0.5)
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path)  # else from where titer runs
+    (tmp_path / "elsewhere/mine.yaml").write_text("extends: below.yaml\n")
+    assert recipe.load("elsewhere/mine.yaml").seed == 3
+
+
+def test_recipes_that_extend_one_another_are_named(tmp_path):
+    a, b = tmp_path / "a.yaml", tmp_path / "b.yaml"
+    a.write_text("extends: b.yaml\n")
+    b.write_text("extends: a.yaml\n")
+    with pytest.raises(
+        ValueError, match=re.escape(f"{a} -> {b} -> {a}: a recipe cannot extend itself")
+    ):
+        recipe.load(str(a))
 
 
 def test_a_recipe_extends_another(tmp_path):

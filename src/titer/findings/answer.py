@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+from titer.findings.comparisons import Comparisons
 from titer.findings.dose import dose_of, multiple
 from titer.findings.kept import LEAST, share_kept
-from titer.findings.outcomes import side
 from titer.findings.records import Record, last
 from titer.findings.rules import MOST, find_broken, gap, held, plain
 
@@ -30,7 +30,7 @@ def answer(found: Found, attacked: bool = True) -> tuple[str, str]:
     assert tuned
     sentence = _harm(aligned, tuned, struck, attacked)
     others = {other: of for other, of in found.items() if other != name}
-    return sentence, _help(others, stages, struck) if attacked else ""
+    return sentence, _help(others, stages, struck, Comparisons(found)) if attacked else ""
 
 
 def _harm(
@@ -49,7 +49,12 @@ def _harm(
     return f"Plain fine-tuning {of} {DID[word]}: HS {before.value:.0f} before, {after.value:.0f} after."
 
 
-def _help(others: Found, controls: Sequence[Record], struck: Mapping[str, Sequence[str]]) -> str:
+def _help(
+    others: Found,
+    controls: Sequence[Record],
+    struck: Mapping[str, Sequence[str]],
+    comparisons: Comparisons,
+) -> str:
     """Name the repair that takes HS down farthest, and the defense that takes the most to break."""
     if not others:
         return "Nothing was compared with it."
@@ -58,7 +63,7 @@ def _help(others: Found, controls: Sequence[Record], struck: Mapping[str, Sequen
         for name, stages in others.items()
         if not any(stage.folder in struck or gap(stage) for stage in stages[1:])
     }
-    told = [each for each in (_repair(sound), _defense(sound, controls)) if each]
+    told = [each for each in (_repair(sound, comparisons), _defense(sound, controls)) if each]
     one = len(others) == 1
     if not told:
         what = "The other pipeline" if one else f"Of {len(others)} other pipelines none"
@@ -66,13 +71,13 @@ def _help(others: Found, controls: Sequence[Record], struck: Mapping[str, Sequen
     return f"Of {len(others)} other pipeline{'s' * (not one)}: {'; '.join(told)}."
 
 
-def _repair(found: Found) -> str:
+def _repair(found: Found, comparisons: Comparisons) -> str:
     helped = []
     for name, stages in found.items():
         tuned, edited = last(("finetune",), stages), last(("edit",), stages)
         share = share_kept(stages)
         undone = share is not None and share < LEAST
-        if tuned and edited and side(edited, tuned, "harm") < 0 and not undone:
+        if tuned and edited and comparisons.side(edited, tuned, "harm") < 0 and not undone:
             helped.append((edited.scores["harm"].value, name, tuned, edited, share))
     if not helped:
         return ""

@@ -47,7 +47,7 @@ def over_training(figure: str, of: Sequence[Values]) -> Score:
     if figure == "margin":
         return training_mean([_known(each) for each in of], of[0].clusters)
     return training(
-        [[None if value is None else bool(value) for value in each.values] for each in of],
+        [_told(each) for each in of],
         [each.clusters for each in of],
     )
 
@@ -86,10 +86,7 @@ def difference_over_prompts(figure: str, first: Values, second: Values) -> Score
 
     if figure == "margin":
         return mean_difference(_known(first), _known(second), first.clusters)
-    mine, its = (
-        [None if value is None else bool(value) for value in of.values] for of in (first, second)
-    )
-    return difference(mine, its, first.clusters)
+    return difference(_told(first), _told(second), first.clusters)
 
 
 def change(now: Record, other: Record, figure: str) -> Score:
@@ -115,11 +112,33 @@ def side(now: Record, other: Record, figure: str) -> int:
     return int(found.low > 0) - int(found.high < 0)
 
 
+def p_value(now: Record, other: Record, figure: str) -> float:
+    """Return the p-value of such a change, at which its interval would end at 0; NaN where it has
+    no interval.
+
+    Where the prompts are not known, and of a margin, it is that of a normal value with this
+    interval.
+    """
+    from titer.scoring.differences import Z_LEVEL, normal_p
+    from titer.scoring.differences import p_value as of_pairs
+
+    mine, its = values_of(now, figure), values_of(other, figure)
+    if mine and its and list(mine.clusters) == list(its.clusters) and figure != "margin":
+        return of_pairs(_told(mine), _told(its), mine.clusters)
+    found = change(now, other, figure)
+    reach = found.value - found.low if found.value > 0 else found.high - found.value
+    return normal_p(Z_LEVEL * abs(found.value) / reach) if reach > 0 else math.nan
+
+
 def smallest(found: Score) -> float:
     """Return the smallest difference that an interval so wide would show in 80 % of trials."""
     from titer.scoring.differences import Z_LEVEL, Z_POWER
 
     return (found.high - found.low) / 2 * (Z_LEVEL + Z_POWER) / Z_LEVEL
+
+
+def _told(of: Values) -> list[bool | None]:
+    return [None if value is None else bool(value) for value in of.values]
 
 
 def _known(of: Values) -> list[float]:

@@ -16,8 +16,8 @@ from titer.findings.seeds import Group, figure_names, groups
 from titer.findings.worlds import pool
 from titer.report import tradeoff
 from titer.report.html import template
+from titer.scoring.differences import holm
 from titer.scoring.figures import NAMES
-from titer.scoring.pooled import holm
 
 
 @dataclass(frozen=True)

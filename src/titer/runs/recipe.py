@@ -284,17 +284,26 @@ def digest(recipe: Recipe) -> str:
     return hash_of(describe(recipe))
 
 
-def _read(name: str) -> dict[str, Any]:
-    """Read the mapping of a recipe file, laid over the recipe that it `extends`."""
+def _read(name: str, above: tuple[Path, ...] = ()) -> dict[str, Any]:
+    """Read the mapping of a recipe file, laid over the recipe that it `extends`.
+
+    `above` are the files that extend it. A path is one beside the file that names it, or else from
+    where titer runs.
+    """
     path = FOLDER / f"{name}.yaml" if name in names() else Path(name)
+    if above and not path.is_absolute() and (beside := above[-1].parent / path).is_file():
+        path = beside
     if not path.is_file():
         raise unknown("recipe (neither a name nor a file)", name, names())
+    if path.resolve() in (each.resolve() for each in above):
+        chain = " -> ".join(str(each) for each in (*above, path))
+        raise ValueError(f"{chain}: a recipe cannot extend itself; take one `extends` out")
     with reading(str(path), "is it text?"):
         text = path.read_text(encoding="utf-8")
     raw = read_yaml(text, str(path))
     if not isinstance(raw, dict):
         raise ValueError(f"{path}: a recipe is a mapping of fields")
-    return _extend(raw)
+    return _extend(raw, (*above, path))
 
 
 def from_extending(raw: dict[str, Any]) -> Recipe:
@@ -302,12 +311,14 @@ def from_extending(raw: dict[str, Any]) -> Recipe:
     return from_mapping(_extend(raw))
 
 
-def _extend(raw: dict[str, Any]) -> dict[str, Any]:
+def _extend(raw: dict[str, Any], above: tuple[Path, ...] = ()) -> dict[str, Any]:
     """Lay a recipe over the one that it extends."""
     parent = raw.pop("extends", None)
     if not parent:
         return raw
-    below = _read(parent)
+    if not isinstance(parent, str):
+        raise ValueError(f"extends: {parent!r} is neither the name of a recipe nor a path")
+    below = _read(parent, above)
     if "pipelines" in raw:
         below.pop(
             "pipelines", None

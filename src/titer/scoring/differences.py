@@ -1,5 +1,5 @@
 """Compare two models on the same prompts: their difference with its interval, and the smallest
-difference to be seen.
+difference to be seen; and of many such differences, which are shown.
 
 Proportions use Newcombe's method 10 (1998, Statistics in Medicine 17:2635): the distances of both
 Wilson limits are squared and added, with the correlation of the pair. Where prompts repeat, every
@@ -18,6 +18,7 @@ from titer.scoring.statistics import effective, mean, wilson
 
 LEVEL, POWER = 0.05, 0.8
 WIDEST = 10.0  # standard errors; the most that is needed is 5.7, with two degrees of freedom
+FARTHEST = 8.0  # standard errors; a difference beyond is shown among any number
 Z_LEVEL, Z_POWER = float(special.ndtri(1 - LEVEL / 2)), float(special.ndtri(POWER))
 
 
@@ -25,10 +26,12 @@ def difference(
     first: Sequence[bool | None],
     second: Sequence[bool | None],
     clusters: Sequence[Hashable] | None = None,
+    z: float = Z_LEVEL,
 ) -> Score:
     """Return the percentage of `first` less that of `second`, in points, prompt by prompt.
 
-    A prompt that is unscored (None) in either counts in neither.
+    A prompt that is unscored (None) in either counts in neither. `z` is the normal quantile of the
+    interval: 1.96 for 95 %.
     """
     names = range(len(first)) if clusters is None else clusters
     pairs = [
@@ -54,7 +57,7 @@ def difference(
         (counts[True, True] + counts[False, True]) / n,
     )
     phi = _phi(both, one, other, none)
-    (p_low, p_high), (q_low, q_high) = wilson(p, size), wilson(q, size)
+    (p_low, p_high), (q_low, q_high) = wilson(p, size, z), wilson(q, size, z)
     below = _reach(p - p_low, q_high - q, phi)
     above = _reach(p_high - p, q - q_low, phi)
     return Score(100 * (p - q), n, 100 * (p - q - below), 100 * (p - q + above), unscored)
@@ -65,6 +68,48 @@ def mean_difference(
 ) -> Score:
     """Return the mean of `first` less `second`, prompt by prompt, with the paired t interval."""
     return mean([x - y for x, y in zip(first, second, strict=True)], clusters)
+
+
+def p_value(
+    first: Sequence[bool | None],
+    second: Sequence[bool | None],
+    clusters: Sequence[Hashable] | None = None,
+) -> float:
+    """Return the level at which the interval of `difference` ends at 0; 1 where there is none."""
+
+    def nearest(z: float) -> float:
+        found = difference(first, second, clusters, z)
+        return found.low if found.value > 0 else -found.high
+
+    found = difference(first, second, clusters)
+    if not found.value or math.isnan(found.value):
+        return 1.0
+    z = FARTHEST
+    if nearest(z) < 0:
+        from scipy import optimize
+
+        z = optimize.brentq(nearest, 0.0, FARTHEST)
+    return normal_p(z)
+
+
+def normal_p(z: float) -> float:
+    """Return the two-sided p-value of a normal value."""
+    return 2 * float(special.ndtr(-z))
+
+
+def holm(values: Sequence[float]) -> list[bool]:
+    """Return of every p-value whether Holm's step-down test at LEVEL over all of them rejects
+    (Holm 1979).
+
+    One that is not known (NaN) counts among the comparisons, and is not rejected.
+    """
+    order = sorted(range(len(values)), key=lambda i: (math.isnan(values[i]), values[i]))
+    rejected = [False] * len(values)
+    for rank, i in enumerate(order):
+        if not values[i] <= LEVEL / (len(values) - rank):
+            break
+        rejected[i] = True
+    return rejected
 
 
 def detectable(n: float, rate: float) -> float:

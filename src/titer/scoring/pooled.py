@@ -6,8 +6,8 @@ prompts, or a logarithm of a ratio of doses. The interval is Student's over worl
 values are known as bounds alone it is that of `censored`.
 
 One rule for many comparisons: a table of k methods asks k times, so a difference is *shown* where
-its p-value passes Holm's step-down test at 5 % over the methods of its table (Holm 1979). The
-intervals are of one comparison each, 95 %. Beside a difference that is not shown stands the
+its p-value passes Holm's test over the methods of its table (`differences.holm`). The intervals are
+of one comparison each, 95 %. Beside a difference that is not shown stands the
 smallest one that so many worlds, differing as these do, would show in 80 % of trials.
 """
 
@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from scipy import special
 
 from titer.scoring.censored import mean_with_interval, p_value
-from titer.scoring.differences import LEVEL, detectable_over_seeds
+from titer.scoring.differences import detectable_over_seeds
 from titer.scoring.score import write_ratio
 
 FAR = 700.0  # of a logarithm whose exponential is a number
@@ -74,17 +74,3 @@ def pooled(values: Sequence[float | tuple[float, float]]) -> Pooled:
     if math.isfinite(spread):
         smallest = detectable_over_seeds(len(bounds), spread, paired=True)
     return Pooled(centre, low, high, len(bounds), p_value(bounds), smallest)
-
-
-def holm(values: Sequence[float]) -> list[bool]:
-    """Return of every p-value whether Holm's step-down test at LEVEL over all of them rejects.
-
-    One that is not known (NaN) counts among the comparisons, and is not rejected.
-    """
-    order = sorted(range(len(values)), key=lambda i: (math.isnan(values[i]), values[i]))
-    rejected = [False] * len(values)
-    for rank, i in enumerate(order):
-        if not values[i] <= LEVEL / (len(values) - rank):
-            break
-        rejected[i] = True
-    return rejected
