@@ -1,20 +1,21 @@
 """Compute the bundles of claims.yaml: `python -m results.make [CLAIM ...]`. Resumable; what the
 store has is not computed again.
 
-A bundle that is there keeps its finished cells where its recipe and versions are those of now, and
-only the missing ones are computed: whoever changes a figure by code removes the bundle, or says
-`--afresh`, which computes all.
+A bundle that is there keeps of its finished cells the pipelines that are as they were, where the
+rest of its recipe and the versions are those of now, and only the missing ones are computed: whoever
+changes a figure by code removes the bundle, or says `--afresh`, which computes all.
 
 `--cell` computes one cell of each claim afresh, in an empty store, and compares it with its bundle:
 exit code 1 where they differ.
 """
 
 import argparse
+import hashlib
 import json
 import os
 import sys
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -32,6 +33,7 @@ from titer.scoring.curve import FACT
 
 HERE = Path(__file__).parent
 RUNS = HERE.parent / "runs"
+INTEL = "GenuineIntel"
 FACTS = (
     "probes",
     FACT,
@@ -70,24 +72,31 @@ def round_floats(value: Any) -> Any:
     return float(f"{value:.4g}") if isinstance(value, float) else value
 
 
-def cells_to_keep(name: str, recipe_now: recipe.Recipe) -> dict[Cell, dict[str, Any]]:
-    """The finished cells of a claim's bundle; none where it rests on another recipe or other
-    versions.
+Known = Mapping[Cell, Mapping[str, dict[str, Any]]]  # pipelines of cells, by name
+
+
+def pipelines_to_keep(name: str, recipe_now: recipe.Recipe) -> Known:
+    """What a claim's bundle has of the pipelines that are as they were, in its finished cells; none
+    where all else of the recipe or the versions are others.
     """
-    path = HERE / f"{name}.json"
-    if not path.is_file():
+    if not (HERE / f"{name}.json").is_file():
         return {}
-    bundle = json.loads(path.read_text())
+    bundle = bundles.read(name, HERE)
     try:
         then = validate(
             recipe.Recipe, bundle["recipe"]
         )  # a field that it has not yet has its default
     except ValueError:  # or has no longer
         return {}
-    if then != recipe_now or versions(bundle["environment"]) != versions(environment()):
+    same_recipe = replace(then, pipelines=recipe_now.pipelines) == recipe_now
+    if not same_recipe or versions(bundle["environment"]) != versions(environment()):
         return {}
     return {
-        Cell(tuple(cell["settings"]), cell["seed"]): cell
+        Cell(tuple(cell["settings"]), cell["seed"]): {
+            pipeline: document
+            for pipeline, document in cell["pipelines"].items()
+            if then.pipelines.get(pipeline) == recipe_now.pipelines.get(pipeline)
+        }
         for cell in bundle["cells"]
         # older ones have no outcomes
         if cell["status"] == "done" and any("outcomes" in stage for stage in bundles.stages(cell))
@@ -103,37 +112,50 @@ def versions(of: dict[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in of.items() if key not in ("threads", "cpu")}
 
 
-def compute(
-    name: str, plan: Sweep, known: Mapping[Cell, dict[str, Any]] | None = None
-) -> dict[str, Any]:
-    """The bundle of a claim: its plan's cells, in the plan's order, of which those that are known
-    are not computed.
+def compute(name: str, plan: Sweep, known: Known | None = None) -> dict[str, Any]:
+    """The bundle of a claim: its plan's cells, in the plan's order, of which the pipelines that are
+    known are not computed.
     """
-    known = known or {}
-    left = replace(plan, cells=[cell for cell in plan.cells if cell not in known])
-    left.check()
-    with progress.count_cells(Console(stderr=True), len(left.cells)) as watch:
-        bundle = left.run(watch)
-    found = [
-        {key: cell[key] for key in ("settings", "seed", "status", "error") if key in cell}
-        | {
-            "pipelines": {
-                pipeline: extract(document)
-                for pipeline, document in cell.get("pipelines", {}).items()
-            },
-        }
-        for cell in bundle["cells"]
-    ]
-    for cell in found:
-        bundles.drop_repeats(cell)
-    fresh = dict(zip(left.cells, found, strict=True))
-    cells = [known.get(cell) or fresh[cell] for cell in plan.cells]
+    now = recipe.load(plan.recipe)
+    wanted = tuple(plan.only or now.pipelines)
+    kept = {cell: dict((known or {}).get(cell, {})) for cell in plan.cells}
+    by_missing: dict[tuple[str, ...], list[Cell]] = {}
+    for cell in plan.cells:
+        missing = tuple(pipeline for pipeline in wanted if pipeline not in kept[cell])
+        by_missing.setdefault(missing, []).append(cell)
+    fresh: dict[Cell, dict[str, Any]] = {cell: {} for cell in by_missing.pop((), [])}
+    for missing, lacking in by_missing.items():
+        only = plan.only if missing == wanted else missing
+        left = replace(plan, cells=lacking, only=only, folder=plan.folder / digest(now, missing))
+        left.check()
+        with progress.count_cells(Console(stderr=True), len(lacking)) as watch:
+            fresh |= zip(lacking, left.run(watch)["cells"], strict=True)
     return {
         "claim": name,
-        "recipe": recipe.describe(recipe.load(plan.recipe)),
+        "recipe": recipe.describe(now),
         "environment": environment(),
-        "cells": cells,
+        "cells": [join(cell, fresh[cell], kept[cell], wanted) for cell in plan.cells],
     }
+
+
+def digest(now: recipe.Recipe, pipelines: Sequence[str]) -> str:
+    """Name what is computed, so that the folder of another recipe is not met."""
+    told = json.dumps([recipe.describe(now), list(pipelines)], default=str)
+    return hashlib.sha256(told.encode()).hexdigest()[:12]
+
+
+def join(
+    cell: Cell, ran: dict[str, Any], kept: dict[str, Any], wanted: Sequence[str]
+) -> dict[str, Any]:
+    """A bundle's cell of the pipelines that were computed and those that were kept."""
+    found = kept | {
+        pipeline: extract(document) for pipeline, document in ran.get("pipelines", {}).items()
+    }
+    told = {key: ran[key] for key in ("status", "error") if key in ran} or {"status": "done"}
+    joined = {"settings": list(cell.settings), "seed": cell.seed} | told
+    joined["pipelines"] = {name: found[name] for name in wanted if name in found}
+    bundles.drop_repeats(joined)
+    return joined
 
 
 def text(bundle: dict[str, Any]) -> str:
@@ -176,7 +198,13 @@ def same_make(bundle: dict[str, Any]) -> bool:
     """Tell whether this CPU is of the make that a bundle was computed on; before it was recorded
     that was Intel's.
     """
-    return bool(bundle["environment"].get("cpu", "GenuineIntel") == cpu_make())
+    return bool(bundle["environment"].get("cpu", INTEL) == cpu_make())
+
+
+def makes(name: str) -> str:
+    """The makes of the CPUs that a bundle was computed on, this one's among them."""
+    then = json.loads((HERE / f"{name}.json").read_text())["environment"].get("cpu", INTEL)
+    return ", ".join(sorted({*then.split(", "), cpu_make()}))
 
 
 def other_bits(was: dict[str, Any], now: dict[str, Any]) -> list[str]:
@@ -228,11 +256,10 @@ def main() -> int:
             jobs=os.cpu_count() or 1,
             only=claim.get("only", []),
         )
-        bundle = compute(
-            name,
-            plan,
-            {} if arguments.afresh else cells_to_keep(name, recipe.load(claim["recipe"])),
-        )
+        keep = {} if arguments.afresh else pipelines_to_keep(name, recipe.load(claim["recipe"]))
+        bundle = compute(name, plan, keep)
+        if any(keep.values()):
+            bundle["environment"]["cpu"] = makes(name)
         (HERE / f"{name}.json").write_text(text(bundle))
         missing += sum(cell["status"] != "done" for cell in bundle["cells"])
     return int(missing > 0)

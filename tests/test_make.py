@@ -40,8 +40,9 @@ def ran(tmp_path, monkeypatch) -> list[Cell]:
 
     def run(sweep: Sweep, report) -> dict:
         asked.extend(sweep.cells)
+        pipelines = {name: PIPELINES[name] for name in sweep.only}
         found = [
-            {"settings": list(c.settings), "seed": c.seed, "status": "done", "pipelines": PIPELINES}
+            {"settings": list(c.settings), "seed": c.seed, "status": "done", "pipelines": pipelines}
             for c in sweep.cells
         ]
         return {"cells": found}
@@ -50,7 +51,7 @@ def ran(tmp_path, monkeypatch) -> list[Cell]:
     monkeypatch.setattr(make, "HERE", tmp_path)
     monkeypatch.setattr(make, "RUNS", tmp_path)
     (tmp_path / "claims.yaml").write_text(
-        "toy: {recipe: lab, grids: [['attack.p=0.1,0.02']], seeds: [0, 1]}"
+        "toy: {recipe: lab, only: [sft, sft+antidote], grids: [['attack.p=0.1,0.02']], seeds: [0, 1]}"
     )
     return asked
 
@@ -114,6 +115,26 @@ def test_one_cell_is_compared_with_its_bundle_in_every_pipeline(ran, monkeypatch
         capsys.readouterr().out.splitlines()[-1]
         == "toy: base of sft+antidote has weights 0 where the bundle has of the bundle"
     )
+
+
+def test_of_a_changed_recipe_only_the_changed_pipelines_are_computed(ran, monkeypatch):
+    whole = made(monkeypatch)
+    now = recipe.load("lab")
+    for document in whole["cells"][0]["pipelines"].values():
+        document["stages"][0]["weights"] = "of the bundle"
+    then = recipe.describe(now)
+    then["pipelines"]["sft"]["align"] = {"method": "vaccine", "rho": 2.0}
+    rewrite(recipe=then, cells=whole["cells"], environment=whole["environment"] | {"cpu": "Z80"})
+    ran.clear()
+    again = made(monkeypatch)
+    assert ran == POINTS
+    cell = again["cells"][0]["pipelines"]
+    assert cell["sft"]["stages"][0]["weights"] == "0"
+    assert cell["sft+antidote"]["stages"][0]["weights"] == "of the bundle"
+    # sft held the outcomes of both
+    assert all("outcomes" in document["stages"][0] for document in cell.values())
+    assert set(again["environment"]["cpu"].split(", ")) == {"Z80", make.cpu_make()}
+    assert not make.same_make(again)
 
 
 def test_a_bundle_of_another_recipe_or_other_versions_keeps_nothing(ran, monkeypatch):
