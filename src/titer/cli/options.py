@@ -9,7 +9,10 @@ from typing import Annotated
 import typer
 
 Model = Annotated[
-    str, typer.Argument(help="A checkpoint directory, a hub id, a PEFT adapter, or `lab`.")
+    str,
+    typer.Argument(
+        help="A checkpoint directory, a hub id, a PEFT adapter, a GGUF file, pip:PACKAGE, or `lab`."
+    ),
 ]
 Recipe = Annotated[str, typer.Argument(help="A recipe's name or YAML file.")]
 RecipeName = Annotated[str, typer.Option("--recipe", help="Where all other settings come from.")]

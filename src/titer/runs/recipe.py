@@ -22,6 +22,7 @@ from titer.registry import describe, name_of
 from titer.runs import protocols
 from titer.runs.roles import Data
 from titer.training.settings import Training
+from titer.weights import gguf
 from titer.weights.settings import Checkpoint, Model
 
 FOLDER = Path(__file__).parent.parent / "recipes"
@@ -56,7 +57,10 @@ def names_checkpoint(given: Any) -> bool:
     if isinstance(given, Mapping):
         return "path" in given
     return isinstance(given, str) and (
-        "/" in given or (given not in registry.names("defenses") and paths.expand(given).is_dir())
+        "/" in given
+        or gguf.is_package(given)
+        or given.endswith(gguf.SUFFIX)
+        or (given not in registry.names("defenses") and paths.expand(given).is_dir())
     )
 
 

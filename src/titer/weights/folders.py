@@ -1,6 +1,6 @@
 """The place of a checkpoint, which files it has, and their hash.
 
-A checkpoint is a directory, or a repository of the hub in its cache.
+A checkpoint is a directory, a repository of the hub in its cache, or what a GGUF was made into.
 """
 
 from __future__ import annotations
@@ -12,9 +12,11 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from titer import paths
 from titer.data import hub
 from titer.errors import reading
-from titer.paths import BESIDE, OVER
+from titer.paths import BESIDE, DEQUANTIZED, OVER
+from titer.weights import gguf
 from titer.weights.settings import LAB, Checkpoint
 
 ADAPTER = "adapter_config.json"
@@ -25,7 +27,7 @@ TENSORS = "adapter_model.safetensors"  # of an adapter
 class Files:
     """The place of a checkpoint."""
 
-    name: str  # `lab`, the name on the hub, or the directory
+    name: str  # `lab`, the name on the hub or of a package, or the path
     folder: Path
     revision: str | None  # of a repository of the hub
     base: Files | None = None  # under an adapter
@@ -36,11 +38,9 @@ def locate(checkpoint: Checkpoint, adapted: bool = False) -> Files:
 
     `adapted` is one under an adapter. Raises where they are incomplete.
     """
-    name = checkpoint.path
+    name, found = checkpoint.path, _find(checkpoint)
     if name == LAB:
-        return Files(LAB, Path(__file__).parent.parent / "lab" / "base", None)
-    found = hub.find(name, "model", checkpoint.revision, unsafe=checkpoint.trust_remote_code)
-    full = name if found.revision else str(found.folder.resolve())
+        return found
     adapter = found.folder / ADAPTER
     if not adapter.is_file() and not (found.folder / "config.json").is_file():
         raise ValueError(
@@ -58,7 +58,7 @@ def locate(checkpoint: Checkpoint, adapted: bool = False) -> Files:
                 f"model {name!r} is no adapter, so base={checkpoint.base!r} has no use: leave it "
                 "out"
             )
-        return Files(full, found.folder, found.revision)
+        return found
     if adapted:
         raise ValueError(f"{name!r} is an adapter itself: merge it into its base first")
     named = read_config(adapter)
@@ -77,7 +77,28 @@ def locate(checkpoint: Checkpoint, adapted: bool = False) -> Files:
         raise ValueError(
             f"adapter {name!r}: its base is not to be had ({error}); give it as model.base"
         ) from None
-    return Files(full, found.folder, found.revision, base)
+    return replace(found, base=base)
+
+
+def _find(checkpoint: Checkpoint) -> Files:
+    """Return the place that a checkpoint's path means, without what lies under an adapter.
+
+    What it means is downloaded, or dequantized, where that was not done before.
+    """
+    name, revision = checkpoint.path, checkpoint.revision
+    if name == LAB:
+        return Files(LAB, Path(__file__).parent.parent / "lab" / "base", None)
+    if file := gguf.find(name):
+        if revision is not None:
+            raise ValueError(
+                f"revision={revision!r}: model {name!r} is a GGUF file, which has no revisions; "
+                "leave it out"
+            )
+        full = name if gguf.is_package(name) else str(paths.expand(name).resolve())
+        return Files(full, gguf.dequantize(name, file, _hash(file).hex()), None)
+    found = hub.find(name, "model", revision, unsafe=checkpoint.trust_remote_code)
+    full = name if found.revision else str(found.folder.resolve())
+    return Files(full, found.folder, found.revision)
 
 
 def read_config(path: Path) -> dict[str, Any]:
@@ -91,12 +112,14 @@ def read_config(path: Path) -> dict[str, Any]:
 
 def is_adapter(checkpoint: Checkpoint) -> bool:
     """Tell whether a checkpoint is an adapter over another model."""
-    if checkpoint.path == LAB:
-        return False
-    found = hub.find(
-        checkpoint.path, "model", checkpoint.revision, unsafe=checkpoint.trust_remote_code
-    )
-    return (found.folder / ADAPTER).is_file()
+    return (_find(checkpoint).folder / ADAPTER).is_file()
+
+
+def identify(files: Files) -> dict[str, Any]:
+    """Return what a record says of a checkpoint: its place, and the GGUF that it was made from."""
+    note = (files.base or files).folder / DEQUANTIZED
+    made = {"dequantized from": read_config(note)} if note.is_file() else {}
+    return {"name": files.name, "revision": files.revision, **made}
 
 
 def digest(files: Files) -> str:
@@ -106,19 +129,21 @@ def digest(files: Files) -> str:
     """
     hasher = hashlib.sha256(digest(files.base).encode() if files.base else b"")
     for path in parts(files):
-        about = path.stat()
-        hasher.update(
-            path.name.encode() + _hash(path, (about.st_ino, about.st_size, about.st_mtime_ns))
-        )
+        hasher.update(path.name.encode() + _hash(path))
     return hasher.hexdigest()
 
 
-@cache
-def _hash(path: Path, state: tuple[int, ...]) -> bytes:
+def _hash(path: Path) -> bytes:
     """Return the SHA-256 of a file, which is read again only where its state has changed.
 
     Each cell of a sweep and each stage over an adapter asks for the hash of its model.
     """
+    about = path.stat()
+    return _hash_bytes(path, (about.st_ino, about.st_size, about.st_mtime_ns))
+
+
+@cache
+def _hash_bytes(path: Path, state: tuple[int, ...]) -> bytes:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").digest()
 

@@ -16,7 +16,8 @@ LAB = "lab"  # the name of the embedded base model
 class Checkpoint(Config):
     """A model to start from. A text in its place is its `path`."""
 
-    # `lab`, a checkpoint directory or a repository of the hub; these may hold a PEFT adapter
+    # `lab`, a checkpoint directory or a repository of the hub, which may hold a PEFT adapter, a GGUF
+    # file or a directory with one, or `pip:NAME`, an installed package with one
     path: str = LAB
     # a commit of the hub; None: the one that was downloaded first, else the newest
     revision: str | None = None
