@@ -207,6 +207,29 @@ class Outcomes(BaseModel):
         return [reason == "exact" for reason in self.reasons]
 
 
+class Dequantized(Document):
+    """The GGUF file that a checkpoint was made from, and what read it."""
+
+    file: str
+    sha256: str
+    types: dict[str, int] = Field(description="by type, as Q4_1, how many tensors have it")
+    converters: dict[str, str] = Field(description="by package, its version")
+    words: str = Field(alias="in words", description="what follows after the model's name")
+
+
+class Start(Document):
+    """The model that a run or a command started from."""
+
+    name: str = ""
+    revision: str | None = Field(None, description="of a repository of the hub")
+    sha256: str | None = Field(None, description="of its files; of a command's stage")
+    dequantized: Dequantized | None = Field(
+        None,
+        alias="dequantized from",
+        description="where it came in a GGUF: it is another model than the one that was quantized",
+    )
+
+
 class Record(Document):
     """The record of a stage: what was done to the model, its figures, what it cost."""
 
@@ -240,6 +263,7 @@ class Record(Document):
     recipe: dict[str, Any] = Field(
         default_factory=dict, description="of a command's stage, what it used of its recipe"
     )
+    model: Start | None = Field(None, description="of a command's stage")
     references: dict[str, str] = Field(
         default_factory=dict, description="of a command's edit, the other models that it asked for"
     )
@@ -292,7 +316,7 @@ class PipelineRecord(Document):
     stages: list[Record]
     judge: dict[str, Any] = Field(default_factory=dict)
     benchmark: dict[str, Any] = Field(default_factory=dict)
-    model: dict[str, Any] = Field(default_factory=dict)
+    model: Start | None = None
     environment: dict[str, Any] = Field(default_factory=dict)
     rows: dict[str, str] = Field(default_factory=dict)
     sources: dict[str, dict[str, Any]] = Field(

@@ -17,7 +17,7 @@ from titer.findings.captions import LAB, caption
 from titer.findings.dose import curves, dose_of, multiple_by_seed
 from titer.findings.probes import attacks
 from titer.findings.ranking import rank
-from titer.findings.records import Record, figures, once, stages
+from titer.findings.records import Record, Start, check, figures, once, stages
 from titer.findings.verdict import verdicts, was_attacked
 from titer.printable import printable
 from titer.report.figures import Figures
@@ -73,6 +73,7 @@ def render(documents: Mapping[str, Any], drawn: Figures | None = None) -> str:
     return template("page.html.j2").render(
         documents=documents,
         recipe=recipe,
+        dequantized=check(Start, first.get("model") or {}, "its model").dequantized,
         recipe_yaml=yaml.safe_dump(recipe, sort_keys=False, allow_unicode=True),
         run=str(first.get("run")),
         caption=caption(recipe),

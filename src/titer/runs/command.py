@@ -191,7 +191,7 @@ def name_models(plan: Plan) -> dict[str, Any]:
 
 def name_files(files: folders.Files) -> dict[str, Any]:
     """Name a checkpoint by where it lies and by its bytes."""
-    return {"name": files.name, "revision": files.revision, "sha256": folders.digest(files)}
+    return folders.identify(files) | {"sha256": folders.digest(files)}
 
 
 def link(source: str, target: str) -> None:

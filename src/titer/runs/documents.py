@@ -18,6 +18,7 @@ from titer.registry import describe
 from titer.runs.execute import Run
 from titer.runs.store import write
 from titer.version import __version__
+from titer.weights import folders
 
 LIBRARIES = ("torch", "transformers", "peft", "accelerate", "tokenizers", "numpy")
 
@@ -55,7 +56,7 @@ def write_documents(run: Run, found: Mapping[str, Sequence[Record]]) -> dict[str
             "recipe": describe(plan.recipe)
             | {"pipelines": {name: describe(plan.recipe.pipelines[name])}},
             "adapter": "double",  # the alignment adapter is merged; user data train a fresh one
-            "model": {"name": plan.start.name, "revision": plan.start.revision},
+            "model": folders.identify(plan.start),
             "stages": [
                 brief(stage) | {"struck out": struck.get(stage.folder, [])} for stage in stages
             ],
