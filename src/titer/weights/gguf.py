@@ -24,8 +24,6 @@ from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
-from filelock import FileLock
-
 from titer import paths
 from titer.config import hash_of
 from titer.errors import reading
@@ -81,6 +79,7 @@ def dequantize(name: str, file: Path, sha256: str) -> Path:
     It appears by one rename, whole or not at all. Another process that asks for it waits. Raises
     where the file is damaged, or cannot be read as a whole.
     """
+    from filelock import FileLock
     from huggingface_hub import constants
 
     converters = {package: _version(name, package) for package in CONVERTERS}
