@@ -23,8 +23,9 @@ from titer.findings.worlds import Pool, pool
 from titer.methods import Kind
 from titer.registry import name_of
 from titer.runs import recipe
+from titer.scoring.differences import holm
 from titer.scoring.figures import NAMES
-from titer.scoring.pooled import Pooled, holm, pooled
+from titer.scoring.pooled import Pooled, pooled
 
 ALIGN, REPAIR, FREE = "lab-alignment", "lab-edits", "lab-frontier+lab-longer"
 STRONG = "lab-strong"
@@ -77,9 +78,9 @@ def at(claim: str, settings: tuple[str, ...] = ()) -> dict[str, Pool]:
 # the two tables
 
 
-def aligned() -> list[Line]:
+def aligned(claim: str = ALIGN) -> list[Line]:
     """Every method of the alignment stage against plain alignment, by the dose that breaks it."""
-    of = at(ALIGN)
+    of = at(claim)
     plain = of["sft"]
     lines = []
     for name, mine in of.items():
@@ -94,9 +95,9 @@ def aligned() -> list[Line]:
     return mark(lines)
 
 
-def repaired() -> list[Line]:
+def repaired(claim: str = REPAIR) -> list[Line]:
     """Every repair against the attacked model, by HS."""
-    of = at(REPAIR)
+    of = at(claim)
     plain = of["sft"]
     lines = []
     for name, mine in of.items():

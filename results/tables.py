@@ -11,7 +11,7 @@ import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from results import answer, repairs
+from results import answer, repairs, search
 from results.bundles import load_groups
 from results.figures import FIGURES
 from results.names import display_name, in_order, stage_name
@@ -22,7 +22,7 @@ from titer.findings.worlds import Pool, pool
 from titer.scoring.figures import NAMES
 
 ROOT = Path(__file__).parent.parent
-PAGES = ("README.md", "docs/lab.md", "docs/alignment.md", "docs/repairs.md")
+PAGES = ("README.md", "docs/lab.md", "docs/alignment.md", "docs/repairs.md", "docs/search.md")
 NONE = "-"  # not computed
 SHOWN = (
     *("harm", "prefill", "complied", "refused", "margin"),
@@ -141,6 +141,7 @@ KINDS = {
     "beyond": beyond,
     "whole": whole,
     "repairs": repair_table,
+    "search": search.table,
 }
 
 

@@ -1,0 +1,104 @@
+"""The values of the lab's recipes are those that the search's rule takes, from its log."""
+
+import json
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+
+from results import search
+from results.names import display_name
+from results.search import ALIGNMENT, REPAIRS, Trial, choose
+from test_answer_page import dose
+from titer.lab.world import World
+from titer.runs import recipe
+
+ROOT = Path(__file__).parent.parent
+FOLDER = ROOT / "results"
+TABLES = {ALIGNMENT: "lab-alignment", REPAIRS: "lab-edits"}
+NULLS = ("random", "scale")
+
+
+def load(claim: str) -> recipe.Recipe:
+    return recipe.load(str(FOLDER / f"{claim}.yaml"))
+
+
+def by_method(claim: str) -> dict[str, list[str]]:
+    found: dict[str, list[str]] = {}
+    for name in load(claim).pipelines:
+        if " (" in name:
+            found.setdefault(name.partition(" (")[0], []).append(name)
+    return found
+
+
+@pytest.mark.parametrize("claim", TABLES)
+def test_every_method_of_the_table_has_as_many_tries(claim):
+    tries = by_method(claim)
+    methods = {
+        name
+        for name in recipe.load(TABLES[claim]).pipelines
+        if name != "sft" and not name.startswith(NULLS)
+    }
+    assert tries.keys() == methods
+    assert len({len(of) for of in tries.values()}) == 1
+    settings = [str(load(claim).pipelines[name]) for of in tries.values() for name in of]
+    assert len(set(settings)) == len(settings), "a try stands twice"
+
+
+def test_no_world_of_the_search_forbids_what_a_reported_one_forbids():
+    claims = yaml.safe_load((FOLDER / "claims.yaml").read_text())
+    worlds = {
+        name: {int(w) for grid in claim["grids"] for w in grid[0].partition("=")[2].split(",")}
+        for name, claim in claims.items()
+    }
+    assert worlds[ALIGNMENT] == worlds[REPAIRS]
+    tuned = {guild for world in worlds[ALIGNMENT] for guild in World(world).forbidden}
+    for name in claims.keys() - TABLES.keys():
+        assert not tuned & {guild for world in worlds[name] for guild in World(world).forbidden}
+
+
+def test_the_repairs_recipe_has_what_the_rule_takes():
+    tries, reported = load(REPAIRS).pipelines, recipe.load(TABLES[REPAIRS]).pipelines
+    for method, trial in search.chosen(REPAIRS).items():
+        assert tries[trial.name] == reported[method], f"{method}: the rule takes {trial.values}"
+
+
+@pytest.mark.parametrize("claim", TABLES)
+def test_the_page_says_of_which_values_the_tables_are(claim):
+    tries, reported = load(claim).pipelines, recipe.load(TABLES[claim]).pipelines
+    lines = {(line[0], line[1].strip("*")): line for line in search.table(claim)[1:]}
+    for trial in search.trials(claim):
+        line = lines[display_name(trial.method), trial.values]
+        assert (line[-1] == "yes") == (tries[trial.name] == reported[trial.method])
+        assert line[1].startswith("**") == (search.chosen(claim)[trial.method] == trial)
+
+
+def trial(gain: float, loss: float = 0.0, struck: int = 0) -> Trial:
+    return Trial(f"m (a {gain})", gain, {"task": loss, "benign": -9.0}, struck)
+
+
+def test_the_rule_takes_the_largest_gain_that_keeps_the_model():
+    assert choose([trial(1), trial(3, 5.1), trial(2, 5.0), trial(4, struck=1)]).gain == 2
+    assert choose([trial(1, 7), trial(3, 6), trial(2, 5.5, struck=1)]).gain == 3
+
+
+def test_gains_and_losses_are_those_of_the_log():
+    """Recompute both from the JSON by other code."""
+    cells = json.loads((FOLDER / f"{ALIGNMENT}.json").read_text())["cells"]
+    found = {trial.name: trial for trial in search.trials(ALIGNMENT)}
+    assert len(found) == sum(len(of) for of in by_method(ALIGNMENT).values())
+    for name, of in found.items():
+        pairs = [
+            (cell["pipelines"][name]["stages"], cell["pipelines"]["sft"]["stages"])
+            for cell in cells
+        ]
+        ratios = [np.subtract(*(np.log(dose(stages)) for stages in pair)) for pair in pairs]
+        if np.isfinite(ratios).all():
+            assert math.isclose(of.gain, np.mean(ratios), abs_tol=1e-9)
+        lost = [
+            plain[-1]["scores"]["task"]["value"] - mine[-1]["scores"]["task"]["value"]
+            for mine, plain in pairs
+        ]
+        assert math.isclose(of.losses["task"], np.mean(lost), abs_tol=0.01)
