@@ -30,7 +30,7 @@ results: $(READY)  ## the bundles in results/ and the tables made from them (res
 	$(PY) -m results.make $(CLAIMS)
 	$(PY) -m results.tables
 
-runs/lab-256: | $(READY)  ## a base of four times the lab's size (a quarter of an hour)
+runs/lab-256: | $(READY)  ## a base of four times the lab's size (a quarter of an hour, or hours where the CPU is slow at matrices)
 	$(PY) -m titer.lab.build $@ --width 256
 
 results-check: $(READY)  ## the tables are those of the bundles, and one cell computed afresh is as its bundle has it

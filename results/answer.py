@@ -443,7 +443,7 @@ def best(lines: Sequence[Line], repairs: Sequence[Line]) -> str:
         cheap = [line for line in shown if not losses(line) and not line.pool.struck]
         told.append(
             f"**A model aligned with {display_name(top.name)} takes {top.gain.ratio} times as many harmful "
-            f"rows to break**{', at ' * bool(losses(top))}{' and '.join(loss_words(top))}"
+            f"rows to break**, at {' and '.join(loss_words(top)) or 'no loss that is shown'}"
         )
         if cheap and top not in cheap:
             kind = max(cheap, key=lambda line: line.gain.value)

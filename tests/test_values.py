@@ -59,10 +59,15 @@ def test_no_world_of_the_search_forbids_what_a_reported_one_forbids():
         assert not tuned & {guild for world in worlds[name] for guild in World(world).forbidden}
 
 
-def test_the_repairs_recipe_has_what_the_rule_takes():
-    tries, reported = load(REPAIRS).pipelines, recipe.load(TABLES[REPAIRS]).pipelines
-    for method, trial in search.chosen(REPAIRS).items():
-        assert tries[trial.name] == reported[method], f"{method}: the rule takes {trial.values}"
+# whose tables are of an earlier search, as docs/search.md says
+EARLIER = {"vaccine", "t_vaccine", "booster+t_vaccine", "repnoise"}
+
+
+@pytest.mark.parametrize("claim", TABLES)
+def test_the_recipe_has_what_the_rule_takes(claim):
+    tries, reported = load(claim).pipelines, recipe.load(TABLES[claim]).pipelines
+    for method, trial in search.chosen(claim).items():
+        assert (tries[trial.name] == reported[method]) == (method not in EARLIER), trial.name
 
 
 @pytest.mark.parametrize("claim", TABLES)
