@@ -201,10 +201,14 @@ def same_make(bundle: dict[str, Any]) -> bool:
     return bool(bundle["environment"].get("cpu", INTEL) == cpu_make())
 
 
-def makes(name: str) -> str:
-    """The makes of the CPUs that a bundle was computed on, this one's among them."""
+def makes(name: str, found: Sequence[dict[str, Any]], keep: Known) -> str:
+    """The makes of the CPUs that a bundle's cells were computed on, this one's where some were now."""
     then = json.loads((HERE / f"{name}.json").read_text())["environment"].get("cpu", INTEL)
-    return ", ".join(sorted({*then.split(", "), cpu_make()}))
+    computed = any(
+        cell["pipelines"].keys() - keep.get(Cell(tuple(cell["settings"]), cell["seed"]), {}).keys()
+        for cell in found
+    )
+    return ", ".join(sorted({*then.split(", "), *([cpu_make()] if computed else [])}))
 
 
 def other_bits(was: dict[str, Any], now: dict[str, Any]) -> list[str]:
@@ -259,7 +263,7 @@ def main() -> int:
         keep = {} if arguments.afresh else pipelines_to_keep(name, recipe.load(claim["recipe"]))
         bundle = compute(name, plan, keep)
         if any(keep.values()):
-            bundle["environment"]["cpu"] = makes(name)
+            bundle["environment"]["cpu"] = makes(name, bundle["cells"], keep)
         (HERE / f"{name}.json").write_text(text(bundle))
         missing += sum(cell["status"] != "done" for cell in bundle["cells"])
     return int(missing > 0)

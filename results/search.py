@@ -15,6 +15,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 from math import exp
 
 from results import answer
@@ -55,6 +56,7 @@ class Trial:
         return self.loss <= BOUND and not self.struck
 
 
+@cache
 def trials(claim: str) -> list[Trial]:
     """Every value of every method, in the order of the search's recipe."""
     lines = answer.aligned(claim) if claim == ALIGNMENT else answer.repaired(claim)

@@ -137,6 +137,14 @@ def test_of_a_changed_recipe_only_the_changed_pipelines_are_computed(ran, monkey
     assert not make.same_make(again)
 
 
+def test_a_bundle_of_which_nothing_is_computed_keeps_its_make(ran, monkeypatch):
+    whole = made(monkeypatch)
+    rewrite(environment=whole["environment"] | {"cpu": "Z80"})
+    ran.clear()
+    assert made(monkeypatch)["environment"]["cpu"] == "Z80"
+    assert ran == []
+
+
 def test_a_bundle_of_another_recipe_or_other_versions_keeps_nothing(ran, monkeypatch):
     bundle = made(monkeypatch)
     old = bundle["recipe"]
