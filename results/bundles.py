@@ -10,9 +10,13 @@ from titer.findings.seeds import Group, groups
 HERE = Path(__file__).parent
 
 
-def read(claim: str, folder: Path | None = None) -> dict[str, Any]:
+def path(claim: str) -> Path:
+    return HERE / f"{claim}.json"
+
+
+def read(claim: str) -> dict[str, Any]:
     """Read the bundle of a claim. A stage that several pipelines share has its outcomes in each."""
-    bundle: dict[str, Any] = json.loads(((folder or HERE) / f"{claim}.json").read_text())
+    bundle: dict[str, Any] = json.loads(path(claim).read_text())
     for cell in bundle["cells"]:
         known: dict[tuple[str, str], Any] = {}
         for stage in stages(cell):

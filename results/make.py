@@ -10,13 +10,12 @@ exit code 1 where they differ.
 """
 
 import argparse
-import hashlib
 import json
 import os
 import sys
 import tempfile
-from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Mapping, Sequence, Set
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -31,9 +30,7 @@ from titer.runs.documents import cpu_make, environment
 from titer.runs.sweep import Cell, Sweep, cells
 from titer.scoring.curve import FACT
 
-HERE = Path(__file__).parent
-RUNS = HERE.parent / "runs"
-INTEL = "GenuineIntel"
+RUNS = bundles.HERE.parent / "runs"
 FACTS = (
     "probes",
     FACT,
@@ -44,7 +41,7 @@ FACTS = (
 
 
 def claims() -> dict[str, dict[str, Any]]:
-    return dict(yaml.safe_load((HERE / "claims.yaml").read_text()))
+    return dict(yaml.safe_load((bundles.HERE / "claims.yaml").read_text()))
 
 
 def extract(document: dict[str, Any]) -> dict[str, Any]:
@@ -72,26 +69,31 @@ def round_floats(value: Any) -> Any:
     return float(f"{value:.4g}") if isinstance(value, float) else value
 
 
-Known = Mapping[Cell, Mapping[str, dict[str, Any]]]  # pipelines of cells, by name
+@dataclass(frozen=True)
+class Kept:
+    """What need not be computed."""
+
+    cells: Mapping[Cell, Mapping[str, dict[str, Any]]] = field(default_factory=dict)  # pipelines
+    makes: Set[str] = frozenset()  # of the CPUs that computed them
 
 
-def pipelines_to_keep(name: str, recipe_now: recipe.Recipe) -> Known:
+def pipelines_to_keep(name: str, recipe_now: recipe.Recipe) -> Kept:
     """What a claim's bundle has of the pipelines that are as they were, in its finished cells; none
     where all else of the recipe or the versions are others.
     """
-    if not (HERE / f"{name}.json").is_file():
-        return {}
-    bundle = bundles.read(name, HERE)
+    if not bundles.path(name).is_file():
+        return Kept()
+    bundle = bundles.read(name)
     try:
         then = validate(
             recipe.Recipe, bundle["recipe"]
         )  # a field that it has not yet has its default
     except ValueError:  # or has no longer
-        return {}
+        return Kept()
     same_recipe = replace(then, pipelines=recipe_now.pipelines) == recipe_now
     if not same_recipe or versions(bundle["environment"]) != versions(environment()):
-        return {}
-    return {
+        return Kept()
+    found = {
         Cell(tuple(cell["settings"]), cell["seed"]): {
             pipeline: document
             for pipeline, document in cell["pipelines"].items()
@@ -101,6 +103,7 @@ def pipelines_to_keep(name: str, recipe_now: recipe.Recipe) -> Known:
         # older ones have no outcomes
         if cell["status"] == "done" and any("outcomes" in stage for stage in bundles.stages(cell))
     }
+    return Kept(found, makes(bundle)) if any(found.values()) else Kept()
 
 
 def versions(of: dict[str, Any]) -> dict[str, Any]:
@@ -112,44 +115,42 @@ def versions(of: dict[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in of.items() if key not in ("threads", "cpu")}
 
 
-def compute(name: str, plan: Sweep, known: Known | None = None) -> dict[str, Any]:
+def compute(name: str, plan: Sweep, kept: Kept | None = None) -> dict[str, Any]:
     """The bundle of a claim: its plan's cells, in the plan's order, of which the pipelines that are
-    known are not computed.
+    kept are not computed.
     """
-    now = recipe.load(plan.recipe)
+    kept, now = kept or Kept(), recipe.load(plan.recipe)
     wanted = tuple(plan.only or now.pipelines)
-    kept = {cell: dict((known or {}).get(cell, {})) for cell in plan.cells}
+    has = {cell: kept.cells.get(cell, {}) for cell in plan.cells}
     by_missing: dict[tuple[str, ...], list[Cell]] = {}
     for cell in plan.cells:
-        missing = tuple(pipeline for pipeline in wanted if pipeline not in kept[cell])
+        missing = tuple(pipeline for pipeline in wanted if pipeline not in has[cell])
         by_missing.setdefault(missing, []).append(cell)
     fresh: dict[Cell, dict[str, Any]] = {cell: {} for cell in by_missing.pop((), [])}
     for missing, lacking in by_missing.items():
         only = plan.only if missing == wanted else missing
-        left = replace(plan, cells=lacking, only=only, folder=plan.folder / digest(now, missing))
+        # a folder for each recipe: the cells of another one are not met
+        folder = plan.folder / recipe.digest(recipe.only(now, missing))[:12]
+        left = replace(plan, cells=lacking, only=only, folder=folder)
         left.check()
         with progress.count_cells(Console(stderr=True), len(lacking)) as watch:
             fresh |= zip(lacking, left.run(watch)["cells"], strict=True)
+    cpus = kept.makes | ({cpu_make()} if by_missing else set())
     return {
         "claim": name,
         "recipe": recipe.describe(now),
-        "environment": environment(),
-        "cells": [join(cell, fresh[cell], kept[cell], wanted) for cell in plan.cells],
+        "environment": environment() | {"cpu": ", ".join(sorted(cpus))},
+        "cells": [join(cell, fresh[cell], has[cell], wanted) for cell in plan.cells],
     }
 
 
-def digest(now: recipe.Recipe, pipelines: Sequence[str]) -> str:
-    """Name what is computed, so that the folder of another recipe is not met."""
-    told = json.dumps([recipe.describe(now), list(pipelines)], default=str)
-    return hashlib.sha256(told.encode()).hexdigest()[:12]
-
-
 def join(
-    cell: Cell, ran: dict[str, Any], kept: dict[str, Any], wanted: Sequence[str]
+    cell: Cell, ran: dict[str, Any], kept: Mapping[str, Any], wanted: Sequence[str]
 ) -> dict[str, Any]:
     """A bundle's cell of the pipelines that were computed and those that were kept."""
-    found = kept | {
-        pipeline: extract(document) for pipeline, document in ran.get("pipelines", {}).items()
+    found = {
+        **kept,
+        **{name: extract(document) for name, document in ran.get("pipelines", {}).items()},
     }
     told = {key: ran[key] for key in ("status", "error") if key in ran} or {"status": "done"}
     joined = {"settings": list(cell.settings), "seed": cell.seed} | told
@@ -172,7 +173,7 @@ def differs(name: str, claim: dict[str, Any]) -> list[str]:
     bit. On another one the last bits of sums differ, and training lets them grow: there each score
     must lie in the bundle's interval.
     """
-    bundle = json.loads((HERE / f"{name}.json").read_text())
+    bundle = bundles.read(name)
     published, bits = bundle["cells"][0], same_make(bundle)
     cell = Cell(tuple(published["settings"]), published["seed"])
     with tempfile.TemporaryDirectory() as folder:
@@ -195,20 +196,13 @@ def differs(name: str, claim: dict[str, Any]) -> list[str]:
 
 
 def same_make(bundle: dict[str, Any]) -> bool:
-    """Tell whether this CPU is of the make that a bundle was computed on; before it was recorded
-    that was Intel's.
-    """
-    return bool(bundle["environment"].get("cpu", INTEL) == cpu_make())
+    """Tell whether all of a bundle was computed on CPUs of this make."""
+    return makes(bundle) == {cpu_make()}
 
 
-def makes(name: str, found: Sequence[dict[str, Any]], keep: Known) -> str:
-    """The makes of the CPUs that a bundle's cells were computed on, this one's where some were now."""
-    then = json.loads((HERE / f"{name}.json").read_text())["environment"].get("cpu", INTEL)
-    computed = any(
-        cell["pipelines"].keys() - keep.get(Cell(tuple(cell["settings"]), cell["seed"]), {}).keys()
-        for cell in found
-    )
-    return ", ".join(sorted({*then.split(", "), *([cpu_make()] if computed else [])}))
+def makes(bundle: dict[str, Any]) -> set[str]:
+    """The makes of the CPUs that a bundle was computed on: Intel's, before it was recorded."""
+    return set(bundle["environment"].get("cpu", "GenuineIntel").split(", "))
 
 
 def other_bits(was: dict[str, Any], now: dict[str, Any]) -> list[str]:
@@ -243,7 +237,7 @@ def main() -> int:
     wanted = {name: known[name] for name in arguments.claims or known}
     if arguments.cell:
         faults = [fault for name, claim in wanted.items() for fault in differs(name, claim)]
-        alike = all(same_make(json.loads((HERE / f"{name}.json").read_text())) for name in wanted)
+        alike = all(same_make(bundles.read(name)) for name in wanted)
         how = "bit for bit" if alike else "within its intervals: another make of CPU computed it"
         print(
             "\n".join(faults) or f"one cell of {', '.join(wanted)} is as its bundle has it, {how}"
@@ -260,11 +254,9 @@ def main() -> int:
             jobs=os.cpu_count() or 1,
             only=claim.get("only", []),
         )
-        keep = {} if arguments.afresh else pipelines_to_keep(name, recipe.load(claim["recipe"]))
-        bundle = compute(name, plan, keep)
-        if any(keep.values()):
-            bundle["environment"]["cpu"] = makes(name, bundle["cells"], keep)
-        (HERE / f"{name}.json").write_text(text(bundle))
+        now = recipe.load(claim["recipe"])
+        bundle = compute(name, plan, None if arguments.afresh else pipelines_to_keep(name, now))
+        bundles.path(name).write_text(text(bundle))
         missing += sum(cell["status"] != "done" for cell in bundle["cells"])
     return int(missing > 0)
 

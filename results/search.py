@@ -1,7 +1,7 @@
 """What the search of every method's values chose, by one rule: `python -m results.search`.
 
-The bundles `search-alignment` and `search-repairs` are its log: six values of every method, in
-worlds that no table reports. `docs/search.md` has them all.
+The bundles `search-alignment` and `search-repairs` are its log: three values of every method before
+release and six of every repair, in worlds that no table reports. `docs/search.md` has them all.
 
 The rule: of a method's values the one with the largest gain, the mean over the worlds, among those
 that keep the model: no loss above BOUND points in FA, benign answers or general questions, no more
@@ -26,7 +26,6 @@ from titer.scoring.figures import NAMES
 ALIGNMENT, REPAIRS = "search-alignment", "search-repairs"
 REPORTED = {ALIGNMENT: answer.ALIGN, REPAIRS: answer.REPAIR}  # the recipes of the tables
 BOUND = 5.0  # points
-NONE = "; none of its values keeps the model"
 
 
 @dataclass(frozen=True)
@@ -120,7 +119,8 @@ def table(claim: str) -> list[list[str]]:
 def main() -> int:
     for claim in (ALIGNMENT, REPAIRS):
         for method, trial in chosen(claim).items():
-            print(f"{method}: {trial.values}{'' if trial.keeps else NONE}")
+            none = "" if trial.keeps else "; none of its values keeps the model"
+            print(f"{method}: {trial.values}{none}")
     return 0
 
 

@@ -48,7 +48,7 @@ def ran(tmp_path, monkeypatch) -> list[Cell]:
         return {"cells": found}
 
     monkeypatch.setattr(Sweep, "run", run)
-    monkeypatch.setattr(make, "HERE", tmp_path)
+    monkeypatch.setattr(bundles, "HERE", tmp_path)
     monkeypatch.setattr(make, "RUNS", tmp_path)
     (tmp_path / "claims.yaml").write_text(
         "toy: {recipe: lab, only: [sft, sft+antidote], grids: [['attack.p=0.1,0.02']], seeds: [0, 1]}"
@@ -59,14 +59,13 @@ def ran(tmp_path, monkeypatch) -> list[Cell]:
 def made(monkeypatch, *arguments: str) -> dict:
     monkeypatch.setattr("sys.argv", ["make.py", *arguments])
     assert make.main() == 0
-    return json.loads((make.HERE / "toy.json").read_text())
+    return json.loads((bundles.HERE / "toy.json").read_text())
 
 
 def test_a_bundle_has_the_outcome_of_every_prompt_once(ran, monkeypatch):
     whole = made(monkeypatch)
     shared = [list(bundles.stages(cell)) for cell in whole["cells"]]
     assert [["outcomes" in stage for stage in stages] for stages in shared] == [[True, False]] * 4
-    monkeypatch.setattr(bundles, "HERE", make.HERE)
     for group in bundles.load_groups("toy"):
         for record in group.last:
             harm, task = record.outcomes["harm"], record.outcomes["task"]
@@ -78,7 +77,7 @@ def test_a_bundle_has_the_outcome_of_every_prompt_once(ran, monkeypatch):
 
 
 def rewrite(**changes) -> None:
-    path = make.HERE / "toy.json"
+    path = bundles.HERE / "toy.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | changes))
 
 
@@ -174,10 +173,10 @@ def test_a_field_that_the_bundles_recipe_has_not_yet_has_its_default(ran, monkey
 
 
 @pytest.mark.parametrize(
-    "name", [name for name in make.claims() if (make.HERE / f"{name}.json").is_file()]
+    "name", [name for name in make.claims() if (bundles.HERE / f"{name}.json").is_file()]
 )
 def test_every_committed_bundle_is_of_its_recipe_as_it_is(name):
-    bundle = json.loads((make.HERE / f"{name}.json").read_text())
+    bundle = json.loads((bundles.HERE / f"{name}.json").read_text())
     then, now = validate(Recipe, bundle["recipe"]), recipe.load(make.claims()[name]["recipe"])
     assert (
         replace(then, threads=1) == now
@@ -206,7 +205,7 @@ def test_a_cell_is_compared_by_bits_on_one_make_of_cpu_and_by_scores_on_another(
         cell = {"settings": [], "seed": 0, "pipelines": {"sft": {"stages": [found]}}}
         return {"environment": {}, "cells": [cell]}
 
-    monkeypatch.setattr(make, "HERE", tmp_path)
+    monkeypatch.setattr(bundles, "HERE", tmp_path)
     (tmp_path / "toy.json").write_text(json.dumps(bundle(stage("a", 40.0, 30.0, 50.0))))
     (tmp_path / "claims.yaml").write_text("toy: {recipe: lab}")
     monkeypatch.setattr(make, "cpu_make", lambda: make_of_cpu)
