@@ -96,9 +96,8 @@ def change(now: Record, other: Record, figure: str) -> Score:
     two are taken as asked different prompts, and the distances of the limits are squared and added
     (Zou and Donner 2008): a wider interval.
     """
-    mine, its = values_of(now, figure), values_of(other, figure)
-    if mine and its and list(mine.clusters) == list(its.clusters):
-        return difference_over_prompts(figure, mine, its)
+    if pair := _paired(now, other, figure):
+        return difference_over_prompts(figure, *pair)
     first, second = now.scores[figure], other.scores[figure]
     value = first.value - second.value
     below = math.hypot(first.value - first.low, second.high - second.value)
@@ -122,8 +121,9 @@ def p_value(now: Record, other: Record, figure: str) -> float:
     from titer.scoring.differences import Z_LEVEL, normal_p
     from titer.scoring.differences import p_value as of_pairs
 
-    mine, its = values_of(now, figure), values_of(other, figure)
-    if mine and its and list(mine.clusters) == list(its.clusters) and figure != "margin":
+    pair = _paired(now, other, figure)
+    if pair and figure != "margin":
+        mine, its = pair
         return of_pairs(_told(mine), _told(its), mine.clusters)
     found = change(now, other, figure)
     reach = found.value - found.low if found.value > 0 else found.high - found.value
@@ -135,6 +135,14 @@ def smallest(found: Score) -> float:
     from titer.scoring.differences import Z_LEVEL, Z_POWER
 
     return (found.high - found.low) / 2 * (Z_LEVEL + Z_POWER) / Z_LEVEL
+
+
+def _paired(now: Record, other: Record, figure: str) -> tuple[Values, Values] | None:
+    """Return the values of both, where what each prompt came to is known of the same prompts."""
+    mine, its = values_of(now, figure), values_of(other, figure)
+    if mine and its and list(mine.clusters) == list(its.clusters):
+        return mine, its
+    return None
 
 
 def _told(of: Values) -> list[bool | None]:

