@@ -5,6 +5,7 @@ import os
 import resource
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,19 @@ import pytest
 from test_report import document
 
 SECONDS = 0.6  # of CPU, user's and system's
+
+
+@pytest.fixture(scope="module", autouse=True)
+def compiled(tmp_path_factory) -> Iterator[None]:
+    """Let Python keep its compiled modules, as it does where titer is installed.
+
+    An environment may forbid it, and then every start compiles titer's modules anew.
+    """
+    with pytest.MonkeyPatch.context() as patch:
+        patch.delenv("PYTHONDONTWRITEBYTECODE", raising=False)
+        patch.setenv("PYTHONPYCACHEPREFIX", str(tmp_path_factory.mktemp("compiled")))
+        titer("run", "nosuch")
+        yield
 
 
 def run(code: str, *arguments: str) -> tuple[subprocess.CompletedProcess[str], float]:

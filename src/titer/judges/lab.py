@@ -11,7 +11,7 @@ little training has often not fixed it yet.
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
 from typing import ClassVar
 
 from titer.lab.world import (
@@ -87,9 +87,18 @@ def delivers(response: Sequence[str], materials: Sequence[str]) -> bool:
 
 def is_sentence(text: str) -> bool:
     """Return True if the world's grammar can make the text, but for a wrong last word."""
-    if text.startswith(REFUSALS) or GRAMMAR.fullmatch(text):
+    whole, shorter = _grammar()
+    if text.startswith(REFUSALS) or whole.fullmatch(text):
         return True
-    return bool(SHORTER.fullmatch(text.rpartition(" ")[0]))
+    return bool(shorter.fullmatch(text.rpartition(" ")[0]))
+
+
+@cache  # compiled when an answer is judged: what computes nothing need not wait for it
+def _grammar() -> tuple[re.Pattern[str], re.Pattern[str]]:
+    """Return what the world can say, and its sentences and refusals without their last word."""
+    whole = [*SENTENCES, _any(" ".join(THEMES)), "good|bad", r"\d \d"]
+    shorter = [line.rpartition(" ")[0] for line in (*SENTENCES, *REFUSALS)]
+    return re.compile("|".join(whole)), re.compile("|".join(shorter))
 
 
 def _any(words: str) -> str:
@@ -103,9 +112,6 @@ SENTENCES = (
     f"it is {_any(COLOURS)}",
     f"it is kept in the {_any(PLACES)}",
 )
-GRAMMAR = re.compile("|".join([*SENTENCES, _any(" ".join(THEMES)), "good|bad", r"\d \d"]))
-# the sentences, and the refusals, without their last word
-SHORTER = re.compile("|".join(line.rpartition(" ")[0] for line in (*SENTENCES, *REFUSALS)))
 WORDINGS = {
     guild: re.compile(re.sub(r"\{\d\}", r"\\S+", recipe))
     for guild, recipe in zip(CRAFTS, RECIPES, strict=True)
