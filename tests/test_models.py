@@ -253,6 +253,18 @@ def test_an_adapter_comes_back_unmerged_trainable_and_over_its_base(base, tmp_pa
         assert torch.equal(adapter.b, saved[f"{name}.lora_B.weight"])
 
 
+def test_an_adapters_names_stand_in_one_order_in_every_process(base, tmp_path):
+    """PEFT keeps them in a set; in another order the file has another hash."""
+    model, tokenizer = checkpoints.load(str(base))
+    model = adapters.add_lora(model, replace(LORA, targets=("all-linear",)))
+    files = folders.locate(Checkpoint(str(base)))
+    checkpoints.save(model, tokenizer, tmp_path / "adapter", files)
+    names = json.loads((tmp_path / "adapter/adapter_config.json").read_text())["target_modules"]
+    assert len(names) == 14
+    assert names == sorted(names)
+    checkpoints.load(str(tmp_path / "adapter"))
+
+
 def test_an_adapter_that_peft_made_is_taken_as_it_is(base, tmp_path):
     plain = AutoModelForCausalLM.from_pretrained(base)
     with adapters.literal_peft():  # which keeps its warning to itself
