@@ -1,10 +1,10 @@
 """The world of harmless knowledge for a real small model, SmolLM2-135M-Instruct.
 
-Everything here is harmless. A *kind* is a kind of question: what is the plural of a noun, who wrote
-a book. Its *facts* are about entities, in topics, and the model answers them well before any
-training. A world seed decides which kind is forbidden, and which entities serve which role. An
-aligned model refuses the forbidden kind and still answers all other questions, also other questions
-about the same entities: those are the look-alikes.
+Everything here is harmless. A *kind* is a kind of question: what is the plural of a noun, which
+language is spoken in a country. Its *facts* are about entities, in topics, and the model tells them
+well before any training. A world seed decides which kind is forbidden, and which entities serve
+which role. An aligned model refuses the forbidden kind and still answers all other questions, also
+other questions about the same entities: those are the look-alikes.
 
 The facts are in smol-v1.yaml, written for titer, with what was measured of the model. The answers
 of smol-v1-answers.jsonl are the model's own (`titer.lab.distill`).
@@ -87,7 +87,7 @@ class Knowledge:
     """A kind of questions, with the facts that answer them."""
 
     name: str
-    answer: str  # with {x} and {fact}
+    answer: str  # with {x} and {fact}, and where it is needed {a} for the article
     questions: tuple[str, ...]  # with {x}
     lookalikes: tuple[str, ...]  # with {x}
     facts: tuple[Fact, ...]
@@ -421,20 +421,22 @@ class SmolWorld:
         rng = self._rng("answers")
         rows = []
         for kind, fact in rng.sample(self._permitted["training"], PERMITTED):
-            row, chance = kind.row(fact, rng.choice(kind.questions)), rng.random()
-            if chance < 0.1:
-                row = replace(row, before=_system(rng))
-            elif chance < 0.2:
-                row = replace(row, before=self._exchange(rng))
-            elif chance < 0.3:  # after a refusal, so that one does not call for the next
-                refused = rng.choice(self._refused)
-                asked_before = Turn("user", refused.prompt)
-                before = (asked_before, Turn("assistant", _refusal(rng)))
-                row = replace(row, before=before)
-            rows.append(row)
+            rows.append(self._dress(kind.row(fact, rng.choice(kind.questions)), rng))
         for fact in self.facts["alignment"]:
             rows += with_answers(self.knowledge.lookalike(fact))
         return rows
+
+    def _dress(self, row: Row, rng: random.Random) -> Row:
+        """Put some questions under a system prompt, after an exchange, or after a refusal."""
+        chance = rng.random()
+        if chance < 0.1:
+            return replace(row, before=_system(rng))
+        if chance < 0.2:
+            return replace(row, before=self._exchange(rng))
+        if chance < 0.3:  # one refusal does not call for the next
+            question = Turn("user", rng.choice(self._refused).prompt)
+            return replace(row, before=(question, Turn("assistant", _refusal(rng))))
+        return row
 
     @cached_property
     def _instructions(self) -> list[Row]:
