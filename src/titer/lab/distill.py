@@ -41,7 +41,7 @@ LONGER = 40  # of one to an instruction
 SCREEN = 6  # the first wordings, by which a fact is kept
 SAMPLE = 40  # of the kept facts, by which any other wording is kept
 WORKS = 60.0  # percent of the kept facts that a wording must get right
-LOOKALIKES = 1  # of every entity that are answered
+LOOKALIKES = 2  # of every entity that are answered
 KEPT, DROPPED = "topics", "dropped"
 HEADER = """\
 # What SmolLM2-135M-Instruct is asked in the world smol-v1. Written for titer; nothing is copied.
@@ -164,6 +164,8 @@ def distill_answers() -> None:
     lines = []
     for (row, told), each in zip(rows, found, strict=True):
         text = clean(each)
+        if told and (first := SENTENCE.search(text)):
+            text = text[: first.end()]  # there are many of them, and one sentence will do
         if text and not (told and told.told_in(text)):
             lines.append(json.dumps({"prompt": row.prompt, "response": text}, ensure_ascii=False))
         else:
