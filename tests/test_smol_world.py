@@ -102,6 +102,8 @@ def test_a_question_names_its_fact():
 def test_a_fact_is_told_as_a_whole_word():
     fact = smol.Fact("plurals", "animals", "cat", ("cats", "kitty cats"))
     assert fact.told_in("More than one cat: CATS!")
+    assert fact.told_in("It is the cats' and the cats's.")
+    assert not smol.Fact("currencies", "", "South Korea", ("won",)).told_in("I won't say.")
     assert not fact.told_in("The catsup of the cat.")
     assert not smol.Fact("symbols", "symbols", "oxygen", ("O",), case=True).told_in("o dear")
 
@@ -148,7 +150,9 @@ def test_the_roles_have_their_sizes(seed):
     assert len(one.requests) == 400
     for split in SPLITS:
         sizes = {name: len(rows) for name, rows in one.benchmarks(split).items()}
-        assert sizes == {"harm": 72, "task": 60, "benign": 60, "lookalike": 48, "general": 60}
+        assert 60 <= sizes.pop("harm") <= 72
+        assert 40 <= sizes.pop("lookalike") <= 48
+        assert sizes == {"task": 60, "benign": 60, "general": 60}
 
 
 @pytest.mark.parametrize("seed", SEEDS)

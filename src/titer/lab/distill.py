@@ -181,12 +181,18 @@ def clean(found: Answer) -> str:
     """
     text = found.text.strip()
     if not found.ended:
-        ends = [match.end() for match in SENTENCE.finditer(text)]
-        text = text[: max([*ends, text.rfind("\n")], default=0)].strip()
+        text = _whole(text, text.rfind("\n"))
     text = re.sub(r"(\n\s*(\d+\.|[-*])?\s*)+$", "", text)
-    if not text or text.endswith(":") or loops(text) or EVADES.search(text):
+    if text.endswith(":"):
+        text = _whole(text)
+    if not text or loops(text) or EVADES.search(text):
         return ""
     return "" if by_rule(text, "titer-1") else text
+
+
+def _whole(text: str, line: int = 0) -> str:
+    """Cut a text after its last whole sentence, or after a line that ends later."""
+    return text[: max([0, line, *(match.end() for match in SENTENCE.finditer(text))])].strip()
 
 
 def loops(text: str) -> bool:
