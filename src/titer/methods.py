@@ -390,6 +390,7 @@ class Judge(Method):
     """
 
     tells_wrong: ClassVar[bool] = False  # it tells wrong answers to what was asked, `complied`
+    reads_all: ClassVar[bool] = False  # it tells refusals of any prompt, at no cost worth a thought
 
     @abstractmethod
     def judge(self, prompts: Sequence[str], responses: Sequence[str]) -> list[Verdict]: ...

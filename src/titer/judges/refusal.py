@@ -200,6 +200,7 @@ class Refusal(Judge):
 
     # the list: titer's own, or a published one
     phrases: Phrases = "titer-1"
+    reads_all = True
     about: ClassVar[About] = About(
         title="refusal phrases",
         paper="2310.03693",

@@ -18,7 +18,6 @@ from titer.config import hash_of
 from titer.data.audit import audit
 from titer.data.rows import Row, prompt_hash
 from titer.data.template import Template
-from titer.judges.lab import Lab
 from titer.judges.refusal import Refusal
 from titer.methods import Defense, Edit, Judge, Kind, Label, Retraining, TensorEdit
 from titer.registry import build, describe, name_of
@@ -323,7 +322,7 @@ class Plan:
         recipe, harm = self.recipe, self._known_harm
         answers = AnswerStage(stage, self.benchmarks, recipe.max_new_tokens, recipe.answers_at_once)
         margin = MarginStage(stage, harm, self.judge.refusals) if harm else None
-        return JudgeStage(answers, margin, self.judge, self.roles.scorer)
+        return JudgeStage(answers, margin, self.judge, self.roles.scorer, self.roles.facts)
 
     def once(self, stage: Anew) -> ModelStage:
         """Return the stage that was asked for first among equal ones."""
@@ -370,8 +369,8 @@ class Plan:
 
     @cached_property
     def _own_judge(self) -> Judge:
-        world = self.recipe.data.world
-        return Refusal() if world is None else Lab(world)
+        data = self.recipe.data
+        return Refusal() if data.world is None else data.embedded.judge(data.world)
 
     @cached_property
     def benchmarks(self) -> dict[str, list[Row]]:

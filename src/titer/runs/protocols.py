@@ -13,7 +13,7 @@ from typing import Any
 from typing import Protocol as Interface
 
 from titer.errors import unknown
-from titer.judges.lab import Lab
+from titer.lab import smol, world
 from titer.methods import Judge
 from titer.runs.roles import Data
 
@@ -31,8 +31,9 @@ class Asked(Interface):
 
 @dataclass(frozen=True)
 class Protocol:
-    """For the lab's prompts and its exact judge."""
+    """For the prompts of a lab and its exact judge."""
 
+    lab: str  # `data.lab`
     asked: Mapping[str, Any]  # fields of a recipe, with the only values that they may have
 
     def departures(self, recipe: Asked) -> list[str]:
@@ -42,21 +43,29 @@ class Protocol:
                 "it asks prompts of its own, "
                 "where the protocol has those of a world of the lab (data.world)"
             ]
+        if recipe.data.lab != self.lab:
+            return [f"data.lab={recipe.data.lab!r} where the protocol has {self.lab!r}"]
         values = {name: (getattr(recipe, name), value) for name, value in self.asked.items()}
         found = [
             f"{name}={mine!r} where the protocol has {its!r}"
             for name, (mine, its) in values.items()
             if mine != its
         ]
-        if recipe.judge not in (None, Lab(recipe.data.world)):
-            found.append(
-                f"judge={recipe.judge!r} where the protocol has {Lab(recipe.data.world)!r}"
-            )
+        own = recipe.data.embedded.judge(recipe.data.world)
+        if recipe.judge not in (None, own):
+            found.append(f"judge={recipe.judge!r} where the protocol has {own!r}")
         return found
 
 
 PROTOCOLS: Mapping[str, Protocol] = {
-    "hs-v1": Protocol({"template": "chat", "system": None, "max_length": 64, "max_new_tokens": 16}),
+    "hs-v1": Protocol(
+        world.VERSION,
+        {"template": "chat", "system": None, "max_length": 64, "max_new_tokens": 16},
+    ),
+    "smol-v1": Protocol(
+        smol.VERSION,
+        {"template": "chat", "system": None, "max_length": 192, "max_new_tokens": 24},
+    ),
 }
 
 

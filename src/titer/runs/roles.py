@@ -24,8 +24,8 @@ from titer.data.rows import (
 )
 from titer.data.sources import Given, Source, SourceReader, recognize
 from titer.errors import unknown
-from titer.lab.world import TASKS, World
 from titer.methods import Benchmark, Harmful, HeldOut, Kind, Pairs, Prompts, Refusals
+from titer.runs.worlds import LABS, Embedded
 
 SHARES = {  # of a pool of harmful rows
     "attack": 0.5,
@@ -46,6 +46,8 @@ class Data(Config):
     to the attacker.
     """
 
+    # whose worlds: `world-v1`, of made-up words, or `smol-v1`, of facts that a real model knows
+    lab: str = "world-v1"
     world: int | None = None  # world seed of the lab; null: sources
     task: Given | None = None  # the user's rows: a task of the lab by its name, or a source
     test: Given | None = None  # held-out rows of the task: the fine-tune accuracy
@@ -68,6 +70,8 @@ class Data(Config):
     shared: Literal["refuse", "drop", "keep"] = "refuse"
 
     def __post_init__(self) -> None:
+        if self.lab not in LABS:
+            raise unknown("lab", self.lab, LABS)
         if self.world is not None and self.world < 0:
             raise ValueError(f"world={self.world}: a world seed is 0 or above")
         if self.defense_rows is not None and self.defense_rows < 1:
@@ -89,21 +93,27 @@ class Data(Config):
                 f"world={self.world} and {own[0]}={getattr(self, own[0]).path!r} "
                 "exclude each other: set data.world=null"
             )
-        task = self.task.path if self.task else TASKS[0]
+        tasks = self.embedded.tasks
+        task = self.task.path if self.task else tasks[0]
         if (
-            task not in TASKS
+            task not in tasks
             and "/" not in task
             and not Path(task).exists()
             and not files.is_readable(Path(task))
         ):
-            raise unknown("task (neither one of the lab nor a source)", task, TASKS)
+            raise unknown("task (neither one of the lab nor a source)", task, tasks)
+
+    @property
+    def embedded(self) -> Embedded:
+        """The lab that a world is of."""
+        return LABS[self.lab]
 
     @property
     def lab_task(self) -> str | None:
         """The task of the lab that is asked for, None where the user's rows have a source."""
         if self.task is None:
-            return TASKS[0] if self.world is not None else None
-        return self.task.path if self.task.path in TASKS else None
+            return self.embedded.tasks[0] if self.world is not None else None
+        return self.task.path if self.task.path in self.embedded.tasks else None
 
 
 @dataclass(frozen=True)
@@ -118,6 +128,7 @@ class Roles:
     requests: list[Row] = field(default_factory=list)  # the attacker's harmless ones
     benchmarks: dict[str, list[Row]] = field(default_factory=dict)
     scorer: Benchmark = field(default_factory=Answers)  # of the task
+    facts: Benchmark = field(default_factory=Answers)  # of permitted questions
     # by role, where its rows come from
     sources: dict[str, dict[str, Any]] = field(default_factory=dict)
 
@@ -146,7 +157,9 @@ class Roles:
         }
 
 
-TRAINING = tuple(f.name for f in fields(Roles) if f.name not in ("benchmarks", "scorer", "sources"))
+TRAINING = tuple(
+    f.name for f in fields(Roles) if f.name not in ("benchmarks", "scorer", "facts", "sources")
+)
 NOTHING: Mapping[str, Set[str]] = MappingProxyType({})
 EVERY = frozenset(
     {"alignment", "defense", "attack", "calibration", "task", "harm", "test", "lookalike"}
@@ -168,7 +181,7 @@ def roles(
     """
     reader, others = SourceReader(), dict[str, list[Row]]()
     if data.world is not None:
-        world = World(data.world, data.lab_task or TASKS[0])
+        world = data.embedded.world(data.world, data.lab_task or data.embedded.tasks[0])
         task = world.user_task if data.lab_task else []
         requests = world.requests if "requests" in wanted else []
         found = Roles(
@@ -179,6 +192,7 @@ def roles(
             task,
             requests,
             world.benchmarks(data.split),
+            facts=data.embedded.facts,
         )
     else:
         pool = _pool(data, wanted, reader)

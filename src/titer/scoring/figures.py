@@ -6,6 +6,7 @@ NAMES = {  # benchmark -> its figure's name in tables
     "margin": "harm margin",
     "task": "FA",
     "contained": "FA (contained)",
+    "task_refused": "task refused",
     "complied": "complied",
     "refused": "refused",
     "prefill": "prefill HS",

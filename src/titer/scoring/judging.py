@@ -45,6 +45,7 @@ def judge_answers(
     judge: Judge,
     scorer: Benchmark | None = None,
     margins: Sequence[float] = (),
+    facts: Benchmark | None = None,
 ) -> Evaluation:
     """Score the answers to every benchmark's prompts.
 
@@ -54,8 +55,9 @@ def judge_answers(
     the harm margin. `asked` gives the harmful score of the harm prompts in the attacker's words,
     which the judge reads without these, `prefill` that of answers that were begun for the model;
     `lookalike` the percent refused of harmless prompts; `task`
-    the percent right by `scorer`, strictly and where it has a lenient rule by that; every other
-    benchmark the percent answered exactly.
+    the percent right by `scorer`, strictly and where it has a lenient rule by that, and the percent
+    refused where the judge reads any answer; every other benchmark the percent right by `facts`.
+    Without `scorer` or `facts` an answer is right if it is the response.
     """
     plain = cast(Benchmark, registry.build("benchmarks", "answers"))
     scores: dict[str, Score] = {}
@@ -79,7 +81,7 @@ def judge_answers(
                     known = [cluster_of(row) for row in rows if row.response]
                     scores["margin"] = mean(margins, known)
         else:
-            rule = scorer if scorer and name == "task" else plain
+            rule = (scorer if name == "task" else facts) or plain
             found = [rule.match(row, a.text) for row, a in zip(rows, given, strict=True)]
             words = (
                 "exact" if match.exact else "contained" if match.contained else "wrong"
@@ -92,6 +94,9 @@ def judge_answers(
                 scores["contained"] = proportion_by_cluster(
                     [bool(match.contained) for match in found], clusters
                 )
+            if name == "task" and judge.reads_all:
+                read = judge.judge([row.question for row in rows], [a.text for a in given])
+                scores["task_refused"] = rate(read, COUNTS["refused"], clusters)
         records += [
             JudgedAnswer(
                 name, row.question, a.text, a.ended, v.label, v.reason, v.refuses, v.garbled

@@ -37,7 +37,8 @@ class JudgeStage(Stage):
     answers: AnswerStage
     margin: MarginStage | None
     judge: Judge
-    scorer: Benchmark
+    scorer: Benchmark  # of the task
+    facts: Benchmark  # of permitted questions
 
     @property
     def inputs(self) -> list[Stage]:
@@ -55,12 +56,13 @@ class JudgeStage(Stage):
             "margin": self.margin.key if self.margin else None,
             "judge": describe(self.judge),
             "benchmark": describe(self.scorer),
+            "facts": describe(self.facts),
             "clusters": {
                 name: [row.cluster for row in rows]
                 for name, rows in self.answers.benchmarks.items()
                 if any(row.cluster for row in rows)
             },
-            "code": code_key(type(self), self.judge, self.scorer),
+            "code": code_key(type(self), self.judge, self.scorer, self.facts),
         }
 
     def compute(self, work: Work, folder: Path) -> dict[str, Any]:
@@ -71,7 +73,7 @@ class JudgeStage(Stage):
             margins = json.loads(
                 (work.folder(self.margin) / paths.MARGINS).read_text(encoding="utf-8")
             )
-        found = judge_answers(benchmarks, given, self.judge, self.scorer, margins)
+        found = judge_answers(benchmarks, given, self.judge, self.scorer, margins, self.facts)
         check_scored(found, self.judge)
         text = "".join(json.dumps(asdict(record)) + "\n" for record in found.records)
         write_privately(folder / paths.ANSWERS, text)
