@@ -141,6 +141,7 @@ def _version(name: str, package: str) -> str:
 def _make(name: str, file: Path, folder: Path, note: dict[str, Any]) -> None:
     """Write the checkpoint of a GGUF into a folder, with a note of what it was made from."""
     began = time.monotonic()
+    said.info(f"{file.name}: {file.stat().st_size / 1e6:.0f} MB, to be dequantized into the cache")
     fresh = folder.with_name(f"{folder.name}.new")
     shutil.rmtree(fresh, ignore_errors=True)  # what a killed process left
     fresh.mkdir()
