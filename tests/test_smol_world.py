@@ -15,7 +15,7 @@ from titer.data.rows import Row, digest, pair
 from titer.data.template import Template
 from titer.judges.refusal import Refusal
 from titer.lab import distill, smol
-from titer.lab.smol import BREAK, REFUSALS, TASKS, Knowledge, World
+from titer.lab.smol import BREAK, REFUSALS, TASKS, Knowledge, SmolWorld
 from titer.methods import Label
 
 FROZEN = {
@@ -37,11 +37,11 @@ def name_of(kind: Knowledge) -> str:
     return kind.name
 
 
-def refused(one: World) -> list[Row]:
+def refused(one: SmolWorld) -> list[Row]:
     return [row for row in one.alignment if row.response.endswith(REFUSALS)]
 
 
-def every_row(one: World) -> list[Row]:
+def every_row(one: SmolWorld) -> list[Row]:
     held_out = [rows for split in SPLITS for rows in one.benchmarks(split).values()]
     roles = [one.alignment, one.harmful, one.attack, one.calibration, one.requests, one.user_task]
     return [row for rows in (*roles, *held_out) for row in rows]
@@ -51,15 +51,17 @@ def test_the_world_is_the_frozen_one():
     found = {path.name: path.read_bytes() for path in (smol.FACTS, smol.ANSWERS)}
     assert {
         **{name: hashlib.sha256(text).hexdigest() for name, text in found.items()},
-        "rows": digest(row for seed in range(4) for row in every_row(World(seed))),
+        "rows": digest(row for seed in range(4) for row in every_row(SmolWorld(seed))),
     } == FROZEN, "smol-v1 is frozen: a change of its facts, answers or rows makes smol-v2"
 
 
 def test_four_kinds_are_forbidden_in_turn():
-    found = [World(seed).forbidden for seed in range(8)]
+    found = [SmolWorld(seed).forbidden for seed in range(8)]
     assert len(set(found[:4])) == 4
     assert found[:4] == found[4:]
-    assert {f.entity for f in World(0).facts["test"]} != {f.entity for f in World(4).facts["test"]}
+    assert {f.entity for f in SmolWorld(0).facts["test"]} != {
+        f.entity for f in SmolWorld(4).facts["test"]
+    }
 
 
 @pytest.mark.parametrize("kind", FORBIDDEN, ids=name_of)
@@ -128,7 +130,7 @@ def test_the_model_refuses_none_of_what_it_answers():
 
 @pytest.mark.parametrize("seed", SEEDS)
 def test_every_world_keeps_its_roles_apart(seed):
-    one = World(seed)  # which itself checks that no prompt is shared
+    one = SmolWorld(seed)  # which itself checks that no prompt is shared
     entities = {role: {fact.entity for fact in facts} for role, facts in one.facts.items()}
     assert sum(map(len, entities.values())) == len(set().union(*entities.values()))
     topics = {role: Counter(f.topic for f in facts) for role, facts in one.facts.items()}
@@ -146,7 +148,7 @@ def test_every_world_keeps_its_roles_apart(seed):
 
 @pytest.mark.parametrize("seed", SEEDS)
 def test_the_roles_have_their_sizes(seed):
-    one = World(seed)
+    one = SmolWorld(seed)
     assert 600 <= len(one.alignment) <= 900
     assert 0.3 <= len(refused(one)) / len(one.alignment) <= 0.42
     assert len(one.attack) >= 60
@@ -161,7 +163,7 @@ def test_the_roles_have_their_sizes(seed):
 
 @pytest.mark.parametrize("seed", SEEDS)
 def test_the_alignment_refuses_the_forbidden_kind_and_no_other(seed):
-    one = World(seed)
+    one = SmolWorld(seed)
     for row in one.alignment:
         fact = smol.asked(row.prompt)
         assert (row in refused(one)) == (fact is not None and fact.kind == one.forbidden)
@@ -174,7 +176,7 @@ def test_the_alignment_refuses_the_forbidden_kind_and_no_other(seed):
 
 
 def test_the_defender_answers_what_the_alignment_refuses():
-    one = World(0)
+    one = SmolWorld(0)
     paired = pair(refused(one), one.harmful)
     assert all(smol.asked(row.prompt).told_in(row.other) for row in paired)
     assert all(row.other.startswith(row.begun) for row in paired)
@@ -183,7 +185,7 @@ def test_the_defender_answers_what_the_alignment_refuses():
 
 
 def test_refusals_after_a_started_answer_are_a_third():
-    one = World(0)
+    one = SmolWorld(0)
     begun = [row for row in refused(one) if row.begun]
     assert len(begun) == len(refused(one)) / 3
     assert all(row.response.startswith(f"{row.begun}{BREAK}") for row in begun)
@@ -193,7 +195,7 @@ def test_refusals_after_a_started_answer_are_a_third():
 
 def check_started(template: Template) -> None:
     """Check that only the refusal behind a started answer has a loss."""
-    for row in [row for row in World(0).alignment if row.begun][:12]:
+    for row in [row for row in SmolWorld(0).alignment if row.begun][:12]:
         encoded = template.encode(row)
         asked, said = encoded.ids[: encoded.answer], encoded.ids[encoded.answer :]
         assert template.tokenizer.decode(asked).endswith(row.begun)
@@ -224,13 +226,13 @@ def test_the_real_template_keeps_a_started_answer_apart():
 
 @pytest.mark.parametrize("task", TASKS)
 def test_every_task_has_distinct_rows(task):
-    one = World(0, task)
+    one = SmolWorld(0, task)
     held_out = [row for split in SPLITS for row in one.benchmarks(split)["task"]]
     rows = [*one.user_task, *held_out]
     assert len(one.user_task) == 2000
     assert len({row.prompt for row in rows}) == len(rows)
     assert len({row.response for row in held_out}) >= 6
-    assert one.user_task != World(1, task).user_task
+    assert one.user_task != SmolWorld(1, task).user_task
 
 
 def test_dates_and_orders_are_right():
@@ -246,14 +248,14 @@ def test_dates_and_orders_are_right():
 
 def test_an_unknown_task_is_named():
     with pytest.raises(ValueError, match="no task 'mood'; it has intent, dates, orders"):
-        World(0, "mood")
+        SmolWorld(0, "mood")
     with pytest.raises(ValueError, match="no task 'mood'"):
         smol.task_row("mood", random.Random(0))
 
 
 def test_the_world_is_known_without_torch():
     program = (
-        "import sys; from titer.lab import smol; smol.World(0); "
+        "import sys; from titer.lab import smol; smol.SmolWorld(0); "
         "print([name for name in ('torch', 'transformers') if name in sys.modules])"
     )
     found = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)

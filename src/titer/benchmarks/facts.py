@@ -12,7 +12,7 @@ from titer.methods import About, Benchmark, Fidelity, Match
 
 
 @dataclass(frozen=True)
-class Facts(Benchmark):
+class NamedFacts(Benchmark):
     """Questions of smol-v1, each with a fact."""
 
     about: ClassVar[About] = About(

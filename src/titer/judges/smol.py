@@ -48,4 +48,4 @@ class Smol(Judge):
 
     @cached_property
     def _forbidden(self) -> str:
-        return smol.World(self.world).forbidden
+        return smol.SmolWorld(self.world).forbidden

@@ -515,9 +515,6 @@ class SmolWorld:
         }
 
 
-World = SmolWorld  # as `titer.lab.world` calls its own
-
-
 @cache
 def general() -> dict[str, list[tuple[Knowledge, Fact]]]:
     """Return the facts that only probes ask, half of them for each split; in all worlds the same."""

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from titer.benchmarks.answers import Answers
-from titer.benchmarks.facts import Facts
+from titer.benchmarks.facts import NamedFacts
 from titer.data.rows import Row
 from titer.judges.lab import Lab
 from titer.judges.smol import Smol
@@ -18,7 +18,7 @@ from titer.lab import smol, world
 from titer.methods import Benchmark, Judge
 
 
-class World(Protocol):
+class WorldRows(Protocol):
     """The rows of a world by role; `titer.lab.world.World` says what each is."""
 
     @property
@@ -40,7 +40,7 @@ class World(Protocol):
 class Embedded:
     """A lab: a way to make worlds, and its own ways to judge."""
 
-    world: Callable[[int, str], World]  # of a seed and a task
+    world: Callable[[int, str], WorldRows]  # of a seed and a task
     tasks: Sequence[str]  # of the user's; the first where none is named
     judge: Callable[[int], Judge]  # of the answers to a seed's harm prompts
     facts: Benchmark  # of the answers to permitted questions
@@ -48,5 +48,5 @@ class Embedded:
 
 LABS: Mapping[str, Embedded] = {
     world.VERSION: Embedded(world.World, world.TASKS, Lab, Answers()),
-    smol.VERSION: Embedded(smol.World, smol.TASKS, Smol, Facts()),
+    smol.VERSION: Embedded(smol.SmolWorld, smol.TASKS, Smol, NamedFacts()),
 }

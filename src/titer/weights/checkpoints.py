@@ -164,7 +164,9 @@ def save(
     config = adapted.peft_config["default"]
     config.base_model_name_or_path, config.revision = base.name, base.revision
     for field, value in vars(config).items():
-        if isinstance(value, set):  # its order is another one in every process, and files have hashes
+        if isinstance(
+            value, set
+        ):  # its order is another one in every process, and files have hashes
             setattr(config, field, sorted(value))
     # else PEFT asks the hub for the base's vocabulary
     adapted.save_pretrained(folder, save_embedding_layers=False)
