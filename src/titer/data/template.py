@@ -92,9 +92,11 @@ class Template:
         Without `ended` they are only the beginning of an answer: the text without what the template
         puts behind it. Raises where the template does not keep prompt and answer apart.
         """
+        begun = len(self._begun(row))  # what the model is given has no loss
         if self.style != "chat":
-            return self._behind(row, row.response) + [self._eos] * ended
+            return self._behind(row, row.response[begun:]) + [self._eos] * ended
         said, end = self._answer(row)
+        said = said[begun:]
         if not ended:
             return self._behind(row, said)
         ids = self._behind(row, said + end)
