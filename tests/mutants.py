@@ -96,6 +96,19 @@ EQUIVALENT: dict[tuple[str, str], str] = {
         "repnoise",
         "self.lens_every -> 2 * self.lens_every in self.lens_every < 1",
     ): "no whole number tells 2 n < 1 from n < 1",
+    (
+        "lisa",
+        "self.k1 -> 2 * self.k1 in self.k1 < 0",
+    ): "twice a number is below 0 where the number is",
+    ("lisa", "self.k2 -> 2 * self.k2 in self.k2 < 1"): "no whole number tells 2 n < 1 from n < 1",
+    (
+        "lisa",
+        "self.rho -> 2 * self.rho in 0.0 <= self.rho < math.inf",
+    ): "twice a number is at least 0, and finite, where the number is",
+    (
+        "lisa",
+        "self.rho -> 2 * self.rho in self.rho == 0.0",
+    ): "twice a number is 0 where the number is",
     ("repnoise", "strict=True -> strict=False"): "both are as long as one another by their making",
     ("tar", "strict=True -> strict=False"): "both are as long as one another by their making",
     ("tar", "self.k -> 2 * self.k"): "twice a number is 0 where the number is",

@@ -18,7 +18,10 @@ from titer.edits.wise_ft import WiseFT
 from titer.methods import About, Defense, Harmful, Needs, Refusals
 
 ROOT = Path(__file__).parent.parent
-SHORTER = {"tar": {"k": 3, "every": 2, "switch": 0.0}}  # what would take minutes with its defaults
+SHORTER = {  # what would take minutes with its defaults, or a longer stage
+    "lisa": {"k1": 2, "k2": 3},
+    "tar": {"k": 3, "every": 2, "switch": 0.0},
+}
 
 
 def methods(kind: str) -> list:

@@ -2,6 +2,7 @@
 
 import json
 from contextlib import nullcontext
+from dataclasses import replace
 from functools import cache, partial
 from pathlib import Path
 
@@ -409,17 +410,22 @@ def test_an_adapter_on_experts_is_refused_by_name():
 
 
 SETTINGS = Training(updates=1, lr=1e-3, batch=4, weight_decay=0.0, lora=ALL_LINEAR)
+STATES = {
+    "lisa": ({"k1": 1, "k2": 1, "warmup": 0.0}, 3)
+}  # a method of two, and updates that see both
 
 
 @families
 @pytest.mark.parametrize("name", registry.names("defenses"))
 def test_every_defense_runs_an_update(rows, family, name):
+    fields, updates = STATES.get(name, ({}, 1))
+    defense = registry.build("defenses", {"method": name} | fields)
     model = adapted(FAMILIES[family](vocabulary=400))
     tuned = set(checkpoints.trainable(model))
     before = state(model)
-    [terms] = train(model, registry.build("defenses", name), rows, SETTINGS, seed=0)
+    history = train(model, defense, rows, replace(SETTINGS, updates=updates), seed=0)
     after = state(model)
-    assert all(torch.isfinite(torch.tensor(value)) for value in terms.values())
+    assert all(torch.isfinite(torch.tensor([*terms.values()])).all() for terms in history)
     moved = {key for key in before if not torch.equal(before[key], after[key])}
     assert moved
     assert moved <= tuned

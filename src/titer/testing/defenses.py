@@ -21,6 +21,7 @@ from titer import registry
 from titer.methods import Defense
 from titer.testing.small import Stop, flags, hooks, rows, same, state, step_for, tiny
 from titer.training.settings import Training
+from titer.training.step import Step
 from titer.training.train import accelerator_for, train
 
 SETTINGS = Training(updates=8, lr=1e-3, batch=2, weight_decay=0.3, lora=None)
@@ -46,64 +47,92 @@ def keeps_frozen_weights(method: Defense, folder: Path) -> None:
 
 
 def draws_the_streams_it_declares(method: Defense, folder: Path) -> None:
-    """An update draws from each declared stream and no other, and one batch of its rows."""
+    """The phases draw from each declared stream and no other, and an update one batch of its rows.
+
+    That batch may be of another stream, or shared with one.
+    """
     declared = set(method.needs.streams)
     assert "rows" in declared, "it declares no stream 'rows', which is what the stage trains on"
     step = step_for(tiny(), rows(), accelerator_for("cpu"), batch=2, accumulate=2)
-    method.gradient(step, method.prepare(step))
+    prepared = method.prepare(step)
+    for now in first_updates(method, step):
+        before = {name: stream.position for name, stream in step.streams.items()}
+        method.gradient(now, prepared)
+        counts = {name: of.position - before[name] for name, of in step.streams.items()}
+        count = counts["rows"]
+        assert count == 4 or (count < 4 and sum(counts.values()) == 4), (
+            f"it draws {count} of its rows at an update of 4"
+        )
     drawn = {name for name, stream in step.streams.items() if stream.position > 0}
     assert drawn == declared, f"it declares {sorted(declared)} and draws {sorted(drawn)}"
-    count = step.streams["rows"].position
-    assert count == 4, f"it draws {count} of its rows at an update of 4"
+
+
+def first_updates(method: Defense, step: Step) -> list[Step]:
+    """Return the first update of every kind of phase in a stage of the checks' length."""
+    found: dict[str, Step] = {}
+    update = 1
+    for phase in method.schedule(SETTINGS.updates):
+        found.setdefault(phase.name, replace(step, update=update, phase=phase, logged={}))
+        update += phase.updates
+    return [replace(now, _batches={}) for now in found.values()]
 
 
 def leaves_the_weights_to_the_optimizer(method: Defense, folder: Path) -> None:
     """The gradient is finite, of trainable weights, and logged; the weights stay bit for bit."""
     model = tiny(torch.float32)
     before, step = state(model), step_for(model, rows(), accelerator_for("cpu"))
-    vec = method.gradient(step, method.prepare(step))
-    assert same(before, state(model)), "gradient() changed the weights"
-    other = set(vec.names()) - set(step.parameters)
-    assert not other, f"its gradient names what is not trained: {', '.join(sorted(other))}"
-    finite = all(bool(torch.isfinite(value).all()) for value in vec.fold().values())
-    assert finite, "its gradient is not finite"
-    assert step.logged, "it logs no term of its objective"
-    untouched = set(step.parameters) - set(vec.names())
-    assert method.partial or not untouched, (
-        f"its gradient leaves weights alone, and `partial` is False: {', '.join(sorted(untouched))}"
-    )
+    prepared = method.prepare(step)
+    for now in first_updates(method, step):
+        vec = method.gradient(now, prepared)
+        assert same(before, state(model)), "gradient() changed the weights"
+        other = set(vec.names()) - set(step.parameters)
+        assert not other, f"its gradient names what is not trained: {', '.join(sorted(other))}"
+        finite = all(bool(torch.isfinite(value).all()) for value in vec.fold().values())
+        assert finite, "its gradient is not finite"
+        assert now.logged, "it logs no term of its objective"
+        untouched = set(step.parameters) - set(vec.names())
+        assert method.partial or not untouched, (
+            "its gradient leaves weights alone, and `partial` is False: "
+            f"{', '.join(sorted(untouched))}"
+        )
 
 
 def leaves_the_weights_after_a_failure(method: Defense, folder: Path) -> None:
     """An exception in any forward pass leaves the weights bit for bit as they were, and no hook."""
-    for failing in range(PASSES):
-        model = tiny(torch.float32)
-        step = step_for(model, rows(), accelerator_for("cpu"))
-        prepared = method.prepare(step)
-        before, hooked, flagged = state(model), hooks(model), flags(model)
-        left = failing
+    model = tiny(torch.float32)
+    step = step_for(model, rows(), accelerator_for("cpu"))
+    for now in first_updates(method, step):
+        for failing in range(PASSES):
+            if fail_at(method, now, failing):
+                break
 
-        def fail(*_: object) -> None:
-            nonlocal left
-            left -= 1
-            if left < 0:
-                raise Stop
 
-        handle = model.register_forward_pre_hook(fail)
-        try:
-            method.gradient(step, prepared)
-        except Stop:
-            finished = False
-        else:
-            finished = True
-        finally:
-            handle.remove()
-        where = f"a failure in forward pass {failing + 1}"
-        assert same(before, state(model)), f"{where} left changed weights"
-        assert hooks(model) == hooked, f"{where} left hooks on the model"
-        assert flags(model) == flagged, f"{where} left requires_grad changed"
-        if finished:
-            return
+def fail_at(method: Defense, step: Step, failing: int) -> bool:
+    """Let one forward pass of an update fail. Return True where it had no such pass."""
+    model, prepared = step.model, method.prepare(step)
+    before, hooked, flagged = state(model), hooks(model), flags(model)
+    left = failing
+
+    def fail(*_: object) -> None:
+        nonlocal left
+        left -= 1
+        if left < 0:
+            raise Stop
+
+    handle = model.register_forward_pre_hook(fail)
+    try:
+        method.gradient(replace(step, _batches={}), prepared)
+    except Stop:
+        finished = False
+    else:
+        finished = True
+    finally:
+        handle.remove()
+    where = f"a failure in forward pass {failing + 1}"
+    assert same(before, state(model)), f"{where} left changed weights"
+    assert hooks(model) == hooked, f"{where} left hooks on the model"
+    assert flags(model) == flagged, f"{where} left requires_grad changed"
+    return finished
 
 
 def resumes_bit_for_bit(method: Defense, folder: Path) -> None:

@@ -64,6 +64,7 @@ def streams(template: Template) -> dict[str, list[Encoded]]:
     mixed = [*pair(world.alignment[:12], world.harmful), *world.alignment[-12:], *long]
     held_out = pair(world.harmful[20:32], world.alignment)
     of = {"rows": mixed, "harmful": world.harmful[:20], "held_out": held_out}
+    of["alignment"] = [*world.alignment[12:20], *world.alignment[-20:-12]]
     return {name: [template.encode(row) for row in those] for name, those in of.items()}
 
 
