@@ -14,7 +14,7 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from titer.data.batches import Batch, Part, Stream
+from titer.data.batches import Batch, Encoded, Part, Stream
 from titer.phase import Phase
 from titer.training.activations import Acts
 from titer.training.layers import Layer, layers, once, recompute_layers
@@ -62,14 +62,18 @@ class Step:
         All ranks draw the same rows, and each keeps its own share of the micro-batches. Raises
         where the method declares no such stream.
         """
-        if stream not in self.streams:
-            raise ValueError(f"no stream {stream!r}: the method declares {', '.join(self.streams)}")
-        ranks, rank = self.accelerator.num_processes, self.accelerator.process_index
-        size, count = self.batch_size, self.accumulate
-        rows = self.streams[stream].take(size * count * ranks)
-        chunks = [rows[i : i + size] for i in range(0, len(rows), size)]
-        mine = slice(rank * count, (rank + 1) * count)
-        return Batch.of(stream, chunks, pad_of(self.model), self.accelerator.device, mine)
+        return self._collate(stream, self._take(stream, self._size))
+
+    def mix(self, stream: str, other: str, share: float) -> Batch:
+        """Draw the next batch of two streams together, a `share` of its rows from the other one.
+
+        After any number of updates the share is met to the nearest row, also where it is less than
+        a row of a batch.
+        """
+        done = [round(update * share * self._size) for update in (self.update - 1, self.update)]
+        theirs = done[1] - done[0]
+        rows = [*self._take(stream, self._size - theirs), *self._take(other, theirs)]
+        return self._collate(f"{stream} and {other}", rows)
 
     def grad(self, batch: Batch, loss: Loss = cross_entropy) -> Vec:
         """Return the gradient of the token-weighted mean of `loss` over the whole update.
@@ -274,19 +278,42 @@ class Step:
             raise ValueError(
                 'this method keeps no reference model: give its needs `references=("start",)`'
             )
+        cached = torch.is_autocast_cache_enabled()
         with torch.no_grad():
             now = {name: parameter.data for name, parameter in self.parameters.items()}
             try:
+                # else a pass of the trained weights would take casts of these
+                torch.set_autocast_cache_enabled(False)
                 for name, value in self.start.items():
                     self.parameters[name].data = value
                 yield
             finally:
+                torch.set_autocast_cache_enabled(cached)
                 for name, value in now.items():
                     self.parameters[name].data = value
 
     def log(self, **terms: float | None) -> None:
         """Keep terms to show and to store with the run, by the names that the paper gives them."""
         self.logged |= {name: value for name, value in terms.items() if value is not None}
+
+    @property
+    def _size(self) -> int:
+        """The rows of an update, over micro-batches and ranks."""
+        ranks: int = self.accelerator.num_processes
+        return self.batch_size * self.accumulate * ranks
+
+    def _take(self, stream: str, count: int) -> list[Encoded]:
+        """Take the next rows of a stream. Raises where the method declares no such stream."""
+        if stream not in self.streams:
+            raise ValueError(f"no stream {stream!r}: the method declares {', '.join(self.streams)}")
+        return self.streams[stream].take(count)
+
+    def _collate(self, name: str, rows: Sequence[Encoded]) -> Batch:
+        """Make the batch of an update's rows, in micro-batches of which this rank keeps its share."""
+        size, rank = self.batch_size, self.accelerator.process_index
+        chunks = [rows[i : i + size] for i in range(0, len(rows), size)]
+        mine = slice(rank * self.accumulate, (rank + 1) * self.accumulate)
+        return Batch.of(name, chunks, pad_of(self.model), self.accelerator.device, mine)
 
     def _pass_over(self, batch: Batch) -> Iterator[Part]:
         """Yield the micro-batches. Each is the current one, `_part`, while a pass works on it."""
