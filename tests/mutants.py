@@ -96,6 +96,15 @@ EQUIVALENT: dict[tuple[str, str], str] = {
         "repnoise",
         "self.lens_every -> 2 * self.lens_every in self.lens_every < 1",
     ): "no whole number tells 2 n < 1 from n < 1",
+    ("ldifs", "self.layers -> 2 * self.layers"): "the same layers twice",
+    (
+        "ldifs",
+        "self.lam -> 2 * self.lam in 0.0 <= self.lam < math.inf",
+    ): "twice a number is at least 0, and finite, where the number is",
+    (
+        "ldifs",
+        "self.lam -> 2 * self.lam in self.lam == 0.0",
+    ): "twice a number is 0 where the number is",
     (
         "lisa",
         "self.k1 -> 2 * self.k1 in self.k1 < 0",
@@ -197,7 +206,7 @@ HOUSEKEEPING = {
     "detach",
     "double",
 }  # calls that change where and how precisely a value lies, not the value
-STREAMS = {"rows": "harmful", "harmful": "rows"}
+STREAMS = {"rows": "harmful", "harmful": "rows", "alignment": "rows"}
 
 
 @dataclass(frozen=True)

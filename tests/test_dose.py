@@ -15,6 +15,7 @@ from titer.report import dose as drawing
 from titer.scoring import curve
 from titer.scoring.censored import mean_with_interval
 from titer.scoring.curve import FACT
+from titer.training.settings import DRAWN
 
 
 def looks(*points: tuple[float, float], share: float = 0.1):
@@ -199,3 +200,14 @@ def test_a_look_tells_the_rows_and_the_rates_so_far():
         "delivered": 50.0,
     }
     assert curve.without_looks(history[1]) == {"f": 1.0, "lr": 0.2}
+
+
+def test_a_look_counts_the_user_s_rows_where_updates_had_others_too():
+    history = [
+        {"lr": 0.1, DRAWN: 0} | curve.name_terms([-3.0], {}),
+        {"lr": 0.1, DRAWN: 6} | curve.name_terms([1.0], {}),
+    ]
+    looks = curve.tell(history, curve.name_terms([-4.0], {}), rows=8, share=0.5)
+    assert [look["rows"] for look in looks] == [0, 0, 6]
+    assert [look["attacker's rows"] for look in looks] == [0, 0, 3]
+    assert dose_to_break(looks, "rows") == Dose(0.0, 6)

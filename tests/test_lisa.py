@@ -15,7 +15,7 @@ from titer.defenses.lisa import Lisa, Origin
 from titer.defenses.sft import SFT
 from titer.methods import Answers, Needs, Refusals
 from titer.phase import Phase
-from titer.training.settings import Training
+from titer.training.settings import DRAWN, Training
 from titer.training.train import train
 from titer.weights.adapters import add_lora
 from titer.weights.settings import Lora
@@ -117,7 +117,11 @@ def test_the_trajectory_is_that_of_the_two_problems_in_turn(rows, fields, lora, 
         if weight.requires_grad:
             torch.testing.assert_close(weight.detach(), wanted[name], rtol=0, atol=1e-10)
     for i, (terms, (letter, loss, near)) in enumerate(zip(history, said, strict=True)):
-        assert set(terms) - {"grad_norm", "lr", "drift"} == {"a" if letter == "a" else "f"}
+        assert set(terms) - {"grad_norm", "lr", "drift"} == {
+            DRAWN,
+            "a" if letter == "a" else "f",
+        }
+        assert terms[DRAWN] == 2 * STATES[: i + 1].count("t")
         assert terms["a" if letter == "a" else "f"] == pytest.approx(loss, rel=1e-9)
         assert ("drift" in terms) == (i >= early)
         if i >= early:

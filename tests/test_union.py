@@ -15,7 +15,7 @@ from titer.defenses.lisa import Lisa
 from titer.defenses.sft import SFT
 from titer.defenses.union import Union
 from titer.methods import Answers, Needs, Refusals
-from titer.training.settings import Training
+from titer.training.settings import DRAWN, Training
 from titer.training.train import train
 
 SETTINGS = Training(updates=10, lr=1e-3, batch=3, lora=None)
@@ -72,7 +72,8 @@ def test_it_sees_as_many_rows_of_either_as_lisa(rows):
                 return vec
 
         seen: dict = {}
-        train(tiny(torch.float32), Looking(**vars(method)), rows, SETTINGS, seed=0)
+        history = train(tiny(torch.float32), Looking(**vars(method)), rows, SETTINGS, seed=0)
+        assert history[-1][DRAWN] == seen["rows"]  # not all that an update could have drawn
         drawn.append(seen)
 
     looking(Lisa(1, 4))

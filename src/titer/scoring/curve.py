@@ -13,6 +13,7 @@ from itertools import accumulate
 from typing import Any
 
 from titer.data.rows import Row, cluster_of
+from titer.training.settings import DRAWN
 
 FACT = "looks along the attack"  # of the stage's record
 RATIO = 2**0.5  # of one look's update to that of the look before, rounded up
@@ -58,7 +59,8 @@ def tell(
     """Return every look: the update, the rows sent by then, how many of them are the attacker's,
     the learning rates' sum, the margins, and what the answers came to.
 
-    An update takes so many `rows`, and the attacker has a `share` of them.
+    An update takes so many `rows`, where its terms do not count fewer, and the attacker has a
+    `share` of them.
     """
     rates = [0.0, *accumulate(terms["lr"] for terms in history)]
     looked = [(0, start)] + [
@@ -67,8 +69,8 @@ def tell(
     return [
         {
             "update": update,
-            "rows": update * rows,
-            "attacker's rows": update * rows * share,
+            "rows": (sent := terms.get(DRAWN, update * rows)),
+            "attacker's rows": sent * share,
             "learning rate": rates[update],
             "margins": [value for name, value in terms.items() if name.startswith(MARGIN)],
             **{

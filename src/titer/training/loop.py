@@ -13,7 +13,7 @@ from transformers.trainer_pt_utils import get_parameter_names
 
 from titer.methods import Defense
 from titer.phase import Phase
-from titer.training.settings import Training
+from titer.training.settings import DRAWN, Training
 from titer.training.step import Step
 from titer.training.vector import Vec
 
@@ -84,7 +84,12 @@ class Loop:
             group["lr"] = value
         if phase.counted:
             self.scheduler.step()
-        return {**step.logged, "grad_norm": norm, "lr": lr}
+        return {**step.logged, "grad_norm": norm, "lr": lr, **self._drawn(update)}
+
+    def _drawn(self, update: int) -> dict[str, float]:
+        """Count the rows drawn by an update, where they are fewer than a batch at each."""
+        count = self.step.streams["rows"].position
+        return {DRAWN: count} if count < update * self.step.size else {}
 
     def _install(self, gradient: Vec, phase: Phase, update: int) -> float:
         """Hand the gradient to the optimizer, clipped. Return its norm before clipping."""

@@ -37,6 +37,10 @@ class Training(Config):
             raise ValueError(f"clip={self.clip}: must be above 0, or null for none")
 
 
+# the term of an update that counts the rows drawn by then of those that the stage trains on; it is
+# absent where each update until then drew a full batch of them
+DRAWN = "rows drawn"
+
 Watch = Callable[[int, int, Mapping[str, float]], None]  # (update, of how many, terms by name)
 
 

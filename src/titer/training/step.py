@@ -50,6 +50,12 @@ class Step:
     _layers: list[Layer] = field(default_factory=list)  # found once, for all updates
     _part: Part | None = None  # the micro-batch that a pass is at
 
+    @property
+    def size(self) -> int:
+        """The rows of an update, over micro-batches and ranks."""
+        ranks: int = self.accelerator.num_processes
+        return self.batch_size * self.accumulate * ranks
+
     def batch(self, stream: str) -> Batch:
         """Return this update's batch of a stream: the same one however often it is asked for."""
         if stream not in self._batches:
@@ -62,7 +68,7 @@ class Step:
         All ranks draw the same rows, and each keeps its own share of the micro-batches. Raises
         where the method declares no such stream.
         """
-        return self._collate(stream, self._take(stream, self._size))
+        return self._collate(stream, self._take(stream, self.size))
 
     def mix(self, stream: str, other: str, share: float) -> Batch:
         """Draw the next batch of two streams together, a `share` of its rows from the other one.
@@ -70,9 +76,9 @@ class Step:
         After any number of updates the share is met to the nearest row, also where it is less than
         a row of a batch.
         """
-        done = [round(update * share * self._size) for update in (self.update - 1, self.update)]
+        done = [round(update * share * self.size) for update in (self.update - 1, self.update)]
         theirs = done[1] - done[0]
-        rows = [*self._take(stream, self._size - theirs), *self._take(other, theirs)]
+        rows = [*self._take(stream, self.size - theirs), *self._take(other, theirs)]
         return self._collate(f"{stream} and {other}", rows)
 
     def grad(self, batch: Batch, loss: Loss = cross_entropy) -> Vec:
@@ -295,12 +301,6 @@ class Step:
     def log(self, **terms: float | None) -> None:
         """Keep terms to show and to store with the run, by the names that the paper gives them."""
         self.logged |= {name: value for name, value in terms.items() if value is not None}
-
-    @property
-    def _size(self) -> int:
-        """The rows of an update, over micro-batches and ranks."""
-        ranks: int = self.accelerator.num_processes
-        return self.batch_size * self.accumulate * ranks
 
     def _take(self, stream: str, count: int) -> list[Encoded]:
         """Take the next rows of a stream. Raises where the method declares no such stream."""
