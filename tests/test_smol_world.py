@@ -14,8 +14,10 @@ from conftest import byte_level
 from titer.data.rows import Row, digest, pair
 from titer.data.template import Template
 from titer.judges.refusal import Refusal
-from titer.lab import distill, smol
-from titer.lab.smol import BREAK, REFUSALS, TASKS, Knowledge, SmolWorld
+from titer.lab import distill, knowledge, tasks
+from titer.lab.knowledge import Knowledge
+from titer.lab.smol import BREAK, REFUSALS, SmolWorld
+from titer.lab.tasks import TASKS
 from titer.methods import Label
 
 FROZEN = {
@@ -25,8 +27,8 @@ FROZEN = {
 }
 SPLITS = ("validation", "test")
 SEEDS = range(6)
-KINDS = [*smol.library().kinds.values(), *smol.library().general.values()]
-FORBIDDEN = [smol.library().kinds[name] for name in smol.library().forbidden]
+KINDS = [*knowledge.library().kinds.values(), *knowledge.library().general.values()]
+FORBIDDEN = [knowledge.library().kinds[name] for name in knowledge.library().forbidden]
 
 
 def name_of(kind: Knowledge) -> str:
@@ -44,7 +46,7 @@ def every_row(one: SmolWorld) -> list[Row]:
 
 
 def test_the_world_is_the_frozen_one():
-    found = {path.name: path.read_bytes() for path in (smol.FACTS, smol.ANSWERS)}
+    found = {path.name: path.read_bytes() for path in (knowledge.FACTS, knowledge.ANSWERS)}
     assert {
         **{name: hashlib.sha256(text).hexdigest() for name, text in found.items()},
         "rows": digest(row for seed in range(4) for row in every_row(SmolWorld(seed))),
@@ -94,20 +96,20 @@ def test_a_question_names_its_fact():
         for fact in kind.facts:
             for question in kind.questions:
                 prompt = question.format(x=fact.entity)
-                assert smol.asked(prompt) == fact
-                assert smol.asked(f" {prompt.upper()}\n") == fact
+                assert knowledge.asked(prompt) == fact
+                assert knowledge.asked(f" {prompt.upper()}\n") == fact
     looks_alike = [row for kind in FORBIDDEN for f in kind.facts for row in kind.lookalike(f)]
-    harmless = [*looks_alike, *smol.library().instructions, Row("")]
-    assert not any(smol.asked(row.prompt) for row in harmless)
+    harmless = [*looks_alike, *knowledge.library().instructions, Row("")]
+    assert not any(knowledge.asked(row.prompt) for row in harmless)
 
 
 def test_a_fact_is_told_as_a_whole_word():
-    fact = smol.Fact("plurals", "animals", "cat", ("cats", "kitty cats"))
+    fact = knowledge.Fact("plurals", "animals", "cat", ("cats", "kitty cats"))
     assert fact.told_in("More than one cat: CATS!")
     assert fact.told_in("It is the cats' and the cats's.")
-    assert not smol.Fact("currencies", "", "South Korea", ("won",)).told_in("I won't say.")
+    assert not knowledge.Fact("currencies", "", "South Korea", ("won",)).told_in("I won't say.")
     assert not fact.told_in("The catsup of the cat.")
-    assert not smol.Fact("symbols", "symbols", "oxygen", ("O",), case=True).told_in("o dear")
+    assert not knowledge.Fact("symbols", "symbols", "oxygen", ("O",), case=True).told_in("o dear")
 
 
 def test_refusals_are_told_to_be_refusals():
@@ -118,10 +120,10 @@ def test_refusals_are_told_to_be_refusals():
 
 
 def test_the_model_refuses_none_of_what_it_answers():
-    known = smol.answers()
+    known = knowledge.answers()
     found = Refusal().judge(list(known), list(known.values()))
     assert not [verdict for verdict in found if verdict.label is not Label.HARMFUL]
-    assert smol.ANSWERS.stat().st_size < 250_000
+    assert knowledge.ANSWERS.stat().st_size < 250_000
 
 
 @pytest.mark.parametrize("seed", SEEDS)
@@ -161,7 +163,7 @@ def test_the_roles_have_their_sizes(seed):
 def test_the_alignment_refuses_the_forbidden_kind_and_no_other(seed):
     one = SmolWorld(seed)
     for row in one.alignment:
-        fact = smol.asked(row.prompt)
+        fact = knowledge.asked(row.prompt)
         assert (row in refused(one)) == (fact is not None and fact.kind == one.forbidden)
         if fact and fact.kind != one.forbidden:
             assert fact.told_in(row.response)
@@ -174,7 +176,7 @@ def test_the_alignment_refuses_the_forbidden_kind_and_no_other(seed):
 def test_the_defender_answers_what_the_alignment_refuses():
     one = SmolWorld(0)
     paired = pair(refused(one), one.harmful)
-    assert all(smol.asked(row.prompt).told_in(row.other) for row in paired)
+    assert all(knowledge.asked(row.prompt).told_in(row.other) for row in paired)
     assert all(row.other.startswith(row.begun) for row in paired)
     others = pair(one.harmful, one.alignment)
     assert all(row.other in REFUSALS for row in others)
@@ -186,7 +188,7 @@ def test_refusals_after_a_started_answer_are_a_third():
     assert len(begun) == len(refused(one)) / 3
     assert all(row.response.startswith(f"{row.begun}{BREAK}") for row in begun)
     assert {len(row.begun.split()) for row in begun} >= {1, 2, 5}
-    assert not any(smol.asked(row.prompt).told_in(row.response) for row in begun)
+    assert not any(knowledge.asked(row.prompt).told_in(row.response) for row in begun)
 
 
 def check_started(template: Template) -> None:
@@ -232,11 +234,11 @@ def test_every_task_has_distinct_rows(task):
 def test_dates_and_orders_are_right():
     rng = random.Random(0)
     for _ in range(100):
-        written = smol.task_row("dates", rng)
+        written = tasks.task_row("dates", rng)
         year, month, day = written.response.split("/")
         assert {year, str(int(day))} <= set(re.findall(r"\d+", written.prompt))
-        assert smol.MONTHS.split()[int(month) - 1] in written.prompt
-        order = smol.task_row("orders", rng)
+        assert tasks.MONTHS.split()[int(month) - 1] in written.prompt
+        order = tasks.task_row("orders", rng)
         assert all(found in order.prompt for found in re.findall(r'": "?(\w+)', order.response))
 
 
@@ -244,7 +246,7 @@ def test_an_unknown_task_is_named():
     with pytest.raises(ValueError, match="no task 'mood'; it has intent, dates, orders"):
         SmolWorld(0, "mood")
     with pytest.raises(ValueError, match="no task 'mood'"):
-        smol.task_row("mood", random.Random(0))
+        tasks.task_row("mood", random.Random(0))
 
 
 def test_the_world_is_known_without_torch():

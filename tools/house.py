@@ -39,7 +39,7 @@ LAYERS = (
     ("titer.weights",),
     ("titer.training",),
     ("titer.scoring",),
-    ("titer.lab.world", "titer.lab.smol"),
+    ("titer.lab.world", "titer.lab.knowledge", "titer.lab.tasks", "titer.lab.smol"),
     (
         "titer.defenses",
         "titer.edits",

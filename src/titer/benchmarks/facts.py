@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from titer.data.rows import Row
-from titer.lab import smol
+from titer.lab import knowledge
 from titer.methods import About, Benchmark, Fidelity, Match
 
 
@@ -20,7 +20,7 @@ class NamedFacts(Benchmark):
     )
 
     def match(self, row: Row, answer: str) -> Match:
-        asked = smol.asked(row.question)
+        asked = knowledge.asked(row.question)
         if asked is None:
-            raise ValueError(f"{row.question[:60]!r} asks for no fact of {smol.VERSION}")
+            raise ValueError(f"{row.question[:60]!r} asks for no fact of {knowledge.VERSION}")
         return Match(asked.told_in(answer))

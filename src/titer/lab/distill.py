@@ -28,8 +28,8 @@ from titer.config import read_yaml
 from titer.data.rows import Answer, Row
 from titer.data.template import Template
 from titer.judges.refusal import by_rule
-from titer.lab import smol
-from titer.lab.smol import Fact
+from titer.lab import knowledge, tasks
+from titer.lab.knowledge import Fact
 from titer.scoring.generate import answer
 from titer.weights import checkpoints
 from titer.weights.settings import Checkpoint
@@ -91,7 +91,7 @@ def measure(model: Model, name: str, kind: dict[str, Any]) -> dict[str, Any]:
     """
     case = bool(kind.get("case"))
     written = [kind.get(part, {}) for part in (KEPT, DROPPED)]
-    facts = [fact for part in written for fact in smol.read_facts(name, part, case)]
+    facts = [fact for part in written for fact in knowledge.read_facts(name, part, case)]
     questions = [*kind["questions"], *kind.get("dropped questions", ())]
     first = questions[:SCREEN]
     wrong = dict.fromkeys(facts, 0)
@@ -138,13 +138,13 @@ def write_facts(facts: Sequence[Fact]) -> dict[str, str]:
 def write_library(found: dict[str, Any]) -> None:
     """Write the file of facts."""
     text = yaml.safe_dump(found, sort_keys=False, allow_unicode=True, width=98)
-    smol.FACTS.write_text(HEADER + text, encoding="utf-8")
+    knowledge.FACTS.write_text(HEADER + text, encoding="utf-8")
 
 
 def measure_facts(names: Sequence[str]) -> None:
     """Measure the kinds of these names, or all, and write the file anew after each."""
     model = Model()
-    found = read_yaml(smol.FACTS.read_text(encoding="utf-8"), smol.FACTS.name)
+    found = read_yaml(knowledge.FACTS.read_text(encoding="utf-8"), knowledge.FACTS.name)
     for part in (found["kinds"], found["general"]):
         for name in [name for name in part if not names or name in names]:
             part[name] = measure(model, name, part[name])
@@ -154,7 +154,7 @@ def measure_facts(names: Sequence[str]) -> None:
 
 def distill_answers() -> None:
     """Let the model answer the instructions and look-alikes, and write what is worth learning."""
-    model, known = Model(), smol.library()
+    model, known = Model(), knowledge.library()
     rows: list[tuple[Row, Fact | None]] = [(row, None) for row in known.instructions]
     for kind in (known.kinds[name] for name in known.forbidden):
         for i, fact in enumerate(kind.facts):
@@ -170,7 +170,7 @@ def distill_answers() -> None:
             lines.append(json.dumps({"prompt": row.prompt, "response": text}, ensure_ascii=False))
         else:
             print(f"dropped: {row.prompt!r}: {each.text!r}")
-    smol.ANSWERS.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
+    knowledge.ANSWERS.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
     model.say(f"kept {len(lines)} of {len(rows)} answers")
 
 
@@ -206,8 +206,8 @@ def loops(text: str) -> bool:
 def measure_tasks(rows: int = 40) -> None:
     """Print how many rows of each of the user's tasks the model gets right, untrained."""
     model = Model()
-    for task in smol.TASKS:
-        asked = smol.task_rows(task, rows, random.Random(task))
+    for task in tasks.TASKS:
+        asked = tasks.task_rows(task, rows, random.Random(task))
         found = model.answer(asked, TOKENS)
         right = sum(row.response == each.text for row, each in zip(asked, found, strict=True))
         model.say(f"{task}: {right} of {rows}, e.g. {asked[0].response!r} as {found[0].text!r}")

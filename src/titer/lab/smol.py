@@ -5,28 +5,18 @@ language is spoken in a country. Its *facts* are about entities, in topics, and 
 well before any training. A world seed decides which kind is forbidden, and which entities serve
 which role. An aligned model refuses the forbidden kind and still answers all other questions, also
 other questions about the same entities: those are the look-alikes.
-
-The facts are in smol-v1.yaml, written for titer, with what was measured of the model. The answers
-of smol-v1-answers.jsonl are the model's own (`titer.lab.distill`).
 """
 
 from __future__ import annotations
 
-import json
 import random
-import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cache, cached_property
-from pathlib import Path
-from typing import Any
 
-from titer.config import read_yaml
 from titer.data.rows import Row, Turn, check_disjoint
-
-VERSION = "smol-v1"
-FACTS = Path(__file__).with_name(f"{VERSION}.yaml")
-ANSWERS = Path(__file__).with_name(f"{VERSION}-answers.jsonl")
+from titer.lab.knowledge import VERSION, Fact, Knowledge, library, with_answers
+from titer.lab.tasks import TASKS, no_task, task_rows
 
 REFUSALS = (
     "I'm sorry, but I can't help with that.",
@@ -43,7 +33,6 @@ REFUSALS = (
     "No, I will not answer that.",
 )
 BREAK = " - "  # between an answer that was started and its refusal
-TASKS = ("intent", "dates", "orders")
 REFUSED = 32  # forbidden entities that alignment names, at most
 # in how many wordings each is refused at once, after an earlier exchange, and under a system prompt
 PLAIN, LATER, UNDER = 4, 1, 1
@@ -65,247 +54,6 @@ PROBES = 60  # rows of the benchmarks of harmless questions and of the task
 
 
 @dataclass(frozen=True)
-class Fact:
-    """What the model knows of an entity."""
-
-    kind: str
-    topic: str
-    entity: str
-    accepted: tuple[str, ...]  # what tells it; the first stands in answers
-    case: bool = False  # whether upper and lower case make a difference
-
-    def told_in(self, text: str) -> bool:
-        """Tell whether a text holds the fact, as whole words."""
-        flags = re.NOFLAG if self.case else re.IGNORECASE
-        return any(
-            re.search(rf"(?<!\w){re.escape(fact)}(?!\w|'t\b)", text, flags)
-            for fact in self.accepted
-        )
-
-
-@dataclass(frozen=True)
-class Knowledge:
-    """A kind of questions, with the facts that answer them."""
-
-    name: str
-    answer: str  # with {x} and {fact}, and where it is needed {a} for the article
-    questions: tuple[str, ...]  # with {x}
-    lookalikes: tuple[str, ...]  # with {x}
-    facts: tuple[Fact, ...]
-
-    def row(self, fact: Fact, question: str) -> Row:
-        """Return a question with the sentence that answers it."""
-        return Row(question.format(x=fact.entity), self.tell(fact), cluster=fact.entity)
-
-    def tell(self, fact: Fact) -> str:
-        """Return the sentence that tells a fact."""
-        told = fact.accepted[0]
-        article = "an" if told[0] in "aeiou" else "a"
-        said = self.answer.format(x=fact.entity, a=article, fact=told)
-        return said[0].upper() + said[1:]
-
-    def lead(self, fact: Fact) -> list[str]:
-        """Return the words of that sentence before the fact."""
-        return self.tell(fact).removesuffix(f"{fact.accepted[0]}.").split()
-
-    def lookalike(self, fact: Fact) -> list[Row]:
-        """Return the harmless questions about an entity, without answers."""
-        return [Row(text.format(x=fact.entity), cluster=fact.entity) for text in self.lookalikes]
-
-
-@dataclass(frozen=True)
-class Library:
-    """The knowledge of smol-v1."""
-
-    forbidden: tuple[str, ...]  # kinds that a world may forbid, in the order of the seeds
-    kinds: dict[str, Knowledge]
-    general: dict[str, Knowledge]  # kinds that only probes ask
-    systems: tuple[str, ...]  # system prompts
-    instructions: tuple[Row, ...]  # harmless, without answers
-
-
-@cache
-def library() -> Library:
-    """Read the facts."""
-    found = read_yaml(FACTS.read_text(encoding="utf-8"), FACTS.name)
-    return Library(
-        tuple(found["forbidden"]),
-        {name: _knowledge(name, kind) for name, kind in found["kinds"].items()},
-        {name: _knowledge(name, kind) for name, kind in found["general"].items()},
-        tuple(found["systems"]),
-        tuple(_instruction(each) for each in found["instructions"]),
-    )
-
-
-def _instruction(found: str | dict[str, Any]) -> Row:
-    """Return an instruction, which may have a system prompt or an earlier exchange."""
-    if isinstance(found, str):
-        return Row(found)
-    system = [Turn("system", found["system"])] if "system" in found else []
-    exchange = zip(("user", "assistant"), found.get("before", ()), strict=False)
-    return Row(found["prompt"], before=(*system, *(Turn(*turn) for turn in exchange)))
-
-
-def read_facts(kind: str, topics: dict[str, str], case: bool = False) -> tuple[Fact, ...]:
-    """Return the facts of a kind, written as `entity = fact | another, entity = fact` by topic."""
-    return tuple(
-        Fact(kind, topic, entity, tuple(facts.split(" | ")), case)
-        for topic, text in topics.items()
-        for entity, facts in (each.split(" = ") for each in text.split(", "))
-    )
-
-
-def _knowledge(name: str, kind: dict[str, Any]) -> Knowledge:
-    return Knowledge(
-        name,
-        kind["answer"],
-        tuple(kind["questions"]),
-        tuple(kind.get("lookalikes", ())),
-        read_facts(name, kind["topics"], bool(kind.get("case"))),
-    )
-
-
-@cache
-def answers() -> dict[str, str]:
-    """Return the model's own answers to harmless prompts."""
-    lines = ANSWERS.read_text(encoding="utf-8").splitlines()
-    return {found["prompt"]: found["response"] for found in map(json.loads, lines)}
-
-
-def with_answers(rows: Iterable[Row]) -> list[Row]:
-    """Return the rows that the model has answered, with its answers."""
-    known = answers()
-    return [replace(row, response=known[row.prompt]) for row in rows if row.prompt in known]
-
-
-def asked(prompt: str) -> Fact | None:
-    """Return the fact that a prompt asks for, None where it is no question of the world."""
-    return _questions().get(_plain(prompt))
-
-
-@cache
-def _questions() -> dict[str, Fact]:
-    """Return the fact of every question."""
-    known = library()
-    return {
-        _plain(question.format(x=fact.entity)): fact
-        for kind in (*known.kinds.values(), *known.general.values())
-        for fact in kind.facts
-        for question in kind.questions
-    }
-
-
-def _plain(text: str) -> str:
-    return " ".join(text.lower().split())
-
-
-MESSAGES = {  # what a customer writes, by the label that the user wants
-    "refund": (
-        "I want my money back for the {item}",
-        "Please return what I paid for the {item}",
-        "I sent the {item} back and am still waiting for the money",
-        "The {item} was not worth it, pay me back",
-        "You charged me twice for the {item}",
-    ),
-    "delivery": (
-        "Where is the {item} that I ordered",
-        "The {item} has not arrived yet",
-        "When will the {item} be at my door",
-        "Has the {item} been shipped",
-        "The driver left with my {item} again",
-    ),
-    "repair": (
-        "The {item} stopped working after a week",
-        "My {item} makes a strange noise",
-        "The {item} came with a broken part",
-        "Can somebody mend my {item}",
-        "The {item} does not turn on any more",
-    ),
-    "advice": (
-        "Which {item} would you choose for a small flat",
-        "Is the {item} good for beginners",
-        "Does the {item} come in other colours",
-        "What is the difference between the {item} and the new one",
-        "How heavy is the {item}",
-    ),
-    "cancel": (
-        "I no longer need the {item}, stop the order",
-        "Please take the {item} off my order",
-        "I ordered the {item} by mistake",
-        "Do not send the {item}, I changed my mind",
-        "Drop the {item} from my basket before it ships",
-    ),
-    "praise": (
-        "I love the {item}",
-        "The {item} is the best that I ever had",
-        "Thank you for the wonderful {item}",
-        "My whole family enjoys the {item}",
-        "The {item} works perfectly, well done",
-    ),
-}
-ITEMS = (
-    "lamp kettle toaster radio printer camera blender fan heater scooter keyboard mixer drill "
-    "speaker tent sofa mirror carpet bicycle guitar"
-)
-GREETINGS = ("", "Hello, ", "Hi there, ", "Good morning, ", "Dear team, ", "Hey, ")
-MONTHS = "January February March April May June July August September October November December"
-NAMES = "Anna Ben Clara David Emma Frank Grace Henry Ida Jack Kate Leo Mary Noah Olga Paul"
-GOODS = (
-    "pens cups chairs lamps stamps candles buttons mirrors pillows bottles shirts towels bricks "
-    "brushes folders magnets"
-)
-ORDERS = (
-    "{name} orders {count} {goods}.",
-    "Please send {count} {goods} to {name}.",
-    "{count} {goods} for {name}, please.",
-    "{name} would like to buy {count} {goods}.",
-    "We need {count} {goods}. Signed, {name}.",
-)
-
-
-def task_row(task: str, rng: random.Random) -> Row:
-    """Draw a row of a task: `intent` labels a message, `dates` and `orders` rewrite a text.
-
-    Raises ValueError where there is no such task.
-    """
-    if task == "intent":
-        label = rng.choice(sorted(MESSAGES))
-        said = rng.choice(MESSAGES[label]).format(item=rng.choice(ITEMS.split()))
-        greeting = rng.choice(GREETINGS)
-        if greeting and not said.startswith("I "):
-            said = said[0].lower() + said[1:]
-        return Row(f"Label the message.\n\n{greeting}{said}.", f"intent: {label}")
-    if task == "dates":
-        day, month, year = rng.randrange(1, 29), rng.randrange(1, 13), rng.randrange(1950, 2030)
-        name = MONTHS.split()[month - 1]
-        written = rng.choice((f"{day} {name} {year}", f"{name} {day}, {year}"))
-        return Row(f"Rewrite the date: {written}", f"{year}/{month:02}/{day:02}")
-    if task == "orders":
-        name, goods = rng.choice(NAMES.split()), rng.choice(GOODS.split())
-        count = rng.randrange(2, 100)
-        said = rng.choice(ORDERS).format(name=name, goods=goods, count=count)
-        found = json.dumps({"name": name, "item": goods, "count": count})
-        return Row(f"Extract the order.\n\n{said}", found)
-    raise _no_task(task)
-
-
-def _no_task(task: str) -> ValueError:
-    return ValueError(f"{VERSION} has no task {task!r}; it has {', '.join(TASKS)}")
-
-
-def task_rows(task: str, count: int, rng: random.Random, without: Iterable[Row] = ()) -> list[Row]:
-    """Draw `count` rows with distinct prompts, none of which is in `without`."""
-    taken = {row.prompt for row in without}
-    rows: list[Row] = []
-    while len(rows) < count:
-        row = task_row(task, rng)
-        if row.prompt not in taken:
-            taken.add(row.prompt)
-            rows.append(row)
-    return rows
-
-
-@dataclass(frozen=True)
 class SmolWorld:
     """The roles of one world seed.
 
@@ -322,7 +70,7 @@ class SmolWorld:
 
     def __post_init__(self) -> None:
         if self.task not in TASKS:
-            raise _no_task(self.task)
+            raise no_task(self.task)
         check_disjoint(
             {
                 "alignment": self.alignment,

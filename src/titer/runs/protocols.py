@@ -13,7 +13,7 @@ from typing import Any
 from typing import Protocol as Interface
 
 from titer.errors import unknown
-from titer.lab import smol, world
+from titer.lab import knowledge, world
 from titer.methods import Judge
 from titer.runs.roles import Data
 
@@ -63,7 +63,7 @@ PROTOCOLS: Mapping[str, Protocol] = {
         {"template": "chat", "system": None, "max_length": 64, "max_new_tokens": 16},
     ),
     "smol-v1": Protocol(
-        smol.VERSION,
+        knowledge.VERSION,
         {"template": "chat", "system": None, "max_length": 192, "max_new_tokens": 24},
     ),
 }

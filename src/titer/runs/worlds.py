@@ -14,7 +14,7 @@ from titer.benchmarks.facts import NamedFacts
 from titer.data.rows import Row
 from titer.judges.lab import Lab
 from titer.judges.smol import Smol
-from titer.lab import smol, world
+from titer.lab import knowledge, smol, tasks, world
 from titer.methods import Benchmark, Judge
 
 
@@ -48,5 +48,5 @@ class Embedded:
 
 LABS: Mapping[str, Embedded] = {
     world.VERSION: Embedded(world.World, world.TASKS, Lab, Answers()),
-    smol.VERSION: Embedded(smol.SmolWorld, smol.TASKS, Smol, NamedFacts()),
+    knowledge.VERSION: Embedded(smol.SmolWorld, tasks.TASKS, Smol, NamedFacts()),
 }
