@@ -62,15 +62,11 @@ def test_no_world_of_the_search_forbids_what_a_reported_one_forbids():
         assert not tuned & World(world).forbidden
 
 
-# whose tables are of an earlier search, as docs/search.md says
-EARLIER = {"vaccine", "t_vaccine", "booster+t_vaccine", "repnoise"}
-
-
 @pytest.mark.parametrize("claim", TABLES)
 def test_the_recipe_has_what_the_rule_takes(claim):
     tries, reported = load(claim).pipelines, recipe.load(TABLES[claim]).pipelines
     for method, trial in search.chosen(claim).items():
-        assert (tries[trial.name] == reported[method]) == (method not in EARLIER), trial.name
+        assert tries[trial.name] == reported[method], trial.name
 
 
 @pytest.mark.parametrize("claim", TABLES)
