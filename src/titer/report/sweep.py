@@ -34,7 +34,8 @@ def render(bundle: Mapping[str, Any]) -> str:
         document for cell in cells for document in (cell.get("pipelines") or {}).values()
     ]
     # a grid may be over worlds, but not over labs
-    world = next((d for d in (each["recipe"]["data"] for each in documents) if lab_of(d)), {})
+    asked: list[dict[str, Any]] = [document["recipe"]["data"] for document in documents]
+    world = next(filter(lab_of, asked), {})
     return template("sweep.html.j2").render(
         recipe=bundle["recipe"],
         cells=len(cells),
