@@ -108,7 +108,15 @@ def test_a_notebook_aligns_attacks_repairs_and_scores(
 
     held_out = {"harmful": rows["harmful"], "test": rows["test"]}
     scored = titer.evaluate(edited, data=held_out, settings=FEW)
-    assert set(scored.scores) == {"harm", "margin", "task", "coherent", "refused", "prefill"}
+    assert set(scored.scores) == {
+        "harm",
+        "margin",
+        "task",
+        "task_refused",
+        "coherent",
+        "refused",
+        "prefill",
+    }
     assert scored.record.outcomes is not None
     assert len(scored.record.outcomes["task"].prompts) == scored.scores["task"].n == 20
     frame = scored.to_pandas()

@@ -177,7 +177,7 @@ def test_a_run_over_files_has_both_scores_at_every_stage(plan, tmp_path):
     assert setting.roles.attack == []  # the attacker's share of the pool is not read for it
     [found] = Run(setting, tmp_path / "out", Store(tmp_path / "store")).records(Silent()).values()
     assert [set(stage.scores) for stage in found] == [
-        {"harm", "asked", "coherent", "margin", "prefill", "refused", "task"}
+        {"harm", "asked", "coherent", "margin", "prefill", "refused", "task", "task_refused"}
     ] * 3
     assert {stage.scores["asked"].n for stage in found} == {len(setting.roles.benchmarks["harm"])}
     assert (found[2].facts["harmful rows"], found[2].facts["attack rows"]) == (0, 10)

@@ -427,7 +427,7 @@ def test_a_run_releases_between_alignment_and_fine_tuning(
     for name in ("lox", "null", "both"):
         stage = by[name]["release"]
         assert set(stage["scores"]) == {
-            *("harm", "margin", "task", "refused", "coherent", "prefill")
+            *("harm", "margin", "task", "task_refused", "refused", "coherent", "prefill")
         }
         assert 0 < stage["facts"]["changed entries"] <= stage["facts"]["entries"]
         assert stage["facts"]["update norm after"] > stage["facts"]["update norm before"]

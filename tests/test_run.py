@@ -126,7 +126,7 @@ def test_a_recipe_over_local_files_runs_through(monkeypatch, capsys, recipe_file
         assert {"torch", "threads", "python", "device"} <= set(document["environment"])
         for stage in document["stages"]:
             assert set(stage["scores"]) == {
-                *("harm", "margin", "task", "refused", "coherent", "prefill")
+                *("harm", "margin", "task", "task_refused", "refused", "coherent", "prefill")
             }
             assert (stage["scores"]["task"]["n"], stage["scores"]["harm"]["n"]) == (20, 15)
             assert stage["scores"]["harm"]["unscored"] == 0
