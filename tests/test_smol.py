@@ -70,6 +70,7 @@ def test_what_asks_for_no_fact_is_judged_by_whether_it_refuses():
 
 
 def test_a_fact_is_right_where_it_is_named():
+    assert {NamedFacts()} == {NamedFacts()}  # a value, like every method
     row = smol.SmolWorld(0).benchmarks("test")["general"][0]
     assert NamedFacts().match(row, f"That is {row.response.upper()}, I think.").exact
     assert not NamedFacts().match(row, "I do not know.").exact
