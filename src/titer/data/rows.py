@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Mapping, Sequence, Set
+from collections.abc import Callable, Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass, field, replace
 from itertools import combinations
 
@@ -95,6 +95,18 @@ def pair(rows: Iterable[Row], others: Iterable[Row]) -> list[Row]:
     for row in others:
         answers.setdefault(identity(row), row.response)
     return [replace(row, other=answers.get(identity(row), "")) for row in rows]
+
+
+def draw_distinct(draw: Callable[[], Row], count: int, without: Iterable[Row] = ()) -> list[Row]:
+    """Draw `count` rows with distinct prompts, none of which is in `without`."""
+    taken = {row.prompt for row in without}
+    rows: list[Row] = []
+    while len(rows) < count:
+        row = draw()
+        if row.prompt not in taken:
+            taken.add(row.prompt)
+            rows.append(row)
+    return rows
 
 
 def seen_before(

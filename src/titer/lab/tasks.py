@@ -6,7 +6,7 @@ import json
 import random
 from collections.abc import Iterable
 
-from titer.data.rows import Row
+from titer.data.rows import Row, draw_distinct
 from titer.lab.knowledge import VERSION
 
 TASKS = ("intent", "dates", "orders")
@@ -106,11 +106,4 @@ def no_task(task: str) -> ValueError:
 
 def task_rows(task: str, count: int, rng: random.Random, without: Iterable[Row] = ()) -> list[Row]:
     """Draw `count` rows with distinct prompts, none of which is in `without`."""
-    taken = {row.prompt for row in without}
-    rows: list[Row] = []
-    while len(rows) < count:
-        row = task_row(task, rng)
-        if row.prompt not in taken:
-            taken.add(row.prompt)
-            rows.append(row)
-    return rows
+    return draw_distinct(lambda: task_row(task, rng), count, without)

@@ -16,7 +16,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
-from titer.data.rows import Row, check_disjoint
+from titer.data.rows import Row, check_disjoint, draw_distinct
 
 VERSION = "world-v1"
 
@@ -182,14 +182,7 @@ def task_rows(
     task: str, count: int, rng: random.Random, familiar: bool = False, without: Iterable[Row] = ()
 ) -> list[Row]:
     """Draw `count` rows with distinct prompts, none of which is in `without`."""
-    taken = {row.prompt for row in without}
-    rows: list[Row] = []
-    while len(rows) < count:
-        row = task_row(task, rng, familiar)
-        if row.prompt not in taken:
-            taken.add(row.prompt)
-            rows.append(row)
-    return rows
+    return draw_distinct(lambda: task_row(task, rng, familiar), count, without)
 
 
 def generic_row(rng: random.Random) -> Row:

@@ -163,10 +163,9 @@ def save(
     adapted: Any = model
     config = adapted.peft_config["default"]
     config.base_model_name_or_path, config.revision = base.name, base.revision
+    # PEFT keeps names in sets, whose order is another one in every process, and files have hashes
     for field, value in vars(config).items():
-        if isinstance(
-            value, set
-        ):  # its order is another one in every process, and files have hashes
+        if isinstance(value, set):
             setattr(config, field, sorted(value))
     # else PEFT asks the hub for the base's vocabulary
     adapted.save_pretrained(folder, save_embedding_layers=False)
