@@ -1,5 +1,8 @@
 """Break every method file in every small way; its tests must notice. `make mutants [FILES="booster
-scale"]`
+scale"] [PART=3]`
+
+`PART=3` tries one in three, others whenever the method's file changes: what CI does, where all of
+them are the nightly run.
 
 Each mutant changes one thing in the syntax tree: a sign or an operation, a dropped term, a doubled
 factor or constant, a swapped stream, a comparison, a flipped flag, a dropped call or context. A
@@ -8,10 +11,12 @@ then, if that lets it live, the others that import the method. A survivor fails 
 EQUIVALENT says why no test could tell it from the original.
 """
 
+import argparse
 import ast
 import contextlib
 import copy
 import gc
+import hashlib
 import importlib
 import json
 import os
@@ -484,11 +489,20 @@ def killed_by(tests: list[str], path: Path, mutants: list[Mutant], slots: int) -
     return {mutant for mutant, kill in zip(mutants, kills, strict=True) if kill}
 
 
-def mutate(path: Path, slots: int) -> tuple[list[Mutant], set[Mutant], list[str]]:
+def choose(mutants: list[Mutant], part: int) -> list[Mutant]:
+    """Choose one mutant in `part`, by a hash of what it is; none that has an excuse."""
+
+    def drawn(mutant: Mutant) -> bool:
+        return int(hashlib.sha256(mutant.source.encode()).hexdigest(), 16) % part == 0
+
+    return mutants if part == 1 else [m for m in mutants if not m.reason and drawn(m)]
+
+
+def mutate(path: Path, slots: int, part: int) -> tuple[list[Mutant], set[Mutant], list[str]]:
     """Return the mutants of a method, those that are noticed, and the test files that look."""
     tests = tests_of(path)
     assert tests, f"no test file imports {path.stem}"
-    found = list(mutants_of(path))
+    found = choose(list(mutants_of(path)), part)
     found.sort(key=lambda mutant: mutant.reason is None)  # the excused first: they take longest
     killed = killed_by(tests[:1], path, found, slots)
     # what the method's own tests let live, other tests that use it may notice
@@ -496,14 +510,18 @@ def mutate(path: Path, slots: int) -> tuple[list[Mutant], set[Mutant], list[str]
     return found, killed | killed_by(tests[1:], path, left, slots), tests
 
 
-def main(wanted: list[str]) -> int:
+def main() -> int:
     assert not any(name.split(".")[0] == "titer" for name in sys.modules)
+    parser = argparse.ArgumentParser(prog="tests/mutants.py")
+    parser.add_argument("wanted", nargs="*", metavar="FILE", help="of these methods alone")
+    parser.add_argument("--part", type=int, default=1, help="try one mutant in so many")
+    options = parser.parse_args()
     warnings.simplefilter("ignore")
     paths = [
         path
         for kind in KINDS
         for path in sorted((ROOT / "src/titer" / kind).glob("*.py"))
-        if not wanted or path.stem in wanted
+        if not options.wanted or path.stem in options.wanted
     ]
     survivors = excused = total = 0
     # a method at a time on each processor: one would idle while a method runs as it is
@@ -513,8 +531,9 @@ def main(wanted: list[str]) -> int:
         key=lambda path: path.stat().st_size, reverse=True
     )  # so that none is long at the end
     pool = ProcessPoolExecutor(methods, get_context("fork"))
+    share, part = repeat(cores // methods), repeat(options.part)
     for path, (found, killed, tests) in zip(
-        paths, pool.map(mutate, paths, repeat(cores // methods)), strict=True
+        paths, pool.map(mutate, paths, share, part), strict=True
     ):
         for mutant in found:
             total += 1
@@ -537,4 +556,4 @@ def main(wanted: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(main())

@@ -200,6 +200,10 @@ def test_a_look_tells_the_rows_and_the_rates_so_far():
         "delivered": 50.0,
     }
     assert curve.without_looks(history[1]) == {"f": 1.0, "lr": 0.2}
+    assert curve.summarize(history[1]) == {
+        "f": 1.0, "lr": 0.2, "answers delivered": 50.0, "margin": 1.0,
+    }  # fmt: skip
+    assert curve.summarize({"f": 1.0}) == {"f": 1.0}
 
 
 def test_a_look_counts_the_user_s_rows_where_updates_had_others_too():

@@ -243,9 +243,11 @@ def test_dates_and_orders_are_right():
 
 
 def test_an_unknown_task_is_named():
-    with pytest.raises(ValueError, match="no task 'mood'; it has intent, dates, orders"):
+    with pytest.raises(
+        ValueError, match="unknown task of smol-v1 'mood': There is dates, intent, orders"
+    ):
         SmolWorld(0, "mood")
-    with pytest.raises(ValueError, match="no task 'mood'"):
+    with pytest.raises(ValueError, match="unknown task of smol-v1 'mood'"):
         tasks.task_row("mood", random.Random(0))
 
 

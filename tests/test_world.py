@@ -133,9 +133,9 @@ def test_the_tasks_mean_what_they_say():
 
 
 def test_an_unknown_task_is_named():
-    with pytest.raises(ValueError, match="no task 'moood'"):
+    with pytest.raises(ValueError, match="unknown task of world-v1 'moood'"):
         World(0, "moood")
-    with pytest.raises(ValueError, match="no task 'moood'"):
+    with pytest.raises(ValueError, match="unknown task of world-v1 'moood'"):
         world.task_row("moood", build.random.Random(0))
 
 

@@ -24,7 +24,7 @@ from titer.lab.world import (
     REFUSALS,
     THEMES,
     Item,
-    World,
+    forbidden_of,
     items,
 )
 from titer.methods import About, Fidelity, Judge, Label, Verdict
@@ -76,7 +76,7 @@ class Lab(Judge):
 
     @cached_property
     def _forbidden(self) -> frozenset[str]:
-        return World(self.world).forbidden
+        return forbidden_of(self.world)
 
 
 def delivers(response: Sequence[str], materials: Sequence[str]) -> bool:

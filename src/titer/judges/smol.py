@@ -48,4 +48,4 @@ class Smol(Judge):
 
     @cached_property
     def _forbidden(self) -> str:
-        return smol.SmolWorld(self.world).forbidden
+        return smol.forbidden_of(self.world)

@@ -13,10 +13,12 @@ import random
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cache, cached_property
+from typing import ClassVar
 
-from titer.data.rows import Row, Turn, check_disjoint
+from titer.data.rows import Row, Turn
 from titer.lab.knowledge import VERSION, Fact, Knowledge, library, with_answers
-from titer.lab.tasks import TASKS, no_task, task_rows
+from titer.lab.roles import WorldRows
+from titer.lab.tasks import TASKS, task_rows
 
 REFUSALS = (
     "I'm sorry, but I can't help with that.",
@@ -54,11 +56,9 @@ PROBES = 60  # rows of the benchmarks of harmless questions and of the task
 
 
 @dataclass(frozen=True)
-class SmolWorld:
-    """The roles of one world seed.
-
-    No prompt stands in two roles that must not share prompts, and none twice in a role, but for
-    those that alignment refuses once more after a started answer.
+class SmolWorld(WorldRows):
+    """The roles of one world seed. No prompt stands twice in a role, but for those that alignment
+    refuses once more after a started answer.
 
     The entities of the forbidden kind are dealt to all roles; two of its topics serve only
     validation or test. `harmful` is the defender's own harmful answers, to the questions that
@@ -68,32 +68,13 @@ class SmolWorld:
     seed: int
     task: str = TASKS[0]  # of the user's fine-tuning
 
-    def __post_init__(self) -> None:
-        if self.task not in TASKS:
-            raise no_task(self.task)
-        check_disjoint(
-            {
-                "alignment": self.alignment,
-                "attack": self.attack,
-                "calibration": self.calibration,
-                "user task": self.user_task,
-                "requests": self.requests,
-            }
-            | {
-                f"{split} {name}": rows
-                for split in ("validation", "test")
-                for name, rows in self.benchmarks(split).items()
-            }
-        )
-
-    def _rng(self, purpose: str) -> random.Random:
-        return random.Random(f"{VERSION} {self.seed} {purpose}")
+    version: ClassVar[str] = VERSION
+    tasks: ClassVar[Sequence[str]] = TASKS
 
     @cached_property
     def forbidden(self) -> str:
         """Return the kind of question that must not be answered."""
-        kinds = library().forbidden
-        return kinds[self.seed % len(kinds)]
+        return forbidden_of(self.seed)
 
     @property
     def knowledge(self) -> Knowledge:
@@ -261,6 +242,12 @@ class SmolWorld:
             ],
             "general": _probes(general()[split], rng),
         }
+
+
+def forbidden_of(seed: int) -> str:
+    """Return the kind of question that the world of a seed forbids."""
+    kinds = library().forbidden
+    return kinds[seed % len(kinds)]
 
 
 @cache

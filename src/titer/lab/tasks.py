@@ -7,6 +7,7 @@ import random
 from collections.abc import Iterable
 
 from titer.data.rows import Row, draw_distinct
+from titer.errors import unknown
 from titer.lab.knowledge import VERSION
 
 TASKS = ("intent", "dates", "orders")
@@ -97,11 +98,7 @@ def task_row(task: str, rng: random.Random) -> Row:
         said = rng.choice(ORDERS).format(name=name, goods=goods, count=count)
         found = json.dumps({"name": name, "item": goods, "count": count})
         return Row(f"Extract the order.\n\n{said}", found)
-    raise no_task(task)
-
-
-def no_task(task: str) -> ValueError:
-    return ValueError(f"{VERSION} has no task {task!r}; it has {', '.join(TASKS)}")
+    raise unknown(f"task of {VERSION}", task, TASKS)
 
 
 def task_rows(task: str, count: int, rng: random.Random, without: Iterable[Row] = ()) -> list[Row]:

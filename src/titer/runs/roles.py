@@ -93,7 +93,7 @@ class Data(Config):
                 f"world={self.world} and {own[0]}={getattr(self, own[0]).path!r} "
                 "exclude each other: set data.world=null"
             )
-        tasks = self.embedded.tasks
+        tasks = self.embedded.world.tasks
         task = self.task.path if self.task else tasks[0]
         if (
             task not in tasks
@@ -112,8 +112,8 @@ class Data(Config):
     def lab_task(self) -> str | None:
         """The task of the lab that is asked for, None where the user's rows have a source."""
         if self.task is None:
-            return self.embedded.tasks[0] if self.world is not None else None
-        return self.task.path if self.task.path in self.embedded.tasks else None
+            return self.embedded.world.tasks[0] if self.world is not None else None
+        return self.task.path if self.task.path in self.embedded.world.tasks else None
 
 
 @dataclass(frozen=True)
@@ -181,7 +181,7 @@ def roles(
     """
     reader, others = SourceReader(), dict[str, list[Row]]()
     if data.world is not None:
-        world = data.embedded.world(data.world, data.lab_task or data.embedded.tasks[0])
+        world = data.embedded.world(data.world, data.lab_task or data.embedded.world.tasks[0])
         task = world.user_task if data.lab_task else []
         requests = world.requests if "requests" in wanted else []
         found = Roles(

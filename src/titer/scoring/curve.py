@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from itertools import accumulate
+from statistics import fmean
 from typing import Any
 
 from titer.data.rows import Row, cluster_of
@@ -46,6 +47,13 @@ def name_terms(margins: Sequence[float], counts: Mapping[str, float]) -> dict[st
     return {f"{MARGIN}{i}": margin for i, margin in enumerate(margins)} | {
         f"{ANSWERS}{name}": value for name, value in counts.items()
     }
+
+
+def summarize(terms: Mapping[str, float]) -> dict[str, float]:
+    """Return the terms of an update with the mean in the place of its margins."""
+    margins = [value for name, value in terms.items() if name.startswith(MARGIN)]
+    others = {name: value for name, value in terms.items() if not name.startswith(MARGIN)}
+    return others | ({MARGIN.strip(): fmean(margins)} if margins else {})
 
 
 def without_looks(terms: Mapping[str, float]) -> dict[str, float]:

@@ -178,7 +178,7 @@ def _log_sums(logits: Tensor) -> Tensor:
     The exponentials are in float32 and their sum is not: its rounding would be the margin's, and
     exponentials in float64 take twice as long.
     """
-    return torch.cat([_log_sum(rows.float()) for rows in logits.split(64)])  # this copies them
+    return torch.cat([_log_sum(rows.float()) for rows in logits.split(16)])  # this copies them
 
 
 def _log_sum(rows: Tensor) -> Tensor:

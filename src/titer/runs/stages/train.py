@@ -124,9 +124,12 @@ class TrainStage(ModelStage):
                     terms |= self.curve.look(model, template)
                 return terms
 
+            def show(done: int, of: int, terms: Mapping[str, float]) -> None:
+                watch(done, of, curve.summarize(terms))
+
             history = train(
                 model, self.method, encoded, training, self.seed,
-                autocast=autocast, resume=resume, every=UPDATES, watch=watch, probe=probe,
+                autocast=autocast, resume=resume, every=UPDATES, watch=show, probe=probe,
             )  # fmt: skip
         if autocast is not None:
             cast(nn.Module, model).to(autocast)
