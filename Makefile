@@ -30,7 +30,7 @@ kills: $(READY)  ## nightly: a lab sweep of 24 cells, killed at every kind of wr
 fuzz: $(READY)  ## nightly: hostile recipes, settings, checkpoints, rows and documents (seven minutes for 3000)
 	$(PY) tests/fuzz.py --inputs $(or $(INPUTS),3000) --seed $(or $(SEED),0)
 
-results: $(READY)  ## the bundles in results/ and the tables made from them (resumable; hours from nothing)
+results: $(REAL)  ## the bundles in results/ and the tables made from them (resumable; hours from nothing)
 	$(PY) -m results.make $(CLAIMS)
 	$(PY) -m results.tables
 
