@@ -39,7 +39,13 @@ LAYERS = (
     ("titer.weights",),
     ("titer.training",),
     ("titer.scoring",),
-    ("titer.lab.world", "titer.lab.knowledge", "titer.lab.tasks", "titer.lab.smol"),
+    (
+        "titer.lab.roles",
+        "titer.lab.world",
+        "titer.lab.knowledge",
+        "titer.lab.tasks",
+        "titer.lab.smol",
+    ),
     (
         "titer.defenses",
         "titer.edits",
