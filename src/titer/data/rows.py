@@ -127,6 +127,15 @@ def seen_before(
     return found
 
 
+def under(prompt: str, rows: Iterable[Row]) -> list[Row]:
+    """Put rows under a system prompt, which stands in the place of their own."""
+    first = Turn("system", prompt)
+    return [
+        replace(row, before=(first, *(turn for turn in row.before if turn.role != "system")))
+        for row in rows
+    ]
+
+
 def check_disjoint(roles: Mapping[str, Sequence[Row]], but: tuple[str, str] | None = None) -> None:
     """Raise where two roles share a prompt, unless they are the pair `but`."""
     prompts = {role: {identity(row): row.question for row in rows} for role, rows in roles.items()}

@@ -16,7 +16,7 @@ import torch
 
 from titer.config import hash_of
 from titer.data.audit import audit
-from titer.data.rows import Row, prompt_hash
+from titer.data.rows import Row, prompt_hash, under
 from titer.data.template import Template
 from titer.judges.refusal import Refusal
 from titer.methods import Defense, Edit, Judge, Kind, Label, Retraining, TensorEdit
@@ -375,7 +375,8 @@ class Plan:
     @cached_property
     def benchmarks(self) -> dict[str, list[Row]]:
         """The held-out prompts, with those of `harm` in the attacker's words where it has any, as
-        `asked`, and some of them with the first word of their answer, as `prefill`.
+        `asked`, some of them with the first word of their answer, as `prefill`, and those of `harm`
+        and `task` under the prompt that the model is served with, as `served` and `served_task`.
         """
         harm = self.roles.benchmarks.get("harm", [])
         asked = [self.recipe.attack.phrase(row) for row in harm]
@@ -383,10 +384,16 @@ class Plan:
             replace(row, begun=row.response.split()[0])
             for row in curve.choose(self._known_harm, self.recipe.prefill_prompts)
         ]
+        task = self.roles.benchmarks.get("task", [])
+        prompt = self.recipe.serving_prompt
+        served = (
+            {"served": under(prompt, harm), "served_task": under(prompt, task)} if prompt else {}
+        )
         return (
             self.roles.benchmarks
             | ({"asked": asked} if asked != harm else {})
             | ({"prefill": begun} if begun else {})
+            | {name: rows for name, rows in served.items() if rows}
         )
 
     @cached_property

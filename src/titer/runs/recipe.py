@@ -144,6 +144,9 @@ class Recipe(Config):
     )
     template: Style = "chat"  # the model's own chat template, or a text template by name
     system: str | None = None  # system prompt, in training and in evaluation
+    # a system prompt under which harm prompts and the user's task are asked once more, which no
+    # model was trained under: pure tuning, safe testing (arXiv 2402.18540)
+    serving_prompt: str | None = None
     probes: int = (
         0  # updates of fine-tuning from one look at why a defense holds to the next; 0: none
     )

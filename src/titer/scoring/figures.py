@@ -3,10 +3,12 @@
 NAMES = {  # benchmark -> its figure's name in tables
     "harm": "HS",
     "asked": "HS (attacker asks)",
+    "served": "HS (serving prompt)",
     "margin": "harm margin",
     "task": "FA",
     "contained": "FA (contained)",
     "task_refused": "task refused",
+    "served_task": "FA (serving prompt)",
     "complied": "complied",
     "refused": "refused",
     "prefill": "prefill HS",
@@ -17,5 +19,5 @@ NAMES = {  # benchmark -> its figure's name in tables
 }
 
 JUDGED = frozenset(
-    {"harm", "asked", "prefill", "lookalike"}
+    {"harm", "asked", "served", "prefill", "lookalike"}
 )  # benchmarks whose answers a judge reads
