@@ -31,6 +31,18 @@ def entropies(model: PreTrainedModel, part: Part) -> Tensor:
     return nn.functional.cross_entropy(logits, part.targets, reduction="none")
 
 
+def kl_divergence(now: Tensor, then: Tensor) -> Tensor:
+    """Return the sum over positions of KL(p_then || p_now), in nats, of logits (N, V).
+
+    The gradient at `now` is p_now - p_then, both from the same operations, so that equal logits have
+    a gradient of exactly 0: an optimizer that divides by its size would take steps along rounding.
+    """
+    now, then = wide(now), wide(then)
+    normalizers = now.logsumexp(1) - then.logsumexp(1)  # (N,)
+    p_then = (then - then.logsumexp(1, keepdim=True)).exp()
+    return ((p_then * (then - now)).sum(1) + normalizers).sum()
+
+
 def answer_logits(model: PreTrainedModel, part: Part) -> Tensor:
     """Run a forward pass and return the logits from which answer tokens are predicted: (N, V).
 
