@@ -21,7 +21,7 @@ from titer.lab.world import World
 from titer.methods import Retraining, UpdateEdit
 from titer.scoring.generate import answer
 from titer.training.layers import decoder_layers, head, layers, recompute_layers
-from titer.training.losses import answer_logits, cross_entropy
+from titer.training.losses import answer_logits, answer_states, cross_entropy
 from titer.training.settings import Training
 from titer.training.train import train
 from titer.weights import adapters, checkpoints, folders
@@ -59,6 +59,15 @@ def residual(model):
     for handle in handles:
         handle.remove()
     return seen
+
+
+def residual_of(model, part):
+    """The residual stream after the last layer, of a micro-batch: (B, T, D)."""
+    seen = []
+    handle = decoder_layers(model)[-1].register_forward_hook(lambda _, x, out: seen.append(out))
+    model(input_ids=part.ids, attention_mask=part.mask)
+    handle.remove()
+    return seen[0]
 
 
 def unchanged(model):
@@ -531,6 +540,22 @@ def test_every_edit_of_what_fine_tuning_added_changes_that_alone(
     assert adapters.has_adapter(model) == (kind == "adapter" and edit.keeps_rank)
     with torch.no_grad():
         assert model(torch.arange(2, 34).reshape(2, 16)).logits.isfinite().all()
+
+
+@families
+@pytest.mark.parametrize("lora", [False, True])
+def test_states_are_what_the_head_makes_logits_of(rows, family, lora):
+    model = FAMILIES[family](vocabulary=400)
+    model = adapted(model) if lora else model
+    part, top = part_of(rows["rows"]), head(model)
+    with torch.no_grad():
+        states = answer_states(model, part)
+        logits = top.unembedding(states)
+        capped = logits if top.softcap is None else top.softcap * torch.tanh(logits / top.softcap)
+        torch.testing.assert_close(capped, answer_logits(model, part))
+        seen = residual_of(model, part)
+        torch.testing.assert_close(states, top.norm(seen.flatten(0, 1)[part.answered]))
+    assert states.shape == (len(part.targets), model.config.hidden_size)
 
 
 @families

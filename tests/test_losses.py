@@ -18,7 +18,9 @@ def test_the_divergence_is_summed_over_positions_and_taken_under_the_second():
     total = 0.0
     for a, b in zip(now, then, strict=True):
         p_now, p_then = (torch.exp(row) / torch.exp(row).sum() for row in (a, b))
-        total += sum(p * math.log(p / q) for p, q in zip(p_then.tolist(), p_now.tolist(), strict=True))
+        total += sum(
+            p * math.log(p / q) for p, q in zip(p_then.tolist(), p_now.tolist(), strict=True)
+        )
     assert float(kl_divergence(now, then)) == pytest.approx(total, rel=1e-12)
     assert float(kl_divergence(then, now)) != pytest.approx(total, rel=1e-2)
     assert float(kl_divergence(now + 7.0, then - 3.0)) == pytest.approx(total, rel=1e-12)

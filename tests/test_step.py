@@ -136,3 +136,62 @@ def test_an_infinite_loss_names_update_and_stream(rows, accelerator):
         ValueError, match="the gradient is not finite at update 17 on stream 'rows'"
     ):
         step.grad(step.batch("rows"), steep)
+
+
+def test_prompts_are_predicted_from_at_their_ends_alone(rows, accelerator):
+    step = step_for(tiny(), rows, accelerator, batch=3)
+    batch = step.prompts("harmful", 7)
+    taken = Stream("harmful", rows["harmful"], seed=3).take(7)
+    assert step.streams["harmful"].position == 7
+    assert [len(part.ids) for part in batch.parts] == [3, 3, 1]
+    assert (batch.tokens, batch.rows, batch.others) == (7, 7, None)
+    read = [
+        (ids[:at].tolist(), label)
+        for part in batch.parts
+        for ids, label, at in zip(
+            part.ids,
+            part.targets.tolist(),
+            (part.answered % part.ids.shape[1] + 1).tolist(),
+            strict=True,
+        )
+    ]
+    assert read == [(list(row.ids[: row.answer]), row.ids[row.answer]) for row in taken]
+    loss = step.grad(
+        batch, lambda _, part: part.ids.new_ones(len(part.ids)).double().sum() + weight(step)
+    )
+    assert loss.loss == pytest.approx(1.0)  # a mean over prompts
+
+
+def weight(step):
+    """A nought that has a gradient."""
+    return 0.0 * next(iter(step.parameters.values())).sum()
+
+
+@pytest.mark.parametrize(("count", "shares"), [(7, [[3], [3], [1]]), (12, [[3, 3], [3, 3], []])])
+def test_ranks_share_the_micro_batches_of_prompts(rows, accelerator, count, shares):
+    found = []
+    for rank in range(3):
+        step = step_for(tiny(), rows, Ranks(accelerator, rank), batch=3)
+        batch = step.prompts("harmful", count)
+        assert (batch.rows, batch.tokens) == (count, count)
+        found.append([len(part.ids) for part in batch.parts])
+        drawn = step.draw("rows")
+        assert [len(part.ids) for part in drawn.parts] == [3]
+        assert drawn.rows == 9
+    assert found == shares
+
+
+class Ranks:
+    """One of three ranks, as far as drawing goes."""
+
+    num_processes = 3
+
+    def __init__(self, accelerator, rank):
+        self.device, self.process_index = accelerator.device, rank
+
+
+def test_the_opening_of_a_row_has_its_prompt_and_one_token(rows):
+    for row in rows["rows"]:
+        opening = row.opening
+        assert opening.ids == row.ids[: row.answer + 1]
+        assert (opening.answer, opening.cut, opening.other) == (row.answer, row.cut, None)

@@ -23,6 +23,14 @@ class Encoded:
     cut: int = 0  # prompt tokens dropped at the front to fit the length
     other: Encoded | None = None  # the same prompt with the other answer of a pair
 
+    @property
+    def opening(self) -> Encoded:
+        """The row up to the first token of its answer, which is predicted at its prompt's last one.
+
+        As nothing else is, what is taken where tokens are predicted is taken at the end of the prompt.
+        """
+        return Encoded(self.ids[: self.answer + 1], self.answer, self.cut)
+
 
 @dataclass(frozen=True)
 class Part:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from titer.data.batches import Part
-from titer.training.layers import unembed_at
+from titer.training.layers import unembed_at, unembedding
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -27,8 +27,12 @@ def cross_entropy(model: PreTrainedModel, part: Part) -> Tensor:
 
 def entropies(model: PreTrainedModel, part: Part) -> Tensor:
     """Return -log p(token | what stands before it) of every answer token, in nats: (N,)."""
-    logits = wide(answer_logits(model, part))
-    return nn.functional.cross_entropy(logits, part.targets, reduction="none")
+    return token_entropies(answer_logits(model, part), part)
+
+
+def token_entropies(logits: Tensor, part: Part) -> Tensor:
+    """Return -log p of every answer token, in nats, under the logits that predict them: (N,)."""
+    return nn.functional.cross_entropy(wide(logits), part.targets, reduction="none")
 
 
 def kl_divergence(now: Tensor, then: Tensor) -> Tensor:
@@ -38,9 +42,9 @@ def kl_divergence(now: Tensor, then: Tensor) -> Tensor:
     a gradient of exactly 0: an optimizer that divides by its size would take steps along rounding.
     """
     now, then = wide(now), wide(then)
-    normalizers = now.logsumexp(1) - then.logsumexp(1)  # (N,)
-    p_then = (then - then.logsumexp(1, keepdim=True)).exp()
-    return ((p_then * (then - now)).sum(1) + normalizers).sum()
+    over_now, over_then = now.logsumexp(1), then.logsumexp(1)  # (N,)
+    p_then = (then - over_then[:, None]).exp()
+    return ((p_then * (then - now)).sum(1) + (over_now - over_then)).sum()
 
 
 def answer_logits(model: PreTrainedModel, part: Part) -> Tensor:
@@ -51,6 +55,24 @@ def answer_logits(model: PreTrainedModel, part: Part) -> Tensor:
     with unembed_at(model, part.answered):
         logits: Tensor = model(input_ids=part.ids, attention_mask=part.mask, use_cache=False).logits
     return logits.squeeze(0)
+
+
+def answer_states(model: PreTrainedModel, part: Part) -> Tensor:
+    """Run a forward pass and return the hidden states from which answer tokens are predicted: (N, D).
+
+    They are what the model's head makes logits of, behind the final norm. No logits are made.
+    """
+    found: list[Tensor] = []
+
+    def take(_module: nn.Module, hidden: tuple[Tensor, ...]) -> None:
+        found.append(hidden[0].flatten(0, 1)[part.answered])
+
+    handle = unembedding(model).register_forward_pre_hook(take)  # sees them before `run` drops them
+    try:
+        run(model, part)
+    finally:
+        handle.remove()
+    return found[0]
 
 
 def run(model: PreTrainedModel, part: Part) -> None:

@@ -70,6 +70,14 @@ class Step:
         """
         return self._collate(stream, self._take(stream, self.size))
 
+    def prompts(self, stream: str, count: int) -> Batch:
+        """Draw the next `count` prompts of a stream.
+
+        Of an answer the first token alone is kept. So `Part.answered` is where every prompt ends, and
+        `grad` takes a mean over prompts. Micro-batches are no larger than others; a rank may have none.
+        """
+        return self._collate(stream, [row.opening for row in self._take(stream, count)])
+
     def mix(self, stream: str, other: str, share: float) -> Batch:
         """Draw the next batch of two streams together, a `share` of its rows from the other one.
 
@@ -309,10 +317,11 @@ class Step:
         return self.streams[stream].take(count)
 
     def _collate(self, name: str, rows: Sequence[Encoded]) -> Batch:
-        """Make the batch of an update's rows, in micro-batches of which this rank keeps its share."""
+        """Make a batch of rows, in micro-batches of which this rank keeps its share."""
         size, rank = self.batch_size, self.accelerator.process_index
         chunks = [rows[i : i + size] for i in range(0, len(rows), size)]
-        mine = slice(rank * self.accumulate, (rank + 1) * self.accumulate)
+        share = math.ceil(len(chunks) / self.accelerator.num_processes)
+        mine = slice(rank * share, (rank + 1) * share)
         return Batch.of(name, chunks, pad_of(self.model), self.accelerator.device, mine)
 
     def _pass_over(self, batch: Batch) -> Iterator[Part]:
