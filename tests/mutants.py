@@ -111,6 +111,30 @@ EQUIVALENT: dict[tuple[str, str], str] = {
         "self.lam -> 2 * self.lam in self.lam == 0.0",
     ): "twice a number is 0 where the number is",
     (
+        "kl",
+        "self.lam -> 2 * self.lam in 0.0 <= self.lam < math.inf",
+    ): "twice a number is at least 0, and finite, where the number is",
+    (
+        "kl",
+        "self.lam -> 2 * self.lam in self.lam > 0.0",
+    ): "twice a number is above 0 where the number is",
+    (
+        "kl",
+        "self.lam -> 2 * self.lam in self.lam == 0.0",
+    ): "twice a number is 0 where the number is",
+    (
+        "anchor",
+        "self.lam -> 2 * self.lam in 0.0 <= self.lam < math.inf",
+    ): "twice a number is at least 0, and finite, where the number is",
+    (
+        "anchor",
+        "self.lam -> 2 * self.lam in self.lam == 0.0",
+    ): "twice a number is 0 where the number is",
+    (
+        "anchor",
+        "self.prompts -> 2 * self.prompts in self.prompts < 1",
+    ): "no whole number tells 2 n < 1 from n < 1",
+    (
         "lisa",
         "self.k1 -> 2 * self.k1 in self.k1 < 0",
     ): "twice a number is below 0 where the number is",

@@ -28,13 +28,6 @@ REFUSAL = Anchor(30.0, 3, "refusal")
 test_contract = testing.contract(REFUSAL, Anchor(prompts=7))
 
 
-@pytest.mark.slow
-def test_ranks_share_the_prompts_also_where_they_are_fewer_than_ranks(tmp_path):
-    testing.check_ranks(
-        [Anchor(prompts=1), Anchor(prompts=3), Anchor(prompts=9), REFUSAL], tmp_path
-    )
-
-
 def end(model, row):
     """The state behind the final norm at the last token of a prompt, which alone is read: (D,)."""
     return model.model(torch.tensor([row.ids[: row.answer]])).last_hidden_state[0, -1]
@@ -257,6 +250,9 @@ def test_what_makes_no_sense_is_refused(rows, accelerator):
         ValueError, match="along='refusal': harmful and ordinary prompts end in the same"
     ):
         Anchor(prompts=1, along="refusal").prepare(alike)
+    near = step_for(tiny(), {"rows": rows["rows"][:20], "harmful": rows["rows"][:19]}, accelerator)
+    assert 0.0 < (mean_state(near, "harmful") - mean_state(near, "rows")).norm() < 1.0
+    assert float(Anchor(along="refusal").prepare(near).u.norm()) == pytest.approx(1.0, rel=1e-12)
     lowest = {"method": "anchor", "lam": 0, "prompts": 1, "along": "refusal"}
     assert registry.build("defenses", lowest) == Anchor(0.0, 1, "refusal")
     assert {Anchor(), Anchor(50.0, 2, "all")} == {Anchor()}

@@ -24,6 +24,12 @@ SHORTER = {  # what would take minutes with its defaults, or longer stages and b
     "union": {"share": 0.5},
 }
 
+SHARED = [  # other settings by which ranks share an update in another way
+    {"method": "anchor", "prompts": 1},
+    {"method": "anchor", "prompts": 9, "along": "refusal"},
+    {"method": "kl", "on": "rows"},
+]
+
 
 def methods(kind: str) -> list:
     return [
@@ -37,7 +43,8 @@ test_contract = testing.contract(*(method for kind in registry.KINDS for method 
 
 @pytest.mark.slow
 def test_two_ranks_equal_two_micro_batches(tmp_path):
-    testing.check_ranks(cast(list[Defense], methods("defenses")), tmp_path)
+    others = [registry.build("defenses", fields) for fields in SHARED]
+    testing.check_ranks(cast(list[Defense], [*methods("defenses"), *others]), tmp_path)
 
 
 def test_unconnected_ranks_are_refused(monkeypatch):

@@ -25,11 +25,6 @@ LORA = Lora(r=2, alpha=4, targets=("q_proj", "down_proj"))
 test_contract = testing.contract(KL(on="rows"), KL(7.0))
 
 
-@pytest.mark.slow
-def test_two_ranks_equal_two_micro_batches(tmp_path):
-    testing.check_ranks([KL(on="rows"), KL(7.0)], tmp_path)
-
-
 def plain_divergence(model, start, rows):
     """Average KL(p' || p) over all answer tokens, a row at a time."""
     total, tokens = torch.zeros((), dtype=torch.float64), 0
