@@ -101,6 +101,11 @@ EQUIVALENT: dict[tuple[str, str], str] = {
         "repnoise",
         "self.lens_every -> 2 * self.lens_every in self.lens_every < 1",
     ): "no whole number tells 2 n < 1 from n < 1",
+    ("constrained_sft", "self.beta -> 2 * self.beta"): "in the check: the same numbers twice",
+    (
+        "constrained_sft",
+        "strict=True -> strict=False",
+    ): "both are as long as one another by their making",
     ("ldifs", "self.layers -> 2 * self.layers"): "the same layers twice",
     (
         "ldifs",
@@ -147,6 +152,15 @@ EQUIVALENT: dict[tuple[str, str], str] = {
         "lisa",
         "self.rho -> 2 * self.rho in self.rho == 0.0",
     ): "twice a number is 0 where the number is",
+    (
+        "safegrad",
+        "self.rho -> 2 * self.rho in 0.0 <= self.rho < math.inf",
+    ): "twice a number is at least 0, and finite, where the number is",
+    (
+        "safegrad",
+        "self.temperature -> 2 * self.temperature in 0.0 < self.temperature < math.inf",
+    ): "twice a number is above 0, and finite, where the number is",
+    ("safegrad", "self.surgery -> 2 * self.surgery"): "2 is as true as True",
     ("repnoise", "strict=True -> strict=False"): "both are as long as one another by their making",
     ("tar", "strict=True -> strict=False"): "both are as long as one another by their making",
     ("tar", "self.k -> 2 * self.k"): "twice a number is 0 where the number is",

@@ -71,7 +71,16 @@ def test_what_is_refused_is_refused_when_it_is_built():
         re.fullmatch(rf"{where}=\w+: .+", text) for where, text in said
     )  # a line that names it
     nulls = {"random_term", "random_vaccine", "sft", "union"}
-    harmless = nulls | {"ema", "kl", "ldifs", "lisa", "t_vaccine", "vaccine"}
+    harmless = nulls | {
+        "constrained_sft",
+        "ema",
+        "kl",
+        "ldifs",
+        "lisa",
+        "safegrad",
+        "t_vaccine",
+        "vaccine",
+    }
     edits = set(registry.names("edits"))
     assert refused == {("booster", "booster")} | {("random_term", held) for held in harmless} | {
         ("scale", held) for held in ("lox", "random_lox", "one_shot", "scale")
