@@ -66,7 +66,7 @@ class ConstrainedSFT(Defense):
     about: ClassVar[About] = About(
         title="constrained SFT",
         paper="2406.05946",
-        passes="1, and 1/3 of a pass over the rows once",
+        passes="1",
         fidelity=Fidelity(
             equation="tests/test_constrained_sft.py",
             code="Unispac/shallow-vs-deep-alignment fb1749e3, the loss, float64, 2026-11-29",
