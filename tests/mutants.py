@@ -161,6 +161,18 @@ EQUIVALENT: dict[tuple[str, str], str] = {
         "self.temperature -> 2 * self.temperature in 0.0 < self.temperature < math.inf",
     ): "twice a number is above 0, and finite, where the number is",
     ("safegrad", "self.surgery -> 2 * self.surgery"): "2 is as true as True",
+    (
+        "ewc",
+        "self.lam -> 2 * self.lam in 0.0 <= self.lam < math.inf",
+    ): "twice a number is at least 0, and finite, where the number is",
+    (
+        "ewc",
+        "self.lam -> 2 * self.lam in self.lam == 0.0",
+    ): "twice a number is 0 where the number is",
+    (
+        "ewc",
+        "self.samples -> 2 * self.samples in self.samples < 1",
+    ): "no whole number tells 2 n < 1 from n < 1",
     ("repnoise", "strict=True -> strict=False"): "both are as long as one another by their making",
     ("tar", "strict=True -> strict=False"): "both are as long as one another by their making",
     ("tar", "self.k -> 2 * self.k"): "twice a number is 0 where the number is",

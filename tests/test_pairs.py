@@ -74,6 +74,7 @@ def test_what_is_refused_is_refused_when_it_is_built():
     harmless = nulls | {
         "constrained_sft",
         "ema",
+        "ewc",
         "kl",
         "ldifs",
         "lisa",

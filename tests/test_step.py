@@ -195,3 +195,35 @@ def test_the_opening_of_a_row_has_its_prompt_and_one_token(rows):
         opening = row.opening
         assert opening.ids == row.ids[: row.answer + 1]
         assert (opening.answer, opening.cut, opening.other) == (row.answer, row.cut, None)
+
+
+def test_a_batch_may_have_fewer_rows_than_an_update(rows, accelerator):
+    step = step_for(tiny(), rows, accelerator, batch=2, accumulate=3)
+    taken = Stream("rows", rows["rows"], seed=3).take(4)
+    for count, parts in ((1, [1]), (3, [2, 1])):
+        batch = step.draw("rows", count)
+        assert batch.rows == count
+        assert [len(part.ids) for part in batch.parts] == parts
+        assert batch.tokens == sum(len(row.ids) - row.answer for row in taken[:count])
+        taken = taken[count:]
+    assert step.streams["rows"].position == 4
+    assert step.draw("rows").rows == 6
+
+
+def test_without_layers_their_weights_have_no_gradient(rows, accelerator):
+    made = tiny(layers=4)
+    step = step_for(made, rows, accelerator)
+    full = step.grad(step.batch("rows"))
+    with step.without([1, 3]):
+        part = step.grad(step.batch("rows"))
+        assert not made.model.layers[1].mlp.up_proj.weight.requires_grad
+    assert all(weight.requires_grad for weight in made.parameters())
+    shut = ("model.layers.1.", "model.layers.3.")
+    assert part.names() == [name for name in full.names() if not name.startswith(shut)]
+    assert (part - full.within(part.names())).norm() < 1e-13 * part.norm()
+    for chosen in ([], [4], [-1]):
+        with pytest.raises(ValueError, match="choose some of 0 to 3"), step.without(chosen):
+            pass
+    with pytest.raises(KeyError), step.without([1]):
+        raise KeyError
+    assert all(weight.requires_grad for weight in made.parameters())

@@ -62,13 +62,14 @@ class Step:
             self._batches[stream] = self.draw(stream)
         return self._batches[stream]
 
-    def draw(self, stream: str) -> Batch:
-        """Draw the next batch of a stream.
+    def draw(self, stream: str, count: int | None = None) -> Batch:
+        """Draw the next batch of a stream, of as many rows as an update has, or of `count`.
 
-        All ranks draw the same rows, and each keeps its own share of the micro-batches. Raises
-        where the method declares no such stream.
+        All ranks draw the same rows, and each keeps its own share of the micro-batches: of fewer
+        rows than an update has, the last ranks have none. Raises where the method declares no such
+        stream.
         """
-        return self._collate(stream, self._take(stream, self.size))
+        return self._collate(stream, self._take(stream, self.size if count is None else count))
 
     def prompts(self, stream: str, count: int) -> Batch:
         """Draw the next `count` prompts of a stream.
@@ -233,12 +234,7 @@ class Step:
 
         Raises where the model has no such layers, or they hold none of the trained weights.
         """
-        found = self.layers
-        if not chosen or not set(chosen) <= set(range(len(found))):
-            raise ValueError(
-                f"layers {sorted(chosen)} of a model that has {len(found)}: choose some of 0 to "
-                f"{len(found) - 1}"
-            )
+        found = self._check_chosen(chosen)
         others = [i for i in range(min(chosen), len(found)) if i not in chosen]
         trained = [*chosen, *others] if freeze == "attention" else list(chosen)
         shut = {id(weight) for i in others for weight in found[i].attention.parameters()}
@@ -259,6 +255,25 @@ class Step:
             once(self.model, min(chosen), key=lambda: self._part),
             recompute_layers(self.model, again),
         ):
+            yield
+
+    @contextmanager
+    def without(self, chosen: Collection[int]) -> Iterator[None]:
+        """Inside, the weights of the chosen layers are not trained, and have no gradient.
+
+        Raises where the model has no such layers, or they hold all of the trained weights, or none.
+        """
+        found = self._check_chosen(chosen)
+        names = tuple(f"{found[i].name}." for i in chosen)
+        frozen = {
+            name: weight for name, weight in self.parameters.items() if name.startswith(names)
+        }
+        if not 0 < len(frozen) < len(self.parameters):
+            raise ValueError(
+                f"layers {sorted(chosen)} hold {'all' if frozen else 'none'} of the trained weights: "
+                "adapt linear layers of every decoder layer, and leave some of them out"
+            )
+        with self._freeze(frozen):
             yield
 
     @contextmanager
@@ -309,6 +324,16 @@ class Step:
     def log(self, **terms: float | None) -> None:
         """Keep terms to show and to store with the run, by the names that the paper gives them."""
         self.logged |= {name: value for name, value in terms.items() if value is not None}
+
+    def _check_chosen(self, chosen: Collection[int]) -> list[Layer]:
+        """Return the decoder layers. Raises where none is chosen, or one that there is not."""
+        found = self.layers
+        if not chosen or not set(chosen) <= set(range(len(found))):
+            raise ValueError(
+                f"layers {sorted(chosen)} of a model that has {len(found)}: choose some of 0 to "
+                f"{len(found) - 1}"
+            )
+        return found
 
     def _take(self, stream: str, count: int) -> list[Encoded]:
         """Take the next rows of a stream. Raises where the method declares no such stream."""
