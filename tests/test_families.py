@@ -419,9 +419,10 @@ def test_an_adapter_on_experts_is_refused_by_name():
 
 
 SETTINGS = Training(updates=1, lr=1e-3, batch=4, weight_decay=0.0, lora=ALL_LINEAR)
-STATES = {
-    "lisa": ({"k1": 1, "k2": 1, "warmup": 0.0}, 3)
-}  # a method of two, and updates that see both
+STATES = {  # a method of two states, and updates that see both; layers of which the model has others
+    "lisa": ({"k1": 1, "k2": 1, "warmup": 0.0}, 3),
+    "sppft": ({"layers": (1, 1)}, 1),
+}
 
 
 @families

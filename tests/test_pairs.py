@@ -79,6 +79,7 @@ def test_what_is_refused_is_refused_when_it_is_built():
         "ldifs",
         "lisa",
         "safegrad",
+        "sppft",
         "t_vaccine",
         "vaccine",
     }
