@@ -173,6 +173,7 @@ EQUIVALENT: dict[tuple[str, str], str] = {
         "ewc",
         "self.samples -> 2 * self.samples in self.samples < 1",
     ): "no whole number tells 2 n < 1 from n < 1",
+    ("safe_mix", "strict=True -> strict=False"): "both are as long as one another by their making",
     ("sppft", "self.random -> 2 * self.random"): "2 is as true as True",
     ("sppft", "i < at -> i <= at"): "the largest rise is never below its own share",
     ("sppft", "i > at -> i >= at"): "the largest rise is never below its own share",

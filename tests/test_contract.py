@@ -20,9 +20,9 @@ from titer.methods import About, Defense, Harmful, Needs, Refusals
 ROOT = Path(__file__).parent.parent
 SHORTER = {  # what would take minutes with its defaults, or longer stages and batches
     "lisa": {"k1": 2, "k2": 3},
+    "safe_mix": {"share": 0.5},
     "sppft": {"layers": [1, 1]},
     "tar": {"k": 3, "every": 2, "switch": 0.0},
-    "union": {"share": 0.5},
 }
 
 SHARED = [  # other settings by which ranks share an update in another way

@@ -6,7 +6,7 @@ say: those of many chat models ask for penalties on repetition, for sampling or 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, cast
 
 import torch
@@ -60,27 +60,53 @@ def answer(
 ) -> list[Answer]:
     """Return the greedy answer to every row's prompt, in the order of the rows.
 
+    Prompts are completed as `complete` does it.
+    """
+    config = greedy(model, template.ends, template.tokenizer.pad_token_id, max_new_tokens)
+    prompts = [template.prompt_ids(row, max_new_tokens) for row in rows]
+    answers = []
+    for row, tokens in zip(rows, complete(model, prompts, config, batch, say, watch), strict=True):
+        ended = tokens[-1] in config.eos_token_id
+        answers.append(Answer(template.text(row, tokens[:-1] if ended else tokens), ended))
+    return answers
+
+
+def greedy(
+    model: PreTrainedModel, ends: Iterable[int], pad: int, max_new_tokens: int
+) -> GenerationConfig:
+    """Make the settings of greedy answers, which end with one of `ends` or of the checkpoint's own
+    tokens for it.
+    """
+    return GenerationConfig(
+        **GREEDY,
+        max_new_tokens=max_new_tokens,
+        eos_token_id=sorted({*ends, *_ends(model)}),
+        pad_token_id=pad,
+    )
+
+
+def complete(
+    model: PreTrainedModel,
+    prompts: Sequence[Sequence[int]],
+    config: GenerationConfig,
+    batch: int = 128,
+    say: Callable[[str], None] = lambda _: None,
+    watch: Watch = unwatched,
+) -> list[list[int]]:
+    """Return the greedy tokens behind every prompt, in their order. One that ends an answer is kept.
+
     Batches of prompts of like length are planned at the start, padded on the left. If a batch does
     not fit into memory, it and all that follow are halved, and `say` is told. `watch` is told of
     every token how many answers are done. In float32 the answers do not depend on the size of a
     batch.
     """
-    tokenizer = template.tokenizer
-    ends = sorted({*template.ends, *_ends(model)})
-    config = GenerationConfig(
-        **GREEDY,
-        max_new_tokens=max_new_tokens,
-        eos_token_id=ends,
-        pad_token_id=tokenizer.pad_token_id,
-    )
-    encoded = [template.prompt_ids(row, max_new_tokens) for row in rows]
-    plan = by_length([len(prompt) for prompt in encoded], batch)
-    answers: dict[int, Answer] = {}
+    plan = by_length([len(prompt) for prompt in prompts], batch)
+    answers: dict[int, list[int]] = {}
     while plan:
         chosen = plan[0]
         try:
-            count = _Count(watch, len(answers), len(rows))
-            generated = _generate(model, [encoded[i] for i in chosen], config, count)
+            count = _Count(watch, len(answers), len(prompts))
+            generated = _generate(model, [prompts[i] for i in chosen], config, count)
         except RuntimeError as error:
             if len(chosen) == 1 or not _out_of_memory(error):
                 raise
@@ -92,11 +118,11 @@ def answer(
             say(f"out of memory with {len(chosen)} answers at a time; going on with {size}")
             continue
         for i, tokens in zip(chosen, generated, strict=True):
-            end = next((at for at, token in enumerate(tokens) if token in ends), None)
-            answers[i] = Answer(template.text(rows[i], tokens[:end]), end is not None)
+            ends = (at for at, token in enumerate(tokens, 1) if token in config.eos_token_id)
+            answers[i] = tokens[: next(ends, len(tokens))]
         plan = plan[1:]
-        watch(len(answers), len(rows), {})
-    return [answers[i] for i in range(len(rows))]
+        watch(len(answers), len(prompts), {})
+    return [answers[i] for i in range(len(prompts))]
 
 
 class _Count(StoppingCriteria):
