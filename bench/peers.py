@@ -119,7 +119,7 @@ def trainer(batch: int) -> Callable[[PreTrainedModel, list[Encoded]], list[float
 def trl(batch: int) -> Callable[[PreTrainedModel, list[Encoded]], list[float]]:
     def update(model: PreTrainedModel, rows: list[Encoded]) -> list[float]:
         from datasets import Dataset
-        from trl import SFTConfig, SFTTrainer  # type: ignore[import-not-found]
+        from trl import SFTConfig, SFTTrainer
 
         made = Dataset.from_list(
             [

@@ -57,7 +57,7 @@ LAYERS = (
     ),
     ("titer.runs",),
     ("titer.report", "titer.listing"),
-    ("titer.api",),
+    ("titer.api", "titer.integrations"),
     ("titer.cli", "titer.__main__", "titer.testing"),
 )
 LIGHT = ("titer.findings", "titer.report")  # wings that load without torch

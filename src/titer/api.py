@@ -26,6 +26,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from titer import paths
+from titer.data.files import in_memory
 from titer.findings.records import (
     PipelineRecord,
     Record,
@@ -414,25 +415,12 @@ class _Given:
             return str(rows)
         if isinstance(rows, Mapping) and "path" in rows:  # a source with its options
             return json.dumps(dict(rows))
-        text = "".join(json.dumps(record) + "\n" for record in _records(role, rows))
+        records = in_memory(f"data[{role!r}]", rows)
+        text = "".join(json.dumps(record.fields) + "\n" for record in records)
         name = f"{role}-{hashlib.sha256(text.encode()).hexdigest()[:12]}.jsonl"
         self.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         (self.folder / name).write_text(text, encoding="utf-8")
         return json.dumps(str(self.folder / name))
-
-
-def _records(role: str, rows: Rows) -> list[dict[str, Any]]:
-    """Take the records of a data set, a data frame or a list. Raises where it is none of them."""
-    if hasattr(rows, "to_list"):  # a datasets.Dataset
-        return list(rows.to_list())
-    if hasattr(rows, "to_dict"):  # a data frame
-        return list(rows.to_dict("records"))
-    if isinstance(rows, Sequence) and all(isinstance(row, Mapping) for row in rows):
-        return [dict(row) for row in rows]
-    raise ValueError(
-        f"data[{role!r}] is a {type(rows).__name__}: give a path, a hub name, a "
-        "datasets.Dataset, a data frame or a list of dicts"
-    )
 
 
 def _save_model(model: Model, folder: Path) -> Path:

@@ -29,6 +29,7 @@ FINISHED, PARTIAL, LOCKS, RUNS = "stages", "partial", "locks", "runs"
 MANIFEST = "manifest.json"  # the hash of every file
 MADE = "made.json"  # facts of the computation, seconds and memory
 RESUME = "checkpoint.safetensors"  # while a stage trains: where it goes on after an interruption
+TRAINER = "titer.safetensors"  # in a checkpoint of a trainer of another library: a defense's state
 CHANGES = "changes.json"  # of an edit, by tensor
 MERGED = "merged"  # while an edit works: the merged models of adapters
 MARGINS = "margins.json"  # of the harm margin, by prompt

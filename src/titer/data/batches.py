@@ -16,12 +16,19 @@ EVERY = slice(None)
 
 @dataclass(frozen=True)
 class Encoded:
-    """A row as tokens. Only `ids[answer:]` has a loss."""
+    """A row as tokens. Only `ids[answer:]` has a loss, but for the places that are skipped."""
 
     ids: tuple[int, ...]
     answer: int
     cut: int = 0  # prompt tokens dropped at the front to fit the length
     other: Encoded | None = None  # the same prompt with the other answer of a pair
+    # places behind `answer` without a loss, as what others say between several answers
+    skipped: tuple[int, ...] = ()
+
+    @property
+    def learned(self) -> int:
+        """The number of tokens that have a loss."""
+        return len(self.ids) - self.answer - len(self.skipped)
 
     @property
     def opening(self) -> Encoded:
@@ -95,7 +102,7 @@ class Batch:
         return Batch(
             stream,
             parts,
-            sum(lengths) - sum(row.answer for row in rows),
+            sum(row.learned for row in rows),
             sum(lengths),
             len(rows),
             others,
@@ -113,6 +120,8 @@ def collate(rows: Sequence[Encoded], pad: int, device: torch.device | str = "cpu
         ids[i, :end] = torch.tensor(row.ids)
         mask[i, :end] = 1
         labels[i, row.answer : end] = ids[i, row.answer : end]
+        if row.skipped:
+            labels[i, list(row.skipped)] = IGNORED
     return Part(ids.to(device), mask.to(device), labels.to(device))
 
 

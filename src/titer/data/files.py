@@ -1,4 +1,5 @@
-"""Read the records of local files: JSON, JSON lines, CSV, TSV, parquet and `datasets` folders.
+"""Read the records of local files: JSON, JSON lines, CSV, TSV, parquet and `datasets` folders; and
+of what is in memory.
 
 A text file may be compressed. An error names the file and the line.
 """
@@ -8,7 +9,7 @@ from __future__ import annotations
 import csv
 import io
 import json
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -57,6 +58,24 @@ def read(
     for record in records:
         _check_text(record.place, record.fields)
     return records
+
+
+def in_memory(what: str, rows: Any) -> list[RawRecord]:
+    """Take the records of a data set, a data frame, or a list of dicts or of conversations.
+
+    Raises, naming `what` they are, where it is none of them.
+    """
+    if hasattr(rows, "to_list"):  # a datasets.Dataset
+        rows = rows.to_list()
+    elif hasattr(rows, "to_dict"):  # a data frame
+        rows = rows.to_dict("records")
+    if not isinstance(rows, Sequence) or not all(isinstance(row, Mapping | list) for row in rows):
+        raise ValueError(
+            f"{what} is a {type(rows).__name__}: give a path, a hub name, a "
+            "datasets.Dataset, a data frame or a list of dicts"
+        )
+    given = [dict(row) if isinstance(row, Mapping) else row for row in rows]
+    return [_record(f"{what}, row {number}", row) for number, row in enumerate(given, 1)]
 
 
 def is_readable(path: Path) -> bool:

@@ -57,7 +57,7 @@ def tiny(
     return model
 
 
-def streams(template: Template) -> dict[str, list[Encoded]]:
+def texts() -> dict[str, list[Row]]:
     """Make rows of the lab's world for every stream, with answers of different lengths."""
     world = World(0)
     long = (Row(r.prompt, f"{r.response} {r.response}") for r in world.harmful[:6])
@@ -65,7 +65,12 @@ def streams(template: Template) -> dict[str, list[Encoded]]:
     held_out = pair(world.harmful[20:32], world.alignment)
     of = {"rows": mixed, "harmful": world.harmful[:20], "held_out": held_out}
     of["alignment"] = [*world.alignment[12:20], *world.alignment[-20:-12]]
-    return {name: [template.encode(row) for row in those] for name, those in of.items()}
+    return of
+
+
+def streams(template: Template) -> dict[str, list[Encoded]]:
+    """Make the rows of every stream as tokens."""
+    return {name: [template.encode(row) for row in those] for name, those in texts().items()}
 
 
 @cache

@@ -66,15 +66,10 @@ def save(path: Path, identity: str, loop: Loop, history: list[dict[str, float]])
         "history": history,
         "positions": {name: stream.position for name, stream in step.streams.items()},
         "scheduler": loop.scheduler.state_dict(),
-        "state": _pack(loop.state, tensors),
+        "state": pack(loop.state, tensors),
     }
     if step.accelerator.is_main_process:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        fresh = path.with_name(path.name + ".new")
-        held = {name: tensor.detach().cpu().clone() for name, tensor in tensors.items()}
-        told = json.dumps(facts)
-        save_file(held, fresh, {"facts": told, "sha256": _hash(held, told)})
-        os.replace(fresh, path)
+        write(path, facts, tensors)
 
 
 def load(path: Path, identity: str, loop: Loop) -> list[dict[str, float]] | None:
@@ -82,7 +77,7 @@ def load(path: Path, identity: str, loop: Loop) -> list[dict[str, float]] | None
 
     None where it is damaged: then it is removed. Raises where it is another run's.
     """
-    found = _read(path)
+    found = read(path)
     if found is None:
         said.warning("%s is damaged: removed, and the stage starts again", path)
         path.unlink(missing_ok=True)  # by another rank
@@ -111,14 +106,24 @@ def load(path: Path, identity: str, loop: Loop) -> list[dict[str, float]] | None
         group["lr"] = lr
     for name, position in facts["positions"].items():
         loop.step.streams[name].position = position
-    loop.state = _unpack(loop, facts["state"], tensors)
+    loop.state = unpack(loop.defense, facts["state"], tensors, loop.step.accelerator.device)
     torch.set_rng_state(tensors["rng"])
     if "rng.cuda" in tensors and torch.cuda.is_available():
         torch.cuda.set_rng_state(tensors["rng.cuda"])
     return list(facts["history"])
 
 
-def _read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]] | None:
+def write(path: Path, facts: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
+    """Write facts and tensors to one file, whole or not at all, with their hash."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    fresh = path.with_name(path.name + ".new")
+    held = {name: tensor.detach().cpu().clone() for name, tensor in tensors.items()}
+    told = json.dumps(facts)
+    save_file(held, fresh, {"facts": told, "sha256": _hash(held, told)})
+    os.replace(fresh, path)
+
+
+def read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]] | None:
     """Return the facts and the tensors of a checkpoint, None where they are not as written."""
     try:
         with safe_open(path, "pt") as file:
@@ -136,7 +141,7 @@ def _hash(tensors: Mapping[str, Tensor], facts: str) -> str:
     return hash_of([facts, layout, hash_tensors(tensors)])
 
 
-def _pack(state: Any, tensors: dict[str, Tensor]) -> Any:
+def pack(state: Any, tensors: dict[str, Tensor]) -> Any:
     """Return a defense's state as JSON. Its tensors are put into `tensors`."""
     if state is None:
         return None
@@ -158,11 +163,12 @@ def _pack(state: Any, tensors: dict[str, Tensor]) -> Any:
     return packed
 
 
-def _unpack(loop: Loop, packed: Any, tensors: Mapping[str, Tensor]) -> Any:
-    """Return a defense's state, with its tensors back on the CPU or on the run's device."""
+def unpack(
+    defense: Defense, packed: Any, tensors: Mapping[str, Tensor], device: torch.device
+) -> Any:
+    """Return a defense's state, with its tensors back on the CPU or on `device`."""
     if packed is None:
         return None
-    device = loop.step.accelerator.device
 
     def tensor(name: str, kind: str) -> Tensor:
         return tensors[name] if kind == "cpu" else tensors[name].to(device)
@@ -177,4 +183,4 @@ def _unpack(loop: Loop, packed: Any, tensors: Mapping[str, Tensor]) -> Any:
             }
         else:
             fields[name] = entry["value"]
-    return loop.defense.restore(fields)
+    return defense.restore(fields)

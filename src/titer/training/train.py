@@ -94,7 +94,7 @@ def train(
     history = found or []
     if found is None:
         loop.state = defense.prepare(step)
-    phases = _updates(defense, settings.updates)
+    phases = list_phases(defense, settings.updates)
     for update, phase in enumerate(phases, 1):
         if update <= len(history):
             continue
@@ -119,7 +119,7 @@ def _check_ranks(parameters: Mapping[str, nn.Parameter], accelerator: Accelerato
         )
 
 
-def _updates(defense: Defense, updates: int) -> list[Phase]:
+def list_phases(defense: Defense, updates: int) -> list[Phase]:
     """Return the phase of every update."""
     phases = [phase for phase in defense.schedule(updates) for _ in range(phase.updates)]
     counted = sum(phase.counted for phase in phases)

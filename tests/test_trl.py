@@ -1,0 +1,647 @@
+"""Defenses inside TRL's SFTTrainer and transformers' Trainer: the trajectories of titer's own loop."""
+
+import itertools
+import json
+import logging
+import random
+import runpy
+import shutil
+import subprocess
+import sys
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import pytest
+import torch
+from datasets import Dataset
+from peft import LoraConfig
+from transformers import Trainer, TrainerCallback, TrainingArguments
+from trl import SFTConfig, SFTTrainer
+
+from conftest import tiny
+from test_contract import SHORTER
+from titer import paths, registry
+from titer.data.batches import IGNORED, Stream, collate
+from titer.data.rows import pair
+from titer.defenses.ema import EMA
+from titer.defenses.ldifs import LDIFS
+from titer.defenses.lisa import Lisa
+from titer.defenses.sft import SFT
+from titer.integrations import defended
+from titer.integrations.feed import read_rows
+from titer.integrations.refusals import check
+from titer.methods import Answers, Defense, Harmful, Needs
+from titer.phase import Phase
+from titer.testing.small import texts
+from titer.training.settings import DRAWN, Training
+from titer.training.train import train
+
+UPDATES, BATCH, LENGTH = 20, 2, 64
+QUICK = SHORTER | {"t_vaccine": {"gamma": 1, "resample": 2, "rescore": 3}}
+METHODS = {
+    name: registry.build("defenses", {"method": name} | QUICK.get(name, {}))
+    for name in registry.names("defenses")
+}
+MORE = {  # it draws more of the trainer's rows than a batch at an update
+    "tar switching": registry.build(
+        "defenses", {"method": "tar", "k": 3, "every": 2, "switch": 1.0}
+    ),
+    "booster over repnoise": registry.build(
+        "defenses", {"method": "booster", "align": {"method": "repnoise"}}
+    ),
+}
+TEXTS = texts() | {"rows": [replace(row, other="") for row in texts()["rows"]]}
+TEXTS["pairs"] = TEXTS["harmful"]  # among them prompts of the trainer's rows
+
+
+class Keep(TrainerCallback):
+    """Keep the weights after every update."""
+
+    def __init__(self):
+        self.weights = []
+
+    def on_step_end(self, args, state, control, model=None, **_):
+        self.weights.append(flat(model))
+
+
+def flat(model):
+    return torch.cat([p.detach().flatten().double() for p in model.parameters()])
+
+
+def of_tokens(rows):
+    """The rows as a data set of tokens with their labels."""
+    return Dataset.from_list(
+        [
+            {
+                "input_ids": list(row.ids),
+                "labels": [IGNORED] * row.answer + list(row.ids[row.answer :]),
+            }
+            for row in rows
+        ]
+    )
+
+
+def arguments(kind, folder, **more):
+    given = {
+        "output_dir": str(folder),
+        "per_device_train_batch_size": BATCH,
+        "max_steps": UPDATES,
+        "learning_rate": 3e-3,
+        "lr_scheduler_type": "constant",
+        "weight_decay": 0.1,
+        "max_grad_norm": 1.0,
+        "seed": 3,
+        "train_sampling_strategy": "sequential",
+        "report_to": [],
+        "save_strategy": "no",
+        "logging_steps": 1,
+        "use_cpu": True,
+        "bf16": False,
+        "activation_checkpointing": False,
+        "disable_tqdm": True,
+    }
+    return kind(**given | ({"max_length": LENGTH} if kind is SFTConfig else {}) | more)
+
+
+def beside(defense):
+    """The rows that a defense draws beside the trainer's."""
+    wanted = [name for name in defense.needs.streams if name != "rows"]
+    wanted += ["pairs"] if "pairs" in defense.needs.streams["rows"].name.lower() else []
+    return {name: TEXTS[name] for name in wanted}
+
+
+def encoded(template, defense):
+    """All rows of titer's own loop, as tokens."""
+    rows = {name: TEXTS[name] for name in defense.needs.streams}
+    if "pairs" in beside(defense):
+        rows["rows"] = pair(rows["rows"], TEXTS["pairs"])
+    return {name: template.encode_all(those, name) for name, those in rows.items()}
+
+
+def sft(model, tokenizer, folder, defense, rows, callbacks=(), kind=SFTTrainer, **more):
+    made = defended(kind, defense, rows=beside(defense)) if defense else kind
+    return made(
+        model=model,
+        args=arguments(SFTConfig, folder, **more),
+        train_dataset=rows,
+        processing_class=tokenizer,
+        callbacks=list(callbacks),
+    )
+
+
+def distance(found, expected, start):
+    """The largest distance of two trajectories, by the way of one of them until then."""
+    return max(
+        float((a - b).norm() / (b - start).norm()) for a, b in zip(found, expected, strict=True)
+    )
+
+
+@pytest.mark.parametrize("accumulate", [1, 4])
+@pytest.mark.parametrize("name", [*METHODS, *MORE])
+def test_the_trajectory_is_that_of_titer_s_own_loop(
+    name, accumulate, template, tokenizer, tmp_path, record_property
+):
+    defense = (METHODS | MORE)[name]
+    ours, theirs, keep, mine = tiny(), tiny(), Keep(), []
+    start, data = flat(ours), encoded(template, defense)
+    settings = Training(
+        updates=UPDATES, lr=3e-3, batch=BATCH, accumulate=accumulate, weight_decay=0.1, lora=None
+    )
+    history = train(
+        ours, defense, data, settings, seed=3, probe=lambda _: mine.append(flat(ours)) or {}
+    )
+    order = Stream("rows", data["rows"], 3).take(4 * UPDATES * BATCH * accumulate)
+    trainer = sft(
+        theirs, tokenizer, tmp_path, defense, of_tokens(order), [keep],
+        gradient_accumulation_steps=accumulate,
+    )  # fmt: skip
+    trainer.train()
+    found = distance([*keep.weights, flat(theirs)], [*mine, flat(ours)], start)
+    record_property("distance", found)
+    print(f"{name}, accumulation {accumulate}: {found:.1e}")
+    assert found <= 1e-5
+    logged = [entry for entry in trainer.state.log_history if "loss" in entry]
+    assert len(logged) == UPDATES
+    for entry, terms in zip(logged, history, strict=True):
+        assert entry["grad_norm"] == pytest.approx(terms["grad_norm"], rel=1e-5)
+        for term in terms.keys() - {"grad_norm", "lr", DRAWN}:
+            logged_as = f"{registry.name_of(defense)}/{term}"
+            assert entry[logged_as] == pytest.approx(terms[term], rel=1e-5), term
+        if "f" in terms:
+            assert entry["loss"] == pytest.approx(terms["f"], rel=1e-5)
+
+
+@pytest.mark.parametrize("kind", [Trainer, SFTTrainer])
+@pytest.mark.parametrize("strategy", ["random", "group_by_length"])
+def test_plain_sft_is_the_trainer_itself_over_uneven_epochs_and_any_labels(
+    kind, strategy, rows, tokenizer, tmp_path
+):
+    """Some rows learn everything, some several answers; the last update of an epoch is small."""
+    rng = random.Random(0)
+    made = [
+        {
+            "input_ids": list(row.ids),
+            "labels": [token if rng.random() < 0.6 else IGNORED for token in row.ids],
+        }
+        for row in rows["rows"][:13]
+    ]
+    made[0]["labels"] = made[0]["input_ids"]
+
+    def join(chosen):
+        parts = [collate([row], 0) for row in read_rows_of(chosen)]
+        width = max(part.ids.shape[1] for part in parts)
+        pad = torch.nn.functional.pad
+        return {
+            name: torch.cat(
+                [pad(getattr(p, of), (0, width - p.ids.shape[1]), value=value) for p in parts]
+            )
+            for name, of, value in (
+                ("input_ids", "ids", 0),
+                ("attention_mask", "mask", 0),
+                ("labels", "labels", IGNORED),
+            )
+        }
+
+    ends = []
+    for defense in (None, SFT()):
+        model = tiny()
+        more = {
+            "num_train_epochs": 2,
+            "max_steps": -1,
+            "gradient_accumulation_steps": 3,
+            "train_sampling_strategy": strategy,
+        }
+        if kind is SFTTrainer:
+            trainer = sft(model, tokenizer, tmp_path, defense, Dataset.from_list(made), **more)
+        else:
+            trainer = (defended(kind, defense) if defense else kind)(
+                model=model,
+                args=arguments(TrainingArguments, tmp_path, **more),
+                train_dataset=made,
+                data_collator=join,
+            )
+        trainer.train()
+        assert trainer.state.global_step == 6  # 13 rows are 7 micro-batches, and 3 updates
+        ends.append((flat(model), [e["loss"] for e in trainer.state.log_history if "loss" in e]))
+    (theirs, losses), (ours, mine) = ends
+    assert (ours - theirs).norm() <= 1e-6 * (theirs - flat(tiny())).norm()
+    assert mine == pytest.approx(losses, rel=1e-5)
+
+
+def read_rows_of(chosen):
+    return [
+        row
+        for each in chosen
+        for row in read_rows({name: torch.tensor([each[name]]) for name in ("input_ids", "labels")})
+    ]
+
+
+def test_no_row_of_the_user_is_passed_over(template, tokenizer, tmp_path):
+    """Lisa draws them while tuning alone: those of all its turns are the first of the data set."""
+    data = template.encode_all(TEXTS["rows"], "rows")
+    order = [data[i % len(data)] for i in range(UPDATES * BATCH)]
+    defense = Lisa(k1=2, k2=3)
+    drawn = []
+    trainer = sft(tiny(), tokenizer, tmp_path, defense, of_tokens(order))
+
+    class Look(TrainerCallback):
+        def on_step_end(self, *_, **__):
+            drawn.append([row.ids for row in trainer.updates.feed.drawn])
+
+    trainer.add_callback(Look())
+    trainer.train()
+    assert [len(rows) for rows in drawn] == [0, 0, 2, 2, 2] * 4
+    assert list(itertools.chain(*drawn)) == [row.ids for row in order[:24]]
+    assert trainer.state.log_history[-2]["lisa/rows drawn"] == 24
+
+
+@pytest.mark.parametrize("checkpointing", [True, False])
+def test_padding_free_rows_are_taken_apart(checkpointing, rows, tokenizer, tmp_path):
+    """And activations that are computed again change nothing."""
+    ends = []
+    for more in (
+        {"activation_checkpointing": not checkpointing},
+        {"padding_free": True, "max_length": None, "activation_checkpointing": checkpointing},
+    ):
+        model = tiny()
+        trainer = sft(model, tokenizer, tmp_path, SFT(), of_tokens(rows["rows"]), **more)
+        trainer.train()
+        ends.append(flat(model))
+    assert (ends[0] - ends[1]).norm() <= 1e-9 * ends[0].norm()
+
+
+@pytest.mark.parametrize("name", ["ldifs", "repnoise", "vaccine", "lisa"])
+def test_in_bfloat16_it_is_titer_s_own_loop_with_autocast(name, template, tokenizer, tmp_path):
+    """The reference of LDIFS is another model in each pass, and no cast of one serves the other."""
+    defense = METHODS[name]
+    ours, theirs, mine, keep = tiny(torch.float32), tiny(torch.float32), [], Keep()
+    start, data = flat(ours), encoded(template, defense)
+    settings = Training(updates=UPDATES, lr=3e-3, batch=BATCH, weight_decay=0.1, lora=None)
+    train(
+        ours,
+        defense,
+        data,
+        settings,
+        seed=3,
+        autocast=torch.bfloat16,
+        probe=lambda _: mine.append(flat(ours)) or {},
+    )
+    order = Stream("rows", data["rows"], 3).take(UPDATES * BATCH)
+    more = {"bf16": True, "optim": "adamw_torch"}  # as ours: rounding decides over the next pass
+    sft(theirs, tokenizer, tmp_path, defense, of_tokens(order), [keep], **more).train()
+    assert distance(keep.weights, mine, start) <= 1e-6
+
+
+@pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning")  # of peft's
+def test_an_adapter_is_trained_as_in_titer_s_own_loop(template, tokenizer, tmp_path):
+    from titer.weights import adapters
+    from titer.weights.settings import Lora
+
+    data, defense = template.encode_all(TEXTS["rows"], "rows"), LDIFS()
+    base = tiny(torch.float32)
+    torch.manual_seed(3)  # as the trainer does
+    ours = adapters.add_lora(base, Lora(r=4, alpha=8.0, targets=("q_proj", "v_proj")))
+    settings = Training(updates=UPDATES, lr=3e-3, batch=BATCH, weight_decay=0.1)
+    start = flat(ours)
+    train(ours, defense, {"rows": data}, settings, seed=3)
+    trainer = defended(SFTTrainer, "ldifs")(
+        model=tiny(torch.float32),
+        args=arguments(SFTConfig, tmp_path),
+        train_dataset=of_tokens(Stream("rows", data, 3).take(UPDATES * BATCH)),
+        processing_class=tokenizer,
+        peft_config=LoraConfig(r=4, lora_alpha=8, target_modules=["q_proj", "v_proj"]),
+    )
+    assert torch.equal(flat(trainer.model), start)
+    trainer.train()
+    assert (flat(trainer.model) - flat(ours)).norm() <= 1e-5 * (flat(ours) - start).norm()
+
+
+RESUMED = {
+    **{name: METHODS[name] for name in ("sft", "lisa", "ema", "t_vaccine", "repnoise")},
+    "ldifs": LDIFS(),
+    "union": registry.build("defenses", {"method": "union", "share": 0.3}),
+    "tar": registry.build("defenses", {"method": "tar", "k": 3, "every": 2, "switch": 1.0}),
+}
+
+
+@pytest.mark.parametrize("strategy", ["random", "group_by_length"])
+@pytest.mark.parametrize("name", RESUMED)
+def test_a_resumed_training_ends_bit_for_bit_as_one_without_a_break(
+    name, strategy, rows, tokenizer, tmp_path
+):
+    data = of_tokens(rows["rows"][:9])  # less than two updates an epoch
+
+    def trainer(model, folder):
+        return sft(
+            model,
+            tokenizer,
+            folder,
+            RESUMED[name],
+            data,
+            max_steps=9,
+            save_strategy="steps",
+            save_steps=5,
+            gradient_accumulation_steps=3,
+            train_sampling_strategy=strategy,
+            lr_scheduler_type="linear",
+        )
+
+    whole, resumed = tiny(torch.float32), tiny(torch.float32)
+    first = trainer(whole, tmp_path / "one")
+    first.train()
+    again = trainer(resumed, tmp_path / "one")
+    torch.rand(99)  # what went before in another process
+    again.train(resume_from_checkpoint=str(tmp_path / "one" / "checkpoint-5"))
+    assert torch.equal(flat(resumed), flat(whole))
+    assert again.updates.feed.position == first.updates.feed.position
+    assert not torch.equal(flat(whole), flat(tiny(torch.float32)))
+
+
+def test_the_last_checkpoint_is_found_and_another_training_s_is_refused(rows, tokenizer, tmp_path):
+    data = of_tokens(rows["rows"])
+    more = {"max_steps": 6, "save_strategy": "steps", "save_steps": 3}
+    whole, ended = tiny(torch.float32), tiny(torch.float32)
+    sft(whole, tokenizer, tmp_path, EMA(), data, **more).train()
+    sft(ended, tokenizer, tmp_path, EMA(), data, **more, save_total_limit=9).train(True)
+    assert torch.equal(flat(ended), flat(whole))  # the average too, which checkpoint-6 has not
+    shutil.rmtree(tmp_path / "checkpoint-7")  # a trainer has one update more there
+    for other, changed in ((EMA(decay=0.5), {}), (EMA(), {"seed": 4}), (EMA(), {"max_steps": 7})):
+        with pytest.raises(ValueError, match=r"titer.safetensors is the checkpoint of another"):
+            sft(tiny(), tokenizer, tmp_path, other, data, **more | changed).train(True)
+    path = tmp_path / "checkpoint-6" / paths.TRAINER
+    path.write_bytes(path.read_bytes()[:-1])
+    with pytest.raises(ValueError, match="is damaged"):
+        sft(tiny(), tokenizer, tmp_path, EMA(), data, **more).train(True)
+    path.unlink()
+    with pytest.raises(ValueError, match="no such file, so the checkpoint is one without"):
+        sft(tiny(), tokenizer, tmp_path, EMA(), data, **more).train(True)
+
+
+@dataclass(frozen=True)
+class Slows(SFT):
+    """Has a learning rate of its own."""
+
+    def schedule(self, updates):
+        return [Phase("slow", updates, lr=1e-9)]
+
+
+@pytest.fixture(scope="module")
+def made(tokenizer, tmp_path_factory):
+    """A trainer whose settings a test may change."""
+    rows = Dataset.from_list([{"input_ids": [5, 6, 7], "labels": [IGNORED, 6, 7]}])
+    return sft(tiny(), tokenizer, tmp_path_factory.mktemp("made"), EMA(), rows)
+
+
+@pytest.mark.parametrize(
+    ("setting", "value", "message"),
+    [
+        ("label_smoothing_factor", 0.1, "label_smoothing_factor=0.1 with ema: "),
+        ("neftune_noise_alpha", 5.0, "neftune_noise_alpha=5.0 with ema: "),
+        ("packing", True, "packing=True with ema: it joins rows"),
+        ("loss_type", "dft", "loss_type='dft' with ema: "),
+        ("torch_compile", True, "torch_compile=True with ema: "),
+        ("use_liger_kernel", True, "use_liger_kernel=True with ema: "),
+        ("activation_offloading", True, "activation_offloading=True with ema: "),
+        ("auto_find_batch_size", True, "auto_find_batch_size=True with ema: "),
+        ("torch_empty_cache_steps", 3, "torch_empty_cache_steps with ema: "),
+        ("optim", "lomo", "optim='lomo' with ema: "),
+        ("optim", "galore_adamw_layerwise", "optim='galore_adamw_layerwise' with ema: "),
+        ("load_best_model_at_end", True, "load_best_model_at_end=True with ema: "),
+        ("parallelism_config", object(), "parallelism_config with ema: "),
+        (
+            "activation_checkpointing_kwargs",
+            {"every_n_layers": 2, "use_reentrant": False},
+            "activation_checkpointing_kwargs with 'every_n_layers' with ema: ",
+        ),
+    ],
+)
+def test_a_setting_that_no_defense_follows_is_refused_in_one_line(
+    made, setting, value, message, monkeypatch
+):
+    check(made, made.defense)
+    monkeypatch.setattr(made.args, setting, value)
+    with pytest.raises(ValueError, match=f"^{message}") as error:
+        check(made, made.defense)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("where", "value", "message"),
+    [
+        ("is_deepspeed_enabled", True, "DeepSpeed with ema: it divides the weights"),
+        ("is_fsdp_enabled", True, "FSDP with ema: it divides the weights"),
+        ("is_model_parallel", True, "1 processes or devices with ema: "),
+        ("compute_loss_func", print, "compute_loss_func with ema: "),
+        ("aux_loss_enabled", True, "the loss of the routers .*router_aux_loss_coef=0.0"),
+        ("model", torch.nn.Linear(2, 2), "Linear with ema: a defense trains a causal"),
+    ],
+)
+def test_a_trainer_that_no_defense_can_follow_is_refused(made, where, value, message, monkeypatch):
+    monkeypatch.setattr(made, where, value)
+    with pytest.raises(ValueError, match=f"^{message}"):
+        check(made, made.defense)
+
+
+@pytest.mark.parametrize("setting", ["fp16", "packing"])
+def test_a_refusal_comes_when_the_trainer_is_made(setting, rows, tokenizer, tmp_path):
+    with pytest.raises(ValueError, match=rf"^{setting}=True with sft: "):
+        sft(tiny(), tokenizer, tmp_path, SFT(), of_tokens(rows["rows"]), **{setting: True})
+
+
+def test_the_end_of_a_composed_defense_is_that_of_the_one_it_holds(made, monkeypatch):
+    monkeypatch.setattr(made.args, "load_best_model_at_end", True)
+    held = registry.build("defenses", {"method": "booster", "align": "ema"})
+    with pytest.raises(ValueError, match=r"load_best_model_at_end=True with booster"):
+        check(made, held)
+    check(made, METHODS["booster"])
+
+
+def test_a_loss_of_the_trainer_s_own_is_refused():
+    class Own(Trainer):
+        def compute_loss(self, *args, **options):
+            return 0.0
+
+    class Renamed(SFTTrainer):
+        """Only a name."""
+
+    with pytest.raises(ValueError, match=r"Own has a compute_loss of its own .*Own.*, which"):
+        defended(Own, SFT())
+    assert issubclass(defended(Renamed, SFT()), Renamed)
+
+
+def test_updates_of_another_kind_are_refused(rows, tokenizer, tmp_path):
+    trainer = sft(tiny(), tokenizer, tmp_path, Slows(), of_tokens(rows["rows"]))
+    with pytest.raises(ValueError, match=r"Slows has updates .slow. with a learning rate"):
+        trainer.train()
+
+
+@pytest.mark.parametrize(
+    ("defense", "given", "message"),
+    [
+        ("lisa", {}, r"lisa draws alignment|lisa draws refusals"),
+        ("lisa", {"aligned": []}, "unknown stream of rows .* 'aligned': did you mean 'alignment'"),
+        ("sft", {"rows": []}, "unknown stream of rows"),
+        ("repnoise", {}, r"give rows=.'pairs': ...."),
+        ("lisa", {"alignment": []}, r"rows\['alignment'\]: none of its 0 rows"),
+        ("lisa", {"alignment": 3}, r"rows\['alignment'\] is a int: give a path"),
+        ("lisa", {"alignment": [{"prompt": "a"}]}, r"rows\['alignment'\], row 1: "),
+        ("lisa", {"alignment": "nowhere.jsonl"}, "nowhere.jsonl"),
+    ],
+)
+def test_rows_beside_the_trainer_s_that_are_missing_or_wrong(
+    defense, given, message, rows, tokenizer, tmp_path
+):
+    with pytest.raises(ValueError, match=message):
+        defended(SFTTrainer, defense, rows=given)(
+            model=tiny(),
+            args=arguments(SFTConfig, tmp_path),
+            train_dataset=of_tokens(rows["rows"]),
+            processing_class=tokenizer,
+        )
+
+
+def test_the_defender_s_rows_come_from_memory_and_files_in_the_model_s_template(
+    template, rows, tokenizer, tmp_path
+):
+    written = TEXTS["alignment"]
+    turns = [
+        [
+            {"role": "user", "content": row.prompt},
+            {"role": "assistant", "content": row.response},
+        ]
+        for row in written
+    ]
+    (tmp_path / "rows.jsonl").write_text(
+        "".join(json.dumps({"prompt": r.prompt, "response": r.response}) + "\n" for r in written)
+    )
+    expected = template.encode_all(written, "alignment")
+    for given in (
+        written,
+        turns,
+        [{"messages": each} for each in turns],
+        Dataset.from_list([{"messages": each} for each in turns]),
+        str(tmp_path / "rows.jsonl"),
+        tmp_path / "rows.jsonl",
+        {"path": str(tmp_path / "rows.jsonl"), "limit": 5},
+    ):
+        trainer = defended(SFTTrainer, Lisa(k1=2, k2=3), rows={"alignment": given})(
+            model=tiny(),
+            args=arguments(SFTConfig, tmp_path / "out"),
+            train_dataset=of_tokens(rows["rows"]),
+            processing_class=tokenizer,
+        )
+        trainer.train()
+        count = 5 if isinstance(given, dict) else len(expected)
+        assert trainer.updates.step.streams["alignment"].rows == expected[:count]
+
+
+def test_pairs_of_which_no_prompt_is_trained_on_are_refused(rows, tokenizer, tmp_path):
+    defense = METHODS["repnoise"]
+    trainer = defended(SFTTrainer, defense, rows={"pairs": [{"prompt": "a", "response": "b"}]})(
+        model=tiny(),
+        args=arguments(SFTConfig, tmp_path, max_steps=2),
+        train_dataset=of_tokens(rows["rows"]),
+        processing_class=tokenizer,
+    )
+    with pytest.raises(ValueError, match=r"rows\['pairs'\]: none of its 1 prompts"):
+        trainer.train()
+
+
+@pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning")  # of peft's
+def test_dropout_is_off_and_said_to_be(rows, tokenizer, tmp_path, caplog):
+    model = tiny()
+    with caplog.at_level(logging.WARNING):
+        trainer = defended(SFTTrainer, "sft")(
+            model=model,
+            args=arguments(SFTConfig, tmp_path),
+            train_dataset=of_tokens(rows["rows"]),
+            processing_class=tokenizer,
+            peft_config=LoraConfig(lora_dropout=0.5, target_modules=["q_proj"]),
+        )
+    assert "lora_dropout=0.5 is off while sft trains" in caplog.text
+    trainer.train()
+    assert trainer.model.training
+
+
+A, B, PAD = [5, 6, 7, 8], [9, 10], 0
+
+
+@pytest.mark.parametrize(
+    ("inputs", "expected"),
+    [
+        ({"input_ids": [A], "labels": [A]}, [(A, 1, ())]),
+        ({"input_ids": [A], "labels": [[-100, -100, 7, 8]]}, [(A, 2, ())]),
+        ({"input_ids": [A], "labels": [[-100, 6, -100, 8]]}, [(A, 1, (2,))]),
+        ({"input_ids": [A], "labels": [[-100, 6, 7, -100]]}, [(A, 1, (3,))]),
+        ({"input_ids": [A], "labels": [[-100] * 4]}, [(A, 4, ())]),
+        (
+            {
+                "input_ids": [A, [*B, PAD, PAD]],
+                "labels": [A, [-100, 10, -100, -100]],
+                "attention_mask": [[1] * 4, [1, 1, 0, 0]],
+            },
+            [(A, 1, ()), (B, 1, ())],
+        ),
+        (
+            {
+                "input_ids": [[PAD, PAD, *B]],
+                "labels": [[-100, -100, -100, 10]],
+                "attention_mask": [[0, 0, 1, 1]],
+            },
+            [(B, 1, ())],
+        ),
+        (
+            {
+                "input_ids": [[*A, *B, PAD, PAD]],
+                "labels": [[-100, 6, 7, 8, -100, 10, -100, -100]],
+                "position_ids": [[0, 1, 2, 3, 0, 1, 0, 0]],
+            },
+            [(A, 1, ()), (B, 1, ())],
+        ),
+    ],
+)
+def test_rows_are_taken_out_of_a_micro_batch(inputs, expected):
+    found = read_rows({name: torch.tensor(value) for name, value in inputs.items()})
+    assert [(list(row.ids), row.answer, row.skipped) for row in found] == expected
+    for row, (ids, _, skipped) in zip(found, expected, strict=True):
+        labels = collate([row], 0).labels[0].tolist()
+        assert [at for at, label in enumerate(labels) if label != IGNORED] == [
+            at for at in range(row.answer, len(ids)) if at not in skipped
+        ]
+        assert row.learned == sum(label != IGNORED for label in labels)
+
+
+@pytest.mark.parametrize(
+    ("inputs", "message"),
+    [
+        ({"input_ids": [A], "labels": [A], "pixel_values": [[0.0]]}, "batches have 'pixel_values'"),
+        ({"input_ids": [A]}, "have no 'labels'"),
+        ({"labels": [A]}, "have no 'input_ids'"),
+        ({"input_ids": [A], "labels": [[5, 6, 9, 8]]}, "label .* is 9 where the token is 7"),
+        (
+            {"input_ids": [A], "labels": [A], "attention_mask": [[1, 0, 1, 1]]},
+            "attention mask with a gap",
+        ),
+        ({"input_ids": [A], "labels": [A], "position_ids": [[1, 2, 3, 4]]}, "counted from 0"),
+    ],
+)
+def test_what_no_defense_would_see_in_a_micro_batch_is_refused(inputs, message):
+    with pytest.raises(ValueError, match=message):
+        read_rows({name: torch.tensor(value) for name, value in inputs.items()})
+
+
+def test_titer_and_its_integrations_load_no_trl():
+    code = """
+import sys, titer, titer.api
+assert "titer.integrations" not in sys.modules
+from titer.integrations import defended
+assert "trl" not in sys.modules
+"""
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+@pytest.mark.slow
+def test_the_example(capsys, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    runpy.run_path(str(Path(__file__).parent.parent / "examples/trl_lisa.py"), run_name="__main__")
+    print(capsys.readouterr().out)
