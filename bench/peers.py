@@ -139,7 +139,7 @@ def trl(batch: int) -> Callable[[PreTrainedModel, list[Encoded]], list[float]]:
                     folder,
                     batch,
                     completion_only_loss=True,
-                    gradient_checkpointing=False,
+                    activation_checkpointing=False,
                 ),
                 train_dataset=made,
                 processing_class=_words(),

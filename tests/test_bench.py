@@ -449,7 +449,7 @@ def test_peers_and_margins_are_measured(tmp_path, capsys):
     assert peers.main(["--quick", "--device", "cpu", "--out", str(tmp_path)]) == 0
     assert margin.main(["--quick", "--device", "cpu", "--out", str(tmp_path)]) == 0
     told = json.loads((tmp_path / "peers.json").read_text())["peers"]
-    assert told.keys() >= {"whole head", "HF Trainer"}
+    assert told.keys() >= {"whole head", "HF Trainer", "TRL"}
     found = json.loads((tmp_path / "margin.json").read_text())["margin"]
     assert found["largest difference in nats"] < 1e-4
     assert found["time"] > 1

@@ -2,8 +2,8 @@
 
 import itertools
 import json
-import logging
 import random
+import re
 import runpy
 import shutil
 import subprocess
@@ -30,7 +30,6 @@ from titer.defenses.sft import SFT
 from titer.integrations import defended
 from titer.integrations.feed import read_rows
 from titer.integrations.refusals import check
-from titer.methods import Answers, Defense, Harmful, Needs
 from titer.phase import Phase
 from titer.testing.small import texts
 from titer.training.settings import DRAWN, Training
@@ -535,6 +534,28 @@ def test_the_defender_s_rows_come_from_memory_and_files_in_the_model_s_template(
         assert trainer.updates.step.streams["alignment"].rows == expected[:count]
 
 
+def test_conversations_that_trl_encodes_are_rows_as_titer_encodes_them(
+    template, tokenizer, tmp_path
+):
+    """So prompts of pairs are found again; completion_only_loss is what they are trained by."""
+    talks = [
+        {
+            "prompt": [{"role": "user", "content": row.prompt}],
+            "completion": [{"role": "assistant", "content": row.response}],
+        }
+        for row in TEXTS["rows"]
+    ]
+    trainer = sft(
+        tiny(), tokenizer, tmp_path, METHODS["repnoise"], Dataset.from_list(talks), max_steps=5
+    )
+    trainer.train()
+    feed = trainer.updates.feed
+    assert feed.position == 5 * BATCH
+    ours = pair(TEXTS["rows"], TEXTS["pairs"])[8:10]
+    assert feed.drawn == template.encode_all(ours, "rows")
+    assert feed.paired > 0
+
+
 def test_pairs_of_which_no_prompt_is_trained_on_are_refused(rows, tokenizer, tmp_path):
     defense = METHODS["repnoise"]
     trainer = defended(SFTTrainer, defense, rows={"pairs": [{"prompt": "a", "response": "b"}]})(
@@ -549,18 +570,49 @@ def test_pairs_of_which_no_prompt_is_trained_on_are_refused(rows, tokenizer, tmp
 
 @pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning")  # of peft's
 def test_dropout_is_off_and_said_to_be(rows, tokenizer, tmp_path, caplog):
-    model = tiny()
-    with caplog.at_level(logging.WARNING):
+    ends = []
+    for dropout in (0.0, 0.5):
+        caplog.clear()
         trainer = defended(SFTTrainer, "sft")(
-            model=model,
-            args=arguments(SFTConfig, tmp_path),
+            model=tiny(torch.float32),
+            args=arguments(SFTConfig, tmp_path, max_steps=3),
             train_dataset=of_tokens(rows["rows"]),
             processing_class=tokenizer,
-            peft_config=LoraConfig(lora_dropout=0.5, target_modules=["q_proj"]),
+            peft_config=LoraConfig(lora_dropout=dropout, target_modules=["q_proj"]),
         )
-    assert "lora_dropout=0.5 is off while sft trains" in caplog.text
-    trainer.train()
-    assert trainer.model.training
+        said = "lora_dropout=0.5 is off while sft trains" in caplog.text
+        assert said == (dropout > 0)
+        trainer.train()
+        assert trainer.model.training
+        ends.append(flat(trainer.model))
+    assert torch.equal(*ends)
+
+
+def test_activations_are_computed_again_where_the_trainer_is_told_so(rows, tokenizer, tmp_path):
+    passes = []
+    for again in (False, True):
+        model, seen = tiny(), []
+        model.model.layers[0].mlp.register_forward_pre_hook(lambda *_, seen=seen: seen.append(1))
+        more = {"activation_checkpointing": again, "max_steps": 3}
+        sft(model, tokenizer, tmp_path, SFT(), of_tokens(rows["rows"]), **more).train()
+        passes.append(len(seen))
+    assert passes == [3, 6]
+
+
+def test_the_end_of_a_defense_comes_before_that_of_other_callbacks(rows, tokenizer, tmp_path):
+    """A callback that keeps the model at the end keeps the one that the defense leaves."""
+    seen = []
+
+    class Look(TrainerCallback):
+        def on_train_end(self, args, state, control, model=None, **_):
+            seen.append(flat(model))
+
+    model, keep = tiny(), Keep()
+    more = {"max_steps": 3, "save_strategy": "steps", "save_steps": 2, "save_only_model": True}
+    sft(model, tokenizer, tmp_path, EMA(), of_tokens(rows["rows"]), [Look(), keep], **more).train()
+    assert torch.equal(seen[0], flat(model))
+    assert not torch.equal(keep.weights[-1], flat(model))
+    assert not (tmp_path / "checkpoint-2" / paths.TRAINER).exists()  # of the model alone
 
 
 A, B, PAD = [5, 6, 7, 8], [9, 10], 0
@@ -641,7 +693,12 @@ assert "trl" not in sys.modules
 
 
 @pytest.mark.slow
-def test_the_example(capsys, monkeypatch, tmp_path):
+@pytest.mark.filterwarnings("ignore:'pin_memory' argument:UserWarning")  # without a GPU
+def test_the_example_shows_what_lisa_does(capsys, monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     runpy.run_path(str(Path(__file__).parent.parent / "examples/trl_lisa.py"), run_name="__main__")
-    print(capsys.readouterr().out)
+    said = re.findall(r"^(plainly|with Lisa): +HS (\d+), FA (\d+)$", capsys.readouterr().out, re.M)
+    (_, broken, _), (_, kept, right) = said
+    assert int(broken) > 50
+    assert int(kept) < 10
+    assert int(right) > 80

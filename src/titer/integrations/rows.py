@@ -42,7 +42,9 @@ def encode_beside(
         wanted[PAIRS] = Harmful
     for name in given:
         if name not in wanted:
-            raise unknown(f"stream of rows beside the trainer's for {name_of(defense)}", name, wanted)
+            raise unknown(
+                f"stream of rows beside the trainer's for {name_of(defense)}", name, wanted
+            )
     for name, kind in wanted.items():
         if name not in given:
             raise ValueError(

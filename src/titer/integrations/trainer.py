@@ -124,9 +124,7 @@ class Along(TrainerCallback):
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **given: Any) -> None:
         of, loader = self.trainer, given["train_dataloader"]
-        of.updates = Updates.begin(
-            of, of.defense, of.beside, loader, state.max_steps, of.resumed
-        )
+        of.updates = Updates.begin(of, of.defense, of.beside, loader, state.max_steps, of.resumed)
 
     def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         if not args.save_only_model:

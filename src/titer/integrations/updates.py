@@ -183,5 +183,5 @@ class Updates:
                 yield
         finally:
             if own is not None:
-                model.forward = wrapped
+                model.forward = cast(Any, wrapped)
             model.train()
