@@ -356,6 +356,36 @@ def test_a_resumed_training_ends_bit_for_bit_as_one_without_a_break(
     assert not torch.equal(flat(whole), flat(tiny(torch.float32)))
 
 
+def test_a_dataset_that_is_read_as_it_comes_is_resumed_too(rows, tokenizer, tmp_path):
+    ends, more = [], {"max_steps": 22, "save_strategy": "steps", "save_steps": 15}
+    for resume in (None, str(tmp_path / "checkpoint-15")):
+        model, data = tiny(torch.float32), of_tokens(rows["rows"]).to_iterable_dataset()
+        trainer = sft(model, tokenizer, tmp_path, Lisa(k1=1, k2=5), data, **more)
+        trainer.train(resume)
+        ends.append(flat(model))
+        assert (trainer.updates.feed.epoch, trainer.updates.feed.position) == (1, 36)
+    assert torch.equal(*ends)
+
+
+def test_an_evaluation_meanwhile_changes_nothing(rows, tokenizer, tmp_path):
+    ends, data = [], of_tokens(rows["rows"])
+    for more in ({}, {"eval_strategy": "steps", "eval_steps": 2}):
+        model = tiny()
+        trainer = defended(SFTTrainer, "sft")(
+            model=model,
+            args=arguments(SFTConfig, tmp_path, max_steps=5, **more),
+            train_dataset=data,
+            eval_dataset=data,
+            processing_class=tokenizer,
+        )
+        trainer.train()
+        ends.append(flat(model))
+    assert torch.equal(*ends)
+    said = [entry for entry in trainer.state.log_history if "eval_loss" in entry]
+    assert len(said) == 2
+    assert said[1]["eval_loss"] < said[0]["eval_loss"]
+
+
 def test_the_last_checkpoint_is_found_and_another_training_s_is_refused(rows, tokenizer, tmp_path):
     data = of_tokens(rows["rows"])
     more = {"max_steps": 6, "save_strategy": "steps", "save_steps": 3}

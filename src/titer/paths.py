@@ -19,6 +19,7 @@ TABLE = "table.md"
 PAGE = "report.html"
 FIGURES = "figures.json"  # of the page, drawn
 NULLS = "nulls"  # of an edit: one folder a control
+TRACKED = "tracked"  # beside it: the files of a tracker
 GIVEN = "given"  # models and rows that were handed over in memory
 STORE = "store"  # beside a run's folder, unless another is given
 

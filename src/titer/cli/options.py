@@ -55,6 +55,15 @@ StoreFolder = Annotated[
     Path | None,
     typer.Option("--store", help="Folder of finished stages (default: store, beside the run's)."),
 ]
+Track = Annotated[
+    str | None,
+    typer.Option(
+        "--track",
+        metavar="TRACKER",
+        help="Write the terms of every update into OUT-tracked for `tensorboard`, or another tracker "
+        "that accelerate knows.",
+    ),
+]
 Json = Annotated[bool, typer.Option("--json", help="Print the results as JSON.")]
 
 

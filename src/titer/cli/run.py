@@ -20,6 +20,7 @@ from titer.cli.options import (
     Seed,
     Settings,
     StoreFolder,
+    Track,
     quote,
     read_pairs,
     with_limit,
@@ -42,6 +43,7 @@ def run_recipe(
     dry: Annotated[
         bool, typer.Option("--dry-run", help="Check everything and say what would be done.")
     ] = False,
+    track: Track = None,
     as_json: Json = False,
 ) -> None:
     """Run a recipe's pipelines and compare them.
@@ -61,7 +63,7 @@ def run_recipe(
         screen.show_notes()
         screen.say("\n".join(told))
         return
-    with screen.watch_stages() as watch:
+    with screen.watch_stages(track, folder) as watch:
         found = api.run_recipe(plan, folder, store or folder.parent / paths.STORE, watch)
     if as_json:
         screen.print_json(found.documents)

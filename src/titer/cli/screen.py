@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, TextIO
 from rich.console import Console, ConsoleOptions, RenderableType
 from rich.segment import Segment
 
+from titer import paths
 from titer.printable import printable
 from titer.progress import Silent
 
@@ -118,7 +119,24 @@ def show_notes() -> None:
 
 
 @contextmanager
-def watch_stages() -> Iterator[Progress]:
+def watch_stages(tracker: str | None = None, out: Path = Path()) -> Iterator[Progress]:
+    """Show how far a run is, and tell a tracker, where one is named, into a folder beside `out`."""
+    with _show_stages() as shown:
+        if tracker is None:
+            yield shown
+            return
+        from titer.integrations.trackers import Tracked
+
+        place = out.absolute()
+        tracked = Tracked(tracker, place.with_name(f"{place.name}-{paths.TRACKED}"), shown)
+        try:
+            yield tracked
+        finally:
+            tracked.close()
+
+
+@contextmanager
+def _show_stages() -> Iterator[Progress]:
     """Show how far a run is, and what was noted before it began."""
     from titer.report.progress import Bar, Lines
 

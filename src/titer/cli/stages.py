@@ -20,6 +20,7 @@ from titer.cli.options import (
     Seed,
     Settings,
     StoreFolder,
+    Track,
     Whole,
     quote,
     read_pairs,
@@ -42,13 +43,14 @@ def align(
     recipe: RecipeName = "checkpoint",
     seed: Seed = None,
     whole: Whole = False,
+    track: Track = None,
     as_json: Json = False,
 ) -> None:
     """Align a model on the rows of --data alignment=...
 
     A defense that simulates attacks also needs --data harmful=... or defense=...
     """
-    _compute("align", model, method, data, settings, recipe, seed, out, whole, as_json)
+    _compute("align", model, method, data, settings, recipe, seed, out, whole, as_json, track=track)
 
 
 @app.command("release")
@@ -78,13 +80,16 @@ def finetune(
     recipe: RecipeName = "checkpoint",
     seed: Seed = None,
     whole: Whole = False,
+    track: Track = None,
     as_json: Json = False,
 ) -> None:
     """Fine-tune a model on user data under attack: --data task=... and harmful=...
 
     The attack is set by --set attack.p=0.1
     """
-    _compute("finetune", model, method, data, settings, recipe, seed, out, whole, as_json)
+    _compute(
+        "finetune", model, method, data, settings, recipe, seed, out, whole, as_json, track=track
+    )
 
 
 @app.command("edit")
@@ -186,12 +191,13 @@ def _compute(
     reference: list[str] | None = None,
     search: Search | None = None,
     nulls: bool = False,
+    track: str | None = None,
 ) -> None:
     """Compute a stage that writes a model, and print what it came to."""
     from titer import api
     from titer.report import tables
 
-    with screen.watch_stages() as watch:
+    with screen.watch_stages(track, out) as watch:
         found = api.single(
             kind,
             model,
