@@ -22,8 +22,8 @@ value. f, the plain cross-entropy, and the mean of w_t are logged instead.
 
 Departures from the authors' code:
 1. It keeps every w_t at 0.001 at least, which the equation does not. That is floor=0.001.
-2. Its first moment of AdamW decays by .5 for this method alone, and by torch's .9 for what it compares with.
-   Here the stage's settings hold, the same for every method.
+2. Its AdamW has a beta1 of .5 while fine-tuning, for the optimizer to respect the constraint. Here it is that
+   of every method, torch's .9.
 3. Its mean is over the answer tokens of a micro-batch on a device, here over those of the whole update.
 4. Its beta_t and p'_t are rounded to float32.
 
