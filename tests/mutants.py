@@ -160,7 +160,6 @@ EQUIVALENT: dict[tuple[str, str], str] = {
         "safegrad",
         "self.temperature -> 2 * self.temperature in 0.0 < self.temperature < math.inf",
     ): "twice a number is above 0, and finite, where the number is",
-    ("safegrad", "self.surgery -> 2 * self.surgery"): "2 is as true as True",
     (
         "ewc",
         "self.lam -> 2 * self.lam in 0.0 <= self.lam < math.inf",

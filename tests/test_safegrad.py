@@ -14,6 +14,7 @@ from test_repnoise import _norms_in_float64  # noqa: F401  a distance of logits 
 from test_step import same, state, step_for
 from titer import registry
 from titer.data.batches import Stream
+from titer.defenses.kl import KL
 from titer.defenses.safegrad import SafeGrad
 from titer.defenses.sft import SFT
 from titer.methods import Answers, Needs, Refusals
@@ -64,8 +65,6 @@ def along_f(step, size):
         (SafeGrad(0.4, 3.0), -0.1),
         (SafeGrad(2.0, 0.5), 0.1),
         (SafeGrad(0.0), -0.1),
-        (SafeGrad(0.7, surgery=False), -0.1),
-        (SafeGrad(0.7, surgery=False), 0.1),
     ],
 )
 @pytest.mark.parametrize("accumulate", [1, 3])
@@ -82,7 +81,7 @@ def test_the_gradient_is_that_of_the_algorithm(rows, accelerator, lora, method, 
     dot = float(g_u @ g_a)
     assert (dot < 0) == (size < 0)  # SFT's step goes against the alignment
     wanted = g_u + method.rho * g_a
-    if method.surgery and dot < 0:
+    if dot < 0:
         wanted = wanted - dot / float(g_a @ g_a) * g_a
     vec = method.gradient(step, None)
     assert float((flat_vec(vec, names) - wanted).norm()) < 1e-10 * float(wanted.norm())
@@ -95,6 +94,14 @@ def test_the_gradient_is_that_of_the_algorithm(rows, accelerator, lora, method, 
     assert a.item() > 1e-6
 
 
+def test_without_a_conflict_it_is_kl_to_the_start(rows, accelerator):
+    model, _, _ = pair(False)
+    step = step_for(model, rows, accelerator)
+    along_f(step_for(model, rows, accelerator), 0.1)
+    mine, its = (method.gradient(step, None) for method in (SafeGrad(0.7), KL(0.7)))
+    assert (mine - its).norm() < 1e-12 * its.norm()
+
+
 @pytest.mark.parametrize("rho", [0.0, 0.5])
 def test_what_is_left_of_the_users_gradient_has_no_part_against_the_alignment(
     rows, accelerator, rho
@@ -103,7 +110,7 @@ def test_what_is_left_of_the_users_gradient_has_no_part_against_the_alignment(
     step = step_for(model, rows, accelerator)
     along_f(step_for(model, rows, accelerator), -0.1)
     g_u = SFT().gradient(step, None)
-    g_a = SafeGrad(1.0, surgery=False).gradient(step, None) - g_u
+    g_a = KL(1.0).gradient(step, None) - g_u
     assert g_u.dot(g_a) < -0.01 * g_u.norm() * g_a.norm()
     left = SafeGrad(rho).gradient(step, None) - rho * g_a
     assert abs(left.dot(g_a)) < 1e-12 * g_u.norm() * g_a.norm()
@@ -151,7 +158,7 @@ def test_the_weights_over_which_it_projects_are_all_at_once(rows, accelerator):
     step = step_for(model, rows, accelerator)
     along_f(step_for(model, rows, accelerator), -0.1)
     g_u = SFT().gradient(step, None)
-    g_a = SafeGrad(1.0, surgery=False).gradient(step, None) - g_u
+    g_a = KL(1.0).gradient(step, None) - g_u
     left = SafeGrad(0.0).gradient(step, None)
     parts = [left.within([name]).dot(g_a) for name in step.parameters]
     assert min(parts) < 0 < max(parts)
@@ -164,10 +171,9 @@ def test_a_larger_weight_stays_nearer_and_surgery_alone_does_too(rows):
     for method in (
         SFT(),
         SafeGrad(0.0),
-        SafeGrad(0.0, surgery=False),
         SafeGrad(1.0),
         SafeGrad(30.0),
-        SafeGrad(30.0, surgery=False),
+        KL(30.0),
     ):
         model = tiny(torch.float32, layers=DEPTH)
         history = train(model, method, rows, settings, seed=0)
@@ -175,11 +181,10 @@ def test_a_larger_weight_stays_nearer_and_surgery_alone_does_too(rows):
             start = tiny(torch.float32, layers=DEPTH)
             apart = plain_distance(model, start, rows["alignment"], 1.0).item()
         ends.append((state(model), apart, history))
-    assert same(ends[0][0], ends[2][0])
-    assert not same(ends[4][0], ends[5][0])
+    assert not same(ends[3][0], ends[4][0])
     distances = [apart for _, apart, _ in ends]
     assert distances[0] > 1.05 * distances[1]
-    assert distances[1] > 1.05 * distances[3] > 1.1 * distances[4]
+    assert distances[1] > 1.05 * distances[2] > 1.1 * distances[3]
     assert sum(terms.get("cosine", 0.0) < 0 for terms in ends[1][2]) > 5
 
 
@@ -237,7 +242,7 @@ def test_an_absent_name_counts_as_zero(rows, accelerator):
         calls.append(batch.stream)
         return full(batch, *loss).within(kept) if batch.stream == "rows" else full(batch, *loss)
 
-    g_a: Vec = SafeGrad(1.0, surgery=False).gradient(step, None) - full(step.batch("rows"))
+    g_a: Vec = KL(1.0).gradient(step, None) - full(step.batch("rows"))
     step.grad = grad
     vec = SafeGrad(0.5).gradient(step, None)
     assert calls == ["rows", "alignment"]
@@ -258,9 +263,9 @@ def test_what_makes_no_sense_is_refused(rows, accelerator):
     ):
         with pytest.raises(ValueError, match=said):
             SafeGrad(**fields)
-    given = {"method": "safegrad", "rho": 0, "temperature": 2, "surgery": False}
-    assert registry.build("defenses", given) == SafeGrad(0.0, 2.0, False)
-    assert {SafeGrad(), SafeGrad(1.0, 1.0, True)} == {SafeGrad()}
+    given = {"method": "safegrad", "rho": 0, "temperature": 2}
+    assert registry.build("defenses", given) == SafeGrad(0.0, 2.0)
+    assert {SafeGrad(), SafeGrad(1.0, 1.0)} == {SafeGrad()}
     streams = {"rows": Answers, "alignment": Refusals}
     assert SafeGrad().needs == Needs(streams=streams, references=("start",))
     step = step_for(tiny(), {"rows": rows["rows"]}, accelerator)

@@ -15,8 +15,8 @@ at once. At the start a is 0, and so is g_a: the first update is that of SFT. La
 would raise a is taken away, and rho g_a brings a down again. It is the gradient that has no part against g_a:
 the step that AdamW makes of it, a coordinate at a time and with its moments, may have one.
 
-surgery=False leaves g_u as it is, so that what remains is SFT with a weight of rho on a: the null of the
-projection. rho=0 is the projection alone, and SFT where nothing conflicts.
+`kl` with lam=rho has no projection and is the same otherwise, at a temperature of 1: its null. rho=0 is the
+projection alone, and SFT where nothing conflicts.
 
 The authors' code is on an anonymous host and was not seen, so that these choices are compared with nothing:
 1. An update has as many alignment rows as rows of the user.
@@ -45,7 +45,6 @@ class SafeGrad(Defense):
 
     rho: float = 1.0  # rho, weight of the alignment's gradient
     temperature: float = 1.0  # by which logits are divided in the distance
-    surgery: bool = True  # False: conflicts stay
     about: ClassVar[About] = About(
         title="SafeGrad",
         paper="2508.07172",
@@ -67,7 +66,7 @@ class SafeGrad(Defense):
         dot, size = g_u.dot(g_a), g_a.norm()
         if size > 0.0:  # else there is no direction to compare with, as at the start
             step.log(cosine=dot / (g_u.norm() * size))
-        if self.surgery and dot < 0.0:
+        if dot < 0.0:
             g_u = g_u - dot / size**2 * g_a
         return g_u + self.rho * g_a
 
