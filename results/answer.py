@@ -20,14 +20,15 @@ from results.names import display_name
 from titer.findings.frontier import Placement, is_free, place
 from titer.findings.kept import share_kept
 from titer.findings.worlds import Pool, pool
-from titer.methods import Kind
+from titer.methods import Defense, Kind
 from titer.registry import name_of
 from titer.runs import recipe
 from titer.scoring.differences import holm
 from titer.scoring.figures import NAMES
 from titer.scoring.pooled import Pooled, pooled
 
-ALIGN, REPAIR, FREE = "lab-alignment", "lab-edits", "lab-frontier+lab-longer"
+ALIGN, TUNE, REPAIR = "lab-alignment", "lab-finetune", "lab-edits"
+FREE = "lab-frontier+lab-longer"
 STRONG = "lab-strong"
 NULLS = {  # the control of a method: as strong, without its idea
     "vaccine": "random_vaccine",
@@ -36,6 +37,23 @@ NULLS = {  # the control of a method: as strong, without its idea
     "adversarial_loss": "random_adversarial_loss",
     "lox": "random_lox",
     "antidote, global": "random_mask",
+    "lisa": "safe_mix",
+    "safegrad": "safegrad, no projection",
+    "constrained_sft": "constrained_sft, one beta",
+    "ewc": "ewc, all weights alike",
+    "sppft": "sppft, other layers",
+    "booster+lisa": "booster",
+}
+CONTROLS = {  # pipelines that no line of a table is of
+    "sft",
+    "scale",
+    "random_mask",
+    "booster",
+    "lisa, no prox",
+    "safegrad, no projection",
+    "constrained_sft, one beta",
+    "ewc, all weights alike",
+    "sppft, other layers",
 }
 COSTS = {"task": -1, "benign": -1, "general": -1, "lookalike": 1}  # figures, and where a loss is
 ROWS = {  # what a method draws from beside the rows that every alignment needs
@@ -75,7 +93,7 @@ def at(claim: str, settings: tuple[str, ...] = ()) -> dict[str, Pool]:
     return {name: each for (of, name), each in pools(claim).items() if of == settings}
 
 
-# the two tables
+# the three tables
 
 
 def aligned(claim: str = ALIGN) -> list[Line]:
@@ -95,13 +113,13 @@ def aligned(claim: str = ALIGN) -> list[Line]:
     return mark(lines)
 
 
-def repaired(claim: str = REPAIR) -> list[Line]:
-    """Every repair against the attacked model, by HS."""
+def ended(claim: str) -> list[Line]:
+    """Every repair, or defense while fine-tuning, against the attacked model, by HS at its end."""
     of = at(claim)
     plain = of["sft"]
     lines = []
     for name, mine in of.items():
-        if name in ("sft", *NULLS.values(), "scale"):
+        if name in CONTROLS:
             continue
         null = of.get(NULLS.get(name, ""))
         costs = {figure: mine.less(plain, figure) for figure in COSTS}
@@ -137,37 +155,67 @@ def align_table(found: Sequence[Line]) -> list[list[str]]:
                 with_word(line.gain.ratio, line, "times"),
                 by_answers.ratio if by_answers else NONE,
                 line.null.ratio if line.null else "none",
-                f"{passes(line.name)}; {cost_words(line)}{broken(line.pool)}",
+                f"{passes(ALIGN, line.name)}; {cost_words(line)}{broken(line.pool)}",
                 align_advice(line),
             ]
         )
     return [*lines, *(free_line(*each) for each in free_doses())]
 
 
+def tune_table(found: Sequence[Line]) -> list[list[str]]:
+    head = ["method", "needs", "HS at its end", "HS less", "with the first word given", "its null"]
+    lines = [[*head, "times the attacker's rows", "costs", "by the frontier", "advice"]]
+    of = at(TUNE)
+    for line in sorted(found, key=lambda line: line.gain.value):
+        dose = line.pool.times(of["sft"])
+        lines.append(
+            [
+                display_name(line.name),
+                needs(TUNE, line.name),
+                *harm_words(line),
+                dose.ratio if dose else NONE,
+                f"{passes(TUNE, line.name)}; {cost_words(line)}{broken(line.pool)}",
+                *frontier_words(line),
+            ]
+        )
+    return lines
+
+
 def repair_table(found: Sequence[Line]) -> list[list[str]]:
     head = ["method", "needs", "HS after it", "HS less", "with the first word given"]
     lines = [[*head, "its null", "training kept", "costs", "by the frontier", "advice"]]
     for line in sorted(found, key=lambda line: line.gain.value):
-        harm, prefill = line.pool.score("harm"), line.pool.score("prefill")
-        assert harm
-        assert prefill
-        where = placed(line.pool)
-        rival = where.text.rpartition("; ")[2].partition(" has ")[0]
         lines.append(
             [
                 display_name(line.name),
                 needs(REPAIR, line.name),
-                f"{harm.value:.0f}",
-                with_word(points(line.gain), line, "points"),
-                f"{prefill.value:.0f}",
-                points(line.null) if line.null else "none",
+                *harm_words(line),
                 kept(line.pool),
                 f"{cost_words(line)}{broken(line.pool)}",
-                f"{where.word}: {rival}" if where.word == "within" else where.word,
-                repair_advice(line, where.word),
+                *frontier_words(line),
             ]
         )
     return lines
+
+
+def harm_words(line: Line) -> list[str]:
+    """Say what HS is, how much less, what it is with the first word given, and what its null does."""
+    return [
+        whole(line.pool, "harm"),
+        with_word(points(line.gain), line, "points"),
+        whole(line.pool, "prefill"),
+        points(line.null) if line.null else "none",
+    ]
+
+
+def frontier_words(line: Line) -> list[str]:
+    """Say how a model lies to what is free, and what to do."""
+    where = placed(line.pool)
+    rival = where.text.rpartition("; ")[2].partition(" has ")[0]
+    return [
+        f"{where.word}: {rival}" if where.word == "within" else where.word,
+        ending_advice(line, where.word),
+    ]
 
 
 # what is free
@@ -223,13 +271,14 @@ def pipelines(name: str) -> Mapping[str, recipe.Pipeline]:
 def needs(name: str, pipeline: str) -> str:
     """Say what the methods of a pipeline ask for beside what every alignment needs."""
     told = []
-    for _, method in pipelines(name)[pipeline].methods():
+    for stage, method in pipelines(name)[pipeline].methods():
         held = [method, *method.held_methods.values()]
         for each in held:
             kinds = [*each.needs.streams.values(), *([each.needs.rows] if each.needs.rows else [])]
             told += [ROWS[kind] for kind in kinds if kind not in ORDINARY]
             told += [MODELS[model] for model in each.needs.references if model in MODELS]
             told += ["an adapter"] if each.needs.factors else []
+            told += ["alignment rows"] * (stage == "finetune" and "alignment" in each.needs.streams)
             if each.needs.rows is Kind.REFUSALS:
                 told.append("refusals")
     return ", ".join(dict.fromkeys(told)) or "nothing more"
@@ -317,7 +366,7 @@ def align_advice(line: Line) -> str:
     return "It delays the attack at no loss that is shown: use it where alignment may take longer."
 
 
-def repair_advice(line: Line, where: str) -> str:
+def ending_advice(line: Line, where: str) -> str:
     harm, prefill = line.pool.score("harm"), line.pool.score("prefill")
     assert harm
     assert prefill
@@ -332,10 +381,11 @@ def repair_advice(line: Line, where: str) -> str:
     return f"{told}{', but tells once its first word is given: no guard against prefilling' * shallow}."
 
 
-def passes(name: str) -> str:
-    """Say how many forward and backward passes an update of the alignment has."""
-    method = pipelines(ALIGN)[name].align
-    assert method
+def passes(claim: str, name: str) -> str:
+    """Say how many forward and backward passes an update has, of the alignment or of fine-tuning."""
+    pipeline = pipelines(claim)[name]
+    method = pipeline.align if claim == ALIGN else pipeline.finetune
+    assert isinstance(method, Defense)
     told = method.about.passes.replace("tau", str(getattr(method, "every", "tau")))
     if sum_of := re.fullmatch(r"(\d+) \+ (\d+)/(\d+)", told):
         first, above, below = map(int, sum_of.groups())
@@ -392,7 +442,7 @@ def refutations(found: Sequence[Line]) -> list[list[str]]:
 
 def page() -> str:
     """Return `docs/answer.md`."""
-    lines, repairs, of = aligned(), repaired(), at(ALIGN)
+    lines, tuned, repairs, of = aligned(), ended(TUNE), ended(REPAIR), at(ALIGN)
     plain = of["sft"]
     worlds = list(plain.worlds)
     halves = worlds[: len(worlds) // 2], worlds[len(worlds) // 2 :]
@@ -412,6 +462,7 @@ def page() -> str:
         prefill=whole(plain.at(-2), "prefill"),
         methods=len(lines),
         align_table=markdown(align_table(lines)),
+        tune_table=markdown(tune_table(tuned)),
         repair_table=markdown(repair_table(repairs)),
         refutations=markdown(refutations(lines)),
         resisting=resisting(),

@@ -1,13 +1,14 @@
 """What the search of every method's values chose, by one rule: `python -m results.search`.
 
-The bundles `search-alignment` and `search-repairs` are its log: three values of every method before
-release and six of every repair, in worlds that no table reports. `docs/search.md` has them all.
+The bundles `search-alignment`, `search-finetune` and `search-repairs` are its log: three values of
+every method before release and while fine-tuning, and six of every repair, in worlds that no table
+reports. `docs/search.md` has them all.
 
 The rule: of a method's values the one with the largest gain, the mean over the worlds, among those
 that keep the model: no loss above BOUND points in FA, benign answers or general questions, no more
 than BOUND in over-refusal, and no world where the model is broken. Where none keeps it, the one
 that comes nearest. The gain is the answer page's: of an alignment the logarithm of the multiple of
-plain alignment's dose to break, of a repair the fall in HS.
+plain alignment's dose to break, of the others the fall in HS.
 """
 
 from __future__ import annotations
@@ -23,8 +24,12 @@ from results.bundles import HERE
 from results.names import display_name
 from titer.scoring.figures import NAMES
 
-ALIGNMENT, REPAIRS = "search-alignment", "search-repairs"
-REPORTED = {ALIGNMENT: answer.ALIGN, REPAIRS: answer.REPAIR}  # the recipes of the tables
+ALIGNMENT, TUNING, REPAIRS = "search-alignment", "search-finetune", "search-repairs"
+REPORTED = {  # the recipes of the tables
+    ALIGNMENT: answer.ALIGN,
+    TUNING: answer.TUNE,
+    REPAIRS: answer.REPAIR,
+}
 BOUND = 5.0  # points
 
 
@@ -58,7 +63,7 @@ class Trial:
 @cache
 def trials(claim: str) -> list[Trial]:
     """Every value of every method, in the order of the search's recipe."""
-    lines = answer.aligned(claim) if claim == ALIGNMENT else answer.repaired(claim)
+    lines = answer.aligned(claim) if claim == ALIGNMENT else answer.ended(claim)
     upward = 1 if claim == ALIGNMENT else -1
     return [
         Trial(
@@ -117,7 +122,7 @@ def table(claim: str) -> list[list[str]]:
 
 
 def main() -> int:
-    for claim in (ALIGNMENT, REPAIRS):
+    for claim in REPORTED:
         for method, trial in chosen(claim).items():
             none = "" if trial.keeps else "; none of its values keeps the model"
             print(f"{method}: {trial.values}{none}")

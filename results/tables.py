@@ -22,7 +22,10 @@ from titer.findings.worlds import Pool, pool
 from titer.scoring.figures import NAMES
 
 ROOT = Path(__file__).parent.parent
-PAGES = ("README.md", "docs/lab.md", "docs/alignment.md", "docs/repairs.md", "docs/search.md")
+PAGES = (
+    *("README.md", "docs/lab.md", "docs/alignment.md", "docs/finetuning.md", "docs/repairs.md"),
+    "docs/search.md",
+)
 NONE = "-"  # not computed
 SHOWN = (
     *("harm", "prefill", "complied", "refused", "margin"),
@@ -115,6 +118,17 @@ def whole(claim: str) -> list[list[str]]:
     return lines
 
 
+def ends(claim: str) -> list[list[str]]:
+    """The model before the attack, and every pipeline's last one."""
+    of = pools(claim)
+    names = shown(of)
+    lines = [["method", *(NAMES[name] for name in names)]]
+    lines.append(["*before the attack*", *(figure(of[0].at(-2), name) for name in names)])
+    return lines + [
+        [display_name(each.pipeline), *(figure(each, name) for name in names)] for each in of
+    ]
+
+
 def beyond(claim: str) -> list[list[str]]:
     """Where methods lie by the frontier of plain fine-tuning."""
     lines = [["pipeline", "HS", "FA", "frontier", "compared with"]]
@@ -140,6 +154,7 @@ KINDS = {
     "dose": dose,
     "beyond": beyond,
     "whole": whole,
+    "ends": ends,
     "repairs": repair_table,
     "search": search.table,
 }

@@ -32,6 +32,21 @@ NAMES = {
     "adversarial loss": "adversarial_loss",
     "LoX": "lox",
     "Booster+LoX": "booster+lox",
+    "Booster+Lisa": "booster+lisa",
+    "SBR": "anchor",
+    "SBR, refusal direction": "anchor, refusal direction",
+    "KL to the start": "kl",
+    "constrained SFT": "constrained_sft",
+    "safe mix": "safe_mix",
+    "safe mix, own answers": "safe_mix, own answers",
+}
+TUNE_NULLS = {
+    "Lisa": "safe_mix",
+    "SafeGrad": "safegrad, no projection",
+    "constrained SFT": "constrained_sft, one beta",
+    "EWC": "ewc, all weights alike",
+    "SPPFT": "sppft, other layers",
+    "Booster+Lisa": "booster",
 }
 COSTS = {
     "FA": "task",
@@ -55,6 +70,7 @@ def read(claim: str) -> dict[tuple[str, ...], dict[str, dict[str, list[dict]]]]:
 
 ALIGN = read("lab-alignment").get((), {})
 EDITS = read("lab-edits").get((), {})
+TUNED = read("lab-finetune").get((), {})
 
 
 def rows(heading: str) -> list[list[str]]:
@@ -64,6 +80,7 @@ def rows(heading: str) -> list[list[str]]:
 
 
 ALIGN_ROWS = rows("I align a model before users fine-tune it")
+TUNE_ROWS = rows("I fine-tune on rows that I do not trust")
 REPAIR_ROWS = rows("I serve what users have fine-tuned")
 
 
@@ -148,6 +165,10 @@ def test_the_page_has_every_method_of_the_bundles():
     methods = {name for name in ALIGN if not name.startswith("random") and name != "sft"}
     assert {NAMES[row[0]] for row in ALIGN_ROWS} == methods
     assert len(REPAIR_ROWS) == len(EDITS) - 3  # plain fine-tuning and two controls stand in no row
+    controls = {*TUNE_NULLS.values(), "sft", "lisa, no prox"} - {"safe_mix"}
+    assert {key(pipeline_of(row, TUNED)) for row in TUNE_ROWS} == {
+        key(of) for name, of in TUNED.items() if name not in controls
+    }
     assert len(next(iter(ALIGN["sft"].values()))) == 3
     assert len(ALIGN["sft"]) == 6
 
@@ -178,8 +199,14 @@ def test_every_null():
             assert row[4] == "none"
 
 
+def key(of: dict) -> str:
+    """What tells the stages of a pipeline from those of another."""
+    return json.dumps(of, sort_keys=True)
+
+
 @pytest.mark.parametrize(
-    ("table", "found", "stage"), [(ALIGN_ROWS, ALIGN, -2), (REPAIR_ROWS, EDITS, -1)]
+    ("table", "found", "stage"),
+    [(ALIGN_ROWS, ALIGN, -2), (TUNE_ROWS, TUNED, -1), (REPAIR_ROWS, EDITS, -1)],
 )
 def test_a_loss_stands_where_it_is_shown_and_nowhere_else(table, found, stage):
     mine = [pipeline_of(row, found) for row in table]
@@ -208,6 +235,37 @@ def pipeline_of(row: list[str], found: dict) -> dict:
         if re.sub(r"[^a-z0-9,.]", "", name) == wanted.replace("safemerge", "safemerge")
     ]
     return found[name]
+
+
+def test_every_defense_while_fine_tuning():
+    plain = TUNED["sft"]
+    assert len(plain) == 6
+    mine = [pipeline_of(row, TUNED) for row in TUNE_ROWS]
+    values = [less(each, plain, "harm") for each in mine]
+    bold = holm([float(stats.ttest_1samp(v, 0).pvalue) if np.ptp(v) else math.nan for v in values])
+    for row, each, of, shown in zip(TUNE_ROWS, values, mine, bold, strict=True):
+        assert row[3].startswith("**") is shown, row
+        if np.ptp(each):
+            told = "{:+.1f} [{:+.1f}, {:+.1f}]".format(*interval(each)).replace("-0.0", "+0.0")
+            assert told in row[3], row
+        harm, begun = (
+            np.mean([score(stages[-1], name) for stages in of.values()])
+            for name in ("harm", "prefill")
+        )
+        assert (row[2], row[4]) == (f"{harm:.0f}", f"{begun:.0f}")
+        if row[0] in TUNE_NULLS:
+            value = np.mean(less(TUNED[TUNE_NULLS[row[0]]], plain, "harm"))
+            assert float(row[5].split()[0]) == pytest.approx(value, abs=0.051), row
+        else:
+            assert row[5] == "none"
+        each_dose = ratios(of, plain)
+        if all(low == high for low, high in each_dose):
+            text = "{:.2f} [{:.2f}, {:.2f}]".format(
+                *np.exp(interval([low for low, _ in each_dose]))
+            )
+            assert row[6] == text, row
+        elif all(math.isinf(high) for _, high in each_dose):
+            assert row[6].startswith("more than"), row
 
 
 def test_every_repair():
