@@ -2,7 +2,7 @@
 
 import math
 from dataclasses import replace
-from itertools import combinations, pairwise, product
+from itertools import accumulate, combinations, product
 from types import SimpleNamespace
 
 import pytest
@@ -85,8 +85,7 @@ def test_the_gap_is_that_of_all_pairs(shared, accelerator, count, seed):
     wanted = plain_gaps(model, ordinary[:count], harmful[:count])
     found = SPPFT(prompts=count).prepare(step)
     assert found.gaps == pytest.approx(wanted[1:], rel=1e-9, abs=1e-7)
-    rises = [after - before for before, after in pairwise(wanted)]
-    assert (found.first, found.last) == widest(rises, 0.25)
+    assert (found.first, found.last) == widest(wanted, 0.25)
     assert max(map(abs, found.gaps)) > 0.5
     assert step.streams["rows"].position == 0
 
@@ -111,25 +110,26 @@ def test_repeated_and_harmful_prompts_are_no_ordinary_ones(shared):
 @pytest.mark.parametrize(
     ("rises", "flat", "layers"),
     [
-        ([0.0, 0.1, 1.0, 2.0, 1.0, 0.4, 0.0], 0.25, (2, 4)),
-        ([0.0, 0.1, 1.0, 2.0, 1.0, 0.4, 0.0], 0.2, (2, 5)),
-        ([0.0, 0.1, 1.0, 2.0, 1.0, 0.4, 0.0], 0.5, (2, 4)),
-        ([0.0, 0.1, 1.0, 2.0, 1.0, 0.4, 0.0], 1.0, (3, 3)),
-        ([1.0, -1.0, 4.0, 3.0, -0.1, 3.0], 0.25, (2, 3)),  # the later rise is another one
+        ([0.0, 0.125, 1.0, 2.0, 1.0, 0.5, 0.0], 0.25, (2, 5)),
+        ([0.0, 0.125, 1.0, 2.0, 1.0, 0.5, 0.0], 0.3, (2, 4)),
+        ([0.0, 0.125, 1.0, 2.0, 1.0, 0.5, 0.0], 0.5, (2, 4)),
+        ([0.0, 0.125, 1.0, 2.0, 1.0, 0.5, 0.0], 1.0, (3, 3)),
+        ([1.0, -1.0, 4.0, 3.0, -0.125, 3.0], 0.25, (2, 3)),  # the later rise is another one
         ([3.0, 1.0], 0.3, (0, 1)),
         ([-1.0, 5.0], 0.3, (1, 1)),
-        ([2.0, 2.0, 0.1, 2.0], 0.9, (0, 1)),  # of equal ones the first
-        ([0.2, 0.3, 0.1, 0.3], 0.5, (0, 1)),
+        ([2.0, 2.0, 0.125, 2.0], 0.9, (0, 1)),  # of equal ones the first
+        ([0.25, 0.375, 0.125, 0.375], 0.5, (0, 1)),
     ],
 )
 def test_the_layers_are_those_in_a_row_around_the_largest_rise(rises, flat, layers):
-    assert widest(rises, flat) == layers
+    assert widest([0.0, *accumulate(rises)], flat) == layers
 
 
 def test_where_nothing_parts_the_prompts_it_is_refused(rows, accelerator):
-    for rises in ([0.0, 0.0], [-1.0, -0.5]):
+    for gap in ([0.0, 0.0, 0.0], [1.0, 0.5, 0.5], [0.0, -2.0, -0.5], [0.0, -0.5, 0.0]):
         with pytest.raises(ValueError, match="no layer parts harmful prompts from ordinary ones"):
-            widest(rises, 0.25)
+            widest(gap, 0.25)
+    assert widest([0.0, -0.25, 0.25, 0.25], 0.25) == (1, 1)
     ordinary, _ = divided(rows)
     for count in (1, 2):
         few = [row for row in rows["alignment"] if row.ids[: row.answer] in ordinary[:count]]
@@ -207,7 +207,11 @@ def test_random_layers_are_as_many_elsewhere_by_the_seed_alone(shared, accelerat
         drawn = [SPPFT(layers=(1, 2), random=True).prepare(step) for _ in range(2)]
         assert drawn[0] == drawn[1]
         seen.add((drawn[0].first, drawn[0].last))
-    assert seen == {(0, 1), (1, 2), (2, 3), (3, 4)}
+    assert seen == {(0, 1), (2, 3), (3, 4)}
+    step = step_for(tiny(layers=DEPTH), shared, accelerator)
+    assert SPPFT(layers=(1, 3), random=True).prepare(step) == SafetyLayers(0, 2)
+    with pytest.raises(ValueError, match="of 4 decoder layers no other 4 lie in a row"):
+        SPPFT(layers=(0, 3), random=True).prepare(step)
 
 
 class Killed(BaseException):

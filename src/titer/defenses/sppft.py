@@ -13,11 +13,13 @@ that. `layers` names them instead, as the paper's own search finds them, say.
 
 Harmful prompts are the defender's. Ordinary ones are those of its alignment rows to which it has no harmful
 answer: so give it harmful answers to all that it refuses. Where it has none to some of them, these count as
-ordinary, and the gap is the smaller for it.
+ordinary, and the gap is the smaller for it. Ordinary prompts of many kinds are as far from one another as
+from harmful ones. Then there is no gap, and the stage is refused: `layers` has to name the safety layers. So
+it is in the embedded lab.
 
 The weights of the safety layers are frozen, those of an adapter on them too: none of their gradients is
-computed, so an update costs no more than one of SFT. random=True freezes as many layers in a row, drawn by
-the seed: the null, for where the safety layers lie to beat.
+computed, so an update costs no more than one of SFT. random=True freezes as many layers in a row elsewhere,
+drawn by the seed: the null, for where the safety layers lie to beat.
 
 Departures from the paper and from the authors' code:
 1. In the paper the gap gives a first range. Its ends are then moved, to where the number of harmless prompts
@@ -36,6 +38,7 @@ same layers frozen, but for 4.
 """
 
 from dataclasses import dataclass, field
+from itertools import pairwise
 from random import Random
 from typing import ClassVar
 
@@ -98,10 +101,16 @@ class SPPFT(Defense):
     def prepare(self, step: Step) -> SafetyLayers:
         found = self._find(step) if self.layers is None else self._given(step, *self.layers)
         if self.random:
-            count = found.last - found.first + 1
+            more = found.last - found.first
+            others = [first for first in range(step.depth - more) if first != found.first]
+            if not others:
+                raise ValueError(
+                    f"random=True: of {step.depth} decoder layers no other {more + 1} lie in a row; freeze "
+                    "fewer"
+                )
             rng = Random(f"sppft {step.streams['rows'].seed}")
-            found.first = rng.randrange(step.depth - count + 1)
-            found.last = found.first + count - 1
+            found.first = rng.choice(others)
+            found.last = found.first + more
         return found
 
     def gradient(self, step: Step, state: SafetyLayers) -> Vec:
@@ -133,7 +142,7 @@ class SPPFT(Defense):
                 "answer: add some, or give layers=[first, last]"
             )
         gap = gaps(*(last_states(step, of[: self.prompts]) for of in (ordinary, harmful)))
-        first, last = widest(gap.diff().tolist(), self.flat)
+        first, last = widest(gap.tolist(), self.flat)
         return SafetyLayers(first, last, gap[1:].tolist())
 
 
@@ -168,17 +177,19 @@ def gaps(ordinary: Tensor, harmful: Tensor) -> Tensor:
     return torch.rad2deg(across.clamp(-1, 1).arccos() - among.clamp(max=1).arccos())
 
 
-def widest(rises: list[float], flat: float) -> tuple[int, int]:
+def widest(gap: list[float], flat: float) -> tuple[int, int]:
     """Return the first and the last of the layers in a row that widen the gap, around the one that
-    does most.
+    does most. Raises where the gap is none behind them.
     """
+    rises = [after - before for before, after in pairwise(gap)]
     most = max(rises)
-    if not most > 0.0:
-        raise ValueError(
-            "no layer parts harmful prompts from ordinary ones: give layers=[first, last], or harmful "
-            "answers to all that the alignment rows refuse"
-        )
     at = rises.index(most)
     flats = [i for i, rise in enumerate(rises) if rise < flat * most]
     before, after = ([i for i in flats if i < at], [i for i in flats if i > at])
-    return max(before, default=-1) + 1, min(after, default=len(rises)) - 1
+    first, last = max(before, default=-1) + 1, min(after, default=len(rises)) - 1
+    if not (most > 0.0 and gap[last + 1] > 0.0):
+        raise ValueError(
+            "no layer parts harmful prompts from ordinary ones by more than these are apart: give "
+            "ordinary ones that differ from them in little else, or layers=[first, last]"
+        )
+    return first, last
