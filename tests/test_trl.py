@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import os
 import random
 import re
 import runpy
@@ -23,6 +24,7 @@ from test_contract import SHORTER
 from titer import paths, registry
 from titer.data.batches import IGNORED, Stream, collate
 from titer.data.rows import pair
+from titer.data.template import Template
 from titer.defenses.ema import EMA
 from titer.defenses.ldifs import LDIFS
 from titer.defenses.lisa import Lisa
@@ -318,7 +320,7 @@ def test_an_adapter_is_trained_as_in_titer_s_own_loop(template, tokenizer, tmp_p
 RESUMED = {
     **{name: METHODS[name] for name in ("sft", "lisa", "ema", "t_vaccine", "repnoise")},
     "ldifs": LDIFS(),
-    "union": registry.build("defenses", {"method": "union", "share": 0.3}),
+    "safe_mix": registry.build("defenses", {"method": "safe_mix", "share": 0.3}),
     "tar": registry.build("defenses", {"method": "tar", "k": 3, "every": 2, "switch": 1.0}),
 }
 
@@ -367,6 +369,30 @@ def test_a_dataset_that_is_read_as_it_comes_is_resumed_too(rows, tokenizer, tmp_
     assert torch.equal(*ends)
 
 
+def test_who_looks_at_all_rows_beforehand_gets_each_once_and_in_order(
+    rows, tokenizer, tmp_path, template
+):
+    data = of_tokens(rows["rows"])
+    seen = []
+
+    class Look(TrainerCallback):
+        def on_step_end(self, *_, **__):
+            seen.append(list(trainer.updates.feed.rows))
+
+    more = {"max_steps": 2, "train_sampling_strategy": "random", "dataloader_drop_last": True}
+    trainer = sft(tiny(), tokenizer, tmp_path, SFT(), data, **more)
+    trainer.add_callback(Look())
+    trainer.train()
+    tokens = [(row.ids, row.answer) for row in rows["rows"]]
+    assert [(row.ids, row.answer) for row in seen[0]] == tokens
+    assert trainer.updates.feed.rows[-1].ids == tokens[-1][0]
+    trainer = sft(
+        tiny(), tokenizer, tmp_path, METHODS["constrained_sft"], data.to_iterable_dataset()
+    )
+    with pytest.raises(ValueError, match="looks at all rows before the first update"):
+        trainer.train()
+
+
 def test_an_evaluation_meanwhile_changes_nothing(rows, tokenizer, tmp_path):
     ends, data = [], of_tokens(rows["rows"])
     for more in ({}, {"eval_strategy": "steps", "eval_steps": 2}):
@@ -381,9 +407,8 @@ def test_an_evaluation_meanwhile_changes_nothing(rows, tokenizer, tmp_path):
         trainer.train()
         ends.append(flat(model))
     assert torch.equal(*ends)
-    said = [entry for entry in trainer.state.log_history if "eval_loss" in entry]
-    assert len(said) == 2
-    assert said[1]["eval_loss"] < said[0]["eval_loss"]
+    said = [e["eval_loss"] for e in trainer.state.log_history if "eval_loss" in e]
+    assert said[-1] < said[0]
 
 
 def test_the_last_checkpoint_is_found_and_another_training_s_is_refused(rows, tokenizer, tmp_path):
@@ -459,7 +484,7 @@ def test_a_setting_that_no_defense_follows_is_refused_in_one_line(
     [
         ("is_deepspeed_enabled", True, "DeepSpeed with ema: it divides the weights"),
         ("is_fsdp_enabled", True, "FSDP with ema: it divides the weights"),
-        ("is_model_parallel", True, "1 processes or devices with ema: "),
+        ("is_model_parallel", True, "several devices in one process with ema: "),
         ("compute_loss_func", print, "compute_loss_func with ema: "),
         ("aux_loss_enabled", True, "the loss of the routers .*router_aux_loss_coef=0.0"),
         ("model", torch.nn.Linear(2, 2), "Linear with ema: a defense trains a causal"),
@@ -720,6 +745,60 @@ from titer.integrations import defended
 assert "trl" not in sys.modules
 """
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+RANK = """
+import sys
+from pathlib import Path
+
+import torch
+import test_trl
+from titer.data.template import Template
+from titer.lab.build import tokenizer
+from titer.testing import tiny
+
+torch.set_num_threads(1)
+words, folder = tokenizer(), Path(sys.argv[1])
+for name in sys.argv[2:]:
+    weights, place = test_trl.end_of(name, words, folder / name, 2)
+    if place == 0:
+        torch.save(weights, folder / f"{name}.pt")
+"""
+
+
+def end_of(name, tokenizer, folder, accumulate):
+    """Return the weights after some updates over epochs of another length, and the rank."""
+    defense = METHODS[name]
+    # an epoch is two updates and a half, and as many micro-batches on either rank: else a trainer
+    # would fill one's up with rows of the beginning
+    data = of_tokens(encoded(Template(tokenizer, LENGTH), defense)["rows"][:20])
+    trainer = sft(
+        tiny(), tokenizer, folder, defense, data,
+        max_steps=10, gradient_accumulation_steps=accumulate, logging_strategy="no",
+        ddp_backend="gloo" if "WORLD_SIZE" in os.environ else None,
+    )  # fmt: skip
+    trainer.train()
+    return flat(trainer.model), trainer.accelerator.process_index
+
+
+@pytest.mark.slow
+def test_two_ranks_equal_twice_the_micro_batches(tokenizer, tmp_path):
+    names = ["sft", "lisa", "safe_mix", "t_vaccine", "repnoise"]
+    (tmp_path / "rank.py").write_text(RANK)
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    tests = str(Path(__file__).parent)
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
+    environment["PYTHONPATH"] = os.pathsep.join(
+        [tests, str(Path(tests).parent), environment.get("PYTHONPATH", "")]
+    )
+    subprocess.run(
+        [*launch, str(tmp_path / "rank.py"), str(tmp_path), *names],
+        env=environment, check=True, capture_output=True, timeout=600,
+    )  # fmt: skip
+    for name in names:
+        two = torch.load(tmp_path / f"{name}.pt")
+        one, _ = end_of(name, tokenizer, tmp_path / "one", 4)
+        assert (two - one).norm() <= 1e-9 * (one - flat(tiny())).norm(), name
 
 
 @pytest.mark.slow

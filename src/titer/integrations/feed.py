@@ -4,17 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from functools import cached_property
+from typing import Any, overload
 
 import torch
 from accelerate import skip_first_batches
+from accelerate.utils import gather_object
 from torch import Tensor
+from torch.utils.data import DataLoader, IterableDataset
 
 from titer.data.batches import IGNORED, Encoded, Stream
 
 INPUTS = ("input_ids", "labels", "attention_mask", "position_ids")
 # what a collator that joins rows says again of their positions
 SAID_TWICE = ("cu_seq_lens_q", "cu_seq_lens_k", "max_length_q", "max_length_k", "seq_idx")
+AT_ONCE = 64  # rows that are read together where all are
 PLACE = ("position", "epoch", "read", "paired")
 
 
@@ -23,7 +27,8 @@ class Feed(Stream):
     """The rows of a dataloader in its order, an epoch after the other.
 
     It is read as far as rows are drawn, so what an update does not draw is there for the next. As
-    in a trainer, an epoch ends with a smaller draw where its rows do not fill a whole one.
+    in a trainer, an epoch ends with a smaller draw where its rows do not fill a whole one. `rows`
+    are `AllRows`.
     """
 
     loader: Any = None
@@ -82,20 +87,18 @@ class Feed(Stream):
         with torch.random.fork_rng(devices=[]):
             torch.set_rng_state(tensors["rng"])
             self._open(self.read - 1)
-            assert self._batches is not None
-            rows = self._rows(next(self._batches))
+            rows = self._pair(self._gather())
         self._left = rows[len(rows) - place["left"] :]
 
     def _read(self) -> bool:
         """Read the next micro-batch. Return False where the epoch ends."""
         if self._batches is None:
             self._open()
-        assert self._batches is not None
-        batch = next(self._batches, None)
-        if batch is None:
+        every = self._gather()
+        if not any(each is not None for each in every):
             return False
         self.read += 1
-        self._left = self._rows(batch)
+        self._left = self._pair(every)
         return True
 
     def _open(self, skip: int = 0) -> None:
@@ -105,13 +108,56 @@ class Feed(Stream):
             self.loader.set_epoch(self.epoch)
         self._batches = iter(skip_first_batches(self.loader, skip) if skip else self.loader)
 
-    def _rows(self, batch: Mapping[str, Any]) -> list[Encoded]:
-        rows = read_rows(batch)
+    def _gather(self) -> list[list[Encoded] | None]:
+        """Read the next micro-batch on every rank; return the rows of all, None where there is none.
+
+        A trainer gives each rank its own, and a defense draws from those of all.
+        """
+        assert self._batches is not None
+        batch = next(self._batches, None)
+        mine = None if batch is None else read_rows(batch)
+        every: list[list[Encoded] | None] = gather_object([mine])
+        return every
+
+    def _pair(self, every: Sequence[Sequence[Encoded] | None]) -> list[Encoded]:
+        rows = [row for each in every for row in each or ()]
         if not self.pairs:
             return rows
         rows = [replace(row, other=self.pairs.get(row.ids[: row.answer])) for row in rows]
         self.paired += sum(row.other is not None for row in rows)
         return rows
+
+
+@dataclass(eq=False)
+class AllRows(Sequence[Encoded]):
+    """The rows of a dataloader's dataset in its order, for those who look before the first update.
+
+    They are read when the first one is asked for, and kept.
+    """
+
+    loader: Any
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    @overload
+    def __getitem__(self, place: int) -> Encoded: ...
+    @overload
+    def __getitem__(self, place: slice) -> Sequence[Encoded]: ...
+    def __getitem__(self, place: int | slice) -> Encoded | Sequence[Encoded]:
+        return self._rows[place]
+
+    @cached_property
+    def _rows(self) -> list[Encoded]:
+        dataset = self.loader.dataset
+        if isinstance(dataset, IterableDataset):
+            raise ValueError(
+                "this defense looks at all rows before the first update, and an iterable dataset may have no "
+                "end: give one that has a length"
+            )
+        plain = DataLoader(dataset, AT_ONCE, collate_fn=self.loader.collate_fn)
+        with torch.random.fork_rng(devices=[]):  # the trainer's draws stay as they would be
+            return [row for batch in plain for row in read_rows(batch)]
 
 
 def read_rows(inputs: Mapping[str, Any]) -> list[Encoded]:

@@ -69,11 +69,11 @@ def _settings(trainer: Trainer, defense: Defense) -> Iterator[tuple[str, str]]:
             "it divides the weights among processes, and their gradients are not to be written here; "
             "train without it",
         )
-    if trainer.accelerator.num_processes > 1 or args.n_gpu > 1 or trainer.is_model_parallel:
+    if args.n_gpu > 1 or trainer.is_model_parallel:
         yield (
-            f"{max(trainer.accelerator.num_processes, args.n_gpu)} processes or devices",
-            "a trainer gives each its own rows, and a defense draws those of all; train on one "
-            "(CUDA_VISIBLE_DEVICES=0), or with `titer finetune`, which knows ranks",
+            "several devices in one process",
+            "a defense has one for each; start a process on each (torchrun), or make one visible "
+            "(CUDA_VISIBLE_DEVICES=0)",
         )
     if args.parallelism_config is not None:
         yield "parallelism_config", "a defense's passes know none; leave it out"

@@ -103,7 +103,8 @@ class DefendedTrainer(Trainer):
             assert self.updates is not None  # the training has begun
             cast(Any, self.optimizer).train()  # of the few that have two modes
             loss = self.updates.follow(self.state.global_step + 1)
-            ids = [token for row in self.updates.feed.drawn for token in row.ids]
+            rank, ranks = self.accelerator.process_index, self.accelerator.num_processes
+            ids = [token for row in self.updates.feed.drawn[rank::ranks] for token in row.ids]
             inputs["input_ids"] = torch.tensor([ids], dtype=torch.long)  # for those who count
             inputs["attention_mask"] = torch.ones_like(inputs["input_ids"])
         return torch.tensor(loss, device=self.args.device)
@@ -127,7 +128,7 @@ class Along(TrainerCallback):
         of.updates = Updates.begin(of, of.defense, of.beside, loader, state.max_steps, of.resumed)
 
     def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        if not args.save_only_model:
+        if state.is_world_process_zero and not args.save_only_model:
             assert self.trainer.updates is not None
             step = f"{PREFIX_CHECKPOINT_DIR}-{state.global_step}"
             self.trainer.updates.save(Path(args.output_dir) / step)

@@ -15,7 +15,7 @@ from transformers import Trainer
 from titer import paths, registry
 from titer.config import hash_of
 from titer.data.batches import Batch, Encoded, Stream
-from titer.integrations.feed import Feed
+from titer.integrations.feed import AllRows, Feed
 from titer.integrations.refusals import check_phases
 from titer.integrations.rows import PAIRS
 from titer.methods import Defense
@@ -73,7 +73,7 @@ class Updates:
         phases, parameters = list_phases(defense, count), trainable(model)
         check_phases(phases, defense)
         pairs = {row.ids[: row.answer]: row for row in reversed(beside.get(PAIRS, []))}
-        feed = Feed("rows", (), args.seed, loader=loader, pairs=pairs)
+        feed = Feed("rows", AllRows(loader), args.seed, loader=loader, pairs=pairs)
         streams = {
             name: Stream(name, rows, args.seed) for name, rows in beside.items() if name != PAIRS
         }
