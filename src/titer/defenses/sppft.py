@@ -141,9 +141,10 @@ class SPPFT(Defense):
                 f"{len(ordinary)} of the alignment rows' prompts are ordinary ones, without a harmful "
                 "answer: add some, or give layers=[first, last]"
             )
-        gap = gaps(*(last_states(step, of[: self.prompts]) for of in (ordinary, harmful)))
-        first, last = widest(gap.tolist(), self.flat)
-        return SafetyLayers(first, last, gap[1:].tolist())
+        states = [last_states(step, of[: self.prompts]) for of in (ordinary, harmful)]
+        gap = gaps(*states).tolist()
+        first, last = widest(gap, self.flat)
+        return SafetyLayers(first, last, gap[1:])
 
 
 def epoch(step: Step, stream: str) -> list[tuple[int, ...]]:
