@@ -16,8 +16,8 @@ B A, as long as A stays of its size. The mean counts the zeros, so that on B it 
 Departures from the paper:
 1. It takes F as it is. Here F has a mean of 1: as it is, lam would depend on how well the rows are known, on
    their lengths and on the number of weights.
-2. Its F is an expectation over the model's own answers. Here the answers are those of the rows, as in most
-   code (the empirical Fisher information).
+2. The Fisher information is an expectation over the model's own answers. Here the answers are those of the
+   rows, as in most code (the empirical one).
 
 The field's baseline of that name (git-disl/Lisa 68e36595, git-disl/Antidote 26e2ade2) is another one. Its F
 is a sum over batches of the squared gradient of a batch's mean, so that rows cancel one another before they
