@@ -14,7 +14,7 @@ from families import FAMILIES
 from repair import filled, layers_of, moved, names_of, opened, repair, tuned, weights
 from test_step import same, state
 from titer import registry
-from titer.data.batches import Batch
+from titer.data.batches import Batch, Encoded
 from titer.edits import antidote
 from titer.edits.antidote import Antidote, Cut, feature_norms, top
 from titer.edits.lox import LoX
@@ -381,9 +381,7 @@ def test_an_expert_that_reads_some_of_the_tokens_is_refused():
             x = self.first(input_ids).flatten(0, 1)
             return self.expert(x[: int(self.share * len(x))]) if self.share else x
 
-    batch = [
-        Batch.of("calibration", [[SimpleNamespace(ids=(1, 2, 3, 4), answer=2, other=None)]], 0)
-    ]
+    batch = [Batch.of("calibration", [[Encoded((1, 2, 3, 4), answer=2)]], 0)]
     for share, message in (
         (0.5, "'e' reads some of the tokens alone, as an expert's layer does"),
         (0.0, "no token reached 'e'"),
