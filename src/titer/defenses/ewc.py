@@ -100,6 +100,6 @@ def pull(step: Step, state: Importance) -> Vec:
         for name, weight in step.parameters.items():
             moved = weight - step.start[name]
             pulled[name] = state.f[name] * moved
-            square += float((pulled[name].double() * moved.double()).sum())
+            square += float(torch.dot(pulled[name].flatten(), moved.flatten()))
     step.log(drift=math.sqrt(square))
     return Vec.of(pulled)
