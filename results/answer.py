@@ -44,18 +44,8 @@ NULLS = {  # the control of a method: as strong, without its idea
     "sppft": "sppft, other layers",
     "booster+lisa": "booster",
 }
-CONTROLS = {  # pipelines that no line of a table is of
-    "sft",
-    "scale",
-    "random_mask",
-    "booster",
-    "lisa, no prox",
-    "lisa, no turns",
-    "safegrad, no projection",
-    "constrained_sft, one beta",
-    "ewc, all weights alike",
-    "sppft, other layers",
-}
+# pipelines that no line of a table is of
+CONTROLS = {"sft", "scale", "lisa, no prox", *NULLS.values()}
 COSTS = {"task": -1, "benign": -1, "general": -1, "lookalike": 1}  # figures, and where a loss is
 ROWS = {  # what a method draws from beside the rows that every alignment needs
     Kind.HARMFUL: "harmful answers",

@@ -19,9 +19,8 @@ from titer.methods import Answers, Harmful, Needs
 from titer.training.settings import Training
 from titer.training.train import train
 from titer.weights.adapters import add_lora
-from titer.weights.settings import Lora
+from trained import LORA, move, pair
 
-LORA = Lora(r=2, alpha=4, targets=("q_proj", "down_proj"))
 WIDTH = 32  # D of the tiny model
 REFUSAL = Anchor(30.0, 3, "refusal")
 
@@ -46,20 +45,6 @@ def plain_distance(model, start, prompts, u=None):
         moved = end(model, row) - then
         total = total + ((moved**2).sum() if u is None else (moved @ u) ** 2)
     return total / len(prompts) / WIDTH
-
-
-def pair(lora):
-    """A model, the bare one within it, and another one that stays at the start."""
-    bare, start = tiny(), tiny()
-    return add_lora(bare, LORA).double() if lora else bare, bare, start
-
-
-def move(model, by=0.05, seed=1):
-    generator = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for weight in model.parameters():
-            if weight.requires_grad:
-                weight.add_(by * torch.randn(weight.shape, generator=generator))
 
 
 @pytest.mark.parametrize("lora", [False, True])

@@ -7,7 +7,6 @@ import pytest
 import torch
 
 from conftest import tiny
-from test_ldifs import LORA, move
 from test_repnoise import _norms_in_float64  # noqa: F401  in float32 a row would depend on its batch
 from test_step import same, state, step_for
 from titer import registry
@@ -19,7 +18,7 @@ from titer.defenses.sft import SFT
 from titer.methods import Answers, Needs
 from titer.training.settings import Training
 from titer.training.train import train
-from titer.weights.adapters import add_lora
+from trained import adapted, check_resumes, move, pair
 
 SETTINGS = Training(updates=8, lr=1e-3, batch=2, accumulate=2, lora=None)
 DEFAULT = ConstrainedSFT().beta
@@ -58,12 +57,6 @@ def objective(model, start, rows, beta):
             else:
                 total = total + 2 / b * torch.nn.functional.softplus(-b * (now - then))
     return total / tokens
-
-
-def pair(lora):
-    """The model that is trained, the bare one within it, and another at the start."""
-    bare, start = tiny(), tiny()
-    return (add_lora(bare, LORA).double() if lora else bare), bare, start
 
 
 def off(vec, loss, step):
@@ -308,29 +301,12 @@ def test_ranks_share_the_reading_and_have_all_of_it(rows, accelerator, monkeypat
     assert same(alone.log_p, together.log_p)
 
 
-class Killed(BaseException):
-    pass
-
-
 @pytest.mark.parametrize("lora", [False, True])
 def test_it_resumes_with_what_it_read_at_the_start(rows, tmp_path, lora):
     def fresh():
-        torch.manual_seed(0)
-        return add_lora(tiny(torch.float32), LORA) if lora else tiny(torch.float32)
+        return adapted() if lora else tiny(torch.float32)
 
-    def kill(update, of, terms):
-        if update == 4:
-            raise Killed
-
-    settings = replace(SETTINGS, lr=1e-2)
-    whole, killed, resumed = fresh(), fresh(), fresh()
-    path = tmp_path / "checkpoint.safetensors"
-    history = train(whole, ConstrainedSFT(), rows, settings, seed=0)
-    with pytest.raises(Killed):
-        train(killed, ConstrainedSFT(), rows, settings, seed=0, resume=path, every=3, watch=kill)
-    again = train(resumed, ConstrainedSFT(), rows, settings, seed=0, resume=path, every=3)
-    assert history == again
-    assert same(state(whole), state(resumed))
+    check_resumes(fresh, ConstrainedSFT(), rows, replace(SETTINGS, lr=1e-2), tmp_path)
 
 
 def test_what_makes_no_sense_is_refused():

@@ -20,10 +20,9 @@ from titer.phase import Phase
 from titer.training.settings import Training
 from titer.training.train import train
 from titer.weights.adapters import add_lora
-from titer.weights.settings import Lora
+from trained import LORA, adapted, check_resumes, move
 
 SETTINGS = Training(updates=8, lr=1e-3, batch=2, lora=None)
-LORA = Lora(r=2, alpha=4, targets=("q_proj", "down_proj"))
 
 
 def plain_fisher(bare, parameters, rows):
@@ -46,14 +45,6 @@ def made(lora, fresh=False):
     if lora and not fresh:
         move(model, 0.1)
     return model, bare
-
-
-def move(model, by, seed=1):
-    generator = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for weight in model.parameters():
-            if weight.requires_grad:
-                weight.add_(by * torch.randn(weight.shape, generator=generator))
 
 
 @pytest.mark.parametrize("lora", [False, True])
@@ -175,26 +166,8 @@ def test_what_the_gradient_does_not_reach_stays(rows, accelerator):
     assert EWC().gradient(step, prepared).names() == part
 
 
-class Killed(BaseException):
-    pass
-
-
 def test_a_resumed_run_has_the_importance_and_the_weights_of_the_start(rows, tmp_path):
-    def fresh():
-        torch.manual_seed(0)
-        return add_lora(tiny(torch.float32), LORA)
-
-    def kill(update, of, terms):
-        if update == 4:
-            raise Killed
-
-    whole, killed, resumed = fresh(), fresh(), fresh()
-    path, method = tmp_path / "checkpoint.safetensors", EWC(samples=4)
-    history = train(whole, method, rows, SETTINGS, seed=0)
-    with pytest.raises(Killed):
-        train(killed, method, rows, SETTINGS, seed=0, resume=path, every=3, watch=kill)
-    assert history == train(resumed, method, rows, SETTINGS, seed=0, resume=path, every=3)
-    assert same(state(whole), state(resumed))
+    check_resumes(adapted, EWC(samples=4), rows, SETTINGS, tmp_path)
 
 
 def test_what_makes_no_sense_is_refused(rows, accelerator):

@@ -18,9 +18,7 @@ from titer.methods import Answers, Needs, Refusals
 from titer.training.settings import Training
 from titer.training.train import train
 from titer.weights.adapters import add_lora
-from titer.weights.settings import Lora
-
-LORA = Lora(r=2, alpha=4, targets=("q_proj", "down_proj"))
+from trained import LORA, move, pair
 
 test_contract = testing.contract(KL(on="rows"), KL(7.0))
 
@@ -37,20 +35,6 @@ def plain_divergence(model, start, rows):
             total = total + (p * (torch.log(p) - now[at - 1])).sum()
             tokens += 1
     return total / tokens
-
-
-def pair(lora):
-    """A model, the bare one within it, and another one that stays at the start."""
-    bare, start = tiny(), tiny()
-    return add_lora(bare, LORA).double() if lora else bare, bare, start
-
-
-def move(model, by=0.05, seed=1):
-    generator = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for weight in model.parameters():
-            if weight.requires_grad:
-                weight.add_(by * torch.randn(weight.shape, generator=generator))
 
 
 @pytest.mark.parametrize("lora", [False, True])

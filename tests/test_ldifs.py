@@ -18,10 +18,9 @@ from titer.methods import Answers, Needs
 from titer.training.settings import Training
 from titer.training.train import train
 from titer.weights.adapters import add_lora
-from titer.weights.settings import Lora
+from trained import LORA, adapted, check_resumes, move
 
 DEPTH = 3
-LORA = Lora(r=2, alpha=4, targets=("q_proj", "down_proj"))
 
 
 def features(model, row):
@@ -60,14 +59,6 @@ def pair(lora, by=0.05):
     bare, start = tiny(layers=DEPTH), tiny(layers=DEPTH)
     model = add_lora(bare, LORA).double() if lora else bare
     return model, bare, start, by
-
-
-def move(model, by, seed=1):
-    generator = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for weight in model.parameters():
-            if weight.requires_grad:
-                weight.add_(by * torch.randn(weight.shape, generator=generator))
 
 
 @pytest.mark.parametrize("lora", [False, True])
@@ -179,29 +170,10 @@ def test_the_reference_is_the_model_without_the_adapter_or_before_training(rows,
     assert history[3]["d"] > 1e-5
 
 
-class Killed(BaseException):
-    pass
-
-
 def test_a_resumed_run_has_the_reference_of_the_start(rows, tmp_path):
     """The model is at the start again when a checkpoint is read."""
     settings = Training(updates=7, lr=1e-2, batch=2, lora=None)
-
-    def fresh():
-        torch.manual_seed(0)
-        return add_lora(tiny(torch.float32), LORA)
-
-    def kill(update, of, terms):
-        if update == 4:
-            raise Killed
-
-    whole, killed, resumed = fresh(), fresh(), fresh()
-    path = tmp_path / "checkpoint.safetensors"
-    history = train(whole, LDIFS(), rows, settings, seed=0)
-    with pytest.raises(Killed):
-        train(killed, LDIFS(), rows, settings, seed=0, resume=path, every=3, watch=kill)
-    assert history == train(resumed, LDIFS(), rows, settings, seed=0, resume=path, every=3)
-    assert same(state(whole), state(resumed))
+    check_resumes(adapted, LDIFS(), rows, settings, tmp_path)
 
 
 def test_half_the_squared_distance_of_unit_vectors_is_one_less_cosine():

@@ -19,6 +19,7 @@ from titer.training.settings import DRAWN, Training
 from titer.training.train import train
 from titer.weights.adapters import add_lora
 from titer.weights.settings import Lora
+from trained import adapted, check_resumes
 
 SETTINGS = Training(updates=11, lr=1e-3, batch=2, weight_decay=0.0, clip=None, lora=None)
 LORA = Lora(r=2, alpha=6, targets=("q_proj", "down_proj"))
@@ -278,30 +279,15 @@ def test_accumulation_changes_neither_turns_nor_weights(rows):
         torch.testing.assert_close(weight, ends[1][name], rtol=0, atol=1e-11)
 
 
-class Killed(BaseException):
-    pass
-
-
 @pytest.mark.parametrize("every", [4, 5, 8])  # within a state, as one ends, within a later one
 @pytest.mark.parametrize("space", ["weights", "product"])
 def test_it_resumes_within_a_state_and_between_two(rows, tmp_path, every, space):
     method = Lisa(2, 3, 0.5, 0.0, space)
 
     def fresh():
-        torch.manual_seed(0)
-        return add_lora(tiny(torch.float32), LORA)
+        return adapted(LORA)
 
-    def kill(update, of, terms):
-        if update == every + 1:
-            raise Killed
-
-    whole, killed, resumed = fresh(), fresh(), fresh()
-    path = tmp_path / "checkpoint.safetensors"
-    history = train(whole, method, rows, SETTINGS, seed=0)
-    with pytest.raises(Killed):
-        train(killed, method, rows, SETTINGS, seed=0, resume=path, every=every, watch=kill)
-    assert history == train(resumed, method, rows, SETTINGS, seed=0, resume=path, every=every)
-    assert same(state(whole), state(resumed))
+    check_resumes(fresh, method, rows, SETTINGS, tmp_path, every)
 
 
 def test_what_the_gradient_does_not_reach_stays(rows, accelerator):

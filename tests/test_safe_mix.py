@@ -18,6 +18,7 @@ from titer.defenses.sft import SFT
 from titer.methods import Answers, Needs, Refusals
 from titer.training.settings import DRAWN, Training
 from titer.training.train import train
+from trained import check_resumes
 
 SETTINGS = Training(updates=10, lr=1e-3, batch=3, lora=None)
 
@@ -158,25 +159,12 @@ def test_without_safety_rows_it_is_sft_bit_for_bit(rows):
     assert not same(ends[0][0], ends[3][0])
 
 
-class Killed(BaseException):
-    pass
-
-
 def test_a_resumed_run_has_the_answers_of_the_start(rows, tmp_path):
-    def kill(update, of, terms):
-        if update == 4:
-            raise Killed
-
     method = SafeMix(0.5, "self", 7, 4)
-    path, models = tmp_path / "checkpoint.safetensors", [tiny(torch.float32) for _ in range(3)]
-    history = train(models[0], method, rows, SETTINGS, seed=0)
-    with pytest.raises(Killed):
-        train(models[1], method, rows, SETTINGS, seed=0, resume=path, every=3, watch=kill)
-    assert history == train(models[2], method, rows, SETTINGS, seed=0, resume=path, every=3)
-    assert same(state(models[0]), state(models[2]))
+    whole = check_resumes(lambda: tiny(torch.float32), method, rows, SETTINGS, tmp_path)
     given = tiny(torch.float32)
     train(given, replace(method, source="given"), rows, SETTINGS, seed=0)
-    assert not same(state(given), state(models[0]))
+    assert not same(state(given), state(whole))
 
 
 def test_what_makes_no_sense_is_refused(rows, accelerator):

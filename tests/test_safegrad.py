@@ -8,8 +8,7 @@ import torch
 
 from conftest import tiny
 from test_booster import plain_loss
-from test_constrained_sft import pair
-from test_ldifs import DEPTH, LORA
+from test_ldifs import DEPTH
 from test_repnoise import _norms_in_float64  # noqa: F401  a distance of logits is what is left of them
 from test_step import same, state, step_for
 from titer import registry
@@ -22,6 +21,7 @@ from titer.training.settings import Training
 from titer.training.train import train
 from titer.training.vector import Vec
 from titer.weights.adapters import add_lora
+from trained import LORA, adapted, check_resumes, pair
 
 SETTINGS = Training(updates=8, lr=1e-3, batch=2, accumulate=2, lora=None)
 
@@ -207,27 +207,8 @@ def test_the_reference_is_the_model_before_training(rows, lora):
     assert history[-1]["a"] > 1e-5
 
 
-class Killed(BaseException):
-    pass
-
-
 def test_a_resumed_run_has_the_reference_of_the_start(rows, tmp_path):
-    def fresh():
-        torch.manual_seed(0)
-        return add_lora(tiny(torch.float32), LORA)
-
-    def kill(update, of, terms):
-        if update == 4:
-            raise Killed
-
-    settings = replace(SETTINGS, lr=1e-2)
-    whole, killed, resumed = fresh(), fresh(), fresh()
-    path = tmp_path / "checkpoint.safetensors"
-    history = train(whole, SafeGrad(), rows, settings, seed=0)
-    with pytest.raises(Killed):
-        train(killed, SafeGrad(), rows, settings, seed=0, resume=path, every=3, watch=kill)
-    assert history == train(resumed, SafeGrad(), rows, settings, seed=0, resume=path, every=3)
-    assert same(state(whole), state(resumed))
+    check_resumes(adapted, SafeGrad(), rows, replace(SETTINGS, lr=1e-2), tmp_path)
 
 
 def test_an_absent_name_counts_as_zero(rows, accelerator):

@@ -12,7 +12,7 @@ from conftest import tiny
 from test_booster import plain_loss
 from test_ldifs import features
 from test_repnoise import _norms_in_float64  # noqa: F401
-from test_step import same, state, step_for
+from test_step import state, step_for
 from titer import registry
 from titer.data.batches import Stream
 from titer.defenses.sft import SFT
@@ -22,10 +22,9 @@ from titer.testing.small import flags
 from titer.training.settings import Training
 from titer.training.train import train
 from titer.weights.adapters import add_lora
-from titer.weights.settings import Lora
+from trained import LORA, adapted, check_resumes
 
 DEPTH = 4
-LORA = Lora(r=2, alpha=4, targets=("q_proj", "down_proj"))
 SETTINGS = Training(updates=6, lr=1e-3, batch=2, lora=None)
 
 
@@ -214,26 +213,11 @@ def test_random_layers_are_as_many_elsewhere_by_the_seed_alone(shared, accelerat
         SPPFT(layers=(0, 3), random=True).prepare(step)
 
 
-class Killed(BaseException):
-    pass
-
-
 def test_a_resumed_run_freezes_the_same_layers(shared, tmp_path):
     def fresh():
-        torch.manual_seed(0)
-        return add_lora(tiny(torch.float32, layers=DEPTH), LORA)
+        return adapted(layers=DEPTH)
 
-    def kill(update, of, terms):
-        if update == 4:
-            raise Killed
-
-    whole, killed, resumed = fresh(), fresh(), fresh()
-    path, method = tmp_path / "checkpoint.safetensors", SPPFT(flat=0.9)
-    history = train(whole, method, shared, SETTINGS, seed=0)
-    with pytest.raises(Killed):
-        train(killed, method, shared, SETTINGS, seed=0, resume=path, every=3, watch=kill)
-    assert history == train(resumed, method, shared, SETTINGS, seed=0, resume=path, every=3)
-    assert same(state(whole), state(resumed))
+    check_resumes(fresh, SPPFT(flat=0.9), shared, SETTINGS, tmp_path)
 
 
 def test_what_makes_no_sense_is_refused(rows, accelerator):
