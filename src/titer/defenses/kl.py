@@ -91,12 +91,15 @@ class KL(Defense):
         return loss
 
 
-def divergence(step: Step) -> Loss:
-    """Make a loss of KL(p' || p) over answer tokens, p' being that of the model that the stage began with."""
+def divergence(step: Step, temperature: float = 1.0) -> Loss:
+    """Make a loss of KL(p' || p) over answer tokens, p' being that of the model that the stage began with.
+
+    Both are of logits divided by the temperature.
+    """
 
     def loss(model: PreTrainedModel, part: Part) -> Tensor:
         with step.reference():
             before = answer_logits(model, part)
-        return kl_divergence(answer_logits(model, part), before)
+        return kl_divergence(answer_logits(model, part) / temperature, before / temperature)
 
     return loss

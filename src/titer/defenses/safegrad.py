@@ -29,12 +29,8 @@ import math
 from dataclasses import dataclass
 from typing import ClassVar
 
-from torch import Tensor
-from transformers import PreTrainedModel
-
-from titer.data.batches import Part
+from titer.defenses.kl import divergence
 from titer.methods import About, Answers, Defense, Fidelity, Needs, Refusals
-from titer.training.losses import Loss, answer_logits, kl_divergence
 from titer.training.step import Step
 from titer.training.vector import Vec
 
@@ -61,7 +57,7 @@ class SafeGrad(Defense):
 
     def gradient(self, step: Step, state: None) -> Vec:
         g_u = step.grad(step.batch("rows"))  # grad f
-        g_a = step.grad(step.batch("alignment"), self._distance(step))  # grad a
+        g_a = step.grad(step.batch("alignment"), divergence(step, self.temperature))  # grad a
         step.log(f=g_u.loss, a=g_a.loss)
         dot, size = g_u.dot(g_a), g_a.norm()
         if size > 0.0:  # else there is no direction to compare with, as at the start
@@ -69,14 +65,3 @@ class SafeGrad(Defense):
         if dot < 0.0:
             g_u = g_u - dot / size**2 * g_a
         return g_u + self.rho * g_a
-
-    def _distance(self, step: Step) -> Loss:
-        """Make a loss of KL(p'_t || p_t)."""
-
-        def loss(model: PreTrainedModel, part: Part) -> Tensor:
-            with step.reference():
-                then = answer_logits(model, part)  # (N, V)
-            now = answer_logits(model, part)
-            return kl_divergence(now / self.temperature, then / self.temperature)
-
-        return loss
