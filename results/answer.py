@@ -398,7 +398,11 @@ def passes(claim: str, name: str) -> str:
         if name_of(held) != "sft":
             told += f", of which 1 is {display_name(name_of(held))}'s {held.about.passes}"
     plain = re.fullmatch(r"[\d./]+(, of which .*)?|at most [\d./]+", told)
-    return f"{told} {'pass' if told.endswith('1') else 'passes'}" if plain else f"passes: {told}"
+    return (
+        f"{told} {'pass' if told in ('1', 'at most 1') else 'passes'}"
+        if plain
+        else f"passes: {told}"
+    )
 
 
 def broken(mine: Pool) -> str:
