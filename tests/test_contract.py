@@ -1,10 +1,7 @@
 """The contract, kept by every registered method: a new file is tested at once."""
 
 import itertools
-import os
 import re
-import subprocess
-import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, cast
@@ -16,6 +13,7 @@ from titer import registry, testing
 from titer.defenses.sft import SFT
 from titer.edits.wise_ft import WiseFT
 from titer.methods import About, Defense, Harmful, Needs, Refusals
+from titer.testing.ranks import run_on_two_ranks
 
 ROOT = Path(__file__).parent.parent
 SHORTER = {  # what would take minutes with its defaults, or longer stages and batches
@@ -250,14 +248,6 @@ Path(sys.argv[1], f"{accelerator.process_index}.txt").write_text(said)
 
 def test_ranks_that_begin_with_unlike_weights_are_refused_on_each(tmp_path):
     """A single weight that differs by a millionth; else each rank would train another model."""
-    (tmp_path / "rank.py").write_text(UNLIKE)
-    launch = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
-    subprocess.run(
-        [sys.executable, *launch, str(tmp_path / "rank.py"), str(tmp_path)],
-        env=os.environ | {"OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"},
-        check=True,
-        capture_output=True,
-        timeout=300,
-    )
+    run_on_two_ranks(UNLIKE, tmp_path)
     for rank in (0, 1):
         assert "different trainable weights" in (tmp_path / f"{rank}.txt").read_text()

@@ -33,6 +33,7 @@ from titer.integrations import defended
 from titer.integrations.feed import read_rows
 from titer.integrations.refusals import check
 from titer.phase import Phase
+from titer.testing.ranks import run_on_two_ranks
 from titer.testing.small import texts
 from titer.training.settings import DRAWN, Training
 from titer.training.train import train
@@ -784,17 +785,7 @@ def end_of(name, tokenizer, folder, accumulate):
 @pytest.mark.slow
 def test_two_ranks_equal_twice_the_micro_batches(tokenizer, tmp_path):
     names = ["sft", "lisa", "safe_mix", "t_vaccine", "repnoise"]
-    (tmp_path / "rank.py").write_text(RANK)
-    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
-    tests = str(Path(__file__).parent)
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
-    environment["PYTHONPATH"] = os.pathsep.join(
-        [tests, str(Path(tests).parent), environment.get("PYTHONPATH", "")]
-    )
-    subprocess.run(
-        [*launch, str(tmp_path / "rank.py"), str(tmp_path), *names],
-        env=environment, check=True, capture_output=True, timeout=600,
-    )  # fmt: skip
+    run_on_two_ranks(RANK, tmp_path, *names, imports=Path(__file__).parent)
     for name in names:
         two = torch.load(tmp_path / f"{name}.pt")
         one, _ = end_of(name, tokenizer, tmp_path / "one", 4)

@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 import textwrap
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -19,6 +16,7 @@ from torch import Tensor
 
 from titer import registry
 from titer.methods import Defense
+from titer.testing.ranks import run_on_two_ranks
 from titer.testing.small import Stop, flags, hooks, rows, same, state, step_for, tiny
 from titer.training.settings import Training
 from titer.training.step import Step
@@ -158,17 +156,7 @@ def check_ranks(methods: Sequence[Defense], folder: Path) -> None:
     Takes registered methods alone.
     """
     configs = [registry.describe(method) for method in methods]
-    script = folder / "rank.py"
-    script.write_text(RANK, encoding="utf-8")
-    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
-    subprocess.run(
-        [*launch, str(script), str(folder), json.dumps(configs)],
-        check=True,
-        env=environment,
-        capture_output=True,
-        timeout=600,
-    )
+    run_on_two_ranks(RANK, folder, json.dumps(configs))
     for i, one in enumerate(ends(methods, accelerator_for("cpu"))):
         two = load_file(folder / f"{i}.safetensors")
         for name in one:
@@ -207,7 +195,6 @@ RANK = textwrap.dedent("""
     for i, weights in enumerate(defenses.ends(methods, accelerator)):
         if accelerator.is_main_process:
             save_file(weights, f"{sys.argv[1]}/{i}.safetensors")
-    accelerator.end_training()
 """)
 
 

@@ -1,0 +1,44 @@
+"""Two ranks of one training, each in a process of its own."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+TOGETHER = """
+import torch.distributed
+torch.distributed.barrier()
+torch.distributed.destroy_process_group()
+"""
+# A rank that is gone while another still holds a connection to it may abort the other.
+
+
+def run_on_two_ranks(script: str, folder: Path, *words: str, imports: Path | None = None) -> None:
+    """Run the text of a script on two ranks of the CPU, and wait until both have ended.
+
+    Args:
+        script: its `sys.argv[1:]` are the folder and the words.
+        folder: where the script is written, as `rank.py`.
+        imports: a folder that the script imports from.
+
+    Raises:
+        AssertionError: a rank failed. With what both have printed.
+    """
+    place = folder / "rank.py"
+    place.write_text(script + TOGETHER, encoding="utf-8")
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
+    if imports is not None:
+        paths = [str(imports), environment.get("PYTHONPATH", "")]
+        environment["PYTHONPATH"] = os.pathsep.join(filter(None, paths))
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    ended = subprocess.run(
+        [*launch, str(place), str(folder), *words],
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        timeout=600,
+    )
+    assert ended.returncode == 0, f"a rank failed:\n{ended.stdout}"
