@@ -4,6 +4,8 @@
 tokens in the answer. The trainers take turns in one process. `pip install trl` for the second; it
 is left out where it is not installed. The first line is titer's own update with the head applied to
 every token, as it was before the head was applied to answers alone.
+
+The first updates of a turn do not count: they fault in the memory that the later ones find.
 """
 
 from __future__ import annotations
@@ -43,7 +45,7 @@ QUICK = Shape(
     vocabulary=512, width=64, hidden=96, layers=2, heads=2,
     length=16, answer=0.25, batch=2, pairs=2,
 )  # fmt: skip
-UPDATES = 4  # in a turn; the first of each warms up
+UPDATES, SETTLING = 10, 3  # in a turn; while the first of them run, a fresh model's memory settles
 SETTINGS = Training(updates=UPDATES, lr=1e-5, weight_decay=0.1)
 
 
@@ -176,7 +178,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for _ in range(shape.pairs):
         for name, update in contenders.items():
             model = shape.model(lora, accelerator.device)
-            seconds[name] += update(model, rows)[1:]
+            seconds[name] += update(model, rows)[SETTLING:]
     mine, told, met = Spread.of(seconds["titer"]), {}, True
     for name in list(contenders)[1:]:
         theirs = Spread.of(seconds[name])
