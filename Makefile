@@ -30,11 +30,12 @@ kills: $(READY)  ## nightly: a lab sweep of 24 cells, killed at every kind of wr
 fuzz: $(READY)  ## nightly: hostile recipes, settings, checkpoints, rows and documents (seven minutes for 3000)
 	$(PY) tests/fuzz.py --inputs $(or $(INPUTS),3000) --seed $(or $(SEED),0)
 
-results: $(REAL)  ## the bundles in results/ and the tables made from them (resumable; hours from nothing)
+LARGER := runs/lab-256
+results: $(REAL) $(if $(CLAIMS),$(if $(findstring larger,$(CLAIMS)),$(LARGER)),$(LARGER))  ## the bundles in results/ and the tables made from them (resumable; hours from nothing)
 	$(PY) -m results.make $(CLAIMS)
 	$(PY) -m results.tables
 
-runs/lab-256: | $(READY)  ## a base of four times the lab's size (a quarter of an hour, or hours where the CPU is slow at matrices)
+$(LARGER): | $(READY)  ## a base of four times the lab's size (a quarter of an hour, or hours where the CPU is slow at matrices)
 	$(PY) -m titer.lab.build $@ --width 256
 
 results-check: $(READY)  ## the tables are those of the bundles, and one cell computed afresh is as its bundle has it

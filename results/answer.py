@@ -13,13 +13,12 @@ from pathlib import Path
 from statistics import fmean
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
-from scipy.stats import kendalltau
 
-from results.bundles import load_groups
+from results.conditions import ALIGN, TUNE, at, multiples, order, orders, pools
 from results.names import display_name
 from titer.findings.frontier import Placement, is_free, place
 from titer.findings.kept import share_kept
-from titer.findings.worlds import Pool, pool
+from titer.findings.worlds import Pool
 from titer.methods import Defense, Kind
 from titer.registry import name_of
 from titer.runs import recipe
@@ -27,7 +26,7 @@ from titer.scoring.differences import holm
 from titer.scoring.figures import NAMES
 from titer.scoring.pooled import Pooled, pooled
 
-ALIGN, TUNE, REPAIR = "lab-alignment", "lab-finetune", "lab-edits"
+REPAIR = "lab-edits"
 FREE = "lab-frontier+lab-longer"
 STRONG = "lab-strong"
 NULLS = {  # the control of a method: as strong, without its idea
@@ -43,6 +42,7 @@ NULLS = {  # the control of a method: as strong, without its idea
     "ewc": "ewc, all weights alike",
     "sppft": "sppft, other layers",
     "booster+lisa": "booster",
+    "vaccine+lisa": "vaccine",
 }
 # pipelines that no line of a table is of
 CONTROLS = {"sft", "scale", "lisa, no prox", *NULLS.values()}
@@ -71,17 +71,6 @@ class Line:
     null: Pooled | None
     costs: Mapping[str, Pooled]
     shown: set[str] = field(default_factory=set)  # of gain, null and costs, by Holm
-
-
-@cache
-def pools(claim: str) -> dict[tuple[tuple[str, ...], str], Pool]:
-    return {(each.settings, each.pipeline): each for each in pool(load_groups(claim))}
-
-
-@cache
-def at(claim: str, settings: tuple[str, ...] = ()) -> dict[str, Pool]:
-    """The pipelines of a claim at some settings, by name."""
-    return {name: each for (of, name), each in pools(claim).items() if of == settings}
 
 
 # the three tables
@@ -413,27 +402,6 @@ def broken(mine: Pool) -> str:
 # agreement, and what would refute it
 
 
-def orders(first: Mapping[str, Pooled], second: Mapping[str, Pooled]) -> str:
-    names = [name for name in first if name in second]
-    found = kendalltau([first[n].value for n in names], [second[n].value for n in names])
-    return f"{found.statistic:.2f} ({len(names)} methods, p = {found.pvalue:.2g})"
-
-
-def multiples(of: Mapping[str, Pool], worlds: Sequence[str] = ()) -> dict[str, Pooled]:
-    """The methods' multiples, no null's, in some worlds or all."""
-
-    def only(mine: Pool) -> Pool:
-        kept = {w: g for w, g in mine.worlds.items() if not worlds or w in worlds}
-        return Pool(mine.settings, mine.pipeline, kept)
-
-    found = {
-        name: only(mine).times(only(of["sft"]))
-        for name, mine in of.items()
-        if not name.startswith("random") and name != "sft"
-    }
-    return {name: each for name, each in found.items() if each}
-
-
 def predicted(found: Pooled) -> tuple[float, float]:
     """Return between which bounds the mean over as many other worlds lies in 95 of 100 cases."""
     reach = (found.high - found.low) / 2 * math.sqrt(2)
@@ -479,7 +447,8 @@ def page() -> str:
         halves=halves,
         strong=strong["booster"].times(strong["sft"]),
         unrepaired=whole(strong["sft+antidote"], "harm"),
-        tau=orders(*(multiples(of, half) for half in halves)),
+        tau=order(*(multiples(of, half) for half in halves)),
+        orders=orders(ALIGN),
     )
 
 

@@ -11,7 +11,7 @@ import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from results import answer, repairs, search
+from results import answer, conditions, repairs, search
 from results.bundles import load_groups
 from results.figures import FIGURES
 from results.names import display_name, in_order, stage_name
@@ -157,6 +157,8 @@ KINDS = {
     "ends": ends,
     "repairs": repair_table,
     "search": search.table,
+    "conditions": conditions.times,
+    "attacks": conditions.ends,
 }
 
 
