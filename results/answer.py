@@ -432,7 +432,7 @@ def page() -> str:
         autoescape=False,
     )
     return environment.get_template("answer.md.j2").render(
-        best=best(lines, repairs),
+        best=" ".join([best_before(lines), best_while(tuned), best_after(repairs)]),
         worlds=worlds,
         before=whole(plain.at(-2), "harm"),
         after=whole(plain, "harm"),
@@ -463,41 +463,61 @@ def markdown(lines: Sequence[Sequence[str]]) -> str:
     return "\n".join(f"| {' | '.join(line)} |" for line in (head, ["---"] * len(head), *body))
 
 
-def best(lines: Sequence[Line], repairs: Sequence[Line]) -> str:
-    """Say in two sentences what is best, and what it costs."""
+def best_before(lines: Sequence[Line]) -> str:
+    """Say what is best of the ways to align, and what it costs."""
     shown = [line for line in lines if "gain" in line.shown and line.gain.value > 0]
-    told = []
-    if shown:
-        top = max(shown, key=lambda line: line.gain.value)
-        cheap = [line for line in shown if not losses(line) and not line.pool.struck]
-        told.append(
-            f"**A model aligned with {display_name(top.name)} takes {top.gain.ratio} times as many harmful "
-            f"rows to break**, at {' and '.join(loss_words(top)) or 'no loss that is shown'}"
-        )
-        if cheap and top not in cheap:
-            kind = max(cheap, key=lambda line: line.gain.value)
-            told[-1] += (
-                f"; with {display_name(kind.name)} it is {kind.gain.ratio} at no loss that is shown"
-            )
-        told[-1] += ". It delays the attack and does not stop it."
-    else:
-        told.append(
-            "**No method of the alignment stage is shown to take more of the attacker's rows to break.**"
-        )
+    if not shown:
+        return "**No method of the alignment stage is shown to take more of the attacker's rows to break.**"
+    top = max(shown, key=lambda line: line.gain.value)
+    told = (
+        f"**A model aligned with {display_name(top.name)} takes {top.gain.ratio} times as many harmful "
+        f"rows to break**, at {' and '.join(loss_words(top)) or 'no loss that is shown'}"
+    )
+    cheap = [line for line in shown if not losses(line) and not line.pool.struck]
+    if cheap and top not in cheap:
+        kind = max(cheap, key=lambda line: line.gain.value)
+        told += f"; with {display_name(kind.name)} it is {kind.gain.ratio} at no loss that is shown"
+    return f"{told}. It delays the attack and does not stop it."
+
+
+def best_while(tuned: Sequence[Line]) -> str:
+    """Say what is best of the defenses while fine-tuning, and what it costs."""
+    good = [
+        line
+        for line in tuned
+        if "gain" in line.shown and line.gain.value < 0 and placed(line.pool).word != "within"
+    ]
+    if not good:
+        return "**While fine-tuning no method is shown to lower HS** by more than what needs no method."
+    top = min(good, key=lambda line: line.gain.value)
+    price = " and ".join(loss_words(top)) or "no loss that is shown"
+    begun = top.pool.score("prefill")
+    assert begun
+    told = (
+        f"**While fine-tuning, {display_name(top.name)} ends at an HS of {whole(top.pool, 'harm')} where "
+        f"plain fine-tuning ends at {whole(at(TUNE)['sft'], 'harm')}**, at {price}"
+    )
+    if begun.value > 50:
+        told += f"; with the answer's first word given the model still tells {begun.value:.0f} %"
+    return f"{told}."
+
+
+def best_after(repairs: Sequence[Line]) -> str:
+    """Say what is best of the repairs, and what it leaves."""
     good = [line for line in repairs if "gain" in line.shown and line.gain.value < 0]
     beyond = [line for line in good if placed(line.pool).word == "beyond"]
     if beyond:
         top = min(beyond, key=lambda line: line.gain.value)
-        told.append(
+        return (
             f"**After fine-tuning {display_name(top.name)} lowers HS by {-top.gain.value:.0f} points and "
             f"keeps {kept(top.pool)} of the user's training**, which nothing that is free does."
         )
-    elif good:
-        told.append(
+    if good:
+        return (
             f"**Of {len(repairs)} repairs {len(good)} lower HS, and none is shown to do better than "
             "a share of plain fine-tuning's own update**, which needs no method."
         )
-    return " ".join(told)
+    return "**No repair is shown to lower HS.**"
 
 
 def resisting() -> str:

@@ -8,6 +8,7 @@ likelihood of censored doses are written out again here.
 import json
 import math
 import re
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -33,6 +34,7 @@ NAMES = {
     "LoX": "lox",
     "Booster+LoX": "booster+lox",
     "Booster+Lisa": "booster+lisa",
+    "Vaccine+Lisa": "vaccine+lisa",
     "SBR": "anchor",
     "SBR, refusal direction": "anchor, refusal direction",
     "KL to the start": "kl",
@@ -47,6 +49,7 @@ TUNE_NULLS = {
     "EWC": "ewc, all weights alike",
     "SPPFT": "sppft, other layers",
     "Booster+Lisa": "booster",
+    "Vaccine+Lisa": "vaccine",
 }
 COSTS = {
     "FA": "task",
@@ -270,6 +273,18 @@ def test_every_defense_while_fine_tuning():
             assert row[6].startswith("more than"), row
 
 
+def test_the_first_sentences_name_the_best_of_what_is_shown():
+    first = PAGE.partition("\n\n**")[2].partition("\n\n")[0]
+    above = [row for row in ALIGN_ROWS if row[2].startswith("**")]
+    assert f"aligned with {above[0][0]} takes {above[0][2].strip('*')} times" in first
+    whiles = [row for row in TUNE_ROWS if row[3].startswith("**-") and "within" not in row[8]]
+    best = max(whiles, key=lambda row: -float(re.search(r"-[\d.]+", row[3])[0]))
+    assert f"**While fine-tuning, {best[0]} ends at an HS of {best[2]} where" in first
+    assert f"still tells {best[4]} %" in first
+    lower = [row for row in REPAIR_ROWS if row[3].startswith("**-")]
+    assert f"Of {len(REPAIR_ROWS)} repairs {len(lower)} lower HS" in first
+
+
 def test_every_repair():
     for row in REPAIR_ROWS:
         mine, plain = pipeline_of(row, EDITS), EDITS["sft"]
@@ -286,27 +301,45 @@ def test_every_repair():
         assert row[6].startswith(f"{np.mean(shares):.0f} %"), row
 
 
+def middle(mine: dict, its: dict, worlds: Sequence[str] = ()) -> float:
+    """The logarithm of a multiple, over some worlds or all: likeliest where some are bounds."""
+    each = ratios({world: of for world, of in mine.items() if not worlds or world in worlds}, its)
+    if all(low == high for low, high in each):
+        return float(np.mean([low for low, _ in each]))
+    if all(math.isinf(high) for _, high in each):
+        return min(low for low, _ in each)
+    return float(
+        optimize.minimize_scalar(lambda m: -likelihood(each, m), bounds=(-3, 3), method="bounded").x
+    )
+
+
 def test_the_order_of_the_halves():
     names = [NAMES[row[0]] for row in ALIGN_ROWS]
     worlds = list(ALIGN["sft"])
     halves = worlds[:3], worlds[3:]
-
-    def middle(name: str, half: list[str]) -> float:
-        own = {world: of for world, of in ALIGN[name].items() if world in half}
-        each = ratios(own, ALIGN["sft"])
-        if all(low == high for low, high in each):
-            return float(np.mean([low for low, _ in each]))
-        if all(math.isinf(high) for _, high in each):
-            return min(low for low, _ in each)
-        return float(
-            optimize.minimize_scalar(
-                lambda m: -likelihood(each, m), bounds=(-3, 3), method="bounded"
-            ).x
-        )
-
     both = [name for name in names if all(set(half) & set(ALIGN[name]) for half in halves)]
-    tau = stats.kendalltau(*([middle(name, half) for name in both] for half in halves))
+    tau = stats.kendalltau(
+        *([middle(ALIGN[name], ALIGN["sft"], half) for name in both] for half in halves)
+    )
     assert f"\n{tau.statistic:.2f} ({len(both)} methods" in PAGE
+
+
+@pytest.mark.parametrize(
+    ("title", "claim", "settings"),
+    [
+        ("p = 0.05", "lab-doses", ("attack.p=0.05", "finetune.updates=600")),
+        ("p = 0.2", "lab-doses", ("attack.p=0.2",)),
+        ("half the learning rate", "lab-doses", ("finetune.lr=4e-4", "finetune.updates=400")),
+        ("twice the learning rate", "lab-doses", ("finetune.lr=1.6e-3",)),
+        ("a base of four times the size", "lab-larger", ()),
+    ],
+)
+def test_the_order_under_another_condition(title, claim, settings):
+    names, there = [NAMES[row[0]] for row in ALIGN_ROWS], read(claim)[settings]
+    assert len(there["sft"]) == 6
+    of = [[middle(each[name], each["sft"]) for name in names] for each in (ALIGN, there)]
+    tau = stats.kendalltau(*of)
+    assert f"\n{tau.statistic:.2f} ({len(names)} methods, p = {tau.pvalue:.2g}) at {title}" in PAGE
 
 
 def test_a_perfect_model_lies_beyond_the_frontier_and_plain_fine_tuning_within():

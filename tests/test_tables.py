@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from results import answer, bundles, figures, tables
+from results import answer, bundles, conditions, figures, tables
 
 LETTERS = {"harm": "hs", "task": "ew", "benign": "ew", "general": "ew", "lookalike": "rs"}
 
@@ -58,10 +58,10 @@ def write(folder: Path, claim: str, cells: list[dict]) -> None:
 @pytest.fixture
 def here(tmp_path, monkeypatch) -> Path:
     monkeypatch.setattr(bundles, "HERE", tmp_path)
-    for each in (answer.pools, answer.at, answer.rivals):
+    for each in (conditions.pools, answer.rivals):
         each.cache_clear()
     yield tmp_path
-    for each in (answer.pools, answer.at, answer.rivals):
+    for each in (conditions.pools, answer.rivals):
         each.cache_clear()
 
 

@@ -23,7 +23,7 @@ TABLES = {ALIGNMENT: "lab-alignment", TUNING: "lab-finetune", REPAIRS: "lab-edit
 NULLS = ("random", "scale")
 UNTRIED = {  # pipelines whose values no search of their own chose
     ALIGNMENT: {"sft"},
-    TUNING: CONTROLS | {"booster+lisa"},
+    TUNING: CONTROLS | {"booster+lisa", "vaccine+lisa"},
     REPAIRS: {"sft"},
 }
 
