@@ -1,7 +1,7 @@
 """Constrained SFT against its objective, row by row and without pads, and at its limits."""
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import pytest
 import torch
@@ -10,10 +10,8 @@ from conftest import tiny
 from test_repnoise import _norms_in_float64  # noqa: F401  in float32 a row would depend on its batch
 from test_step import same, state, step_for
 from titer import registry
-from titer.data.batches import Encoded, collate
 from titer.data.rows import Row
-from titer.defenses import constrained_sft
-from titer.defenses.constrained_sft import Before, ConstrainedSFT, count_tokens, name_rows
+from titer.defenses.constrained_sft import Before, ConstrainedSFT
 from titer.defenses.sft import SFT
 from titer.methods import Answers, Needs
 from titer.training.settings import Training
@@ -200,20 +198,6 @@ def test_t_counts_what_is_trained_on_of_an_answer_that_is_begun(template, accele
         assert off(vec, objective(bare, start, rows, beta), step) < 1e-10
 
 
-def test_a_row_has_a_name_of_its_own_in_any_batch(rows):
-    a, b = rows["rows"][0], rows["rows"][-1]
-    assert len(a.ids) < len(b.ids)
-    [name] = name_rows(collate([a], 0))
-    assert name_rows(collate([b, a, a], 0))[1:] == [name, name]
-    later = replace(a, answer=a.answer + 1)
-    longer = Encoded((*a.ids, 0), a.answer)  # a pad that is a token of the answer
-    other = replace(a, ids=(*a.ids[:-1], a.ids[-1] + 1))
-    assert len({name, *name_rows(collate([b, later, longer, other], 0))}) == 5
-    assert count_tokens(collate([b, later, longer], 0)) == [
-        len(row.ids) - row.answer for row in (b, later, longer)
-    ]
-
-
 @pytest.mark.parametrize("lora", [False, True])
 def test_a_row_is_read_once_before_the_first_update(rows, lora):
     """However often it is in the data or drawn; an update has the passes of SFT."""
@@ -269,36 +253,6 @@ def test_passes_compute_in_the_dtype_of_the_updates(rows, accelerator):
     assert any(not torch.equal(fine.log_p[name], before.log_p[name]) for name in fine.log_p)
     method.gradient(step, before)
     assert step.logged["weight"] == pytest.approx(1.0, abs=0.05)
-
-
-@dataclass
-class Rank:
-    """What `prepare` asks of an accelerator, as on one of several ranks."""
-
-    process_index: int
-    num_processes: int
-    device: str = "cpu"
-
-
-def test_ranks_share_the_reading_and_have_all_of_it(rows, accelerator, monkeypatch):
-    """Each reads a part, the parts are all rows, and what it has afterwards is what all have read."""
-    step = step_for(tiny(), rows, accelerator, 3)
-    alone = ConstrainedSFT().prepare(step)
-    parts = []
-
-    def gather(found):
-        parts.append(found)
-        return [entry for part in parts for entry in part]
-
-    monkeypatch.setattr(constrained_sft, "gather_object", gather)
-    for rank in range(2):
-        step.accelerator = Rank(rank, 2)
-        together = ConstrainedSFT().prepare(step)
-    for _, log_p in parts[0] + parts[1]:  # what ranks send each other is no view of a whole batch
-        assert log_p.untyped_storage().nbytes() == log_p.nbytes
-    assert sum(len(part) for part in parts) == len(set(rows["rows"])) == len(alone.log_p)
-    assert abs(len(parts[0]) - len(parts[1])) <= 3
-    assert same(alone.log_p, together.log_p)
 
 
 @pytest.mark.parametrize("lora", [False, True])

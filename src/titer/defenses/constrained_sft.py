@@ -32,19 +32,18 @@ with floor=0.001, p'_t in float64 and beta_t rounded as theirs, the same gradien
 they are, to 3e-9. Without the floor 6e-4 of it differ once the rows are learned by heart.
 """
 
-import hashlib
 import math
 from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
-from accelerate.utils import gather_object
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from titer.data.batches import Part, by_length, collate
+from titer.data.batches import Part
 from titer.methods import About, Defense, Fidelity
-from titer.training.losses import Loss, entropies, pad_of
+from titer.training.before import count_tokens, read_before, recall
+from titer.training.losses import Loss, entropies
 from titer.training.step import Step
 from titer.training.vector import Vec
 
@@ -85,20 +84,8 @@ class ConstrainedSFT(Defense):
             )
 
     def prepare(self, step: Step) -> Before:
-        """Read the log p'_t of the stage's rows, of those that are equal once."""
-        rows = list(dict.fromkeys(step.streams["rows"].rows))
-        batches = by_length([len(row.ids) for row in rows], step.batch_size)
-        rank, ranks = step.accelerator.process_index, step.accelerator.num_processes
-        found: list[tuple[str, Tensor]] = []
-        with torch.no_grad(), step.computing():
-            for chosen in batches[rank::ranks]:
-                part = collate(
-                    [rows[i] for i in chosen], pad_of(step.model), step.accelerator.device
-                )
-                log_p = -entropies(step.model, part).cpu()
-                apart = [of_row.clone() for of_row in log_p.split(count_tokens(part))]
-                found += zip(name_rows(part), apart, strict=True)
-        return Before(dict(gather_object(found)))
+        """Read the log p'_t of the stage's rows."""
+        return Before(read_before(step, step.streams["rows"].rows, log_probabilities))
 
     def gradient(self, step: Step, state: Before) -> Vec:
         rows = step.batch("rows")
@@ -112,8 +99,8 @@ class ConstrainedSFT(Defense):
         """Make a loss of w_t (-log p_t). Of every micro-batch `sums` gets those of -log p_t and w_t."""
 
         def loss(model: PreTrainedModel, part: Part) -> Tensor:
-            log_p = -entropies(model, part)  # (N,)
-            log_p_before = torch.cat([before.log_p[name] for name in name_rows(part)]).to(log_p)
+            log_p = log_probabilities(model, part)  # (N,)
+            log_p_before = recall(before.log_p, part).to(log_p)
             beta = self._beta_of(part).to(log_p)  # (N,)
             w = 2 * torch.sigmoid(-beta * (log_p.detach() - log_p_before))
             w = w.clamp(min=self.floor)
@@ -129,16 +116,6 @@ class ConstrainedSFT(Defense):
         return beta[t.clamp(max=len(beta) - 1)]
 
 
-def count_tokens(part: Part) -> list[int]:
-    """Count the answer tokens of every row."""
-    counts: list[int] = part.sum_by_row(torch.ones_like(part.targets)).tolist()
-    return counts
-
-
-def name_rows(part: Part) -> list[str]:
-    """Name every row by a hash of its tokens and of which are its answer's: the same in any batch."""
-    both = torch.stack([part.ids, part.labels], 2).cpu()  # (B, T, 2)
-    real = part.mask.bool().cpu()  # (B, T)
-    return [
-        hashlib.sha256(row[mask].numpy()).hexdigest() for row, mask in zip(both, real, strict=True)
-    ]
+def log_probabilities(model: PreTrainedModel, part: Part) -> Tensor:
+    """Return log p(token | what stands before it) of every answer token, in nats: (N,)."""
+    return -entropies(model, part)
