@@ -7,9 +7,16 @@ harmful prompt x, from which the first token of an answer is predicted. It is ta
 norm, where the head makes logits of it. h'(x) is that of the model that the stage began with. At the start d
 is 0 and has no gradient. The sum over channels is divided by D, and lam is 50, as in the authors' code.
 
-Each update draws `prompts` of the defender's harmful rows, whose answers nothing reads. Their h' are computed
-then, by a pass of the weights of the start over these prompts alone, without logits and without a graph. With
+Each update draws `prompts` of the defender's harmful rows, whose answers nothing reads. With
 data.defense_rows=8 and prompts=8 every update has the same eight, as in their code.
+
+The h' are read once, before the first update, when the model is what the stage begins with: a pass over the
+distinct harmful prompts without logits and without a gradient, divided among the ranks. D numbers for every
+prompt are kept, and no weights. With lam=0 nothing is read.
+
+A prompt stands beside others there than in an update, and rounds otherwise. So d is at the start what
+rounding leaves of 0: some 1e-14 in float32; in bfloat16 some 1e-5, whose gradient, times lam, counts beside
+that of f until the states have moved further than they round.
 
 along="refusal" holds the state along one direction u alone, after ProCon (arXiv 2509.06795):
 
@@ -24,7 +31,8 @@ What d does not hold: the head, where all weights are trained, and what follows 
 
 Departures from the authors' code:
 1. It adds d of the same eight prompts at every micro-batch. Here it is added once an update.
-2. It keeps h' of its fixed prompts. Here the prompts of an update are others than those of the one before.
+2. It keeps the h' of eight fixed prompts. Here those of all harmful prompts are kept, and the prompts of an
+   update are others than those of the one before.
 3. It finds the end of a prompt by counting tokens, which is right where pads are on the right.
 4. The default of `prompts` is ours, for its cost. They have eight beside a micro-batch of eight rows.
 5. along="refusal" is ours. Of ProCon the abstract alone was read: it takes the states of the rows that are
@@ -32,20 +40,21 @@ Departures from the authors' code:
 
 Compared with their trainer's loss (soyoaaa/SBR 188990b, LoRA and full, 30 updates with prompts=8, one
 micro-batch, float64, 2026-11-29), with its casts to float32 taken out: the same gradient at every update to
-2e-14, and to 8e-7 with them.
+2e-14, and to 8e-7 with them. The h' were computed anew at every update then, and not kept.
 """
 
 import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import ClassVar, Literal
 
-import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from titer.data.batches import Batch, Part
+from titer.data.batches import Encoded, Part, collate
 from titer.methods import About, Answers, Defense, Fidelity, Harmful, Needs
-from titer.training.losses import Loss, answer_states, pad_of, wide
+from titer.training.before import read_before, recall
+from titer.training.losses import Loss, answer_states, wide
 from titer.training.step import Step
 from titer.training.vector import Vec
 
@@ -53,8 +62,11 @@ MOST = 128  # prompts of a kind that the refusal direction is a mean over
 
 
 @dataclass
-class Direction:
-    u: Tensor  # (D,), of length 1
+class EndStates:
+    """The states at the ends of the harmful prompts before the first update."""
+
+    h: dict[str, Tensor]  # h', (1, D), by the prompt's name
+    u: Tensor | None  # (D,), of length 1, where the states are held along it alone
 
 
 @dataclass(frozen=True)
@@ -67,14 +79,14 @@ class Anchor(Defense):
     about: ClassVar[About] = About(
         title="SBR",
         paper="2605.05995",
-        passes="1 + 4/3 of the prompts' share of the tokens",
+        passes="1 + the prompts' share of the tokens",
         fidelity=Fidelity(
             equation="tests/test_anchor.py",
             code="soyoaaa/SBR 188990b, 30 updates, float64, 2026-11-29",
         ),
     )
-    needs = Needs(streams={"rows": Answers, "harmful": Harmful}, references=("start",))
-    State: ClassVar[type | None] = Direction
+    needs = Needs(streams={"rows": Answers, "harmful": Harmful})
+    State: ClassVar[type | None] = EndStates
 
     def __post_init__(self) -> None:
         if not 0.0 <= self.lam < math.inf:
@@ -82,53 +94,70 @@ class Anchor(Defense):
         if self.prompts < 1:
             raise ValueError(f"prompts={self.prompts}: give at least 1, or lam=0")
 
-    def prepare(self, step: Step) -> Direction | None:
-        count = len(step.streams["harmful"].rows)
-        if self.prompts > count:
+    def prepare(self, step: Step) -> EndStates | None:
+        """Read the h' of the harmful prompts, and find u. With lam=0 there is nothing to read."""
+        harmful = step.streams["harmful"].rows
+        if self.prompts > len(harmful):
             raise ValueError(
-                f"prompts={self.prompts}: the defender has {count} harmful rows; give at most so many"
+                f"prompts={self.prompts}: the defender has {len(harmful)} harmful rows; give at most so many"
             )
-        if self.along == "all":
+        if self.lam == 0.0:
             return None
-        apart = mean_state(step, "harmful") - mean_state(step, "rows")  # m - m'
-        length = float(apart.norm())
-        if not length > 0.0:
-            raise ValueError(
-                "along='refusal': harmful and ordinary prompts end in the same state, so no direction tells "
-                "them apart; give along='all'"
-            )
-        return Direction(apart / length)
+        h = read_states(step, harmful)
+        return EndStates(h, find_direction(step, h) if self.along == "refusal" else None)
 
-    def gradient(self, step: Step, state: Direction | None) -> Vec:
+    def gradient(self, step: Step, state: EndStates | None) -> Vec:
         g_f = step.grad(step.batch("rows"))  # grad f
         step.log(f=g_f.loss)
-        if self.lam == 0.0:
+        if state is None:
             return g_f
-        g_d = step.grad(step.prompts("harmful", self.prompts), distance(step, state))  # grad d
+        g_d = step.grad(step.prompts("harmful", self.prompts), distance(state))  # grad d
         step.log(d=g_d.loss)
         return g_f + self.lam * g_d
 
 
-def distance(step: Step, along: Direction | None) -> Loss:
+def distance(before: EndStates) -> Loss:
     """Make a loss of 1/D ||h - h'||^2 over prompts, or of its part along a direction."""
 
     def loss(model: PreTrainedModel, part: Part) -> Tensor:
-        with step.reference():
-            before = answer_states(model, part)
-        moved = wide(answer_states(model, part)) - wide(before)  # (N, D)
-        size = moved.shape[1]
-        square = moved.square().sum(1) if along is None else (moved * along.u).sum(1).square()
-        return square.sum() / size
+        h = end_states(model, part)  # (N, D)
+        moved, u = h - recall(before.h, part).to(h), before.u
+        square = moved.square().sum(1) if u is None else (moved * u.to(h)).sum(1).square()
+        return square.sum() / h.shape[1]
 
     return loss
 
 
-def mean_state(step: Step, stream: str) -> Tensor:
-    """Average the states (D,) at the ends of a stream's first prompts, on every rank. None is drawn."""
+def find_direction(step: Step, h: Mapping[str, Tensor]) -> Tensor:
+    """Return u, (D,), from the states of the harmful prompts. Raises where m and m' are the same."""
+    ordinary = take_first(step, "rows")
+    theirs = read_states(step, ordinary)
+    apart = mean_state(h, take_first(step, "harmful")) - mean_state(theirs, ordinary)  # m - m'
+    length = float(apart.norm())
+    if not length > 0.0:
+        raise ValueError(
+            "along='refusal': harmful and ordinary prompts end in the same state, so no direction tells "
+            "them apart; give along='all'"
+        )
+    return apart / length
+
+
+def read_states(step: Step, rows: Sequence[Encoded]) -> dict[str, Tensor]:
+    """Read the states (1, D) at the ends of the prompts of rows, by the prompts' names."""
+    return read_before(step, [row.opening for row in rows], end_states)
+
+
+def mean_state(h: Mapping[str, Tensor], rows: Sequence[Encoded]) -> Tensor:
+    """Average the states at the ends of the prompts of rows: (D,)."""
+    return recall(h, collate([row.opening for row in rows], pad=0)).mean(0)
+
+
+def take_first(step: Step, stream: str) -> list[Encoded]:
+    """Return the first rows of a stream, at most 128. None is drawn."""
     order = replace(step.streams[stream])  # with a position of its own
-    rows = [row.opening for row in order.take(min(MOST, len(order.rows)))]
-    chunks = [rows[i : i + step.batch_size] for i in range(0, len(rows), step.batch_size)]
-    batch = Batch.of(stream, chunks, pad_of(step.model), step.accelerator.device)
-    with torch.no_grad(), step.computing():
-        states = [wide(answer_states(step.model, part)) for part in batch.parts]
-    return torch.cat(states).mean(0)
+    return order.take(min(MOST, len(order.rows)))
+
+
+def end_states(model: PreTrainedModel, part: Part) -> Tensor:
+    """Return the states at the ends of prompts, in float32 at least: (N, D)."""
+    return wide(answer_states(model, part))
