@@ -102,10 +102,6 @@ EQUIVALENT: dict[tuple[str, str], str] = {
         "self.lens_every -> 2 * self.lens_every in self.lens_every < 1",
     ): "no whole number tells 2 n < 1 from n < 1",
     ("constrained_sft", "self.beta -> 2 * self.beta"): "in the check: the same numbers twice",
-    (
-        "constrained_sft",
-        "strict=True -> strict=False",
-    ): "both are as long as one another by their making",
     ("ldifs", "self.layers -> 2 * self.layers"): "the same layers twice",
     (
         "ldifs",
@@ -139,6 +135,7 @@ EQUIVALENT: dict[tuple[str, str], str] = {
         "anchor",
         "self.prompts -> 2 * self.prompts in self.prompts < 1",
     ): "no whole number tells 2 n < 1 from n < 1",
+    ("anchor", "pad=0 -> pad=1"): "a row is found by its own tokens, whatever it is padded with",
     (
         "lisa",
         "self.k1 -> 2 * self.k1 in self.k1 < 0",
