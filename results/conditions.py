@@ -16,17 +16,13 @@ ALIGN, TUNE = "lab-alignment", "lab-finetune"
 CONDITIONS: Mapping[str, Conditions] = {  # of a table, its own first
     ALIGN: {
         "p = 0.1": (ALIGN, ()),
-        "p = 0.05": ("lab-doses", ("attack.p=0.05", "finetune.updates=600")),
         "p = 0.2": ("lab-doses", ("attack.p=0.2",)),
-        "half the learning rate": ("lab-doses", ("finetune.lr=4e-4", "finetune.updates=400")),
         "twice the learning rate": ("lab-doses", ("finetune.lr=1.6e-3",)),
         "a base of four times the size": ("lab-larger", ()),
     },
     TUNE: {
         "p = 0.1": (TUNE, ()),
-        "p = 0.02": ("lab-finetune-doses", ("attack.p=0.02", "finetune.updates=600")),
         "p = 0.2": ("lab-finetune-doses", ("attack.p=0.2",)),
-        "twice the learning rate": ("lab-finetune-doses", ("finetune.lr=1.6e-3",)),
     },
 }
 NONE = "-"
