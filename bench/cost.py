@@ -255,11 +255,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--device", help="cpu, or the best there is")
     parser.add_argument("--threads", type=int, help="of the CPU; torch's choice by default")
     options = parser.parse_args(arguments)
-    names = options.methods or registry.names("defenses")
+    names = options.methods or [
+        name
+        for name in registry.names("defenses")
+        if not _defense({"method": name}).needs.sparse  # all shapes are dense
+    ]
     at, lora = shapes.load(options.quick)
     try:
         for name in names:
-            registry.load("defenses", name)
+            if _defense({"method": name}).needs.sparse:
+                raise ValueError(f"{name} works on sparse models, and all shapes are dense")
         for name in options.shape or []:
             if name not in at:
                 raise unknown("shape", name, at)

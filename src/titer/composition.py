@@ -60,7 +60,8 @@ class Composed(Defense):
     def needs(self) -> Needs:
         theirs = self.held.needs
         references = tuple(dict.fromkeys([*self.own.references, *theirs.references]))
-        return Needs(streams=merge_streams(self, self.held), references=references)
+        sparse = self.own.sparse or theirs.sparse
+        return Needs(merge_streams(self, self.held), references=references, sparse=sparse)
 
     @property
     def partial(self) -> bool:

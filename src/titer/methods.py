@@ -65,6 +65,7 @@ class Needs:
     targets: tuple[str, ...] = ("all",)  # names of layers, or of the last part of them, or `all`
     factors: bool = False  # it works on the factors of an adapter alone
     whole: bool = False  # it works on all tensors of a model that was trained as a whole
+    sparse: bool = False  # it works on a model whose layers route tokens to experts, on no other
 
 
 @dataclass(frozen=True)

@@ -41,6 +41,7 @@ class Facts:
     rows: dict[str, str]  # what it is given, by stream; an edit's are `rows`
     models: tuple[str, ...]  # other models that it asks for
     adapter: bool  # it works on the factors of an adapter alone
+    sparse: bool  # it works on mixtures of experts alone
     passes: str
     paper: str
     fidelity: Fidelity
@@ -87,6 +88,7 @@ def describe_method(name: str) -> Facts:
         rows=_rows(needs),
         models=needs.references,
         adapter=needs.factors,
+        sparse=needs.sparse,
         passes=about.passes,
         paper=about.paper,
         fidelity=about.fidelity,
@@ -102,7 +104,7 @@ def page(facts: Facts) -> str:
         "stage": ", ".join(facts.stages),
         "rows": "; ".join(row_words(facts)),
         "other models": ", ".join(facts.models),
-        "works on": "an adapter's factors alone" if facts.adapter else "",
+        "works on": model_words(facts),
         "passes": f"{facts.passes} an update" if facts.passes else "",
         "paper": f"arXiv {facts.paper} ({ARXIV}{facts.paper})" if facts.paper else "",
         "equation": fidelity.equation,
@@ -145,6 +147,17 @@ def row_words(facts: Facts) -> list[str]:
     if facts.kind != "defenses":
         return list(facts.rows.values())
     return [what if stream == what else f"{stream}: {what}" for stream, what in facts.rows.items()]
+
+
+def model_words(facts: Facts) -> str:
+    """Say which models alone a method works on; empty where it works on any."""
+    return (
+        "an adapter's factors alone"
+        if facts.adapter
+        else "mixtures of experts alone"
+        if facts.sparse
+        else ""
+    )
 
 
 def _rows(needs: Needs) -> dict[str, str]:

@@ -39,6 +39,7 @@ from titer.runs.stages.stage import Given, ModelStage
 from titer.runs.stages.train import Looks, TrainStage
 from titer.scoring import curve
 from titer.scoring.generate import GREEDY
+from titer.training.layers import layers, sparse_layers
 from titer.training.train import accelerator_for
 from titer.version import __version__
 from titer.weights import adapters, checkpoints, folders, language
@@ -135,6 +136,8 @@ class Plan:
             if lora := recipe.training(kind).lora:
                 adapters.check_targets(skeleton, lora)
         for (kind, defense), name in trains.items():
+            if defense.needs.sparse:
+                sparse_layers(layers(skeleton), name_of(defense))
             self._check_streams(f"pipelines.{name}.{kind}", kind, defense, template)
         for plain, asked in zip(
             self.roles.benchmarks.get("harm", []), self.benchmarks.get("asked", []), strict=False

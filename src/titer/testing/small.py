@@ -5,17 +5,25 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import torch
 from accelerate import Accelerator
 from torch import Tensor
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
+from transformers import (
+    LlamaConfig,
+    LlamaForCausalLM,
+    OlmoeConfig,
+    OlmoeForCausalLM,
+    PreTrainedModel,
+)
 
 from titer.data.batches import Encoded, Stream
 from titer.data.rows import Row, pair
 from titer.data.template import Template
 from titer.lab.build import tokenizer
 from titer.lab.world import World
+from titer.methods import Defense
 from titer.phase import Phase
 from titer.training.step import Step
 from titer.weights import adapters, checkpoints, folders
@@ -35,26 +43,51 @@ def tiny(
 ) -> LlamaForCausalLM:
     """Make a small random Llama whose logits are not flat."""
     torch.manual_seed(seed)
-    config = LlamaConfig(
-        vocab_size=vocabulary,
-        hidden_size=32,
-        intermediate_size=48,
-        num_hidden_layers=layers,
-        num_attention_heads=2,
-        num_key_value_heads=2,
-        max_position_embeddings=128,
-        tie_word_embeddings=True,
-        pad_token_id=0,
-        bos_token_id=None,
-        eos_token_id=1,
-    )
-    model = LlamaForCausalLM(config)
+    model = LlamaForCausalLM(LlamaConfig(**_shape(vocabulary, layers)))
+    _sharpen(model, dtype)
+    return model
+
+
+def sparse(
+    dtype: torch.dtype = torch.float64, seed: int = 0, vocabulary: int = 400, layers: int = 2
+) -> OlmoeForCausalLM:
+    """Make a small random OLMoE whose logits are not flat: every layer has four experts, two a token."""
+    torch.manual_seed(seed)
+    shape = _shape(vocabulary, layers)
+    model = OlmoeForCausalLM(OlmoeConfig(**shape, num_experts=4, num_experts_per_tok=2))
+    model.set_experts_implementation("eager")  # the others know no float64
+    _sharpen(model, dtype)
+    return model
+
+
+def small_for(method: Defense, dtype: torch.dtype = torch.float64) -> PreTrainedModel:
+    """Make the small model that a defense works on."""
+    return sparse(dtype) if method.needs.sparse else tiny(dtype)
+
+
+def _shape(vocabulary: int, layers: int) -> dict[str, Any]:
+    return {
+        "vocab_size": vocabulary,
+        "hidden_size": 32,
+        "intermediate_size": 48,
+        "num_hidden_layers": layers,
+        "num_attention_heads": 2,
+        "num_key_value_heads": 2,
+        "max_position_embeddings": 128,
+        "tie_word_embeddings": True,
+        "pad_token_id": 0,
+        "bos_token_id": None,
+        "eos_token_id": 1,
+    }
+
+
+def _sharpen(model: PreTrainedModel, dtype: torch.dtype) -> None:
+    """Bring a model that was just made to its dtype, and its logits away from being flat."""
     model.to(dtype).eval()  # type: ignore[arg-type]
     with torch.no_grad():
         for parameter in model.parameters():
             if parameter.ndim > 1:
                 parameter.mul_(4.0)
-    return model
 
 
 def texts() -> dict[str, list[Row]]:

@@ -271,6 +271,65 @@ def watch_layers(found: Sequence[Layer]) -> Iterator[Seen]:
             handle.remove()
 
 
+def sparse_layers(found: Sequence[Layer], method: str) -> list[Layer]:
+    """Return the layers that route tokens to experts. Raises where there is none for the method."""
+    sparse = [layer for layer in found if layer.router is not None]
+    if not sparse:
+        raise ValueError(
+            f"{method} works on how layers route tokens to experts, and all {len(found)} layers of this "
+            "model are dense: choose a method for dense models, such as anchor"
+        )
+    return sparse
+
+
+@contextmanager
+def watch_routers(found: Sequence[Layer]) -> Iterator[list[torch.Tensor]]:
+    """Inside, the first forward pass leaves the logits (B * T, E) of every sparse layer's router.
+
+    They are part of its graph, and those of pads are among them. Recomputing it adds nothing. Raises,
+    naming the layer, where a router returns none, or is not called.
+    """
+    seen: list[torch.Tensor] = []
+
+    def keep(_: nn.Module, inputs: object, output: object, i: int) -> None:
+        if len(seen) == i:
+            seen.append(_read_logits(output, found[i].name))
+
+    handles = []
+    for i, layer in enumerate(found):
+        assert layer.router is not None  # it is a sparse one
+        handles.append(layer.router.register_forward_hook(partial(keep, i=i)))
+    try:
+        yield seen
+        if len(seen) < len(found):
+            raise ValueError(
+                f"the router of layer {found[len(seen)].name!r} runs in no pass of its own, so its "
+                "logits cannot be read: load the model without kernels that replace its layers"
+            )
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _read_logits(output: object, name: str) -> torch.Tensor:
+    """Return the logits from what a router returns. Raises where that is not as `Layer` says."""
+    match output:
+        case (torch.Tensor() as logits, torch.Tensor() as weights, torch.Tensor() as experts):
+            same = weights.shape == experts.shape and len(weights) == len(logits)
+            if same and logits.ndim == 2 and not _are_probabilities(logits.detach()):
+                return logits
+    raise ValueError(
+        f"the router of layer {name!r} does not return logits (tokens, experts) before its weights and "
+        "experts: this model family is not supported"
+    )
+
+
+def _are_probabilities(values: torch.Tensor) -> bool:
+    """Tell whether every row could be the softmax of logits, to half precision."""
+    off = (values.float().sum(1) - 1).abs().max()
+    return bool((values >= 0).all() & (off < 0.02))
+
+
 @contextmanager
 def once(model: nn.Module, count: int, key: Callable[[], object]) -> Iterator[None]:
     """Inside, the first `count` decoder layers run without a graph, once for every `key()`.

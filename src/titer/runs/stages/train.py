@@ -24,7 +24,7 @@ from titer.scoring import curve
 from titer.training import effect, probes
 from titer.training.layers import recompute_layers
 from titer.training.settings import Training, Watch
-from titer.training.train import accelerator_for, train
+from titer.training.train import accelerator_for, list_phases, train
 from titer.weights import adapters, checkpoints, folders, language
 from titer.weights.settings import Checkpoint
 
@@ -116,11 +116,12 @@ class TrainStage(ModelStage):
             looking = self._probes(model, template, autocast)
             start_probe = looking.measure() if looking else {}
             start_look = self.curve.look(model, template) if self.curve else {}
+            last = len(list_phases(self.method, training.updates))
 
             def probe(update: int) -> dict[str, float]:
                 due = self.looks and update % self.looks.every == 0
                 terms = looking.measure() if looking and due else {}
-                if self.curve and curve.is_due(update, training.updates):
+                if self.curve and curve.is_due(update, last):
                     terms |= self.curve.look(model, template)
                 return terms
 
