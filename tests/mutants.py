@@ -150,6 +150,23 @@ EQUIVALENT: dict[tuple[str, str], str] = {
         "self.rho -> 2 * self.rho in self.rho == 0.0",
     ): "twice a number is 0 where the number is",
     (
+        "safe_moe",
+        "self.every -> 2 * self.every in self.every < 1",
+    ): "no whole number tells 2 n < 1 from n < 1",
+    (
+        "safe_moe",
+        "self.sweep -> 2 * self.sweep in self.sweep < 0",
+    ): "twice a number is below 0 where the number is",
+    (
+        "safe_moe",
+        "self.sweep -> 2 * self.sweep in self.sweep == 0",
+    ): "twice a number is 0 where the number is",
+    (
+        "safe_moe",
+        "self.prompts -> 2 * self.prompts in self.prompts < 1",
+    ): "no whole number tells 2 n < 1 from n < 1",
+    ("safe_moe", "self.random -> 2 * self.random"): "2 is as true as True",
+    (
         "safegrad",
         "self.rho -> 2 * self.rho in 0.0 <= self.rho < math.inf",
     ): "twice a number is at least 0, and finite, where the number is",

@@ -314,7 +314,8 @@ def test_the_file_has_everything(quick):
     assert content["environment"]["device"]
     found = {(one["trained"], one["method"]): one for one in content["costs"]}
     names = {*registry.names("defenses"), *shapes.variants()} - {
-        fields["method"] for fields in shapes.variants().values()
+        "safe_moe",  # every shape is dense
+        *(fields["method"] for fields in shapes.variants().values()),
     }
     assert set(found) == {(trained, name) for trained in ("lora", "full") for name in names}
     for (_, name), one in found.items():
@@ -333,6 +334,8 @@ def test_an_unknown_method_is_refused_with_the_nearest(tmp_path, capsys):
     assert "booster" in capsys.readouterr().err
     assert cost.main(["sft", "--quick", "--shape", "quik", "--out", str(tmp_path)]) == 2
     assert "did you mean 'quick'" in capsys.readouterr().err
+    assert cost.main(["sft", "safe_moe", "--quick", "--out", str(tmp_path)]) == 2
+    assert "safe_moe works on sparse models, and all shapes are dense" in capsys.readouterr().err
     assert not list(tmp_path.iterdir())
 
 

@@ -13,6 +13,7 @@ from titer import registry, testing
 from titer.defenses.sft import SFT
 from titer.edits.wise_ft import WiseFT
 from titer.methods import About, Defense, Harmful, Needs, Refusals
+from titer.phase import Phase
 from titer.testing.ranks import run_on_two_ranks
 
 ROOT = Path(__file__).parent.parent
@@ -20,6 +21,7 @@ SHORTER = {  # what would take minutes with its defaults, or longer stages and b
     "lisa": {"k1": 2, "k2": 3},
     "safe_mix": {"share": 0.5},
     "sppft": {"layers": [1, 1]},
+    "safe_moe": {"every": 3, "sweep": 2, "prompts": 4},
     "tar": {"k": 3, "every": 2, "switch": 0.0},
 }
 
@@ -27,6 +29,8 @@ SHARED = [  # other settings by which ranks share an update in another way
     {"method": "anchor", "prompts": 1},
     {"method": "anchor", "prompts": 9, "along": "refusal"},
     {"method": "kl", "on": "rows"},
+    {"method": "safe_moe", "every": 2, "sweep": 2, "prompts": 2, "random": True},
+    {"method": "safe_moe", "every": 3, "sweep": 2, "prompts": 5, "lr": None},
 ]
 
 
@@ -149,6 +153,29 @@ class Skips(SFT):
 
 
 @dataclass(frozen=True)
+class Turns(SFT):
+    """Leaves the user's rows alone at an update that is counted."""
+
+    needs = Needs(streams={"rows": Refusals, "harmful": Harmful})
+
+    def gradient(self, step, state):
+        return step.grad(step.prompts("harmful", 3))
+
+
+@dataclass(frozen=True)
+class Nibbles(SFT):
+    """Draws some of the user's rows at an update that is not counted."""
+
+    def schedule(self, updates):
+        return [Phase("nibble", 1, counted=False), *super().schedule(updates)]
+
+    def gradient(self, step, state):
+        if step.phase.name == "train":
+            return super().gradient(step, state)
+        return step.grad(step.draw("rows", 3))
+
+
+@dataclass(frozen=True)
 class Unnamed(SFT):
     """Plain fine-tuning."""
 
@@ -186,6 +213,8 @@ class Pathless(WiseFT):
 BROKEN: list[tuple[Any, str, str]] = [
     (Thaws(), "keeps_frozen_weights", "frozen weights changed"),
     (Idles(), "draws_the_streams_it_declares", "declares .'harmful', 'rows'. and draws .'rows'."),
+    (Turns(), "draws_the_streams_it_declares", "draws 0 of its rows at an update of 4"),
+    (Nibbles(), "draws_the_streams_it_declares", "draws 3 of its rows at an update of 4"),
     (Steps(), "leaves_the_weights_to_the_optimizer", "gradient.. changed the weights"),
     (Strays(), "leaves_the_weights_after_a_failure", "forward pass 1 left changed weights"),
     (Hooks(), "leaves_the_weights_after_a_failure", "forward pass 1 left hooks"),

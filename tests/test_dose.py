@@ -1,11 +1,14 @@
 """The dose that breaks a model, and how many times another's it is."""
 
+import json
 import math
 
 import numpy as np
 import pytest
+import torch
 from scipy import stats
 
+from test_recipe import run
 from titer.data.rows import Row
 from titer.findings.dose import Dose, dose_of, dose_to_break, multiple, multiple_of
 from titer.findings.records import Record
@@ -15,6 +18,7 @@ from titer.report import dose as drawing
 from titer.scoring import curve
 from titer.scoring.censored import mean_with_interval
 from titer.scoring.curve import FACT
+from titer.testing.small import save, sparse
 from titer.training.settings import DRAWN
 
 
@@ -215,3 +219,28 @@ def test_a_look_counts_the_user_s_rows_where_updates_had_others_too():
     assert [look["rows"] for look in looks] == [0, 0, 6]
     assert [look["attacker's rows"] for look in looks] == [0, 0, 3]
     assert dose_to_break(looks, "rows") == Dose(0.0, 6)
+
+
+@pytest.mark.slow
+def test_a_run_over_a_mixture_of_experts_looks_at_its_end_after_the_last_sweep(
+    monkeypatch, capsys, tmp_path, tokenizer
+):
+    save(sparse(torch.float32, vocabulary=len(tokenizer)), tmp_path / "olmoe")
+    method = {"method": "safe_moe", "every": 3, "sweep": 2, "prompts": 4}
+    settings = {
+        "model": str(tmp_path / "olmoe"),
+        "pipelines": json.dumps({"moe": {"align": None, "finetune": method}}),
+        "finetune.updates": 7,
+        "finetune.lora": json.dumps({"r": 2, "alpha": 4, "targets": ["q_proj", "v_proj"]}),
+        "attack.n": 50,
+        "threads": 1,
+    }
+    chosen = [part for name, value in settings.items() for part in ("--set", f"{name}={value}")]
+    out = ["--out", str(tmp_path / "out"), "--store", str(tmp_path / "store")]
+    code, _, err = run(monkeypatch, capsys, "run", "lab", "--limit", "4", "--quiet", *chosen, *out)
+    assert code == 0, err
+    stages = json.loads((tmp_path / "out/moe.json").read_text())["stages"]
+    [facts] = [stage["facts"] for stage in stages if "terms at the last update" in stage["facts"]]
+    assert facts["terms at the last update"]["reg"] > 0.0
+    along = [(look["update"], look["rows"]) for look in facts[FACT]]
+    assert along == [(0, 0), (1, 10), (2, 20), (3, 30), (5, 30), (8, 60), (12, 70), (13, 70)]

@@ -421,6 +421,7 @@ def test_an_adapter_on_experts_is_refused_by_name():
 SETTINGS = Training(updates=1, lr=1e-3, batch=4, weight_decay=0.0, lora=ALL_LINEAR)
 STATES = {  # a method of two states, and updates that see both; layers of which the model has others
     "lisa": ({"k1": 1, "k2": 1, "warmup": 0.0}, 3),
+    "safe_moe": ({"every": 1, "sweep": 1, "prompts": 4}, 2),
     "sppft": ({"layers": (1, 1)}, 1),
 }
 
@@ -431,6 +432,10 @@ def test_every_defense_runs_an_update(rows, family, name):
     fields, updates = STATES.get(name, ({}, 1))
     defense = registry.build("defenses", {"method": name} | fields)
     model = adapted(FAMILIES[family](vocabulary=400))
+    if defense.needs.sparse and family not in SPARSE:
+        with pytest.raises(ValueError, match=r"all \d layers of this model are dense"):
+            train(model, defense, rows, SETTINGS, seed=0)
+        return
     tuned = set(checkpoints.trainable(model))
     before = state(model)
     history = train(model, defense, rows, replace(SETTINGS, updates=updates), seed=0)

@@ -5,6 +5,7 @@ No method is imported by name: a mutant of one is for its own tests to notice.
 
 import dataclasses
 import re
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -20,6 +21,7 @@ from titer.data.batches import Batch
 from titer.lab.world import World
 from titer.methods import Defense, Method, UpdateEdit
 from titer.runs.roles import Roles
+from titer.testing.small import sparse
 from titer.training.settings import Training
 from titer.training.train import train
 from titer.weights.finetuned import FineTuned
@@ -78,6 +80,7 @@ def test_what_is_refused_is_refused_when_it_is_built():
         "kl",
         "ldifs",
         "lisa",
+        "safe_moe",
         "safegrad",
         "sppft",
         "t_vaccine",
@@ -91,9 +94,9 @@ def test_what_is_refused_is_refused_when_it_is_built():
     }
 
 
-def ends(defense: Defense, template) -> dict[str, torch.Tensor]:
+def ends(defense: Defense, template, small: Callable) -> dict[str, torch.Tensor]:
     """Return where some updates lead, on rows that are found by its needs, as in a run."""
-    world, model = World(0), tiny(torch.float32)
+    world, model = World(0), small(torch.float32)
     roles = Roles(alignment=world.alignment, defense=world.harmful)
     rows = roles.streams(defense.needs.streams, world.alignment)
     train(
@@ -107,9 +110,13 @@ def ends(defense: Defense, template) -> dict[str, torch.Tensor]:
 
 
 @pytest.fixture(scope="module")
-def plain(template) -> dict[str, dict[str, torch.Tensor]]:
-    """Plain fine-tuning, and what a wrapper comes to over it."""
-    return {name: ends(registry.build("defenses", name), template) for name in ("sft", "booster")}
+def plain(template) -> dict[tuple[str, Callable], dict[str, torch.Tensor]]:
+    """Plain fine-tuning, and what a wrapper comes to over it, on a dense model and on a sparse one."""
+    return {
+        (name, small): ends(registry.build("defenses", name), template, small)
+        for name in ("sft", "booster")
+        for small in (tiny, sparse)
+    }
 
 
 @pytest.mark.parametrize(
@@ -123,7 +130,9 @@ def test_a_pair_of_defenses_trains_otherwise_than_over_sft_or_is_refused(
         method = built("defenses", wrapper, where, held)
     except ValueError:
         return
-    assert not same(ends(method, template), plain[wrapper if wrapper == "booster" else "sft"])
+    small = sparse if method.needs.sparse else tiny
+    over_sft = plain[wrapper if wrapper == "booster" else "sft", small]
+    assert not same(ends(method, template, small), over_sft)
 
 
 @pytest.fixture(scope="module")

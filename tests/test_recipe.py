@@ -47,6 +47,10 @@ def run(monkeypatch, capsys, *arguments: str) -> tuple[int, str, str]:
             ["finetune.lora=null"],
             "works on the factors of the fine-tuning adapter, and there is none: set finetune.lora",
         ),
+        (
+            ["pipelines.sft.finetune=safe_moe"],
+            "safe_moe works on how layers route tokens to experts, and all 6 layers of this model are",
+        ),
         (["finetune.updates=many"], "finetune.updates='many': input should be a valid integer"),
         (["data.task=moood"], "did you mean 'mood'?"),
         (["model=nowhere"], "model 'nowhere': no such directory"),

@@ -255,9 +255,20 @@ def test_show_gives_json(monkeypatch, capsys):
         "edits",
         {"rows": "harmful"},
     )
-    assert facts["adapter"] is True
+    assert (facts["adapter"], facts["sparse"]) == (True, False)
     assert facts["fields"][1]["default"] == "factors"
     assert facts["fields"][1]["type"] == "Literal['factors', 'update', 'base']"
+
+
+def test_show_says_which_models_alone_a_method_works_on(monkeypatch, capsys):
+    for name, said in (
+        ("safe_moe", "mixtures of experts alone"),
+        ("antidote", "an adapter's factors alone"),
+    ):
+        _, out, _ = run(monkeypatch, capsys, "show", name)
+        assert f"works on       {said}" in out
+    _, out, _ = run(monkeypatch, capsys, "show", "anchor")
+    assert "works on" not in out
 
 
 @pytest.mark.parametrize(

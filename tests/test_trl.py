@@ -34,16 +34,18 @@ from titer.integrations.feed import read_rows
 from titer.integrations.refusals import check
 from titer.phase import Phase
 from titer.testing.ranks import run_on_two_ranks
-from titer.testing.small import texts
+from titer.testing.small import small_for, texts
 from titer.training.settings import DRAWN, Training
 from titer.training.train import train
 
 UPDATES, BATCH, LENGTH = 20, 2, 64
 QUICK = SHORTER | {"t_vaccine": {"gamma": 1, "resample": 2, "rescore": 3}}
-METHODS = {
+ALL = {
     name: registry.build("defenses", {"method": name} | QUICK.get(name, {}))
     for name in registry.names("defenses")
 }
+REFUSED = ("safe_moe",)  # its sweeps are updates beside those of a trainer
+METHODS = {name: defense for name, defense in ALL.items() if name not in REFUSED}
 MORE = {  # it draws more of the trainer's rows than a batch at an update
     "tar switching": registry.build(
         "defenses", {"method": "tar", "k": 3, "every": 2, "switch": 1.0}
@@ -524,10 +526,17 @@ def test_a_loss_of_the_trainer_s_own_is_refused():
     assert issubclass(defended(Renamed, SFT()), Renamed)
 
 
-def test_updates_of_another_kind_are_refused(rows, tokenizer, tmp_path):
-    trainer = sft(tiny(), tokenizer, tmp_path, Slows(), of_tokens(rows["rows"]))
-    with pytest.raises(ValueError, match=r"Slows has updates .slow. with a learning rate"):
+@pytest.mark.parametrize(
+    ("defense", "said"),
+    [(Slows(), "Slows has updates .slow."), (ALL["safe_moe"], "safe_moe has updates .sweep.")],
+)
+def test_updates_of_another_kind_are_refused(rows, tokenizer, tmp_path, defense, said):
+    trainer = sft(small_for(defense), tokenizer, tmp_path, defense, of_tokens(rows["rows"]))
+    with pytest.raises(
+        ValueError, match=f"{said} with a learning rate .* run it by titer"
+    ) as error:
         trainer.train()
+    assert "\n" not in str(error.value)
 
 
 @pytest.mark.parametrize(
