@@ -531,7 +531,8 @@ def test_a_loss_of_the_trainer_s_own_is_refused():
     [(Slows(), "Slows has updates .slow."), (ALL["safe_moe"], "safe_moe has updates .sweep.")],
 )
 def test_updates_of_another_kind_are_refused(rows, tokenizer, tmp_path, defense, said):
-    trainer = sft(small_for(defense), tokenizer, tmp_path, defense, of_tokens(rows["rows"]))
+    more = {"router_aux_loss_coef": 0.0}
+    trainer = sft(small_for(defense), tokenizer, tmp_path, defense, of_tokens(rows["rows"]), **more)
     with pytest.raises(
         ValueError, match=f"{said} with a learning rate .* run it by titer"
     ) as error:
