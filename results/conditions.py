@@ -15,14 +15,14 @@ Conditions: TypeAlias = Mapping[str, tuple[str, tuple[str, ...]]]  # a claim and
 ALIGN, TUNE = "lab-alignment", "lab-finetune"
 CONDITIONS: Mapping[str, Conditions] = {  # of a table, its own first
     ALIGN: {
-        "p = 0.1": (ALIGN, ()),
-        "p = 0.2": ("lab-doses", ("attack.p=0.2",)),
-        "twice the learning rate": ("lab-doses", ("finetune.lr=1.6e-3",)),
+        "a tenth of rows harmful": (ALIGN, ()),
+        "a fifth of rows harmful": ("lab-doses", ("attack.p=0.2",)),
+        "twice the learning rate": ("lab-doses", ("finetune.lr=0.0016",)),
         "a base of four times the size": ("lab-larger", ()),
     },
     TUNE: {
-        "p = 0.1": (TUNE, ()),
-        "p = 0.2": ("lab-finetune-doses", ("attack.p=0.2",)),
+        "a tenth of rows harmful": (TUNE, ()),
+        "a fifth of rows harmful": ("lab-finetune-doses", ("attack.p=0.2",)),
     },
 }
 NONE = "-"

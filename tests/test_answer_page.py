@@ -327,8 +327,8 @@ def test_the_order_of_the_halves():
 @pytest.mark.parametrize(
     ("title", "claim", "settings"),
     [
-        ("p = 0.2", "lab-doses", ("attack.p=0.2",)),
-        ("twice the learning rate", "lab-doses", ("finetune.lr=1.6e-3",)),
+        ("a fifth of rows harmful", "lab-doses", ("attack.p=0.2",)),
+        ("twice the learning rate", "lab-doses", ("finetune.lr=0.0016",)),
         ("a base of four times the size", "lab-larger", ()),
     ],
 )
@@ -337,7 +337,7 @@ def test_the_order_under_another_condition(title, claim, settings):
     assert len(there["sft"]) >= 3
     of = [[middle(each[name], each["sft"]) for name in names] for each in (ALIGN, there)]
     tau = stats.kendalltau(*of)
-    assert f"\n{tau.statistic:.2f} ({len(names)} methods, p = {tau.pvalue:.2g}) at {title}" in PAGE
+    assert f"\n{title}: {tau.statistic:.2f} ({len(names)} methods, p = {tau.pvalue:.2g})" in PAGE
 
 
 def test_a_perfect_model_lies_beyond_the_frontier_and_plain_fine_tuning_within():
