@@ -48,7 +48,7 @@ NULLS = {  # the control of a method: as strong, without its idea
 CONTROLS = {"sft", "scale", "lisa, no prox", *NULLS.values()}
 COSTS = {"task": -1, "benign": -1, "general": -1, "lookalike": 1}  # figures, and where a loss is
 ROWS = {  # what a method draws from beside the rows that every alignment needs
-    Kind.HARMFUL: "harmful answers",
+    Kind.HARMFUL: "harmful rows",
     Kind.PAIRS: "a refusal and a harmful answer to the same prompts",
     Kind.HELD_OUT: "more of them, held out",
 }
@@ -124,7 +124,7 @@ def mark(lines: Sequence[Line]) -> list[Line]:
 
 def align_table(found: Sequence[Line]) -> list[list[str]]:
     head = ["method", "needs", "attacker's rows to break it, times plain alignment's"]
-    lines = [[*head, "by its answers", "its null", "costs", "advice"]]
+    lines = [[*head, "the same, counted from its answers", "its null", "costs", "advice"]]
     of = at(ALIGN)
     for line in sorted(found, key=lambda line: -line.gain.value):
         by_answers = line.pool.times(of["sft"], by="answers")
@@ -143,8 +143,23 @@ def align_table(found: Sequence[Line]) -> list[list[str]]:
 
 
 def tune_table(found: Sequence[Line]) -> list[list[str]]:
-    head = ["method", "needs", "HS at its end", "HS less", "with the first word given", "its null"]
-    lines = [[*head, "times the attacker's rows", "costs", "by the frontier", "advice"]]
+    head = [
+        "method",
+        "needs",
+        "HS at its end",
+        "change in HS",
+        "HS with the first word given",
+        "its null",
+    ]
+    lines = [
+        [
+            *head,
+            "attacker's rows to break it, times plain fine-tuning's",
+            "costs",
+            "beside what is free",
+            "advice",
+        ]
+    ]
     of = at(TUNE)
     plain = of["sft"]
     doses = [line.pool.times(plain) for line in found]
@@ -154,9 +169,10 @@ def tune_table(found: Sequence[Line]) -> list[list[str]]:
         assert dose
         where, advice = frontier_words(line, "still refuses")
         null = of.get(NULLS.get(line.name, ""))
+        its_dose = null.times(plain) if null else None
         if "gain" not in line.shown and is_shown and dose.value > 0:
             advice = "It delays the attack; that HS at its end is lower is not shown."
-            if null and (its := null.times(plain)) and its.high >= dose.low:
+            if its_dose and its_dose.high >= dose.low:
                 advice = "Its null delays the attack as much: the idea is not what helps."
         elif line.null and "gain" in line.shown and line.null.value <= line.gain.high:
             advice = "Its null does as much: the idea is not what helps."
@@ -165,7 +181,8 @@ def tune_table(found: Sequence[Line]) -> list[list[str]]:
                 display_name(line.name),
                 needs(TUNE, line.name),
                 *harm_words(line),
-                f"**{dose.ratio}**" if is_shown else dose.ratio,
+                (f"**{dose.ratio}**" if is_shown else dose.ratio)
+                + (f"; its null {its_dose.ratio}" if its_dose else ""),
                 f"{passes(TUNE, line.name)}; {cost_words(line)}{broken(line.pool)}",
                 where,
                 advice,
@@ -175,8 +192,8 @@ def tune_table(found: Sequence[Line]) -> list[list[str]]:
 
 
 def repair_table(found: Sequence[Line]) -> list[list[str]]:
-    head = ["method", "needs", "HS after it", "HS less", "with the first word given"]
-    lines = [[*head, "its null", "training kept", "costs", "by the frontier", "advice"]]
+    head = ["method", "needs", "HS after it", "change in HS", "HS with the first word given"]
+    lines = [[*head, "its null", "training kept", "costs", "beside what is free", "advice"]]
     for line in sorted(found, key=lambda line: line.gain.value):
         lines.append(
             [
@@ -205,13 +222,32 @@ def frontier_words(line: Line, refuses: str) -> list[str]:
     """Say how a model lies to what is free, and what to do: it `refuses again`, or `still refuses`."""
     where = placed(line.pool)
     rival = where.text.rpartition("; ")[2].partition(" has ")[0]
+    words = {"within": f"no better than {free_words(rival)}", "beyond": "better than all of it"}
     return [
-        f"{where.word}: {rival}" if where.word == "within" else where.word,
+        words.get(where.word, where.word),
         ending_advice(line, where.word, refuses),
     ]
 
 
 # what is free
+
+
+def free_words(rival: str) -> str:
+    """Say in words what needs no method, from the name of its pipeline and its settings."""
+    name, _, settings = rival.partition(" at ")
+    method, _, value = name.partition(" ")
+    what = {
+        "wise_ft": f"{100 * float(value or 0):.0f} % of the update of plain fine-tuning",
+        "ema": f"a running mean of plain fine-tuning's weights (decay {value})",
+    }.get(method, "plain fine-tuning")
+    titles = {
+        "finetune.lr": "learning rate",
+        "finetune.updates": "updates",
+        "align.updates": "updates of alignment",
+    }
+    pairs = [each.partition("=") for each in settings.split()] if "=" in settings else []
+    told = ", ".join(f"{titles[key]} {found}" for key, _, found in pairs)
+    return f"{what} ({told})" if told else what
 
 
 def free_doses() -> list[tuple[str, Pool, Pool, str]]:
@@ -286,10 +322,10 @@ def with_word(text: str, line: Line, unit: str) -> str:
 
 def smallest(found: Pooled, unit: str) -> str:
     if math.isnan(found.detectable):
-        return "what would be is not known"
+        return "what would be missed is not known"
     if unit == "times":
-        return f"{math.exp(found.detectable):.2f} times would be"
-    return f"{found.detectable:.1f} {unit} would be"
+        return f"less than {math.exp(found.detectable):.2f} times would be missed"
+    return f"less than {found.detectable:.1f} {unit} would be missed"
 
 
 def points(found: Pooled) -> str:
@@ -319,7 +355,7 @@ def cost_words(line: Line) -> str:
     ]
     if rest:
         told.append(
-            f"no {'other ' * bool(lost)}loss shown (points that would be: {', '.join(rest)})"
+            f"no {'other ' * bool(lost)}loss shown (missed would be less than: {', '.join(rest)})"
         )
     return "; ".join(told) or "no loss seen"
 
@@ -368,10 +404,12 @@ def ending_advice(line: Line, where: str, refuses: str) -> str:
     if line.gain.value > 0:
         return "HS is higher after it: do not use it."
     if where == "within":
-        return "What it is within needs no method, and does as well: do that."
+        return "What stands beside it needs no method and does as well: do that instead."
     shallow = prefill.value > 50
     told = f"It {refuses}" if harm.value < 10 else "It lowers HS"
-    return f"{told}{', but tells once its first word is given: no guard against prefilling' * shallow}."
+    if not shallow:
+        return f"{told}."
+    return f"{told}, but answers once its first word is given: use it where nobody can begin its answers."
 
 
 def passes(claim: str, name: str) -> str:
@@ -471,7 +509,8 @@ def best_before(lines: Sequence[Line]) -> str:
     top = max(shown, key=lambda line: line.gain.value)
     told = (
         f"**A model aligned with {display_name(top.name)} takes {top.gain.ratio} times as many harmful "
-        f"rows to break**, at {' and '.join(loss_words(top)) or 'no loss that is shown'}"
+        f"rows to break**, for {passes(ALIGN, top.name)} an update where plain alignment has 1, and "
+        f"{' and '.join(loss_words(top)) or 'no loss that is shown'}"
     )
     cheap = [line for line in shown if not losses(line) and not line.pool.struck]
     if cheap and top not in cheap:
@@ -494,11 +533,11 @@ def best_while(tuned: Sequence[Line]) -> str:
     begun = top.pool.score("prefill")
     assert begun
     told = (
-        f"**While fine-tuning, {display_name(top.name)} ends at an HS of {whole(top.pool, 'harm')} where "
-        f"plain fine-tuning ends at {whole(at(TUNE)['sft'], 'harm')}**, at {price}"
+        f"**Fine-tuned with {display_name(top.name)}, a model answers {whole(top.pool, 'harm')} % of harmful "
+        f"requests where after plain fine-tuning it answers {whole(at(TUNE)['sft'], 'harm')} %**, at {price}"
     )
     if begun.value > 50:
-        told += f"; with the answer's first word given the model still tells {begun.value:.0f} %"
+        told += f"; given the first word of the answer, it still answers {begun.value:.0f} %"
     return f"{told}."
 
 
@@ -512,12 +551,27 @@ def best_after(repairs: Sequence[Line]) -> str:
             f"**After fine-tuning {display_name(top.name)} lowers HS by {-top.gain.value:.0f} points and "
             f"keeps {kept(top.pool)} of the user's training**, which nothing that is free does."
         )
+    told = f"**After fine-tuning, {len(good)} of {len(repairs)} repairs lower that share"
+    undecided = [line for line in good if placed(line.pool).word != "within"]
+    if undecided:
+        undecided.sort(key=lambda line: line.gain.value)
+        names = [
+            f"{display_name(line.name)} (to {whole(line.pool, 'harm')} %)" for line in undecided
+        ]
+        return (
+            f"{told}: most of all {join_words(names)}.** Whether that is better than to keep a part of the "
+            "weights' change, which needs no method, is not decided; of the others it is not."
+        )
     if good:
         return (
-            f"**Of {len(repairs)} repairs {len(good)} lower HS, and none is shown to do better than "
-            "a share of plain fine-tuning's own update**, which needs no method."
+            f"{told}, and none does better than to keep a part of the weights' change**, which needs no "
+            "method."
         )
     return "**No repair is shown to lower HS.**"
+
+
+def join_words(of: Sequence[str]) -> str:
+    return " and ".join(filter(None, [", ".join(of[:-1]), *of[-1:]]))
 
 
 def resisting() -> str:

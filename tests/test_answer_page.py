@@ -263,12 +263,13 @@ def test_every_defense_while_fine_tuning():
             assert float(row[5].split()[0]) == pytest.approx(value, abs=0.051), row
         else:
             assert row[5] == "none"
+            assert ";" not in row[6]
         each_dose = ratios(of, plain)
         if all(low == high for low, high in each_dose):
             text = "{:.2f} [{:.2f}, {:.2f}]".format(
                 *np.exp(interval([low for low, _ in each_dose]))
             )
-            assert row[6].strip("*") == text, row
+            assert row[6].partition(";")[0].strip("*") == text, row
         elif all(math.isinf(high) for _, high in each_dose):
             assert row[6].startswith("more than"), row
 
@@ -277,12 +278,17 @@ def test_the_first_sentences_name_the_best_of_what_is_shown():
     first = PAGE.partition("\n\n**")[2].partition("\n\n")[0]
     above = [row for row in ALIGN_ROWS if row[2].startswith("**")]
     assert f"aligned with {above[0][0]} takes {above[0][2].strip('*')} times" in first
-    whiles = [row for row in TUNE_ROWS if row[3].startswith("**-") and "within" not in row[8]]
+    whiles = [row for row in TUNE_ROWS if row[3].startswith("**-") and "no better" not in row[8]]
     best = max(whiles, key=lambda row: -float(re.search(r"-[\d.]+", row[3])[0]))
-    assert f"**While fine-tuning, {best[0]} ends at an HS of {best[2]} where" in first
-    assert f"still tells {best[4]} %" in first
+    assert (
+        f"**Fine-tuned with {best[0]}, a model answers {best[2]} % of harmful requests where"
+        in first
+    )
+    assert f"still answers {best[4]} %" in first
     lower = [row for row in REPAIR_ROWS if row[3].startswith("**-")]
-    assert f"Of {len(REPAIR_ROWS)} repairs {len(lower)} lower HS" in first
+    assert f"{len(lower)} of {len(REPAIR_ROWS)} repairs lower that share" in first
+    for row in lower:
+        assert (f"{row[0]} (to {row[2]} %)" in first) == (row[8] == "not decided"), row
 
 
 def test_every_repair():
