@@ -262,7 +262,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     ]
     at, lora = shapes.load(options.quick)
     try:
-        for name in names:
+        for name in options.methods:
             if _defense({"method": name}).needs.sparse:
                 raise ValueError(f"{name} works on sparse models, and all shapes are dense")
         for name in options.shape or []:

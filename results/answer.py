@@ -8,13 +8,13 @@ import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cache
+from functools import cache, cached_property
 from pathlib import Path
 from statistics import fmean
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-from results.conditions import ALIGN, TUNE, at, multiples, order, orders, pools
+from results.conditions import ALIGN, NONE, TUNE, at, multiples, order, orders, pools, value
 from results.names import display_name
 from titer.findings.frontier import Placement, is_free, place
 from titer.findings.kept import share_kept
@@ -58,7 +58,6 @@ MODELS = {
     "safe": "a fine-tuning on refusals",
     "unsafe": "a fine-tuning on harmful rows",
 }
-NONE = "-"
 
 
 @dataclass(frozen=True)
@@ -71,6 +70,16 @@ class Line:
     null: Pooled | None
     costs: Mapping[str, Pooled]
     shown: set[str] = field(default_factory=set)  # of gain, null and costs, by Holm
+
+    @cached_property
+    def where(self) -> Placement[Pool]:
+        """How it lies to what is free."""
+        return placed(self.pool)
+
+    @property
+    def is_lower(self) -> bool:
+        """Tell whether HS is shown to be lower."""
+        return "gain" in self.shown and self.gain.value < 0
 
 
 # the three tables
@@ -220,7 +229,7 @@ def harm_words(line: Line) -> list[str]:
 
 def frontier_words(line: Line, refuses: str) -> list[str]:
     """Say how a model lies to what is free, and what to do: it `refuses again`, or `still refuses`."""
-    where = placed(line.pool)
+    where = line.where
     rival = where.text.rpartition("; ")[2].partition(" has ")[0]
     words = {"within": f"no better than {free_words(rival)}", "beyond": "better than all of it"}
     return [
@@ -396,17 +405,14 @@ def align_advice(line: Line) -> str:
 
 
 def ending_advice(line: Line, where: str, refuses: str) -> str:
-    harm, prefill = line.pool.score("harm"), line.pool.score("prefill")
-    assert harm
-    assert prefill
     if "gain" not in line.shown:
         return "No gain is shown here: do not use it."
     if line.gain.value > 0:
         return "HS is higher after it: do not use it."
     if where == "within":
         return "What stands beside it needs no method and does as well: do that instead."
-    shallow = prefill.value > 50
-    told = f"It {refuses}" if harm.value < 10 else "It lowers HS"
+    shallow = value(line.pool, "prefill") > 50
+    told = f"It {refuses}" if value(line.pool, "harm") < 10 else "It lowers HS"
     if not shallow:
         return f"{told}."
     return f"{told}, but answers once its first word is given: use it where nobody can begin its answers."
@@ -491,9 +497,7 @@ def page() -> str:
 
 
 def whole(mine: Pool, name: str) -> str:
-    score = mine.score(name)
-    assert score
-    return f"{score.value:.0f}"
+    return f"{value(mine, name):.0f}"
 
 
 def markdown(lines: Sequence[Sequence[str]]) -> str:
@@ -521,30 +525,25 @@ def best_before(lines: Sequence[Line]) -> str:
 
 def best_while(tuned: Sequence[Line]) -> str:
     """Say what is best of the defenses while fine-tuning, and what it costs."""
-    good = [
-        line
-        for line in tuned
-        if "gain" in line.shown and line.gain.value < 0 and placed(line.pool).word != "within"
-    ]
+    good = [line for line in tuned if line.is_lower and line.where.word != "within"]
     if not good:
         return "**While fine-tuning no method is shown to lower HS** by more than what needs no method."
     top = min(good, key=lambda line: line.gain.value)
     price = " and ".join(loss_words(top)) or "no loss that is shown"
-    begun = top.pool.score("prefill")
-    assert begun
+    begun = value(top.pool, "prefill")
     told = (
         f"**Fine-tuned with {display_name(top.name)}, a model answers {whole(top.pool, 'harm')} % of harmful "
         f"requests where after plain fine-tuning it answers {whole(at(TUNE)['sft'], 'harm')} %**, at {price}"
     )
-    if begun.value > 50:
-        told += f"; given the first word of the answer, it still answers {begun.value:.0f} %"
+    if begun > 50:
+        told += f"; given the first word of the answer, it still answers {begun:.0f} %"
     return f"{told}."
 
 
 def best_after(repairs: Sequence[Line]) -> str:
     """Say what is best of the repairs, and what it leaves."""
-    good = [line for line in repairs if "gain" in line.shown and line.gain.value < 0]
-    beyond = [line for line in good if placed(line.pool).word == "beyond"]
+    good = [line for line in repairs if line.is_lower]
+    beyond = [line for line in good if line.where.word == "beyond"]
     if beyond:
         top = min(beyond, key=lambda line: line.gain.value)
         return (
@@ -552,7 +551,7 @@ def best_after(repairs: Sequence[Line]) -> str:
             f"keeps {kept(top.pool)} of the user's training**, which nothing that is free does."
         )
     told = f"**After fine-tuning, {len(good)} of {len(repairs)} repairs lower that share"
-    undecided = [line for line in good if placed(line.pool).word != "within"]
+    undecided = [line for line in good if line.where.word != "within"]
     if undecided:
         undecided.sort(key=lambda line: line.gain.value)
         names = [

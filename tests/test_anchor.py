@@ -19,7 +19,7 @@ from titer.methods import Answers, Harmful, Needs
 from titer.training.settings import Training
 from titer.training.train import train
 from titer.weights.adapters import add_lora
-from trained import LORA, adapted, check_resumes, move, pair
+from trained import LORA, adapted, check_resumes, move, pair, watch_passes
 
 WIDTH = 32  # D of the tiny model
 REFUSAL = Anchor(30.0, 3, "refusal")
@@ -247,11 +247,7 @@ def test_a_prompt_is_read_once_before_the_first_update(rows, lora, along):
     harmful = rows["harmful"][:5]
     longer = [Encoded((*row.ids, row.ids[-1]), row.answer) for row in harmful[:3]]
     given = {"rows": [*rows["rows"][:7], *rows["rows"][:2]], "harmful": [*harmful, *longer]}
-    seen = []
-    bare.register_forward_pre_hook(
-        lambda _, __, kwargs: seen.append((torch.is_grad_enabled(), len(kwargs["input_ids"]))),
-        with_kwargs=True,
-    )
+    seen = watch_passes(bare)
 
     class Looking(Anchor):
         def gradient(self, step, state):

@@ -16,7 +16,7 @@ from titer.defenses.sft import SFT
 from titer.methods import Answers, Needs
 from titer.training.settings import Training
 from titer.training.train import train
-from trained import adapted, check_resumes, move, pair
+from trained import adapted, check_resumes, move, pair, watch_passes
 
 SETTINGS = Training(updates=8, lr=1e-3, batch=2, accumulate=2, lora=None)
 DEFAULT = ConstrainedSFT().beta
@@ -203,11 +203,7 @@ def test_a_row_is_read_once_before_the_first_update(rows, lora):
     """However often it is in the data or drawn; an update has the passes of SFT."""
     model, bare, _ = pair(lora)
     given = {"rows": [*rows["rows"][:7], *rows["rows"][:3]]}
-    seen = []
-    bare.register_forward_pre_hook(
-        lambda _, __, kwargs: seen.append((torch.is_grad_enabled(), len(kwargs["input_ids"]))),
-        with_kwargs=True,
-    )
+    seen = watch_passes(bare)
 
     class Looking(ConstrainedSFT):
         def gradient(self, step, state):

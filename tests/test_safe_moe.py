@@ -9,6 +9,7 @@ from torch import nn
 from torch.distributions import Categorical, kl_divergence
 from torch.overrides import TorchFunctionMode
 
+import trained
 from conftest import tiny
 from families import FAMILIES, SPARSE
 from test_booster import plain_loss
@@ -54,11 +55,8 @@ def wide():
         yield
 
 
-def pair(lora, made=sparse):
-    """A model, the bare one within it, and another one that stays at the start."""
-    bare, start = made(), made()
-    torch.manual_seed(0)
-    return add_lora(bare, LORA).double() if lora else bare, bare, start
+def pair(lora, make=sparse):
+    return trained.pair(lora, make, LORA)
 
 
 def routes(model, row):

@@ -23,10 +23,20 @@ class Killed(BaseException):
     pass
 
 
-def pair(lora: bool):
+def pair(lora: bool, make: Callable[[], PreTrainedModel] = tiny, adapter: Lora = LORA):
     """A model, the bare one within it, and another one that stays at the start."""
-    bare, start = tiny(), tiny()
-    return add_lora(bare, LORA).double() if lora else bare, bare, start
+    bare, start = make(), make()
+    return add_lora(bare, adapter).double() if lora else bare, bare, start
+
+
+def watch_passes(model: nn.Module) -> list[tuple[bool, int]]:
+    """Leave of every forward pass whether it has a graph, and its rows."""
+    seen: list[tuple[bool, int]] = []
+    model.register_forward_pre_hook(
+        lambda _, __, kwargs: seen.append((torch.is_grad_enabled(), len(kwargs["input_ids"]))),
+        with_kwargs=True,
+    )
+    return seen
 
 
 def adapted(lora: Lora = LORA, **fields) -> PreTrainedModel:

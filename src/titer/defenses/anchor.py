@@ -53,7 +53,7 @@ from transformers import PreTrainedModel
 
 from titer.data.batches import Encoded, Part, collate
 from titer.methods import About, Answers, Defense, Fidelity, Harmful, Needs
-from titer.training.before import read_before, recall
+from titer.training.before import list_harmful, read_before, recall
 from titer.training.losses import Loss, answer_states, wide
 from titer.training.step import Step
 from titer.training.vector import Vec
@@ -96,11 +96,7 @@ class Anchor(Defense):
 
     def prepare(self, step: Step) -> EndStates | None:
         """Read the h' of the harmful prompts, and find u. With lam=0 there is nothing to read."""
-        harmful = step.streams["harmful"].rows
-        if self.prompts > len(harmful):
-            raise ValueError(
-                f"prompts={self.prompts}: the defender has {len(harmful)} harmful rows; give at most so many"
-            )
+        harmful = list_harmful(step, self.prompts)
         if self.lam == 0.0:
             return None
         h = read_states(step, harmful)

@@ -52,7 +52,7 @@ from transformers import PreTrainedModel
 from titer.data.batches import Part
 from titer.methods import About, Answers, Defense, Fidelity, Harmful, Needs
 from titer.phase import Phase
-from titer.training.before import read_before, recall
+from titer.training.before import list_harmful, read_before, recall
 from titer.training.layers import Layer, sparse_layers, watch_routers
 from titer.training.losses import Loss, kl_divergence, run, wide
 from titer.training.step import Step
@@ -116,11 +116,7 @@ class SafeMoE(Defense):
     def prepare(self, step: Step) -> Routing | None:
         """Read the r' of the harmful prompts. Raises for a dense model, and where prompts are too few."""
         layers = sparse_layers(step.layers, "safe_moe")
-        harmful = step.streams["harmful"].rows
-        if self.prompts > len(harmful):
-            raise ValueError(
-                f"prompts={self.prompts}: the defender has {len(harmful)} harmful rows; give at most so many"
-            )
+        harmful = list_harmful(step, self.prompts)
         if self.sweep == 0:
             return None
         r = read_before(step, [row.opening for row in harmful], end_logits(layers))

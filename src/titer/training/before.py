@@ -6,7 +6,7 @@ It is read once, and serves all updates: neither the weights of the start nor a 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import torch
 from accelerate.utils import gather_object
@@ -40,6 +40,16 @@ def read_before(
             apart = [of_row.clone() for of_row in whole.split(count_tokens(part))]
             found += zip(name_rows(part), apart, strict=True)
     return dict(gather_object(found))
+
+
+def list_harmful(step: Step, prompts: int) -> Sequence[Encoded]:
+    """Return the defender's harmful rows. Raises where an update draws more prompts than they are."""
+    rows = step.streams["harmful"].rows
+    if prompts > len(rows):
+        raise ValueError(
+            f"prompts={prompts}: the defender has {len(rows)} harmful rows; give at most so many"
+        )
+    return rows
 
 
 def recall(before: Mapping[str, Tensor], part: Part) -> Tensor:
