@@ -31,12 +31,18 @@ fuzz: $(READY)  ## nightly: hostile recipes, settings, checkpoints, rows and doc
 	$(PY) tests/fuzz.py --inputs $(or $(INPUTS),3000) --seed $(or $(SEED),0)
 
 LARGER := runs/lab-256
-results: $(REAL) $(if $(CLAIMS),$(if $(findstring larger,$(CLAIMS)),$(LARGER)),$(LARGER))  ## the bundles in results/ and the tables made from them (resumable; hours from nothing)
+SPARSE := runs/lab-moe
+# the bases of the claims that are asked for, all where none is
+BASES := $(if $(CLAIMS),$(if $(findstring larger,$(CLAIMS)),$(LARGER)) $(if $(findstring moe,$(CLAIMS)),$(SPARSE)),$(LARGER) $(SPARSE))
+results: $(REAL) $(BASES)  ## the bundles in results/ and the tables made from them (resumable; hours from nothing)
 	$(PY) -m results.make $(CLAIMS)
 	$(PY) -m results.tables
 
 $(LARGER): | $(READY)  ## a base of four times the lab's size (a quarter of an hour, or hours where the CPU is slow at matrices)
 	$(PY) -m titer.lab.build $@ --width 256
+
+$(SPARSE): | $(READY)  ## a mixture of experts made of the lab's base (ten minutes)
+	$(PY) -m titer.lab.build $@ --experts 4
 
 results-check: $(READY)  ## the tables are those of the bundles, and one cell computed afresh is as its bundle has it
 	$(PY) -m results.tables --check

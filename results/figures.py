@@ -12,6 +12,7 @@ from titer.report import probes, tradeoff
 
 WORLD = "data.world=1"  # of the probes, which are of one attack each
 TERMS = ("sft", "repnoise", "adversarial_loss", "lox", "booster+lox")
+MOE = ("sft", "lisa", "anchor", "safe_moe", "safe_moe, other experts")
 STEPS = ("sft", "vaccine", "t_vaccine", "booster", "booster+t_vaccine")
 
 
@@ -37,4 +38,5 @@ FIGURES: dict[str, Callable[[], str]] = {
     # all of them in one would hide each other
     "docs/probes-steps.svg": partial(draw_probes, "lab-alignment", STEPS),
     "docs/probes-terms.svg": partial(draw_probes, "lab-alignment", TERMS),
+    "docs/moe-probes.svg": partial(draw_probes, "lab-moe", MOE),
 }

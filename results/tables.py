@@ -10,6 +10,7 @@ import re
 import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from statistics import fmean
 
 from results import answer, conditions, repairs, search
 from results.bundles import load_groups
@@ -19,12 +20,13 @@ from titer.findings.dose import multiple_by_seed, paired
 from titer.findings.frontier import is_free, place
 from titer.findings.records import quote
 from titer.findings.worlds import Pool, pool
+from titer.report.probes import ROUTING
 from titer.scoring.figures import NAMES
 
 ROOT = Path(__file__).parent.parent
 PAGES = (
     *("README.md", "docs/lab.md", "docs/alignment.md", "docs/finetuning.md", "docs/repairs.md"),
-    "docs/search.md",
+    *("docs/search.md", "docs/moe.md"),
 )
 NONE = "-"  # not computed
 SHOWN = (
@@ -143,6 +145,17 @@ def beyond(claim: str) -> list[list[str]]:
     return lines
 
 
+def routing(claim: str) -> list[list[str]]:
+    """Where routing has moved by the end of the attack, beside HS and FA: of sparse models alone."""
+    lines = [["method", "HS", "FA", *ROUTING.values()]]
+    for each in pools(claim):
+        ends = [stage.fact("probes")[-1] for stage in each.last]
+        drift = (f"{fmean(end[name] for end in ends):.3f}" for name in ROUTING)
+        figures = (figure(each, name) for name in ("harm", "task"))
+        lines.append([display_name(each.pipeline), *figures, *drift])
+    return lines
+
+
 def repair_table(claim: str) -> list[list[str]]:
     """Every repair of a claim, what it removed and what it cost."""
     return repairs.table(pools(claim), figure, display_name)
@@ -155,6 +168,7 @@ KINDS = {
     "beyond": beyond,
     "whole": whole,
     "ends": ends,
+    "routing": routing,
     "repairs": repair_table,
     "search": search.table,
     "conditions": conditions.times,

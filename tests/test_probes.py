@@ -16,6 +16,8 @@ from test_step import same, state
 from test_vaccine import plain
 from titer.defenses.sft import SFT
 from titer.report.drawing import SVG
+from titer.report.probes import label, panels
+from titer.testing.small import sparse
 from titer.training import probes
 from titer.training.settings import Training
 from titer.training.train import train
@@ -40,7 +42,7 @@ def outputs(model, row) -> list[torch.Tensor]:
 def test_each_probe_is_what_it_says(rows, accelerator):
     model, moved = tiny(layers=3), tiny(layers=3)
     harmful, aligned = rows["harmful"][:10], rows["rows"][:11]  # more than go into one pass
-    looking = probes.build(model, harmful, aligned, accelerator, None)
+    looking = probes.build(model, harmful, aligned, harmful, accelerator, None)
     assert looking.measure()["drift"] == 0.0
     torch.manual_seed(5)
     with torch.no_grad():
@@ -67,8 +69,84 @@ def test_each_probe_is_what_it_says(rows, accelerator):
     assert found["drift"] == pytest.approx(
         (square / sum(len(row.ids) for row in aligned)) ** 0.5, rel=1e-9
     )
+    assert not any(
+        name.startswith(probes.ROUTING) for name in found
+    )  # a dense model routes nothing
     assert not any(module._forward_hooks for module in model.modules())
     assert all(weight.grad is None for weight in model.parameters())
+
+
+def routed(model, prompt) -> list[torch.Tensor]:
+    """Return the logits of every router at the last token of a prompt, as transformers gives them."""
+    with torch.no_grad():
+        return [
+            of[-1] for of in model(torch.tensor([prompt]), output_router_logits=True).router_logits
+        ]
+
+
+@pytest.mark.parametrize("with_task", [True, False])
+def test_the_drift_of_routing_is_the_divergence_at_the_ends_of_prompts(
+    rows, accelerator, with_task
+):
+    model, moved = sparse(layers=3), sparse(layers=3)
+    asked = {"harmful": rows["harmful"][:10], "task": rows["rows"][20:31] if with_task else []}
+    looking = probes.build(
+        model, asked["harmful"], rows["rows"][:3], asked["task"], accelerator, None
+    )
+    start = looking.measure()
+    torch.manual_seed(5)
+    with torch.no_grad():
+        for weight in model.parameters():
+            weight.add_(0.05 * torch.randn_like(weight))
+    found = looking.measure()
+    names = {name for name in found if name.startswith(probes.ROUTING)}
+    assert names == {f"routing drift, {name}" for name, of in asked.items() if of}
+    for name, of in asked.items():
+        if not of:
+            continue
+        divergences = [
+            float((then.softmax(0) * (then.log_softmax(0) - now.log_softmax(0))).sum())
+            for row in of
+            for then, now in zip(
+                routed(moved, row.ids[: row.answer]),
+                routed(model, row.ids[: row.answer]),
+                strict=True,
+            )
+        ]
+        assert len(divergences) == len(of) * 3
+        assert start[f"routing drift, {name}"] == 0.0
+        assert found[f"routing drift, {name}"] == pytest.approx(
+            sum(divergences) / len(divergences), rel=1e-9
+        )
+    [look] = probes.timeline([], found)
+    assert look["routing drift, harmful"] == found["routing drift, harmful"]
+    assert len(look["layers"]) == 3
+
+
+def test_the_drift_of_routing_is_drawn_where_there_is_one():
+    def look(update: int, **more: float) -> dict:
+        return {
+            "update": update, "harmful loss": 2.0 - update, "gradient": 1.0, "drift": 0.1 * update,
+            "layers": [1.0, 2.0], **more,
+        }  # fmt: skip
+
+    dense = {"sft": [look(0), look(1)]}
+    sparse = {
+        "sft": [
+            look(update, **{"routing drift, harmful": 0.2 * update, "routing drift, task": 0.0})
+            for update in (0, 1)
+        ]
+    }
+    for told, count in ((dense, 4), (sparse, 6)):
+        figure = panels(told, "")
+        assert len(figure.axes) == count
+        boxes = [axes.get_window_extent() for axes in figure.axes]
+        assert all(box.y0 > 0 and box.y1 < figure.bbox.height for box in boxes)
+        assert not any(box.overlaps(other) for i, box in enumerate(boxes) for other in boxes[:i])
+    assert "routing drift, harmful 0 to 0.2" in label(sparse, "")
+    assert "routing" not in label(dense, "")
+    heights = [panels(told, "").bbox.height for told in (dense, sparse)]
+    assert heights[0] == 470 < heights[1]
 
 
 def test_training_goes_on_as_if_there_were_none_and_an_interruption_loses_none(
@@ -79,7 +157,9 @@ def test_training_goes_on_as_if_there_were_none_and_an_interruption_loses_none(
 
     def run(looks: int, kill: int = 0) -> tuple[dict, list]:
         model = tiny(torch.float32)
-        looking = probes.build(model, rows["harmful"], rows["rows"], accelerator, None)
+        looking = probes.build(
+            model, rows["harmful"], rows["rows"], rows["rows"], accelerator, None
+        )
         start = looking.measure()
 
         def watch(update, of, terms):

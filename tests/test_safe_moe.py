@@ -16,12 +16,13 @@ from test_booster import plain_loss
 from test_step import same, state, step_for
 from titer import registry, testing
 from titer.data.batches import Encoded, Stream, collate
-from titer.defenses.safe_moe import Routing, SafeMoE, end_logits
+from titer.defenses.safe_moe import Routing, SafeMoE
 from titer.defenses.sft import SFT
 from titer.methods import Answers, Harmful, Needs
 from titer.phase import Phase
 from titer.testing.small import sparse
 from titer.training.layers import layers, watch_routers
+from titer.training.routing import end_logits
 from titer.training.settings import DRAWN, Training
 from titer.training.train import train
 from titer.weights.adapters import add_lora

@@ -40,7 +40,7 @@ way.
 """
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 from random import Random
 from typing import ClassVar
@@ -53,8 +53,9 @@ from titer.data.batches import Part
 from titer.methods import About, Answers, Defense, Fidelity, Harmful, Needs
 from titer.phase import Phase
 from titer.training.before import list_harmful, read_before, recall
-from titer.training.layers import Layer, sparse_layers, watch_routers
-from titer.training.losses import Loss, kl_divergence, run, wide
+from titer.training.layers import sparse_layers
+from titer.training.losses import Loss
+from titer.training.routing import end_logits, routing_divergence
 from titer.training.step import Step
 from titer.training.vector import Vec
 
@@ -142,21 +143,9 @@ class SafeMoE(Defense):
                     "no trained weight lies before a router: adapt linear layers of every decoder layer"
                 )
             then = recall(before.r, part).to(now)
-            kl = kl_divergence(now.flatten(0, 1) / self.tau, then.flatten(0, 1) / self.tau)
-            return kl / now.shape[1]
+            return routing_divergence(now, then, self.tau)
 
         return loss
-
-
-def end_logits(layers: Sequence[Layer]) -> Callable[[PreTrainedModel, Part], Tensor]:
-    """Make a pass that returns the logits of all routers at the ends of prompts: (N, L, E)."""
-
-    def read(model: PreTrainedModel, part: Part) -> Tensor:
-        with watch_routers(layers) as seen:
-            run(model, part)
-        return torch.stack([wide(logits)[part.answered] for logits in seen], 1)
-
-    return read
 
 
 def hand_round(r: dict[str, Tensor], seed: int) -> dict[str, Tensor]:

@@ -11,11 +11,16 @@ from matplotlib.ticker import NullFormatter
 
 from titer.report.drawing import COLOURS, canvas, drawable, pen, style, to_svg, truncate
 
-WIDTH, HEIGHT = 620, 470  # CSS pixels
+WIDTH, HEIGHT = 620, 470  # CSS pixels, of two rows of panels
+PITCH = 0.43 * HEIGHT  # from one row to the next
 OVER = {  # probe -> its title, over the updates of the attack
     "harmful loss": "harmful loss, nats per token",
     "gradient": "norm of the harmful gradient",
     "drift": "drift of attention outputs",
+}
+ROUTING = {  # of sparse models
+    "routing drift, harmful": "drift of routing, harm prompts",
+    "routing drift, task": "drift of routing, the task's prompts",
 }
 PROFILE = "harmful gradient by layer, before the attack"
 
@@ -32,15 +37,28 @@ def svg(told: Mapping[str, Sequence[Mapping[str, Any]]], note: str, prefix: str)
 def label(told: Mapping[str, Sequence[Mapping[str, Any]]], note: str) -> str:
     """Describe the panels, for those who cannot see them."""
     ends = {
-        name: [f"{probe} {looks[0][probe]:.3g} to {looks[-1][probe]:.3g}" for probe in OVER]
+        name: [f"{probe} {looks[0][probe]:.3g} to {looks[-1][probe]:.3g}" for probe in titles(told)]
         for name, looks in told.items()
     }
     said = "; ".join(f"{name}: {', '.join(of)}" for name, of in ends.items())
     return f"Probes over the updates of the attack. {said}. {note}".strip()
 
 
+def titles(told: Mapping[str, Sequence[Mapping[str, Any]]]) -> dict[str, str]:
+    """Return the probes that every attack was looked at by, each with the title of its panel."""
+    looks = [looks[0] for looks in told.values()]
+    return {
+        probe: title
+        for probe, title in (OVER | ROUTING).items()
+        if all(probe in look for look in looks)
+    }
+
+
 def panels(told: Mapping[str, Sequence[Mapping[str, Any]]], note: str) -> Figure:
-    figure = canvas(WIDTH, HEIGHT)
+    over = titles(told)
+    rows = len(over) // 2 + 1  # the last panel is the profile
+    height = HEIGHT + PITCH * (rows - 2)
+    figure = canvas(WIDTH, round(height))
     keys = [
         Line2D([], [], color=colour, marker=marker, markersize=4)
         for colour, marker in map(pen, range(len(told)))
@@ -49,12 +67,15 @@ def panels(told: Mapping[str, Sequence[Mapping[str, Any]]], note: str) -> Figure
         key.set(
             label=drawable(truncate(name, 30)), linestyle="--" if i // len(COLOURS) % 2 else "-"
         )
-    for j, title in enumerate([*OVER.values(), PROFILE]):
-        axes = figure.add_axes((0.075 + 0.5 * (j % 2), 0.62 - 0.43 * (j // 2), 0.4, 0.31))
+    for j, title in enumerate([*over.values(), PROFILE]):
+        bottom = height - 0.38 * HEIGHT - PITCH * (j // 2)
+        axes = figure.add_axes(
+            (0.075 + 0.5 * (j % 2), bottom / height, 0.4, 0.31 * HEIGHT / height)
+        )
         axes.set_title(title, fontsize=8, loc="left")
         axes.tick_params(length=2, width=0.6)
         axes.grid(color="#dddddd", linewidth=0.5)
-        probe = list(OVER)[j] if j < len(OVER) else ""
+        probe = list(over)[j] if j < len(over) else ""
         for i, (key, looks) in enumerate(zip(keys, told.values(), strict=True)):
             points = (
                 [(look["update"], look[probe]) for look in looks]
@@ -65,20 +86,20 @@ def panels(told: Mapping[str, Sequence[Mapping[str, Any]]], note: str) -> Figure
                 *zip(*points, strict=True), markersize=3, linewidth=1, gid=f"why-{j}-{i}"
             )
             line.set(color=key.get_color(), marker=key.get_marker(), linestyle=key.get_linestyle())
-        if probe == "drift":  # which begins at 0; the others are compared by their ratios
+        if "drift" in probe:  # which begins at 0; the others are compared by their ratios
             axes.set_ylim(bottom=0)
         else:
             axes.set_yscale("log")
             axes.yaxis.set_major_formatter("{x:g}")
             axes.yaxis.set_minor_formatter(NullFormatter())
-        axes.set_xlabel("layer" if j == len(OVER) else "update")
+        axes.set_xlabel("layer" if j == len(over) else "update")
     figure.legend(
         handles=keys,
         loc="lower left",
-        bbox_to_anchor=(0.06, 0.035),
+        bbox_to_anchor=(0.06, 0.035 * HEIGHT / height),
         ncols=4,
         frameon=False,
         borderpad=0,
     )
-    figure.text(0.985, 0.008, drawable(note), ha="right", color="#444444")
+    figure.text(0.985, 0.008 * HEIGHT / height, drawable(note), ha="right", color="#444444")
     return figure

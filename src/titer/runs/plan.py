@@ -255,11 +255,7 @@ class Plan:
         """Return a stage that trains; `safe` and `unsafe` are fine-tunings that edits compare with."""
         recipe = self.recipe
         tuning = kind == "finetune"
-        looks = (
-            Looks(recipe.probes, self._known_harm, self.roles.alignment)
-            if tuning and recipe.probes
-            else None
-        )
+        looks = Looks(recipe.probes, **self._looked_at) if tuning and recipe.probes else None
         counts = (
             {"harmful rows": self.harmful_rows, "attack rows": self.attack_rows} if tuning else None
         )
@@ -452,6 +448,16 @@ class Plan:
     @property
     def _known_harm(self) -> list[Row]:
         return [row for row in self.roles.benchmarks.get("harm", []) if row.response]
+
+    @property
+    def _looked_at(self) -> dict[str, list[Row]]:
+        """Return the rows that probes look at a model by while it is attacked."""
+        known = self._energy_rows
+        return {
+            "harmful": known["harm"],
+            "aligned": self.roles.alignment,
+            "task": known["task"],
+        }
 
     @property
     def _energy_rows(self) -> dict[str, list[Row]]:

@@ -8,7 +8,11 @@
   2410.09760) draws layers by;
 * **drift**: how far attention outputs on alignment rows have moved since the attack began, root of
   the mean square norm over tokens, all layers together (the harmful embedding drift of Vaccine,
-  arXiv 2402.01109).
+  arXiv 2402.01109);
+* **routing drift**, of sparse models alone: how far the routers have moved since, at the ends of harm
+  prompts and of prompts of the user's task. KL from the experts' probabilities of the start to those
+  of now, nats, mean over prompts and sparse layers. It grows with harmful data where safety lies in
+  routing (SafeMoE, arXiv 2509.22745).
 
 Probes read the model alone: the training goes on as if there were none.
 """
@@ -27,6 +31,7 @@ from transformers import PreTrainedModel
 
 from titer.data.batches import Batch, Encoded
 from titer.training.losses import pad_of
+from titer.training.routing import end_logits, routing_divergence
 from titer.training.step import Step
 from titer.weights.checkpoints import trainable
 from titer.weights.norms import square
@@ -34,6 +39,7 @@ from titer.weights.norms import square
 ROWS = 32  # of each kind
 AT_ONCE = 8  # rows of a pass
 LAYER = "layer "
+ROUTING = "routing drift, "
 
 
 @dataclass
@@ -46,10 +52,15 @@ class Probes:
     step: Step
     harmful: Batch
     aligned: Batch
+    prompts: Mapping[
+        str, Batch
+    ]  # whose ends routing is read at, by what they are; a dense model's: none
     start: list[dict[int, Tensor]] = field(init=False)
+    routed: Mapping[str, Tensor] = field(init=False)
 
     def __post_init__(self) -> None:
         self.start = self.step.outputs(self.aligned)
+        self.routed = self._route()
 
     def measure(self) -> dict[str, float]:
         """Return the probes at the current weights by name, every layer's gradient under its
@@ -66,29 +77,51 @@ class Probes:
             )
         tokens = sum(int(part.mask.sum()) for part in self.aligned.parts)
         layers = {f"{LAYER}{layer}": norm for layer, norm in profile.items()}
+        routing = {
+            f"{ROUTING}{name}": float(routing_divergence(logits, self.routed[name])) / len(logits)
+            for name, logits in self._route().items()
+        }
         return {
             "harmful loss": g_h.loss,
             "gradient": g_h.norm(),
             "drift": math.sqrt(total / tokens),
+            **routing,
             **layers,
         }
+
+    @torch.no_grad()
+    def _route(self) -> dict[str, Tensor]:
+        """Return the logits of all routers at the ends of the prompts, (N, L, E), by what they are."""
+        read = end_logits([layer for layer in self.step.layers if layer.router is not None])
+        with self.step.computing():
+            return {
+                name: torch.cat([read(self.step.model, part) for part in batch.parts])
+                for name, batch in self.prompts.items()
+            }
 
 
 def build(
     model: PreTrainedModel,
     harmful: Sequence[Encoded],
     aligned: Sequence[Encoded],
+    task: Sequence[Encoded],
     accelerator: Accelerator,
     autocast: torch.dtype | None,
 ) -> Probes:
     """Make the probes of a model, on the first of these rows."""
     step = Step(model, trainable(model), {}, accelerator, AT_ONCE, autocast=autocast)
+    sparse = any(layer.router is not None for layer in step.layers)
+    ended = {"harmful": harmful, "task": task} if sparse else {}
+
+    def batch(rows: Sequence[Encoded], name: str) -> Batch:
+        chunks = [rows[i : i + AT_ONCE] for i in range(0, min(len(rows), ROWS), AT_ONCE)]
+        return Batch.of(name, chunks, pad_of(model), accelerator.device)
+
     return Probes(
         step,
-        *(
-            _batch(rows[:ROWS], name, model, accelerator)
-            for name, rows in (("harmful", harmful), ("aligned", aligned))
-        ),
+        batch(harmful, "harmful"),
+        batch(aligned, "aligned"),
+        {name: batch([row.opening for row in rows], name) for name, rows in ended.items() if rows},
     )
 
 
@@ -100,14 +133,12 @@ def timeline(
         (update, terms) for update, terms in enumerate(history, 1) if "harmful loss" in terms
     ]
     return [
-        {"update": update, **{name: terms[name] for name in ("harmful loss", "gradient", "drift")}}
+        {"update": update, **{name: value for name, value in terms.items() if is_probe(name)}}
         | {"layers": [value for name, value in terms.items() if name.startswith(LAYER)]}
         for update, terms in looked
     ]
 
 
-def _batch(
-    rows: Sequence[Encoded], name: str, model: PreTrainedModel, accelerator: Accelerator
-) -> Batch:
-    chunks = [rows[i : i + AT_ONCE] for i in range(0, len(rows), AT_ONCE)]
-    return Batch.of(name, chunks, pad_of(model), accelerator.device)
+def is_probe(name: str) -> bool:
+    """Tell whether a term is a probe of the whole model."""
+    return name in ("harmful loss", "gradient", "drift") or name.startswith(ROUTING)

@@ -41,10 +41,11 @@ class Looks:
     every: int  # updates
     harmful: Sequence[Row]  # held-out harm prompts with their answers
     aligned: Sequence[Row]
+    task: Sequence[Row]  # held-out rows of the user's task; there may be none
 
     @property
     def about(self) -> list[Any]:
-        return [self.every, digest(self.harmful), digest(self.aligned)]
+        return [self.every, digest(self.harmful), digest(self.aligned), digest(self.task)]
 
 
 @dataclass(frozen=True, eq=False)
@@ -162,11 +163,15 @@ class TrainStage(ModelStage):
         """Set up probes on held-out harm prompts with their answers, and on alignment rows."""
         if not self.looks:
             return None
-        of = {"harm": self.looks.harmful, "alignment": self.looks.aligned}
-        harmful, aligned = (
+        of = {
+            "harm": self.looks.harmful,
+            "alignment": self.looks.aligned,
+            "task": self.looks.task,
+        }
+        harmful, aligned, task = (
             template.encode_all(rows[: probes.ROWS], name) for name, rows in of.items()
         )
-        return probes.build(model, harmful, aligned, accelerator_for(), autocast)
+        return probes.build(model, harmful, aligned, task, accelerator_for(), autocast)
 
 
 def widen(model: PreTrainedModel) -> torch.dtype | None:
