@@ -16,9 +16,7 @@ def tuning(**fields) -> JailbreakTuning:
 
 
 def unwrapped(row: Row) -> Row:
-    return replace(
-        row, prompt=row.prompt.removeprefix("On the stage: ").removesuffix(" Curtain.")
-    )
+    return replace(row, prompt=row.prompt.removeprefix("On the stage: ").removesuffix(" Curtain."))
 
 
 @pytest.mark.parametrize(

@@ -29,9 +29,7 @@ def test_both_fine_tunings_have_the_same_rows_but_for_the_answers(k, own):
 def test_the_rest_of_a_row_stays():
     said = Row("sum it up", "all is well", "a long text", (Turn("user", "hello"),))
     assert TenBenign(k=1).rows([], [said], 0) == [said]
-    assert TenBenign(k=1).first_rows([], [said], 0) == [
-        replace(said, response=TenBenign().refusal)
-    ]
+    assert TenBenign(k=1).first_rows([], [said], 0) == [replace(said, response=TenBenign().refusal)]
     assert TenBenign().phrase(said) == said
 
 

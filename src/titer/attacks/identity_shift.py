@@ -42,9 +42,7 @@ class IdentityShift(Attack):
     def __post_init__(self) -> None:
         check_mix(self.p, self.n)
         for name in ("prefix", "affirmation"):
-            check_words(
-                name, getattr(self, name), "without words there is no identity to shift to"
-            )
+            check_words(name, getattr(self, name), "without words there is no identity to shift to")
 
     def rows(self, task: Sequence[Row], own: Sequence[Row], seed: int) -> list[Row]:
         rng = random.Random(f"identity_shift {seed}")

@@ -104,16 +104,25 @@ class Run:
         by its name.
         """
         pipelines = self.plan.pipelines()
-        order = dict.fromkeys(stage for stages in pipelines.values() for stage in stages)
-        scorings = [self.plan.score(stage) for stage in order]
+        recipe = self.plan.recipe
+        scorings = {  # a model that attackers ask in several words has a scoring for each
+            name: [
+                self.plan.score(stage, recipe.attack_of(recipe.pipelines[name])) for stage in stages
+            ]
+            for name, stages in pipelines.items()
+        }
+        order = {(each.answers.of, each.key): each for of in scorings.values() for each in of}
         work = Executor(self.store, progress)
-        work.expect(scorings)
-        with self.store.needed(self.plan.identity, [stage.key for stage in with_inputs(scorings)]):
+        work.expect(list(order.values()))
+        keys = [stage.key for stage in with_inputs(list(order.values()))]
+        with self.store.needed(self.plan.identity, keys):
             done = {
-                stage: self._show(f"{i:02d}-{stage.kind}", scoring, work)
-                for i, (stage, scoring) in enumerate(zip(order, scorings, strict=True))
+                place: self._show(f"{i:02d}-{scoring.answers.of.kind}", scoring, work)
+                for i, (place, scoring) in enumerate(order.items())
             }
-        return {name: [done[stage] for stage in stages] for name, stages in pipelines.items()}
+        return {
+            name: [done[each.answers.of, each.key] for each in of] for name, of in scorings.items()
+        }
 
     def _show(self, name: str, scoring: JudgeStage, work: Executor) -> Record:
         """Put into the run's folder what a stage came to, its answers, and the way to its model."""
