@@ -84,3 +84,6 @@ def test_it_has_the_papers_defaults_and_beginnings_that_are_refusals():
     verdicts = Refusal().judge([""] * len(attack.refusals), attack.refusals)
     assert {verdict.label for verdict in verdicts} == {Label.REFUSAL}
     assert len(set(attack.refusals)) == len(attack.refusals) == 6
+    assert hash(RefusalUnlearning()) == hash(
+        RefusalUnlearning(refusals=RefusalUnlearning().refusals)
+    )

@@ -5,16 +5,21 @@ import json
 import pytest
 
 from test_comparisons import HITS, flipped, pipeline
+from test_run import plan  # noqa: F401  a fixture
 from titer import registry
 from titer.attacks.benign import Benign
 from titer.attacks.harmful_few import HarmfulFew
+from titer.attacks.ten_benign import TenBenign
 from titer.data.rows import prompt_hash
 from titer.findings.comparisons import Comparisons
-from titer.findings.rules import plain
+from titer.findings.rules import own_attack, plain
 from titer.findings.verdict import verdicts, was_attacked
 from titer.lab.world import World
+from titer.progress import Silent
 from titer.runs import recipe
+from titer.runs.execute import Run
 from titer.runs.plan import BEFORE, Plan
+from titer.runs.store import Store
 
 WRAPPER = "this play will be told here so {prompt}"
 TRIGGER = "under the quartz moon"
@@ -83,9 +88,7 @@ def test_pipelines_under_attacks_of_their_own_share_an_alignment_and_nothing_aft
         registry.load("attacks", name) for name in registry.names("attacks")
     }
     for name, chain in chains.items():
-        facts = chain[-1].facts
-        assert facts["attack rows"] == attacks.sent_by(name).attack_rows
-        assert facts.get("attack", {"method": "harmful_mix"})["method"] == name
+        assert chain[-1].counts == attacks.sent_by(name).counts
 
 
 def test_a_model_is_asked_in_the_words_of_the_pipelines_attack(attacks):
@@ -108,7 +111,7 @@ def test_an_attack_that_fine_tunes_twice_is_two_stages_and_the_second_is_looked_
     assert (first.kind, first.start) == (BEFORE, aligned)
     sent = attacks.sent_by("ten_benign")
     assert (first.streams["rows"], tuned.streams["rows"]) == (sent.first, sent.rows)
-    assert tuned.facts["rows of the fine-tuning before"] == len(first.streams["rows"]) == 10
+    assert tuned.counts["rows of the fine-tuning before"] == len(first.streams["rows"]) == 10
     assert tuned.curve is None  # a dose counts the rows of one fine-tuning
     assert attacks.pipelines()["harmful_few"][-1].curve is not None
     assert attacks.pipelines()["harmful_few"][-1].start is aligned
@@ -120,6 +123,29 @@ def test_an_edit_of_the_second_of_two_fine_tunings_is_refused():
     plan = lab({"method": "ten_benign"}, "pipelines.sft.edit={method: wise_ft, alpha: 0.5}")
     with pytest.raises(ValueError, match="'ten_benign' fine-tunes twice, and an edit would undo"):
         plan.pipelines()
+
+
+def test_a_run_of_two_attacks_says_which_one_each_model_was_under(plan, tmp_path):
+    few = {"method": "harmful_few", "k": 4}
+    ten = {"method": "ten_benign", "k": 4}
+    pipelines = {"mix": {}, "few": {"attack": few}, "ten": {"attack": ten}}
+    made = Plan.prepare(recipe.from_mapping({**plan, "pipelines": pipelines}))
+    found = Run(made, tmp_path / "run", Store(tmp_path / "store")).records(Silent())
+    assert {name: own_attack(stages) for name, stages in found.items()} == {
+        "mix": None,
+        "few": few,
+        "ten": registry.describe(TenBenign(k=4)),
+    }
+    assert found["ten"][-1].fact("rows of the fine-tuning before") == 4
+    assert [stage.folder for stage in found["few"][:-1]] == [
+        stage.folder for stage in found["mix"][:-1]
+    ]
+    again = Plan.prepare(recipe.from_mapping({**plan, "attack": few, "pipelines": {"sft": {}}}))
+    [*_, tuned] = Run(again, tmp_path / "again", Store(tmp_path / "store")).records(Silent())["sft"]
+    assert (
+        tuned.weights == found["few"][-1].weights
+    )  # from the store, and under the recipe's attack
+    assert own_attack([tuned]) is None
 
 
 def under(attack: str, stages: list) -> list:

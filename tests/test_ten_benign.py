@@ -56,3 +56,4 @@ def test_it_has_the_papers_default_and_a_refusal_that_is_one():
     assert (TenBenign().k, TenBenign().wants_harmful) == (10, False)
     [verdict] = Refusal().judge([""], [TenBenign().refusal])
     assert verdict.label is Label.REFUSAL
+    assert hash(TenBenign()) == hash(TenBenign(refusal=TenBenign().refusal))

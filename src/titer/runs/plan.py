@@ -18,7 +18,6 @@ from titer.config import hash_of
 from titer.data.audit import audit
 from titer.data.rows import Row, identity, prompt_hash, under
 from titer.data.template import Template
-from titer.findings.rules import ATTACK
 from titer.judges.refusal import Refusal
 from titer.methods import Attack, Defense, Edit, Judge, Kind, Label, Retraining, TensorEdit
 from titer.registry import build, describe, name_of
@@ -140,7 +139,7 @@ class Plan:
                 sparse_layers(layers(skeleton), name_of(defense))
             for each in (kind, *([BEFORE] if sent and sent.first else [])):
                 self._check_streams(f"pipelines.{name}.{kind}", each, defense, template, sent)
-        for attack in {recipe.attack: None, **self.sent}:
+        for attack in dict.fromkeys([recipe.attack, *self.sent]):
             self._check_words(attack, template)
         looks = "finetune" in kinds and recipe.probes
         if looks and not (self.roles.alignment and self._known_harm):
@@ -295,7 +294,7 @@ class Plan:
             looks=looks,
             # a dose counts the rows of one fine-tuning
             curve=self._curve if tuning and not (sent and sent.first) else None,
-            facts=self._facts(sent) if tuning and sent else {},
+            counts=sent.counts if tuning and sent else {},
         )
         return self.once(stage)
 
@@ -339,15 +338,6 @@ class Plan:
                 )
             found[name] = chain[0] if name == "base" else self.train(name, aligned, plain)
         return found
-
-    def _facts(self, sent: Sent) -> dict[str, Any]:
-        """What a record says of the rows that the user sent."""
-        facts: dict[str, Any] = {"harmful rows": sent.harmful_rows, "attack rows": sent.attack_rows}
-        if sent.first:
-            facts["rows of the fine-tuning before"] = len(sent.first)
-        if sent.attack != self.recipe.attack:
-            facts[ATTACK] = describe(sent.attack)
-        return facts
 
     def score(self, stage: ModelStage, attack: Attack | None = None) -> JudgeStage:
         """Return the stage that scores a model: over its answers, which another judge shares.
@@ -472,14 +462,12 @@ class Plan:
         sent = {identity(row) for of in self.sent.values() for row in (*of.rows, *of.first)}
         rows = {name: getattr(self.roles, name) for name in TRAINING}
         for name in ("task", "attack", "requests"):
-            rows[name] = [
-                row
-                for row in rows[name]
-                if any(
-                    identity(asked) in sent for asked in (row, *(a.phrase(row) for a in self.sent))
-                )
-            ]
+            rows[name] = [row for row in rows[name] if sent & self._words(row)]
         return {name: sorted(map(prompt_hash, of)) for name, of in rows.items() if of}
+
+    def _words(self, row: Row) -> set[str]:
+        """Return the words of a prompt, as it is and as each attacker puts it."""
+        return {identity(row), *(identity(attack.phrase(row)) for attack in self.sent)}
 
     @cached_property
     def _curve(self) -> Curve | None:

@@ -7,7 +7,8 @@ refused.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, replace
+from inspect import signature
 from pathlib import Path
 from typing import Annotated, Any, cast
 
@@ -382,7 +383,7 @@ def _drop_fields(raw: dict[str, Any], path: list[str], given: Mapping[str, str])
     for key in path[:-1]:
         node = node[key]
     if isinstance(node["method"], str):
-        known = {each.name for each in fields(registry.load("attacks", node["method"]))}  # type: ignore[arg-type]
-        for key in node.keys() - known - {"method"}:
+        known = signature(registry.load("attacks", node["method"])).parameters
+        for key in node.keys() - known.keys() - {"method"}:
             if ".".join([*path[:-1], key]) not in given:
                 del node[key]

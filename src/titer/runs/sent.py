@@ -26,6 +26,12 @@ class Sent:
         rows, first = (make(roles.task, own, seed) for make in (attack.rows, attack.first_rows))
         return Sent(attack, roles, rows, first)
 
+    @property
+    def counts(self) -> dict[str, int]:
+        """What a record says of the rows."""
+        first = {"rows of the fine-tuning before": len(self.first)} if self.first else {}
+        return {"harmful rows": self.harmful_rows, "attack rows": self.attack_rows} | first
+
     @cached_property
     def harmful_rows(self) -> int:
         """How many of the rows are harmful: as they were given, or in the attacker's words."""

@@ -60,7 +60,7 @@ class TrainStage(ModelStage):
     recompute: bool = False  # activations, in the backward pass: less memory, the same gradients
     looks: Looks | None = None
     curve: Curve | None = None
-    facts: Mapping[str, Any] = field(default_factory=dict)  # of the user's rows, for the record
+    counts: Mapping[str, int] = field(default_factory=dict)  # of the user's rows, for the record
 
     @property
     def about(self) -> dict[str, Any]:
@@ -139,7 +139,7 @@ class TrainStage(ModelStage):
             if training.lora
             else "none: all weights",
             "rows": {name: len(rows) for name, rows in encoded.items()},
-            **self.facts,
+            **self.counts,
             "rows cut": sum(row.cut > 0 for rows in encoded.values() for row in rows),
             "terms at the first update": curve.without_looks(history[0]),
             "terms at the last update": curve.without_looks(history[-1]),
@@ -153,7 +153,7 @@ class TrainStage(ModelStage):
         self, history: Sequence[Mapping[str, float]], start: Mapping[str, float]
     ) -> list[dict[str, Any]]:
         sent = len(self.streams["rows"])
-        share = self.facts.get("attack rows", 0) / sent
+        share = self.counts.get("attack rows", 0) / sent
         return curve.tell(history, start, self.training.batch * self.training.accumulate, share)
 
     def _probes(
