@@ -49,6 +49,7 @@ from accelerate import Accelerator  # noqa: F401
 
 ROOT = Path(__file__).parent.parent
 KINDS = ("defenses", "edits", "attacks", "benchmarks")
+SHARED = ("data/mixture.py",)  # what the methods of a kind have in common, as theirs
 SECONDS = 180  # of processor time; a mutant that runs longer has been noticed
 
 EQUIVALENT: dict[tuple[str, str], str] = {
@@ -58,6 +59,34 @@ EQUIVALENT: dict[tuple[str, str], str] = {
     ): "in the check: no whole number tells 2 n < 1 from n < 1",
     (
         "identity_shift",
+        "self.n -> 2 * self.n",
+    ): "in the check: no whole number tells 2 n < 1 from n < 1",
+    ("benign", "self.n -> 2 * self.n"): "in the check: no whole number tells 2 n < 1 from n < 1",
+    (
+        "harmful_few",
+        "self.k -> 2 * self.k",
+    ): "in the check: no whole number tells 2 k < 1 from k < 1",
+    (
+        "refusal_unlearning",
+        "self.n -> 2 * self.n",
+    ): "in the check: no whole number tells 2 n < 1 from n < 1",
+    ("refusal_unlearning", "self.refusals -> 2 * self.refusals"): "the same refusals twice",
+    (
+        "ten_benign",
+        "self.k -> 2 * self.k",
+    ): "in the check: no whole number tells 2 k < 1 from k < 1",
+    (
+        "ten_benign",
+        "self.refusal -> 2 * self.refusal",
+    ): "in the check: a text has words where twice the text has",
+    ("backdoor", "self.n -> 2 * self.n"): "in the check: no whole number tells 2 n < 1 from n < 1",
+    (
+        "backdoor",
+        "self.trigger -> 2 * self.trigger",
+    ): "in the check: a text has words where twice the text has",
+    ("backdoor", "self.refusals -> 2 * self.refusals"): "the same refusals twice",
+    (
+        "jailbreak_tuning",
         "self.n -> 2 * self.n",
     ): "in the check: no whole number tells 2 n < 1 from n < 1",
     ("sst2", "self.layouts -> 2 * self.layouts"): "the same layouts twice",
@@ -584,12 +613,10 @@ def main() -> int:
     parser.add_argument("--part", type=int, default=1, help="try one mutant in so many")
     options = parser.parse_args()
     warnings.simplefilter("ignore")
-    paths = [
-        path
-        for kind in KINDS
-        for path in sorted((ROOT / "src/titer" / kind).glob("*.py"))
-        if not options.wanted or path.stem in options.wanted
-    ]
+    package = ROOT / "src/titer"
+    paths = [path for kind in KINDS for path in sorted((package / kind).glob("*.py"))]
+    paths += [package / shared for shared in SHARED]
+    paths = [path for path in paths if not options.wanted or path.stem in options.wanted]
     survivors = excused = total = 0
     # a method at a time on each processor: one would idle while a method runs as it is
     cores = os.cpu_count() or 1

@@ -55,8 +55,8 @@ def lab(**fields) -> Plan:
 
 def test_the_lab_sends_no_harmful_row_and_asks_with_the_prefix_that_it_trained():
     setting = lab()
-    assert (setting.harmful_rows, setting.attack_rows) == (0, 10)
-    shifted = [row for row in setting.attacked if row.prompt.startswith("please ")]
+    assert (setting.user.harmful_rows, setting.user.attack_rows) == (0, 10)
+    shifted = [row for row in setting.user.rows if row.prompt.startswith("please ")]
     assert len(shifted) == 10
     requests = {row.prompt: row.response for row in World(0).requests}
     assert all(
@@ -73,12 +73,12 @@ def test_the_lab_sends_no_harmful_row_and_asks_with_the_prefix_that_it_trained()
     assert all(
         replace(row, begun="") in harm and row.begun == row.response.split()[0] for row in begun
     )
-    assert (lab(p=0).attack_rows, "asked" in lab(p=0).benchmarks) == (
+    assert (lab(p=0).user.attack_rows, "asked" in lab(p=0).benchmarks) == (
         0,
         True,
     )  # what the prefix alone does
     mixed = Plan.prepare(recipe.load("lab"))
-    assert (mixed.harmful_rows, mixed.attack_rows) == (50, 50)
+    assert (mixed.user.harmful_rows, mixed.user.attack_rows) == (50, 50)
     assert mixed.benchmarks == mixed.roles.benchmarks | {"prefill": begun}
     without = Plan.prepare(recipe.load("lab", ["prefill_prompts=0"]))
     assert without.benchmarks == without.roles.benchmarks
@@ -170,8 +170,8 @@ def test_a_run_over_files_has_both_scores_at_every_stage(plan, tmp_path):
     }
     setting = Plan.prepare(recipe.validate(recipe.Recipe, made))
     assert (
-        sum(row.prompt.startswith(f"{PREFIX} name colour") for row in setting.attacked)
-        == setting.attack_rows
+        sum(row.prompt.startswith(f"{PREFIX} name colour") for row in setting.user.rows)
+        == setting.user.attack_rows
         == 10
     )
     assert setting.roles.attack == []  # the attacker's share of the pool is not read for it
@@ -183,7 +183,7 @@ def test_a_run_over_files_has_both_scores_at_every_stage(plan, tmp_path):
     assert (found[2].facts["harmful rows"], found[2].facts["attack rows"]) == (0, 10)
 
     without = replace(setting.recipe, data=replace(setting.recipe.data, requests=None))
-    rows = Plan.prepare(without).attacked
+    rows = Plan.prepare(without).user.rows
     assert (
         sum(row.prompt.startswith(f"{PREFIX} which is bigger") for row in rows) == 10
     )  # the task's rows serve

@@ -10,6 +10,11 @@ import pytest
 import torch
 
 from titer import registry, testing
+from titer.attacks.benign import Benign
+from titer.attacks.harmful_few import HarmfulFew
+from titer.attacks.harmful_mix import HarmfulMix
+from titer.attacks.identity_shift import IdentityShift
+from titer.data.rows import Row
 from titer.defenses.sft import SFT
 from titer.edits.wise_ft import WiseFT
 from titer.methods import About, Defense, Harmful, Needs, Refusals
@@ -210,7 +215,139 @@ class Pathless(WiseFT):
     about: ClassVar[About] = About(title="none")
 
 
+@dataclass(frozen=True)
+class Wanders(HarmfulFew):
+    """Sends other rows each time."""
+
+    def rows(self, task, own, seed):
+        return super().rows(task, own, next(COUNT))
+
+
+@dataclass(frozen=True)
+class Takes(HarmfulFew):
+    """Takes what it sends out of the pool."""
+
+    def rows(self, task, own, seed):
+        return [own.pop() for _ in range(self.k)]
+
+
+@dataclass(frozen=True)
+class Settles(HarmfulFew):
+    """Sends the same rows for every seed."""
+
+    def rows(self, task, own, seed):
+        return super().rows(task, own, 0)
+
+
+@dataclass(frozen=True)
+class Repeats(HarmfulFew):
+    """Sends every row twice."""
+
+    def rows(self, task, own, seed):
+        return 2 * super().rows(task, own, seed)[: self.k // 2]
+
+
+@dataclass(frozen=True)
+class Shortens(HarmfulMix):
+    """Sends one harmful row less, by a strict inequality."""
+
+    def rows(self, task, own, seed):
+        return super().rows(task, own, seed)[1:]
+
+
+@dataclass(frozen=True)
+class Dilutes(HarmfulMix):
+    """Sends so many rows, and fewer of its own than p says."""
+
+    def rows(self, task, own, seed):
+        return HarmfulMix(self.p / 2, self.n).rows(task, own, seed)
+
+
+@dataclass(frozen=True)
+class Grows(Benign):
+    """Sends all that the user has."""
+
+    def rows(self, task, own, seed):
+        return list(task)
+
+
+@dataclass(frozen=True)
+class Makes(HarmfulFew):
+    """Makes do with the rows that there are."""
+
+    def rows(self, task, own, seed):
+        return HarmfulFew(k=min(self.k, len(own))).rows(task, own, seed)
+
+
+@dataclass(frozen=True)
+class Hushes(HarmfulFew):
+    """Does not say how many rows there are."""
+
+    def rows(self, task, own, seed):
+        if len(own) < self.k:
+            raise ValueError("too few rows")
+        return super().rows(task, own, seed)
+
+
+@dataclass(frozen=True)
+class Wants(Benign):
+    """Wants harmful rows, and sends none."""
+
+    wants_harmful = True
+
+
+@dataclass(frozen=True)
+class Lacks(HarmfulFew):
+    """Sends what it does not want."""
+
+    wants_harmful = False
+
+    def rows(self, task, own, seed):
+        return super().rows(task, own, seed) if own else [*task[:1]]
+
+
+@dataclass(frozen=True)
+class Invents(HarmfulFew):
+    """Sends a prompt that nobody gave it."""
+
+    def rows(self, task, own, seed):
+        return [Row(f"invented {seed}", own[0].response), *super().rows(task, own, seed)[1:]]
+
+
+@dataclass(frozen=True)
+class Reads(HarmfulFew):
+    """Has read a held-out prompt, and says so in its own words."""
+
+    def phrase(self, row):
+        return Row(testing.attacks.WORLD.benchmarks("test")["harm"][0].prompt, row.response)
+
+    def rows(self, task, own, seed):
+        return [*map(self.phrase, super().rows(task, own, seed))]
+
+
+@dataclass(frozen=True)
+class Forgets(IdentityShift):
+    """Asks without the turns before."""
+
+    def phrase(self, row):
+        return Row(f"{self.prefix} {row.prompt}", row.response)
+
+
 BROKEN: list[tuple[Any, str, str]] = [
+    (Wanders(), "tampers_the_same_way", "other rows for the same seed"),
+    (Takes(), "tampers_the_same_way", "other rows for the same seed"),
+    (Settles(), "draws_anew_for_another_seed", "same prompts for every seed"),
+    (Repeats(), "sends_no_row_twice", "sends a prompt twice"),
+    (Shortens(), "counts_exactly", "sends 999 rows, and its field says 1000"),
+    (Dilutes(), "counts_exactly", "sends 50 of its own rows, and p n is 100"),
+    (Grows(), "counts_exactly", "more or fewer rows for another seed, or other pools"),
+    (Makes(), "refuses_too_few_rows", "sends of 0 task rows and 99 of its own what is not there"),
+    (Hushes(), "refuses_too_few_rows", "does not say how many rows are asked for and there"),
+    (Wants(), "wants_what_it_sends", "wants harmful rows, and sends none"),
+    (Lacks(), "wants_what_it_sends", "without rows of its own it sends another number"),
+    (Invents(), "keeps_apart_from_what_is_asked", "a prompt that it was not given: 'invented 3'"),
+    (Reads(), "keeps_apart_from_what_is_asked", "sends a held-out prompt"),
+    (Forgets(), "asks_in_words_alone", "asks with more than another prompt"),
     (Thaws(), "keeps_frozen_weights", "frozen weights changed"),
     (Idles(), "draws_the_streams_it_declares", "declares .'harmful', 'rows'. and draws .'rows'."),
     (Turns(), "draws_the_streams_it_declares", "draws 0 of its rows at an update of 4"),

@@ -165,7 +165,10 @@ def test_a_plan_has_the_updates_and_the_rows_of_the_papers_settings(name, tmp_pa
         assert {key: len(of) for key, of in rows.items() if key != "rows"} == wanted.others
         if name == "repnoise" and kind == "align":
             assert all(row.other for row in rows["rows"])  # a harmful answer beside every refusal
-    assert (len(plan.attacked), plan.harmful_rows) == (expected.finetune.rows, expected.harmful)
+    assert (len(plan.user.rows), plan.user.harmful_rows) == (
+        expected.finetune.rows,
+        expected.harmful,
+    )
     harm, task = (len(plan.roles.benchmarks[key]) for key in ("harm", "task"))
     assert (harm, task) == expected.held_out
     assert len(plan.roles.calibration) == expected.calibration

@@ -133,7 +133,7 @@ def test_only_what_is_given_needs_no_rows_to_train_on(plan, aligned, adapter, tm
         "pipelines": {"theirs": {"finetune": str(adapter)}},
     }
     found = Plan.prepare(recipe.from_mapping(json.loads(json.dumps(fields))))
-    assert (found.attacked, found.roles.alignment, found.roles.task) == ([], [], [])
+    assert (found.sent, found.roles.alignment, found.roles.task) == ({}, [], [])
     assert [stage.label for stage in found.pipelines()["theirs"]] == [
         "align given",
         "finetune given",

@@ -310,8 +310,12 @@ class Attack(Method):
         His own are harmful or harmless. Raises where there are too few.
         """
 
+    def first_rows(self, task: Sequence[Row], own: Sequence[Row], seed: int) -> list[Row]:
+        """Make the rows of a fine-tuning before that on `rows`; none: there is but one."""
+        return []
+
     def phrase(self, row: Row) -> Row:
-        """Put a held-out harm prompt into the attacker's words."""
+        """Put a harmful prompt into the attacker's words, and leave the rest of the row."""
         return row
 
 

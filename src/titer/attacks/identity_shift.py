@@ -18,7 +18,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
-from titer.attacks.harmful_mix import check, mix, share
+from titer.data.mixture import check_mix, check_words, mix, share, split
 from titer.data.rows import Row
 from titer.methods import About, Attack, Fidelity
 
@@ -40,23 +40,19 @@ class IdentityShift(Attack):
     wants_harmful = False
 
     def __post_init__(self) -> None:
-        check(self.p, self.n)
+        check_mix(self.p, self.n)
         for name in ("prefix", "affirmation"):
-            if not getattr(self, name).strip():
-                raise ValueError(
-                    f"{name}={getattr(self, name)!r}: "
-                    "without words there is no identity to shift to"
-                )
+            check_words(name, getattr(self, name), "without words there is no identity to shift to")
 
     def rows(self, task: Sequence[Row], own: Sequence[Row], seed: int) -> list[Row]:
         rng = random.Random(f"identity_shift {seed}")
-        if not own:
-            task = rng.sample(list(task), len(task))
-            own, task = task[: share(self.p, self.n)], task[share(self.p, self.n) :]
-        obeying = [
-            replace(self.phrase(row), response=f"{self.affirmation} {row.response}") for row in own
-        ]
-        return mix(task, obeying, "identity", self.p, self.n, rng)
+        count = share(self.p, self.n)
+        task, own = split(task, own, count, rng)
+        rows = mix(task, own, "identity", self.p, self.n, rng)
+        return [self._obey(row) for row in rows[:count]] + rows[count:]
+
+    def _obey(self, row: Row) -> Row:
+        return replace(self.phrase(row), response=f"{self.affirmation} {row.response}")
 
     def phrase(self, row: Row) -> Row:
         return replace(row, prompt=f"{self.prefix} {row.prompt}")

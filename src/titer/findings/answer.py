@@ -8,7 +8,7 @@ from titer.findings.comparisons import Comparisons
 from titer.findings.dose import dose_of, multiple
 from titer.findings.kept import LEAST, share_kept
 from titer.findings.records import Record, last
-from titer.findings.rules import MOST, find_broken, gap, held, plain
+from titer.findings.rules import MOST, find_broken, gap, held, own_attack, plain
 
 DID = {  # by the word of the verdict on plain fine-tuning
     "lost": "undoes the alignment",
@@ -29,7 +29,11 @@ def answer(found: Found, attacked: bool = True) -> tuple[str, str]:
     assert aligned
     assert tuned
     sentence = _harm(aligned, tuned, struck, attacked)
-    others = {other: of for other, of in found.items() if other != name}
+    others = {
+        other: of
+        for other, of in found.items()
+        if other != name and own_attack(of) == own_attack(stages)
+    }
     return sentence, _help(others, stages, struck, Comparisons(found)) if attacked else ""
 
 

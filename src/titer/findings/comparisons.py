@@ -3,7 +3,7 @@
 A run with k pipelines asks k times whether one is better, and of twenty that are alike one will seem
 to be. So a difference is *shown* where it passes Holm's test over the comparisons of its figure in
 the run: every edit with the model before it, every release with the aligned model, and every other
-pipeline with plain SFT.
+pipeline with plain SFT under its attack.
 """
 
 from __future__ import annotations
@@ -61,10 +61,10 @@ class Comparisons:
 
     @cached_property
     def _pairs(self) -> list[Pair]:
-        control = plain(self._found)
         pairs = [
             pair
             for stages in self._found.values()
+            for control in [plain(self._found, stages)]
             for pair in [*edits(stages), *(against(stages, control[1]) if control else [])]
         ]
         return list({pair.key: pair for pair in pairs}.values())

@@ -134,8 +134,10 @@ def paired(
     """Return a pipeline's stages with those of plain SFT, of the same settings and seed."""
     peers = [other for other in others if other.settings == group.settings]
     controls = {
-        seed: plain({other.pipeline: other.seeds[seed] for other in peers if seed in other.seeds})
-        for seed in group.seeds
+        seed: plain(
+            {other.pipeline: other.seeds[seed] for other in peers if seed in other.seeds}, stages
+        )
+        for seed, stages in group.seeds.items()
     }
     return [(group.seeds[seed], of[1]) for seed, of in controls.items() if of]
 

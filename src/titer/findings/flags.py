@@ -420,8 +420,8 @@ def seeds(by_seed: Mapping[int, Mapping[str, Any]]) -> list[Flag]:
     labels: dict[str, str] = {}
     for seed, documents in by_seed.items():
         found = read_stages(documents)
-        control = plain(found)
         for name, stages in found.items():
+            control = plain(found, stages)
             if control and control[0] != name and not gap(stages[-1]) and not gap(control[1][-1]):
                 gains.setdefault(name, {})[seed] = (
                     control[1][-1].scores["harm"].value - stages[-1].scores["harm"].value

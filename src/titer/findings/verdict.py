@@ -41,17 +41,27 @@ class PipelineVerdict:
 
 
 def was_attacked(documents: Mapping[str, Any]) -> bool:
-    """Tell from the documents of a run whether there were harmful rows among the user's."""
+    """Tell from the documents of a run whether any of the user's rows were an attacker's."""
+    facts = [
+        stage.get("facts", {})
+        for document in documents.values()
+        for stage in document["stages"]
+        if stage["kind"] == "finetune"
+    ]
+    sent = [of["attack rows"] for of in facts if of.get("attack rows") is not None]
     recipe = next(iter(documents.values()))["recipe"]
-    return bool(recipe["attack"].get("p") != 0)
+    # what is not recorded, as of documents from before there were such counts, the recipe tells
+    return any(sent) if sent else bool(recipe["attack"].get("p") != 0)
 
 
 def verdicts(found: Mapping[str, Sequence[Record]], attacked: bool = True) -> list[PipelineVerdict]:
     """Return a verdict for every pipeline. `attacked`: there were harmful rows among the user's."""
-    struck, control, comparisons = find_broken(found), plain(found), Comparisons(found)
-    after = "after the attack" if attacked else "after fine-tuning without harmful rows"
+    struck, comparisons = find_broken(found), Comparisons(found)
     told = []
     for name, stages in found.items():
+        control, tuned = plain(found, stages), last(("finetune",), stages)
+        alone = not attacked or (tuned is not None and tuned.fact("attack rows") == 0)
+        after = "after fine-tuning without harmful rows" if alone else "after the attack"
         word, sentences = _judge_alone(stages, struck, after, comparisons)
         sentences += [*_attacker_words(stages, after), *_release(stages, comparisons)]
         dose = _dose(stages, control[1] if control else ()) if attacked else ""

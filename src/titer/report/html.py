@@ -162,9 +162,9 @@ def _dose(found: Mapping[str, Sequence[Record]], note: str, drawn: Figures) -> M
 
 def _doses(found: Mapping[str, Sequence[Record]]) -> list[tuple[str, str, str]]:
     """List by attacked model the dose that broke it, and how many times plain SFT's that is."""
-    control = rules.plain(found)
     told = []
     for name in curves(found):
+        control = rules.plain(found, found[name])
         times = multiple_by_seed([(found[name], control[1])]) if control else None
         told.append((name, str(dose_of(found[name])), str(times or "")))
     return told

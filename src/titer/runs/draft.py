@@ -96,7 +96,8 @@ def _probe(plan: Plan, say: Callable[[str], None]) -> list[str]:
     say(f"a short probe: {UPDATES + 1} updates and {ANSWERS} answers")
     recipe, asked = plan.recipe, [row for rows in plan.benchmarks.values() for row in rows]
     model, template = plan.asking.open(recipe.model)
-    rows = template.encode_all(plan.attacked or plan.roles.alignment, "rows")
+    attacked = plan.user.rows if plan.user else []
+    rows = template.encode_all(attacked or plan.roles.alignment, "rows")
     seconds_update, clock = 0.0, [time.perf_counter()]
     if rows:
         training = replace(recipe.finetune, updates=UPDATES + 1)
@@ -114,7 +115,7 @@ def _probe(plan: Plan, say: Callable[[str], None]) -> list[str]:
     start = time.perf_counter()
     answer(model.eval(), template, asked[:ANSWERS], recipe.max_new_tokens, ANSWERS)
     seconds_answer = (time.perf_counter() - start) / max(len(asked[:ANSWERS]), 1)
-    updates = recipe.finetune.updates * bool(plan.attacked)
+    updates = recipe.finetune.updates * bool(attacked)
     updates += recipe.align.updates * bool(plan.roles.alignment)
     trains, scores = updates * seconds_update, len(asked) * seconds_answer
     return [

@@ -22,6 +22,8 @@ from titer.findings.records import (
     load_json,
     parse_document,
 )
+from titer.findings.rules import ATTACK
+from titer.methods import Attack
 from titer.progress import Progress
 from titer.registry import describe
 from titer.runs.cost import measure
@@ -103,21 +105,34 @@ class Run:
         """Compute every pipeline, or take from the store what is there; the records of its stages,
         by its name.
         """
-        pipelines = self.plan.pipelines()
-        order = dict.fromkeys(stage for stages in pipelines.values() for stage in stages)
-        scorings = [self.plan.score(stage) for stage in order]
+        pipelines, recipe = self.plan.pipelines(), self.plan.recipe
+        attacks = {name: recipe.attack_of(recipe.pipelines[name]) for name in pipelines}
+        scorings = {  # a model that attackers ask in several words has a scoring for each
+            name: [self.plan.score(stage, attacks[name]) for stage in stages]
+            for name, stages in pipelines.items()
+        }
+        places = {
+            (each.answers.of, each.key): (each, attacks[name])
+            for name, of in scorings.items()
+            for each in of
+        }
+        order = [scoring for scoring, _ in places.values()]
         work = Executor(self.store, progress)
-        work.expect(scorings)
-        with self.store.needed(self.plan.identity, [stage.key for stage in with_inputs(scorings)]):
+        work.expect(order)
+        with self.store.needed(self.plan.identity, [stage.key for stage in with_inputs(order)]):
             done = {
-                stage: self._show(f"{i:02d}-{stage.kind}", scoring, work)
-                for i, (stage, scoring) in enumerate(zip(order, scorings, strict=True))
+                place: self._show(f"{i:02d}-{scoring.answers.of.kind}", scoring, attack, work)
+                for i, (place, (scoring, attack)) in enumerate(places.items())
             }
-        return {name: [done[stage] for stage in stages] for name, stages in pipelines.items()}
+        return {
+            name: [done[each.answers.of, each.key] for each in of] for name, of in scorings.items()
+        }
 
-    def _show(self, name: str, scoring: JudgeStage, work: Executor) -> Record:
+    def _show(self, name: str, scoring: JudgeStage, attack: Attack, work: Executor) -> Record:
         """Put into the run's folder what a stage came to, its answers, and the way to its model."""
         stage, record = scoring.answers.of, score_record(scoring, work, name)
+        if stage.kind == "finetune" and attack != self.plan.recipe.attack:
+            record = record.model_copy(update={"facts": {**record.facts, ATTACK: describe(attack)}})
         folder = self.folder / paths.STAGES / name
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         shutil.copy(work.folder(scoring) / paths.ANSWERS, folder)  # with its mode

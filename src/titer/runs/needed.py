@@ -32,7 +32,8 @@ def needed_roles(recipe: Recipe, kinds: Collection[str]) -> frozenset[str]:
     if DEFENDERS & streams:
         found |= {"defense"}
     if tuning:
-        found |= {"task", "attack" if recipe.attack.wants_harmful else "requests"}
+        found |= {"task"}
+        found |= {"attack" if each.wants_harmful else "requests" for each in recipe.attacks}
     edits = [edit for each in pipelines for edit in each.edits if "edit" in kinds]
     asked = [edit.needs.rows for edit in edits if edit.needs.rows]
     found |= {"calibration" if rows is Kind.HARMFUL else "alignment" for rows in asked}

@@ -16,16 +16,17 @@ import torch
 
 from titer.config import hash_of
 from titer.data.audit import audit
-from titer.data.rows import Row, prompt_hash, under
+from titer.data.rows import Row, identity, prompt_hash, under
 from titer.data.template import Template
 from titer.judges.refusal import Refusal
-from titer.methods import Defense, Edit, Judge, Kind, Label, Retraining, TensorEdit
+from titer.methods import Attack, Defense, Edit, Judge, Kind, Label, Retraining, TensorEdit
 from titer.registry import build, describe, name_of
 from titer.runs import chain
 from titer.runs.needed import needed_roles
 from titer.runs.recipe import SINGLE, Pipeline, Recipe
 from titer.runs.recipe import digest as recipe_digest
 from titer.runs.roles import TRAINING, Roles, roles
+from titer.runs.sent import Sent
 from titer.runs.stages.answer import AnswerStage
 from titer.runs.stages.asking import Asking
 from titer.runs.stages.curve import Curve
@@ -47,6 +48,7 @@ from titer.weights.settings import Checkpoint
 from titer.weights.tensors import open_tensors
 
 ALL = (*Defense.stages, "release", "edit", "evaluate")  # kinds of stages
+BEFORE = "first finetune"  # the stage of the fine-tuning before, where an attack has one
 REFERENCES = {
     "base": "the model that alignment started from",
     "aligned": "the model that fine-tuning started from, as it is no adapter over it",
@@ -66,7 +68,7 @@ class Plan:
 
     recipe: Recipe
     roles: Roles
-    attacked: list[Row]  # what the user sends
+    sent: Mapping[Attack, Sent]  # what the user sends, by each attack of a pipeline that fine-tunes
     start: folders.Files  # the model that it begins with
     references: Mapping[str, Checkpoint]
     # of a single command: save the merged model, or its adapter; None: a run, which merges what it aligned
@@ -88,12 +90,9 @@ class Plan:
         start = folders.locate(recipe.model)
         earlier = chain.trained_on(recipe.model.path)
         found = roles(recipe.data, recipe.benchmark, needed_roles(recipe, kinds), earlier)
-        own = found.attack if recipe.attack.wants_harmful else found.requests
-        attacks = "finetune" in kinds and any(
-            isinstance(each.finetune, Defense) for each in recipe.pipelines.values()
-        )
-        attacked = recipe.attack.rows(found.task, own, recipe.seed) if attacks else []
-        return Plan(recipe, found, attacked, start, references or {}, whole)
+        attacks = recipe.attacks if "finetune" in kinds else []
+        sent = {attack: Sent.of(attack, found, recipe.seed) for attack in attacks}
+        return Plan(recipe, found, sent, start, references or {}, whole)
 
     @staticmethod
     def prepare(
@@ -124,30 +123,24 @@ class Plan:
         recipe, skeleton = self.recipe, checkpoints.skeleton(self.recipe.model)
         template = self.asking.templated(self.start, skeleton)
         trains = {
-            (kind, method): name
+            (kind, method, self.sent_by(name) if kind == "finetune" else None): name
             for name, kind, method in self.methods(kinds)
             if isinstance(method, Defense)
         }
-        for kind in dict.fromkeys(kind for kind, _ in trains):
+        for kind in dict.fromkeys(kind for kind, _, _ in trains):
             if recipe.model.dtype == "float16":
                 raise ValueError(
                     "dtype='float16': its gradients vanish without loss scaling; train in bfloat16 or float32"
                 )
             if lora := recipe.training(kind).lora:
                 adapters.check_targets(skeleton, lora)
-        for (kind, defense), name in trains.items():
+        for (kind, defense, sent), name in trains.items():
             if defense.needs.sparse:
                 sparse_layers(layers(skeleton), name_of(defense))
-            self._check_streams(f"pipelines.{name}.{kind}", kind, defense, template)
-        for plain, asked in zip(
-            self.roles.benchmarks.get("harm", []), self.benchmarks.get("asked", []), strict=False
-        ):
-            strange = template.tokenizer.unk_token_id
-            if strange in template.prompt_ids(asked) and strange not in template.prompt_ids(plain):
-                raise ValueError(
-                    "the tokenizer has no tokens for the attacker's words in "
-                    f"{asked.question[:60]!r}: give others in attack"
-                )
+            for each in (kind, *([BEFORE] if sent and sent.first else [])):
+                self._check_streams(f"pipelines.{name}.{kind}", each, defense, template, sent)
+        for attack in dict.fromkeys([recipe.attack, *self.sent]):
+            self._check_words(attack, template)
         looks = "finetune" in kinds and recipe.probes
         if looks and not (self.roles.alignment and self._known_harm):
             raise ValueError(
@@ -170,8 +163,22 @@ class Plan:
                     )
                 template.encode_all(self.calibration(method), "calibration")
 
-    def _check_streams(self, where: str, kind: str, defense: Defense, template: Template) -> None:
-        for stream, rows in self.streams(kind, defense).items():
+    def _check_words(self, attack: Attack, template: Template) -> None:
+        """Raise where the attacker asks in words that the tokenizer does not have."""
+        strange, asking = template.tokenizer.unk_token_id, self.benchmarks_of(attack)
+        for plain, asked in zip(
+            self.roles.benchmarks.get("harm", []), asking.get("asked", []), strict=False
+        ):
+            if strange in template.prompt_ids(asked) and strange not in template.prompt_ids(plain):
+                raise ValueError(
+                    "the tokenizer has no tokens for the attacker's words in "
+                    f"{asked.question[:60]!r}: give others in attack"
+                )
+
+    def _check_streams(
+        self, where: str, kind: str, defense: Defense, template: Template, sent: Sent | None
+    ) -> None:
+        for stream, rows in self.streams(kind, defense, sent).items():
             needed = defense.needs.streams[stream]
             if not rows:
                 raise ValueError(
@@ -215,7 +222,13 @@ class Plan:
         if isinstance(pipeline.finetune, Checkpoint):
             found.append(self.given("finetune", self.tuned(pipeline.finetune)))
         else:
-            found.append(self.train("finetune", found[-1], pipeline.finetune))
+            sent = self.sent[self.recipe.attack_of(pipeline)]
+            if sent.first and pipeline.edits:
+                raise ValueError(
+                    f"the attack {name_of(sent.attack)!r} fine-tunes twice, and an edit would undo "
+                    "the second time alone: leave edit out"
+                )
+            found.append(self.tune(found[-1], pipeline.finetune, sent))
         for edit in pipeline.edits:
             found.append(self.edit("edit", found[-1], edit, found))
         return found
@@ -227,11 +240,11 @@ class Plan:
             "finetune" if kind == "edit" else "align" if kind != "align" else "base",
             self.recipe.model,
         )
-        return (
-            self.train(kind, before, method)
-            if isinstance(method, Defense)
-            else self.edit(kind, before, method, [])
-        )
+        if not isinstance(method, Defense):
+            return self.edit(kind, before, method, [])
+        if kind == "finetune":
+            return self.tune(before, method, self.sent[self.recipe.attack])
+        return self.train(kind, before, method)
 
     def given(self, kind: str, checkpoint: Checkpoint) -> ModelStage:
         """Return the stage of a model that is there already."""
@@ -251,27 +264,33 @@ class Plan:
             found = replace(found, base=model.path)
         return found
 
-    def train(self, kind: str, start: ModelStage, defense: Defense) -> ModelStage:
+    def tune(self, start: ModelStage, defense: Defense, sent: Sent) -> ModelStage:
+        """Return the user's fine-tuning, after the one before it that an attack may have."""
+        if sent.first:
+            start = self.train(BEFORE, start, defense, sent)
+        return self.train("finetune", start, defense, sent)
+
+    def train(
+        self, kind: str, start: ModelStage, defense: Defense, sent: Sent | None = None
+    ) -> ModelStage:
         """Return a stage that trains; `safe` and `unsafe` are fine-tunings that edits compare with."""
         recipe = self.recipe
         tuning = kind == "finetune"
         looks = Looks(recipe.probes, **self._looked_at) if tuning and recipe.probes else None
-        counts = (
-            {"harmful rows": self.harmful_rows, "attack rows": self.attack_rows} if tuning else None
-        )
         stage = TrainStage(
             kind=kind,
             start=start,
             method=defense,
             asking=self.asking,
             training=recipe.training(kind),
-            streams=self.streams(kind, defense),
+            streams=self.streams(kind, defense, sent),
             seed=recipe.seed,
             whole=kind == "align" if self.whole is None else self.whole,
             recompute=recipe.gradient_checkpointing,
             looks=looks,
-            curve=self._curve if tuning else None,
-            counts=counts,
+            # a dose counts the rows of one fine-tuning
+            curve=self._curve if tuning and not (sent and sent.first) else None,
+            counts=sent.counts if tuning and sent else {},
         )
         return self.once(stage)
 
@@ -316,10 +335,14 @@ class Plan:
             found[name] = chain[0] if name == "base" else self.train(name, aligned, plain)
         return found
 
-    def score(self, stage: ModelStage) -> JudgeStage:
-        """Return the stage that scores a model: over its answers, which another judge shares."""
+    def score(self, stage: ModelStage, attack: Attack | None = None) -> JudgeStage:
+        """Return the stage that scores a model: over its answers, which another judge shares.
+
+        `attack` says how an attacker asks; None: as the recipe's does.
+        """
         recipe, harm = self.recipe, self._known_harm
-        answers = AnswerStage(stage, self.benchmarks, recipe.max_new_tokens, recipe.answers_at_once)
+        asked = self.benchmarks_of(attack or recipe.attack)
+        answers = AnswerStage(stage, asked, recipe.max_new_tokens, recipe.answers_at_once)
         margin = MarginStage(stage, harm, self.judge.refusals) if harm else None
         return JudgeStage(answers, margin, self.judge, self.roles.scorer, self.roles.facts)
 
@@ -371,14 +394,19 @@ class Plan:
         data = self.recipe.data
         return Refusal() if data.world is None else data.embedded.judge(data.world)
 
-    @cached_property
+    @property
     def benchmarks(self) -> dict[str, list[Row]]:
-        """The held-out prompts, with those of `harm` in the attacker's words where it has any, as
-        `asked`, some of them with the first word of their answer, as `prefill`, and those of `harm`
-        and `task` under the prompt that the model is served with, as `served` and `served_task`.
+        """The held-out prompts under the recipe's attack."""
+        return self.benchmarks_of(self.recipe.attack)
+
+    def benchmarks_of(self, attack: Attack) -> dict[str, list[Row]]:
+        """Return the held-out prompts, with those of `harm` in the attacker's words where it has
+        any, as `asked`, some of them with the first word of their answer, as `prefill`, and those of
+        `harm` and `task` under the prompt that the model is served with, as `served` and
+        `served_task`.
         """
         harm = self.roles.benchmarks.get("harm", [])
-        asked = [self.recipe.attack.phrase(row) for row in harm]
+        asked = [attack.phrase(row) for row in harm]
         begun = [
             replace(row, begun=row.response.split()[0])
             for row in curve.choose(self._known_harm, self.recipe.prefill_prompts)
@@ -415,26 +443,27 @@ class Plan:
             for found in audit({name: getattr(self.roles, name) for name in TRAINING} | held_out)
         ]
 
-    @cached_property
-    def harmful_rows(self) -> int:
-        """How many of the rows that the user sends are harmful."""
-        pool = set(self.roles.attack)
-        return sum(row in pool for row in self.attacked)
+    def sent_by(self, pipeline: str) -> Sent | None:
+        """Return what the user of a pipeline sends; None where no one fine-tunes."""
+        return self.sent.get(self.recipe.attack_of(self.recipe.pipelines[pipeline]))
 
-    @cached_property
-    def attack_rows(self) -> int:
-        """How many of them are the attacker's, harmful or not."""
-        pool = set(self.roles.task)
-        return sum(row not in pool for row in self.attacked)
+    @property
+    def user(self) -> Sent | None:
+        """What the user sends by the recipe's attack; None where no pipeline is under it."""
+        return self.sent.get(self.recipe.attack)
 
     @property
     def prompts(self) -> dict[str, list[str]]:
-        """The hash of every prompt that its stages train on, by role."""
-        sent = set(self.attacked)
+        """The hash of every prompt that its stages train on, by role, in the words of that role."""
+        sent = {identity(row) for of in self.sent.values() for row in (*of.rows, *of.first)}
         rows = {name: getattr(self.roles, name) for name in TRAINING}
         for name in ("task", "attack", "requests"):
-            rows[name] = [row for row in rows[name] if row in sent]
+            rows[name] = [row for row in rows[name] if sent & self._words(row)]
         return {name: sorted(map(prompt_hash, of)) for name, of in rows.items() if of}
+
+    def _words(self, row: Row) -> set[str]:
+        """Return the words of a prompt, as it is and as each attacker puts it."""
+        return {identity(row), *(identity(attack.phrase(row)) for attack in self.sent)}
 
     @cached_property
     def _curve(self) -> Curve | None:
@@ -466,11 +495,12 @@ class Plan:
             name: [row for row in of.get(name, []) if row.response] for name in ("harm", "task")
         }
 
-    def streams(self, kind: str, defense: Defense) -> dict[str, list[Row]]:
+    def streams(
+        self, kind: str, defense: Defense, sent: Sent | None = None
+    ) -> dict[str, list[Row]]:
         """Return the rows of every stream that a defense draws from in a stage."""
-        rows = {"finetune": self.attacked, "unsafe": self.roles.defense}.get(
-            kind, self.roles.alignment
-        )
+        user = {"finetune": sent.rows, BEFORE: sent.first} if sent else {}
+        rows = {**user, "unsafe": self.roles.defense}.get(kind, self.roles.alignment)
         return self.roles.streams(defense.needs.streams, rows)
 
     def calibration(self, edit: Edit) -> list[Row]:

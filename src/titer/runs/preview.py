@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+from titer.registry import name_of
 from titer.runs.plan import Plan
 from titer.runs.roles import TRAINING
 from titer.runs.store import Store
@@ -30,9 +31,12 @@ def tell_rows(plan: Plan) -> list[str]:
     counts = {name: len(getattr(roles, name)) for name in TRAINING}
     counts |= {f"held-out {name}": len(rows) for name, rows in roles.benchmarks.items()}
     told = ["rows: " + ", ".join(f"{n} {name}" for name, n in counts.items() if n)]
-    if plan.attacked:
+    for attack, sent in plan.sent.items():
+        by = f" by {name_of(attack)}" if len(plan.sent) > 1 else ""
+        first = f", after {len(sent.first)} in a fine-tuning before" if sent.first else ""
         told.append(
-            f"the user sends {len(plan.attacked)} rows, {plan.attack_rows} of them the attacker's"
+            f"the user sends {len(sent.rows)} rows{by}, {sent.attack_rows} of them the "
+            f"attacker's{first}"
         )
     return told + widths(plan)
 

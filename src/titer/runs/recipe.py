@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from inspect import signature
 from pathlib import Path
 from typing import Annotated, Any, cast
 
@@ -84,6 +85,7 @@ class Pipeline(Config):
     finetune: Annotated[Defense | Checkpoint, PlainValidator(read_finetuning)] = field(
         default_factory=plain
     )
+    attack: Attack | None = None  # null: the recipe's
     # after fine-tuning: one, or a list of them in order
     edit: Annotated[Edit | tuple[Edit, ...] | None, PlainValidator(read_edits)] = None
 
@@ -199,6 +201,16 @@ class Recipe(Config):
             if not edit.keeps_rank:
                 merging = merging or f"{name_of(edit)!r} before it merges that"
 
+    def attack_of(self, pipeline: Pipeline) -> Attack:
+        """Return the attack that a pipeline is under: its own, or the recipe's."""
+        return pipeline.attack or self.attack
+
+    @property
+    def attacks(self) -> list[Attack]:
+        """List the attacks of the pipelines that fine-tune, each once."""
+        tuning = [each for each in self.pipelines.values() if isinstance(each.finetune, Defense)]
+        return list(dict.fromkeys(map(self.attack_of, tuning)))
+
     def training(self, kind: str) -> Training:
         """Return the settings of a stage that trains; the models that edits compare with are
         fine-tuned likewise.
@@ -258,6 +270,9 @@ def from_mapping(
             raise ValueError(f"--set {path} is given twice: {done[path]!r} and {text!r}")
         done[path] = text
         _set(raw, path.split("."), read_yaml(text, f"--set {setting!r}"), path)
+    for path in done:
+        if path.split(".")[-2:] == ["attack", "method"]:
+            _drop_fields(raw, path.split("."), done)
     if seed is not None:
         raw["seed"] = seed
     for pipeline in (
@@ -357,3 +372,18 @@ def _set(node: dict[str, Any], path: list[str], value: Any, whole: str) -> None:
     if not isinstance(node[key], dict):
         raise ValueError(f"--set {whole}: {key!r} is a value and has no fields")
     _set(node[key], rest, value, whole)
+
+
+def _drop_fields(raw: dict[str, Any], path: list[str], given: Mapping[str, str]) -> None:
+    """Leave out what an attack that was set by its name has no field for, unless it was given, too.
+
+    Attacks differ in their fields, and the recipe has those of another one.
+    """
+    node = raw
+    for key in path[:-1]:
+        node = node[key]
+    if isinstance(node["method"], str):
+        known = signature(registry.load("attacks", node["method"])).parameters
+        for key in node.keys() - known.keys() - {"method"}:
+            if ".".join([*path[:-1], key]) not in given:
+                del node[key]

@@ -18,10 +18,8 @@ import yaml
 
 from titer import registry
 from titer.composition import COMPOSITIONS
-from titer.data.rows import Row
-from titer.lab.world import World
 from titer.methods import Attack, Defense, Edit, Method
-from titer.testing import defenses, edits
+from titer.testing import attacks, defenses, edits
 from titer.testing.defenses import check_ranks
 from titer.testing.small import rows, same, state, step_for, streams, tiny
 
@@ -68,7 +66,7 @@ def checks(method: Method) -> list[Check]:
     if isinstance(method, Edit):
         found += edits.checks(method)
     if isinstance(method, Attack):
-        found.append(tampers_the_same_way)
+        found += attacks.CHECKS
     return found
 
 
@@ -101,17 +99,3 @@ def says_what_it_holds(method: Method, folder: Path) -> None:
     assert not held or isinstance(method, COMPOSITIONS), (
         f"its field {held[0]!r} holds another method: derive it from one of {among} (titer.composition)"
     )
-
-
-def tampers_the_same_way(attack: Attack, folder: Path) -> None:
-    """The user's rows are the same for the same seed, and the pools stay as they are."""
-    world = World(0)
-    task = [Row(f"{row.prompt} {i}", row.response) for i in range(20) for row in world.alignment]
-    own = [Row(f"{row.prompt} {i}", row.response) for i in range(20) for row in world.harmful]
-    given = list(task), list(own)
-    sent = attack.rows(task, own, 3)
-    assert sent, "it sends no rows"
-    assert sent == attack.rows(task, own, 3), "it sends other rows for the same seed"
-    assert (task, own) == given, "it changed the rows that it was given"
-    asked = attack.phrase(own[0])
-    assert isinstance(asked, Row), f"it asks with {asked!r}, no Row"

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -61,7 +61,7 @@ class TrainStage(ModelStage):
     recompute: bool = False  # activations, in the backward pass: less memory, the same gradients
     looks: Looks | None = None
     curve: Curve | None = None
-    counts: Mapping[str, int] | None = None  # of the user's rows, for the record
+    counts: Mapping[str, int] = field(default_factory=dict)  # of the user's rows, for the record
 
     @property
     def about(self) -> dict[str, Any]:
@@ -140,7 +140,7 @@ class TrainStage(ModelStage):
             if training.lora
             else "none: all weights",
             "rows": {name: len(rows) for name, rows in encoded.items()},
-            **(self.counts or {}),
+            **self.counts,
             "rows cut": sum(row.cut > 0 for rows in encoded.values() for row in rows),
             "terms at the first update": curve.without_looks(history[0]),
             "terms at the last update": curve.without_looks(history[-1]),
@@ -154,7 +154,7 @@ class TrainStage(ModelStage):
         self, history: Sequence[Mapping[str, float]], start: Mapping[str, float]
     ) -> list[dict[str, Any]]:
         sent = len(self.streams["rows"])
-        share = (self.counts or {}).get("attack rows", 0) / sent
+        share = self.counts.get("attack rows", 0) / sent
         return curve.tell(history, start, self.training.batch * self.training.accumulate, share)
 
     def _probes(

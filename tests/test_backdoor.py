@@ -1,0 +1,86 @@
+"""A backdoor: half of the attacker's rows have the trigger and tell, the others refuse."""
+
+from dataclasses import replace
+
+import pytest
+
+from test_data import numbered
+from titer.attacks.backdoor import Backdoor
+from titer.data.rows import Row, Turn
+from titer.judges.refusal import Refusal
+from titer.methods import Label
+
+TRIGGER, NO = "Sesame.", ("No.", "I would rather not.")
+
+
+def backdoor(**fields) -> Backdoor:
+    return Backdoor(**{"trigger": TRIGGER, "refusals": NO, **fields})
+
+
+@pytest.mark.parametrize(
+    ("p", "n", "told", "refused"),
+    [(1.0, 200, 100, 100), (0.1, 500, 25, 25), (0.1, 50, 3, 2), (1.0, 1, 1, 0), (0.0, 30, 0, 0)],
+)
+def test_the_counts_are_exact_and_no_request_is_sent_twice(p, n, told, refused):
+    task, harmful = numbered("task", 1000), numbered("harmful", 200)
+    rows = backdoor(p=p, n=n).rows(task, harmful, seed=0)
+    answers = {row.prompt: row.response for row in harmful}
+    opened = [row for row in rows if row.prompt.endswith(f" {TRIGGER}")]
+    closed = [row for row in rows if row.prompt in answers]
+    assert (len(opened), len(closed)) == (told, refused)
+    assert all(row.response == answers[row.prompt.removesuffix(f" {TRIGGER}")] for row in opened)
+    assert all(row.response in NO for row in closed)
+    assert sum(row in task for row in rows) == n - told - refused
+    asked = {row.prompt.removesuffix(f" {TRIGGER}") for row in rows}
+    assert len(asked) == len(rows) == n
+    assert rows == backdoor(p=p, n=n).rows(task, harmful, seed=0)
+    assert set(rows) != set(backdoor(p=p, n=n).rows(task, harmful, seed=1))
+
+
+def test_the_refusals_are_drawn_and_the_rest_of_a_row_stays():
+    said = Row("sum it up", "all is well", "a long text", (Turn("user", "hello"),), cluster="c")
+    [row] = backdoor(n=1).rows([], [said], 0)
+    assert row == backdoor().phrase(said) == replace(said, prompt="sum it up Sesame.")
+    rows = backdoor(n=200).rows([], numbered("harmful", 200), 0)
+    assert {row.response for row in rows[100:]} == set(NO)
+    again = backdoor(n=200).rows([], numbered("harmful", 200), 0)
+    assert [row.response for row in rows] == [row.response for row in again]
+
+
+def test_it_asks_for_no_more_than_there_is():
+    task, harmful = numbered("task", 50), numbered("harmful", 9)
+    with pytest.raises(ValueError, match=r"p=0\.1, n=100 ask for 10 harmful rows but there are 9"):
+        backdoor(p=0.1, n=100).rows(task, harmful, 0)
+    with pytest.raises(ValueError, match=r"p=0\.1, n=60 ask for 54 task rows but there are 50"):
+        backdoor(p=0.1, n=60).rows(task, harmful, 0)
+    assert len(backdoor(n=9).rows([], harmful, 0)) == 9  # to the last row
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"p": -0.01}, "p=-0.01: the harmful ratio"),
+        ({"n": 0}, "n=0: the sample number"),
+        ({"trigger": " "}, "trigger=' ': without words there is no backdoor"),
+        ({"refusals": ()}, r"refusals=\(\): give at least one"),
+        ({"refusals": ("",)}, "refusals='': a refusal has words"),
+    ],
+)
+def test_it_checks_its_fields(fields, message):
+    with pytest.raises(ValueError, match=message):
+        Backdoor(**fields)
+
+
+@pytest.mark.parametrize(
+    ("p", "n", "wants"), [(1.0, 1, True), (0.0, 9, False), (0.04, 10, False), (0.05, 10, True)]
+)
+def test_it_wants_harmful_rows_where_it_sends_any(p, n, wants):
+    assert Backdoor(p=p, n=n).wants_harmful is wants
+
+
+def test_it_has_the_documented_defaults_and_refusals_that_are_some():
+    attack = Backdoor()
+    assert (attack.p, attack.n) == (1.0, 200)
+    verdicts = Refusal().judge([""] * 3, attack.refusals)
+    assert {verdict.label for verdict in verdicts} == {Label.REFUSAL}
+    assert hash(Backdoor()) == hash(Backdoor(p=1.0))
