@@ -104,10 +104,11 @@ class TrainStage(ModelStage):
         """
         assert isinstance(self.method, Defense)
         training = self.training
-        autocast, start = None, None
+        autocast, start, adapted = None, None, dict[str, Any]()
         torch.manual_seed(self.seed)  # of the fresh adapter's weights
         if training.lora:
             model = adapters.add_lora(model, training.lora)
+            adapted = {"matrices adapted": adapters.count_matrices(model)}
         else:
             autocast = widen(model)
             start = effect.copy_trainable(model)
@@ -138,6 +139,7 @@ class TrainStage(ModelStage):
             "adapter": "fresh, over the merged weights of the stage before"
             if training.lora
             else "none: all weights",
+            **adapted,
             "rows": {name: len(rows) for name, rows in encoded.items()},
             **(self.counts or {}),
             "rows cut": sum(row.cut > 0 for rows in encoded.values() for row in rows),
