@@ -56,7 +56,7 @@ class RoutedAdapter(Routed):
     def forward(self, x: Tensor) -> Tensor:
         self.a.tokens = self.b.tokens = self.tokens
         added = self.b(self.a(x.to(self.a.weight.dtype)))
-        out = super().forward(x)
+        out: Tensor = super().forward(x)
         return out + (self.scaling * added).to(out.dtype)
 
 
