@@ -26,7 +26,6 @@ from titer.data.template import Template
 from titer.defenses.lisa import Origin, product_drift
 from titer.defenses.safe_moe import SafeMoE
 from titer.edits.antidote import Antidote
-from titer.edits.wise_ft import WiseFT
 from titer.methods import Needs, UpdateEdit
 from titer.runs.stages.repair import layers_of
 from titer.testing import small
@@ -256,16 +255,20 @@ def test_a_merge_error_counts_experts(family):
         for of in adapters.find_adapters(model).values():
             of.a.normal_(std=0.1)
             of.b.normal_(std=0.01)
-    lost = whole = 0.0
+    lost, whole = dict.fromkeys((True, False), 0.0), dict.fromkeys((True, False), 0.0)
     for name, of in adapters.find_adapters(model).items():
         delta = of.update.dense().double()
         was = dict(rough_state(model))[
             name.removeprefix(PREFIX) + ("" if of.experts else ".weight")
         ].double()
         was = was.mT if of.experts and family == "GptOss" else was
-        lost += (was + delta - (was + delta).bfloat16().double()).square().sum().item()
-        whole += delta.square().sum().item()
-    assert adapters.merge_error(model) == pytest.approx((lost / whole) ** 0.5, rel=1e-6)
+        error = was + delta - (was + delta).bfloat16().double()
+        lost[of.experts is not None] += error.square().sum().item()
+        whole[of.experts is not None] += delta.square().sum().item()
+    error = (sum(lost.values()) / sum(whole.values())) ** 0.5
+    assert adapters.merge_error(model) == pytest.approx(error, rel=1e-6)
+    error = (lost[True] / whole[True]) ** 0.5
+    assert adapters.merge_error(model, experts=True) == pytest.approx(error, rel=1e-6)
     assert 0.001 < adapters.merge_error(model) < 1.0
 
 
@@ -464,7 +467,7 @@ def test_every_defense_trains_the_experts_adapters(rows, name):
     assert any("experts" in key for key in moved)
 
 
-def test_a_sweep_of_safe_moe_steers_routers_by_the_experts_before_them(wide, rows, accelerator):  # noqa: F811
+def test_a_sweep_of_safe_moe_steers_routers_by_the_experts_before_them(wide, rows, accelerator):
     bare, start = small.sparse(), small.sparse()
     model, _ = (filled(adapters.add_lora(of, LORA).double()) for of in (bare, start))
     step, method = sweeping(model, rows, accelerator, batch=3), SafeMoE(prompts=4)

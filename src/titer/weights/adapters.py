@@ -207,14 +207,17 @@ def merge_adapter(model: PreTrainedModel) -> PreTrainedModel:
         return cast(PreTrainedModel, adapted.merge_and_unload())
 
 
-def merge_error(model: nn.Module) -> float:
+def merge_error(model: nn.Module, experts: bool = False) -> float:
     """Return the norm of what rounding to the weights' dtype takes from the update when it is merged.
 
     It is a share of the update's norm: 0 in float32 but for last bits, near 1 where the update is
-    smaller than the step between two coarse numbers.
+    smaller than the step between two coarse numbers. With `experts` it is of their update alone,
+    which PEFT adds to their weights anew in every pass.
     """
     lost = whole = 0.0
     for of in find_adapters(model).values():
+        if experts and of.experts is None:
+            continue
         weight = of.weight.detach()
         exact = weight.double() + of.update.dense().detach().double()
         lost += float((exact.to(weight.dtype).double() - exact).square().sum())

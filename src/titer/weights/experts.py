@@ -22,7 +22,7 @@ from transformers.conversion_mapping import get_model_conversion_mapping
 from transformers.core_model_loading import WeightConverter, WeightRenaming, rename_source_key
 from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS
 
-from titer.weights.tensors import Joint, Part, Stored
+from titer.weights.tensors import Joint, Piece, Stored
 from titer.weights.update import Update
 
 APART = "titer: one by one"  # the name of our way to run experts, among transformers' own
@@ -55,8 +55,8 @@ class RoutedAdapter(Routed):
 
     def forward(self, x: Tensor) -> Tensor:
         self.a.tokens = self.b.tokens = self.tokens
-        added = self.b(self.a(x.to(self.a.weight.dtype)))
-        out: Tensor = super().forward(x)
+        added: Tensor = self.b(self.a(x.to(self.a.weight.dtype)))
+        out = super().forward(x)
         return out + (self.scaling * added).to(out.dtype)
 
 
@@ -87,7 +87,7 @@ def stack(b: Tensor, a: Tensor, count: int, scaling: float) -> Update:
 
 def unstack(
     a: Stored, b: Stored, count: int, expert: int, rows: slice, names: tuple[str, str]
-) -> tuple[Part, Part]:
+) -> tuple[Piece, Piece]:
     """Return A and B of some rows of an expert's update on disk, where PEFT keeps `count` together.
 
     `names` are those of the rows and of the whole matrix, all of whose rows share one A.
@@ -95,8 +95,8 @@ def unstack(
     r = a.shape[0] // count
     of_rows, of_all = names
     return (
-        Part.of(a, f"{of_all}.lora_A.weight", (slice(expert * r, (expert + 1) * r),)),
-        Part.of(b, f"{of_rows}.lora_B.weight", (rows, slice(expert, None, count))),
+        Piece.of(a, f"{of_all}.lora_A.weight", (slice(expert * r, (expert + 1) * r),)),
+        Piece.of(b, f"{of_rows}.lora_B.weight", (rows, slice(expert, None, count))),
     )
 
 
@@ -133,7 +133,7 @@ def by_name(tensors: Mapping[str, Stored], model: PreTrainedModel) -> dict[str, 
             found[name] = of
         elif key in fused:
             turned = bool(model.get_submodule(key.rpartition(".")[0]).is_transposed)
-            parts = (Part.of(of, _name(key, i), (i,), turned) for i in range(of.shape[0]))
+            parts = (Piece.of(of, _name(key, i), (i,), turned) for i in range(of.shape[0]))
             found |= {part.name: part for part in parts}
         else:
             found[key] = of

@@ -77,7 +77,7 @@ class Stored:
 
 
 @dataclass(frozen=True)
-class Part(Stored):
+class Piece(Stored):
     """A matrix in a tensor that holds several. Its `shape` is (out, in)."""
 
     held: tuple[int, ...] = ()  # the shape of the tensor of all
@@ -85,10 +85,10 @@ class Part(Stored):
     transposed: bool = False  # the file has (in, out)
 
     @staticmethod
-    def of(held: Stored, name: str, at: tuple[int | slice, ...], transposed: bool = False) -> Part:
+    def of(held: Stored, name: str, at: tuple[int | slice, ...], transposed: bool = False) -> Piece:
         """Name a matrix of a tensor."""
         shape = torch.empty(held.shape, device="meta")[at].shape
-        return Part(
+        return Piece(
             held.path,
             name,
             held.dtype,

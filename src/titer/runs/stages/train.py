@@ -86,9 +86,11 @@ class TrainStage(ModelStage):
                 under = replace(made, name=str(work.place(self) / paths.BASE))
         resume = folder / paths.RESUME
         model, facts = self.train(model, template, resume, work.progress.advance)
+        lora = self.training.lora
+        # experts alone are merged in every pass
+        if lora and (self.whole or lora.experts) and torch.finfo(model.dtype).bits < 32:
+            facts["merge error"] = adapters.merge_error(model, experts=not self.whole)
         if self.whole:  # the next adapter will lie over the merged weights
-            if torch.finfo(model.dtype).bits < 32 and adapters.has_adapter(model):
-                facts["merge error"] = adapters.merge_error(model)
             model = adapters.merge_adapter(model)
         checkpoints.save(
             model, template.tokenizer, folder, under if adapters.has_adapter(model) else None
