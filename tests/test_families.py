@@ -404,20 +404,6 @@ def test_all_linear_is_every_linear_layer_but_the_head_and_reloads(tmp_path, tok
         assert torch.equal(model(ids).logits, again(ids).logits)
 
 
-def test_an_adapter_on_experts_is_refused_by_name():
-    from peft import LoraConfig, get_peft_model
-
-    with adapters.literal_peft():
-        model = get_peft_model(
-            FAMILIES["Mixtral"](),
-            LoraConfig(r=2, target_modules=["q_proj"], target_parameters=["experts.down_proj"]),
-        )
-    with pytest.raises(
-        ValueError, match=r"mlp.experts.* is not W \+ \(alpha / r\) B A of a linear layer"
-    ):
-        adapters.adapters(model)
-
-
 SETTINGS = Training(updates=1, lr=1e-3, batch=4, weight_decay=0.0, lora=ALL_LINEAR)
 STATES = {  # a method of two states, and updates that see both; layers of which the model has others
     "lisa": ({"k1": 1, "k2": 1, "warmup": 0.0}, 3),

@@ -145,7 +145,7 @@ def test_an_adapter_that_is_more_is_refused_in_one_line(tmp_path, kind):
     model = peft(config, model=FAMILIES["Llama"]())
     with pytest.raises(
         ValueError,
-        match=rf"adapter '.*' is not W \+ \(alpha / r\) B A of linear layers alone.*{message}",
+        match=rf"adapter '.*' is not W \+ \(alpha / r\) B A of linear layers and experts alone.*{message}",
     ):
         on_disk(model, tmp_path, FAMILIES["Llama"]())
 

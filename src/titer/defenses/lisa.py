@@ -47,8 +47,7 @@ from titer.methods import About, Answers, Defense, Fidelity, Needs, Refusals
 from titer.phase import Phase
 from titer.training.step import Step
 from titer.training.vector import Vec
-from titer.weights.adapters import adapters, has_adapter
-from titer.weights.update import Update
+from titer.weights.adapters import find_adapters, has_adapter
 
 ALIGN, TUNE = "align", "tune"
 EARLY = "early "  # begins the name of a phase in the warm-up, which has no proximal term
@@ -149,21 +148,25 @@ def weight_drift(step: Step, origin: Origin) -> Vec:
 def product_drift(step: Step, origin: Origin) -> Vec:
     """Return the gradient of 1/2 ||s (B A - B' A')||^2, over B and A of every layer.
 
-    The root of the sum of squares is logged. No matrix of the layer's shape is formed.
+    The root of the sum of squares is logged. No matrix of the layer's shape is formed. Every expert's
+    product counts by itself.
     """
     names = {id(weight): name for name, weight in step.parameters.items()}
     found: dict[str, Tensor] = {}
     square = 0.0
     with torch.no_grad():
-        for now in adapters(step.model).values():
-            assert now.a is not None  # it is an adapter
-            b, a, s = now.b.double(), now.a.double(), now.scaling  # (out, r), (r, in)
-            name_b, name_a = names[id(now.b)], names[id(now.a)]
-            start = Update(origin.weights[name_b].double(), origin.weights[name_a].double(), s)
-            moved = Update(b, a, s) + -1.0 * start  # s (B A - B' A'), of rank 2r
+        for of in find_adapters(step.model).values():
+            name_b, name_a = names[id(of.b)], names[id(of.a)]
+            now = of.read(of.b.double(), of.a.double())  # (out, r), (r, in), of experts stacked
+            start = of.read(origin.weights[name_b].double(), origin.weights[name_a].double())
+            moved = now + -1.0 * start  # s (B A - B' A'), of rank 2r
+            assert now.a is not None  # it is an adapter's
             assert moved.a is not None
             square += moved.dot(moved)
-            found[name_b] = (s * (moved.b @ (moved.a @ a.T))).to(now.b)
-            found[name_a] = (s * ((b.T @ moved.b) @ moved.a)).to(now.a)
+            found[name_b], found[name_a] = torch.empty_like(of.b), torch.empty_like(of.a)
+            g = of.read(found[name_b], found[name_a])  # views
+            assert g.a is not None
+            g.b.copy_(of.scaling * (moved.b @ (moved.a @ now.a.mT)))
+            g.a.copy_(of.scaling * ((now.b.mT @ moved.b) @ moved.a))
     step.log(drift=math.sqrt(max(square, 0.0)))
     return Vec.of(found)

@@ -39,6 +39,7 @@ from transformers import PreTrainedModel
 from titer.config import Names
 from titer.data.batches import Batch
 from titer.methods import About, Fidelity, Harmful, Needs, UpdateEdit
+from titer.weights.experts import RoutedAdapter
 from titer.weights.finetuned import Weight
 from titer.weights.inputs import watch_inputs
 from titer.weights.update import Update
@@ -201,9 +202,11 @@ def feature_norms(
     from peft.tuners.lora import LoraLayer
 
     factors = {
-        f"{name}, factor B": layer.lora_B["default"]
+        f"{name}, factor B": layer.b
+        if isinstance(layer, RoutedAdapter)
+        else layer.lora_B["default"]
         for name, layer in layers.items()
-        if isinstance(layer, LoraLayer)
+        if isinstance(layer, LoraLayer | RoutedAdapter)
     }
     # born before the passes: small tensors that outlive the large ones about them would leave their memory in
     # pieces

@@ -68,12 +68,18 @@ class Layer:
         stream: it keeps zeros, not directions. Raises where a matrix of the layer has no known
         role.
         """
+        from peft.tuners.lora.layer import ParamWrapper
+
         found: dict[str, Writer] = {}
         for name, parameter in self.module.named_parameters():
             *path, last = (part for part in name.split(".") if part != "base_layer")
             if "lora_A" in path:  # reads for its B
                 continue
-            path = path[: path.index("lora_B")] if "lora_B" in path else path
+            if "lora_B" in path:
+                path = path[: path.index("lora_B")]
+                adapted = self.module.get_submodule(name.partition(".lora_B")[0])
+                if isinstance(adapted, ParamWrapper):  # of experts, B is (hidden, r E)
+                    path.append(adapted.parameter_name)
             # fused experts are bare parameters
             owner = path[-1] if last in ("weight", "bias") else last.removesuffix("_bias")
             if owner in WRITERS:

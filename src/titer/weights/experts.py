@@ -1,15 +1,18 @@
-"""The experts of a sparse model one by one: on disk, and in forward passes.
+"""The experts of a sparse model one by one: on disk, in adapters, and in forward passes.
 
 In memory transformers keeps all experts of a layer in one parameter, (E, out, in) or (E, in, out).
 A checkpoint has them so too, or a tensor for each. Here every expert has matrices of its own,
 (out, in), which an edit works on like on any other linear layer's.
+
+PEFT keeps the factors of all experts in two matrices, whose orders differ: rows e r to (e + 1) r of
+lora_A (E r, in) are expert e's A, and columns e, e + E, e + 2 E, ... of lora_B (out, r E) its B.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -19,7 +22,8 @@ from transformers.conversion_mapping import get_model_conversion_mapping
 from transformers.core_model_loading import WeightConverter, WeightRenaming, rename_source_key
 from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS
 
-from titer.weights.tensors import Expert, Stored
+from titer.weights.tensors import Joint, Piece, Stored
+from titer.weights.update import Update
 
 APART = "titer: one by one"  # the name of our way to run experts, among transformers' own
 
@@ -40,12 +44,60 @@ class Routed(nn.Linear):
             self.bias = nn.Parameter(bias, requires_grad=False)
 
 
+class RoutedAdapter(Routed):
+    """A linear layer of one expert with its own part of an adapter."""
+
+    def __init__(self, weight: Tensor, bias: Tensor | None, update: Update) -> None:
+        super().__init__(weight, bias)
+        assert update.a is not None
+        self.a, self.b = Routed(update.a, None), Routed(update.b, None)
+        self.scaling = update.scaling
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.a.tokens = self.b.tokens = self.tokens
+        added: Tensor = self.b(self.a(x.to(self.a.weight.dtype)))
+        out = super().forward(x)
+        return out + (self.scaling * added).to(out.dtype)
+
+
 @dataclass(frozen=True)
 class ExpertPlace:
     """Where an expert's matrix is found in a model."""
 
     parameter: str  # that holds those of all experts of a layer
     expert: int
+    # which one it is where the expert's matrix is made of several, one below the other
+    order: int = 0
+
+    @property
+    def name(self) -> str:
+        """The name of the expert's matrix: its number before the last part of the parameter's."""
+        return _name(self.parameter, self.expert)
+
+
+def stack(b: Tensor, a: Tensor, count: int, scaling: float) -> Update:
+    """Return the update of `count` experts, one behind the other, whose factors PEFT keeps together.
+
+    They are views: b (E, out, r) and a (E, r, in).
+    """
+    return Update(
+        b.unflatten(1, (-1, count)).permute(2, 0, 1), a.unflatten(0, (count, -1)), scaling
+    )
+
+
+def unstack(
+    a: Stored, b: Stored, count: int, expert: int, rows: slice, names: tuple[str, str]
+) -> tuple[Piece, Piece]:
+    """Return A and B of some rows of an expert's update on disk, where PEFT keeps `count` together.
+
+    `names` are those of the rows and of the whole matrix, all of whose rows share one A.
+    """
+    r = a.shape[0] // count
+    of_rows, of_all = names
+    return (
+        Piece.of(a, f"{of_all}.lora_A.weight", (slice(expert * r, (expert + 1) * r),)),
+        Piece.of(b, f"{of_rows}.lora_B.weight", (rows, slice(expert, None, count))),
+    )
 
 
 class _Names:
@@ -56,6 +108,10 @@ class _Names:
         self._renamings = [of for of in changes if isinstance(of, WeightRenaming)]
         self._converters = [of for of in changes if isinstance(of, WeightConverter)]
         self._prefix, self._held = model.base_model_prefix, model.state_dict()
+        # of a pattern its place among those whose tensors are laid one below the other
+        self.order = {
+            pattern: i for of in self._converters for i, pattern in enumerate(of.source_patterns)
+        }
 
     def __call__(self, name: str) -> tuple[str, str | None]:
         """Return the name, and the pattern by which a tensor is put together with others."""
@@ -69,24 +125,53 @@ def by_name(tensors: Mapping[str, Stored], model: PreTrainedModel) -> dict[str, 
     by the names of the file, or by such ones, the expert's number before the last part:
     `experts.3.down_proj`.
     """
-    fused, named = _fused(model), _Names(model)
+    fused, named = fused_experts(model), _Names(model)
     found: dict[str, Stored] = {}
     for name, of in tensors.items():
         key, pattern = named(name)
         if pattern is not None:  # of several tensors the model makes one
             found[name] = of
         elif key in fused:
-            path, _, last = key.rpartition(".")
-            parts = (Expert.of(of, f"{path}.{i}.{last}", i, fused[key]) for i in range(of.shape[0]))
+            turned = bool(model.get_submodule(key.rpartition(".")[0]).is_transposed)
+            parts = (Piece.of(of, _name(key, i), (i,), turned) for i in range(of.shape[0]))
             found |= {part.name: part for part in parts}
         else:
             found[key] = of
     return found
 
 
+def join(tensors: Mapping[str, Stored], model: PreTrainedModel) -> dict[str, Stored]:
+    """Return the tensors that `by_name` gives, with those joined that are one matrix in memory.
+
+    These are an expert's gate and up, for which an adapter has one A.
+    """
+    found = dict(tensors)
+    for place, rows in lay_out(tensors, model).items():
+        parts = [found.pop(name) for name in rows]
+        name = place.name
+        found[name] = parts[0] if len(parts) == 1 else Joint.of(parts, name)
+    return found
+
+
+def lay_out(
+    tensors: Mapping[str, Stored], model: PreTrainedModel
+) -> dict[ExpertPlace, dict[str, slice]]:
+    """Return which rows of an expert's matrix in memory each tensor has, by the expert's place."""
+    parts = dict[ExpertPlace, dict[int, str]]()
+    for name, place in find_experts(tensors, model).items():
+        parts.setdefault(replace(place, order=0), {})[place.order] = name
+    found = dict[ExpertPlace, dict[str, slice]]()
+    for place, names in parts.items():
+        found[place], row = {}, 0
+        for _, name in sorted(names.items()):
+            found[place][name] = slice(row, row + tensors[name].shape[0])
+            row += tensors[name].shape[0]
+    return found
+
+
 def find_experts(names: Iterable[str], model: PreTrainedModel) -> dict[str, ExpertPlace]:
     """Find the parameters of the experts' matrices, by the names that `by_name` gives."""
-    fused, named = _fused(model), _Names(model)
+    fused, named = fused_experts(model), _Names(model)
     found = {}
     for name in names:
         path, _, last = name.rpartition(".")
@@ -98,25 +183,22 @@ def find_experts(names: Iterable[str], model: PreTrainedModel) -> dict[str, Expe
         if pattern is not None and key in fused:
             at = re.search(re.escape(pattern).replace(r"\*", r"(\d+)"), name)
             if at is not None and at.groups():
-                found[name] = ExpertPlace(key, int(at[1]))
+                found[name] = ExpertPlace(key, int(at[1]), named.order[pattern])
     return found
 
 
-def take_apart(model: PreTrainedModel) -> None:
+def take_apart(model: PreTrainedModel, adapters: Mapping[str, Update] | None = None) -> None:
     """Let the experts of a model run one by one, each with linear layers that can be watched.
 
-    The model computes what it did, to rounding, and is not meant to be trained or saved any more.
+    `adapters` are those on experts, stacked, by parameter; PEFT's own are taken off. The model
+    computes what it did, to rounding, and is not meant to be trained or saved any more.
     """
     model.config.get_text_config()._experts_implementation = APART
-    for experts in _sparse(model).values():
+    for path, experts in _sparse(model).items():
+        model.set_submodule(path, experts)
         experts.apart = {
-            name: [
-                Routed(matrix.T if experts.is_transposed else matrix, bias)
-                for matrix, bias in zip(
-                    parameter.detach(), _biases(experts, name, len(parameter)), strict=True
-                )
-            ]
-            for name, parameter in _matrices(experts).items()
+            name: _take_apart(experts, name, (adapters or {}).get(f"{path}.{name}"))
+            for name in _matrices(experts)
         }
 
 
@@ -147,10 +229,31 @@ def _run(experts: Any, x: Tensor, index: Tensor, weights: Tensor) -> Tensor:
 ALL_EXPERTS_FUNCTIONS.register(APART, _run)
 
 
+def _take_apart(experts: Any, name: str, stacked: Update | None) -> list[Routed]:
+    parameter = getattr(experts, name).detach()
+    weights = parameter.mT if experts.is_transposed else parameter
+    biases = getattr(experts, f"{name}_bias", None)
+    found = []
+    for i, weight in enumerate(weights):
+        bias = None if biases is None else biases.detach()[i]
+        if stacked is None:
+            found.append(Routed(weight, bias))
+        else:
+            assert stacked.a is not None
+            update = Update(stacked.b.detach()[i], stacked.a.detach()[i], stacked.scaling)
+            found.append(RoutedAdapter(weight, bias, update))
+    return found
+
+
+def _name(parameter: str, expert: int) -> str:
+    path, _, last = parameter.rpartition(".")
+    return f"{path}.{expert}.{last}"
+
+
 def _sparse(model: PreTrainedModel) -> dict[str, Any]:
-    """Return the modules that hold all experts of a layer, by name."""
+    """Return the modules that hold all experts of a layer, by their names without an adapter."""
     return {
-        name: module
+        name.replace(".base_layer", ""): module
         for name, module in model.named_modules()
         if hasattr(module, "is_transposed") and "down_proj" in _matrices(module)
     }
@@ -160,15 +263,10 @@ def _matrices(experts: nn.Module) -> dict[str, nn.Parameter]:
     return {name: of for name, of in experts.named_parameters(recurse=False) if of.ndim == 3}
 
 
-def _fused(model: PreTrainedModel) -> dict[str, bool]:
-    """Return whether they are (E, in, out), by the names of the parameters that hold all experts."""
+def fused_experts(model: PreTrainedModel) -> dict[str, int]:
+    """Return how many experts there are, by the names of the parameters that hold them all."""
     return {
-        f"{path}.{name}": bool(experts.is_transposed)
+        f"{path}.{name}": len(of)
         for path, experts in _sparse(model).items()
-        for name in _matrices(experts)
+        for name, of in _matrices(experts).items()
     }
-
-
-def _biases(experts: nn.Module, name: str, count: int) -> Iterable[Tensor | None]:
-    bias = getattr(experts, f"{name}_bias", None)
-    return [None] * count if bias is None else bias.detach()

@@ -13,8 +13,9 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from titer.weights.experts import by_name
+from titer.weights.experts import by_name, fused_experts, join, lay_out, unstack
 from titer.weights.folders import ADAPTER, TENSORS, Files, belongs
+from titer.weights.targets import matches
 from titer.weights.tensors import Stored, open_file, open_tensors
 from titer.weights.update import Update
 
@@ -72,12 +73,18 @@ class FineTuned:
     factors: Mapping[str, Factors] = field(default_factory=dict)
 
     @staticmethod
-    def of(files: Files, aligned: Files | None, model: PreTrainedModel | None = None) -> FineTuned:
+    def of(
+        files: Files,
+        aligned: Files | None,
+        model: PreTrainedModel | None = None,
+        joined: bool = False,
+    ) -> FineTuned:
         """Open a fine-tuned checkpoint beside the aligned one.
 
         `aligned` may be None for an adapter, which names its base. By `model`, which has the layers
-        and needs no weights, tensors go by the names in memory, and experts are apart. Raises where
-        the two do not belong together, or the adapter is more than one of linear layers.
+        and needs no weights, tensors go by the names in memory, and experts are apart: `joined`
+        where an adapter has one pair of factors for several tensors of the files. Raises where the
+        two do not belong together, or the adapter is more than one of linear layers and experts.
         """
         started = aligned or files.base
         if started is None:
@@ -85,17 +92,17 @@ class FineTuned:
                 f"model {files.name!r} is no adapter, so it does not name the aligned model that "
                 "fine-tuning started from: give it"
             )
-        under = open_named(started, model)
+        under = open_named(started, model, joined)
         if (files.folder / ADAPTER).is_file():
             if not belongs(files, started):
                 raise ValueError(
                     f"adapter {files.name!r} was not fine-tuned from {started.name!r}, whose "
                     "weights are others"
                 )
-            found, whole = _adapter(files)
+            found, whole = _adapter(files, under, model)
             tuned = FineTuned(files, started, under, whole, found)
         else:
-            tuned = FineTuned(files, started, under, open_named(files, model))
+            tuned = FineTuned(files, started, under, open_named(files, model, joined))
         for name, of in (tuned.factors or tuned.whole).items():
             if name not in under:
                 raise ValueError(
@@ -202,22 +209,29 @@ class Weight:
         return tuned.update(self.name)
 
 
-def open_named(files: Files, model: PreTrainedModel | None) -> Mapping[str, Stored]:
+def open_named(
+    files: Files, model: PreTrainedModel | None, joined: bool = False
+) -> Mapping[str, Stored]:
     """Return the tensors of a whole checkpoint, by the names of a model that has its layers."""
     tensors = open_tensors(files)
-    return tensors if model is None else by_name(tensors, model)
+    if model is None:
+        return tensors
+    named = by_name(tensors, model)
+    return join(named, model) if joined else named
 
 
-def _adapter(files: Files) -> tuple[dict[str, Factors], dict[str, Stored]]:
+def _adapter(
+    files: Files, under: Mapping[str, Stored], model: PreTrainedModel | None
+) -> tuple[dict[str, Factors], dict[str, Stored]]:
     """Return the factors of an adapter by weight, and the tensors that it holds whole.
 
-    Raises where it is more than W + (alpha / r) B A of linear layers.
+    Raises where it is more than W + (alpha / r) B A of linear layers and experts.
     """
     from peft import LoraConfig, PeftConfig
     from peft.utils.other import get_pattern_key
 
     config: Any = PeftConfig.from_pretrained(str(files.folder))
-    wrong = f"adapter {files.name!r} is not W + (alpha / r) B A of linear layers alone"
+    wrong = f"adapter {files.name!r} is not W + (alpha / r) B A of linear layers and experts alone"
     if not isinstance(config, LoraConfig):
         raise ValueError(f"{wrong} but {config.peft_type.value}: train one that is")
     # DoRA and its kin
@@ -238,10 +252,46 @@ def _adapter(files: Files) -> tuple[dict[str, Factors], dict[str, Stored]]:
             raise ValueError(f"{wrong}: it has {key!r}; train one that is")
     found: dict[str, Factors] = {}
     alphas = config.alpha_pattern or {}
+    bare = _bare(config, model)
+    fused = fused_experts(model) if model is not None and bare else {}
+    rows = lay_out(under, model) if model is not None and fused else {}
     for layer, pair in sides.items():
-        alpha = alphas.get(get_pattern_key(list(alphas), layer), config.lora_alpha)
-        r = pair["A"].shape[0]
-        found[f"{layer}.weight"] = Factors(
-            pair["A"], pair["B"], alpha / (r**0.5 if config.use_rslora else r)
-        )
+        a, b, parameter = pair["A"], pair["B"], bare.get(layer)
+        of = layer if parameter is None else parameter
+        alpha = alphas.get(get_pattern_key(list(alphas), of), config.lora_alpha)
+        count = fused.get(of, 1)
+        r = a.shape[0] // count
+        scaling = alpha / (r**0.5 if config.use_rslora else r)
+        if of not in fused:
+            found[parameter or f"{layer}.weight"] = Factors(a, b, scaling)
+            continue
+        places = [place for place in rows if place.parameter == of]
+        if len(places) != count:
+            raise ValueError(
+                f"adapter {files.name!r} adapts {of!r}, whose experts the files of its base hold neither "
+                "one by one nor as the model does: save the base by save_pretrained, and give that as base"
+            )
+        for place in places:
+            for name, part in rows[place].items():
+                names = f"{PREFIX}{name.removesuffix('.weight')}", f"{PREFIX}{place.name}"
+                found[name] = Factors(*unstack(a, b, count, place.expert, part, names), scaling)
     return found, whole
+
+
+def _bare(config: Any, model: PreTrainedModel | None) -> dict[str, str]:
+    """Return the parameters that an adapter names as such, by the layers in its tensors' names.
+
+    PEFT wraps a module once for every such parameter, the last one outermost.
+    """
+    found: dict[str, str] = {}
+    if not config.target_parameters:
+        return found
+    assert model is not None, "experts are told apart by the model's layers"
+    for path, module in model.named_modules():
+        own = [
+            name
+            for name in (f"{path}.{last}" for last, _ in module.named_parameters(recurse=False))
+            if any(matches(name, target) for target in config.target_parameters)
+        ]
+        found |= {path + ".base_layer" * i: name for i, name in enumerate(reversed(own))}
+    return found

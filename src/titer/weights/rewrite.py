@@ -186,6 +186,12 @@ def _put_factors(
     assert (new.b.shape, new.a.shape, new.scaling) == (old.b.shape, old.a.shape, old.scaling), (
         f"the rank of {weight.name} was not kept"
     )
+    # an expert's gate and up are two weights over one A
+    if of.a.name in copy.changed and (copy.changed[of.a.name] or not new.a.equal(old.a)):
+        raise ValueError(
+            f"{of.a.name!r} is a factor of several weights, and the edit changes it for each: choose an "
+            "edit whose needs are `factors`, or one that leaves A alone"
+        )
     a, b = copy.put(of.a, old.a, new.a), copy.put(of.b, old.b, new.b)
     copy.before += old.norm() ** 2
     copy.after += Update(b.to(old.b), a.to(old.a), old.scaling).norm() ** 2

@@ -48,8 +48,10 @@ class Lora(Config):
 
     r: int = 8
     alpha: float = 16.0
-    # names of linear layers, or of the last part of their names, or `all-linear`
+    # names of linear layers, or of the last part of their names, or `all-linear`. Experts of a layer
+    # that routes tokens are no linear layers, nor is its router where that is a bare parameter
     targets: Names = ("q_proj", "v_proj")
+    experts: bool = False  # every matrix of every expert gets a B A of its own, of rank r
 
     def __post_init__(self) -> None:
         if self.r < 1:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
+import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
@@ -75,36 +77,59 @@ class Stored:
 
 
 @dataclass(frozen=True)
-class Expert(Stored):
-    """The matrix of one expert in a tensor of all experts of a layer. Its `shape` is (out, in)."""
+class Piece(Stored):
+    """A matrix in a tensor that holds several. Its `shape` is (out, in)."""
 
-    held: str = ""  # the tensor of all
-    index: int = 0
+    held: tuple[int, ...] = ()  # the shape of the tensor of all
+    at: tuple[int | slice, ...] = ()  # its place there
     transposed: bool = False  # the file has (in, out)
 
     @staticmethod
-    def of(held: Stored, name: str, index: int, transposed: bool) -> Expert:
-        """Name one expert's matrix of a tensor (E, out, in), or (E, in, out)."""
-        _, *shape = held.shape
-        size = math.prod(shape) * int(held.kind.itemsize)
-        return Expert(
+    def of(held: Stored, name: str, at: tuple[int | slice, ...], transposed: bool = False) -> Piece:
+        """Name a matrix of a tensor."""
+        shape = torch.empty(held.shape, device="meta")[at].shape
+        return Piece(
             held.path,
             name,
             held.dtype,
             tuple(reversed(shape)) if transposed else tuple(shape),
-            held.start + index * size,
-            held.name,
-            index,
+            held.start,
+            held.shape,
+            at,
             transposed,
         )
 
     def write(self, folder: Path, value: Tensor) -> None:
-        super().write(folder, value.T if self.transposed else value)
+        self._map(folder / self.path.name, "r+").copy_(value)
 
     def _load(self) -> Tensor:
-        with safe_open(self.path, "pt") as file:
-            tensor: Tensor = file.get_slice(self.held)[self.index]
-        return tensor.T if self.transposed else tensor
+        return self._map(self.path, "c").clone()
+
+    def _map(self, path: Path, mode: Literal["r+", "c"]) -> Tensor:
+        """Return the matrix in the memory of its file, of which nothing else is read."""
+        bits = np.memmap(path, f"i{self.kind.itemsize}", mode, self.start, self.held)[self.at]
+        matrix = torch.from_numpy(bits).view(self.kind)
+        return matrix.T if self.transposed else matrix
+
+
+@dataclass(frozen=True)
+class Joint(Stored):
+    """Matrices of a file that are one in memory, one below the other. It is only read."""
+
+    parts: tuple[Stored, ...] = ()
+
+    @staticmethod
+    def of(parts: Sequence[Stored], name: str) -> Joint:
+        """Name the matrix that the parts make."""
+        first = parts[0]
+        shape = (sum(of.shape[0] for of in parts), *first.shape[1:])
+        return Joint(first.path, name, first.dtype, shape, first.start, tuple(parts))
+
+    def write(self, folder: Path, value: Tensor) -> None:
+        raise AssertionError(f"{self.name} lies in several tensors")
+
+    def _load(self) -> Tensor:
+        return torch.cat([of.read() for of in self.parts])
 
 
 def open_tensors(files: Files) -> dict[str, Stored]:

@@ -16,7 +16,8 @@ from torch import Tensor
 class Update:
     """An update of a weight: scaling b a, or scaling b where there is no `a`.
 
-    Either way, an operation on b alone acts on the update's rows.
+    Either way, an operation on b alone acts on the update's rows. Those of all experts of a layer
+    may be stacked in a leading dimension.
     """
 
     b: Tensor  # (out, r); without a the weight's own shape
@@ -40,20 +41,20 @@ class Update:
         if self.a is None or other.a is None:
             return Update(self.dense() + other.dense())
         return Update(
-            torch.cat([self.scaling * self.b, other.scaling * other.b], 1),
-            torch.cat([self.a, other.a]),
+            torch.cat([self.scaling * self.b, other.scaling * other.b], -1),
+            torch.cat([self.a, other.a], -2),
         )
 
     def dot(self, other: Update) -> float:
-        """Return tr(U^T V).
+        """Return tr(U^T V), of stacks its sum.
 
         Factors are multiplied through matrices of their rank: no (out, in) product is formed.
         """
         b, other_b = self.b, other.b
         if self.a is not None and other.a is not None:
-            inner = ((b.T @ other_b) * (self.a @ other.a.T)).sum()
+            inner = ((b.mT @ other_b) * (self.a @ other.a.mT)).sum()
         elif self.a is not None:
-            inner = (b * (other_b @ self.a.T)).sum()
+            inner = (b * (other_b @ self.a.mT)).sum()
         elif other.a is not None:
             return other.dot(self)
         else:

@@ -46,15 +46,16 @@ class RepairStage(EditStage):
             if name in ("base", "aligned")
         }
         empty = checkpoints.skeleton(model)
-        tuned = FineTuned.of(folders.locate(model), files.get("aligned"), empty)
+        joined = edit.needs.factors and edit.keeps_rank  # its unit is what has factors of its own
+        tuned = FineTuned.of(folders.locate(model), files.get("aligned"), empty, joined)
         names = weights_of(edit, tuned, empty)
         references: dict[str, Any] = {
-            name: FineTuned.of(folders.locate(of), tuned.started, empty)
+            name: FineTuned.of(folders.locate(of), tuned.started, empty, joined)
             for name, of in checkpoint.items()
             if name in ("safe", "unsafe")
         }
         if "base" in files:
-            references["base"] = open_named(files["base"], empty)
+            references["base"] = open_named(files["base"], empty, joined)
         seen, unreached = self._observe(edit, model, tuned, names)
         watch = work.progress.advance
         changes = rewrite_update(edit, tuned, names, references, seen, folder, watch)
@@ -62,7 +63,8 @@ class RepairStage(EditStage):
         if unreached:
             facts["matrices of experts that no row reached"] = len(unreached)
         if self.looks:
-            after = FineTuned.of(folders.locate(self.asking.at(folder)), tuned.started, empty)
+            edited = folders.locate(self.asking.at(folder))
+            after = FineTuned.of(edited, tuned.started, empty, joined)
             facts["removed energy"] = self._removed_energy(model, tuned, after, names)
         return changes, "strengthen it", facts
 
@@ -173,11 +175,13 @@ def layers_of(model: PreTrainedModel, names: Sequence[str]) -> dict[str, nn.Modu
     A bias has none. Where there are experts the model is taken apart for them.
     """
     prefix, modules = PREFIX if adapters.has_adapter(model) else "", dict(model.named_modules())
-    places = {} if prefix else experts.find_experts(names, model)
+    base: PreTrainedModel = model.get_base_model() if prefix else model  # type: ignore[operator]
+    places = experts.find_experts(names, base)
     if places:
-        experts.take_apart(model)
+        stacked = adapters.adapters(model) if prefix else {}
+        experts.take_apart(base, {name.removeprefix(PREFIX): of for name, of in stacked.items()})
     found = {
-        name: experts.layer_of(model, places[name])
+        name: experts.layer_of(base, places[name])
         if name in places
         else modules.get(prefix + name.removesuffix(".weight"))
         for name in names

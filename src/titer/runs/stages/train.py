@@ -87,9 +87,11 @@ class TrainStage(ModelStage):
                 under = replace(made, name=str(work.place(self) / paths.BASE))
         resume = folder / paths.RESUME
         model, facts = self.train(model, template, resume, work.progress.advance)
+        lora = self.training.lora
+        # experts alone are merged in every pass
+        if lora and (self.whole or lora.experts) and torch.finfo(model.dtype).bits < 32:
+            facts["merge error"] = adapters.merge_error(model, experts=not self.whole)
         if self.whole:  # the next adapter will lie over the merged weights
-            if torch.finfo(model.dtype).bits < 32 and adapters.has_adapter(model):
-                facts["merge error"] = adapters.merge_error(model)
             model = adapters.merge_adapter(model)
         checkpoints.save(
             model, template.tokenizer, folder, under if adapters.has_adapter(model) else None
@@ -105,10 +107,11 @@ class TrainStage(ModelStage):
         """
         assert isinstance(self.method, Defense)
         training = self.training
-        autocast, start = None, None
+        autocast, start, adapted = None, None, dict[str, Any]()
         torch.manual_seed(self.seed)  # of the fresh adapter's weights
         if training.lora:
             model = adapters.add_lora(model, training.lora)
+            adapted = {"matrices adapted": adapters.count_matrices(model)}
         else:
             autocast = widen(model)
             start = effect.copy_trainable(model)
@@ -139,6 +142,7 @@ class TrainStage(ModelStage):
             "adapter": "fresh, over the merged weights of the stage before"
             if training.lora
             else "none: all weights",
+            **adapted,
             "rows": {name: len(rows) for name, rows in encoded.items()},
             **self.counts,
             "rows cut": sum(row.cut > 0 for rows in encoded.values() for row in rows),
