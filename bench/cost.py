@@ -133,14 +133,16 @@ def costs(
         for trained, adapter in (("lora", lora), ("full", None)):
             for name, defense in _variants(names).items():
                 watch(f"{shape_name} {trained} {name}")
-                over = "bare" if name == BASELINE else BASELINE
+                over, sparse = "bare" if name == BASELINE else BASELINE, defense.needs.sparse
                 if name == BASELINE:
                     baseline = subjects.bare(shape, adapter, accelerator)
                 else:
                     baseline = subjects.defense_updates(
-                        _defense(BASELINE), shape, adapter, accelerator
+                        _defense(BASELINE), shape, adapter, accelerator, sparse=sparse
                     )
-                subject = subjects.defense_updates(defense, shape, adapter, accelerator)
+                subject = subjects.defense_updates(
+                    defense, shape, adapter, accelerator, sparse=sparse
+                )
                 found.append(cost((shape_name, trained, name, over), shape, baseline, subject))
     return found
 
@@ -255,16 +257,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--device", help="cpu, or the best there is")
     parser.add_argument("--threads", type=int, help="of the CPU; torch's choice by default")
     options = parser.parse_args(arguments)
-    names = options.methods or [
-        name
-        for name in registry.names("defenses")
-        if not _defense({"method": name}).needs.sparse  # all shapes are dense
-    ]
+    names = options.methods or registry.names("defenses")
     at, lora = shapes.load(options.quick)
     try:
         for name in options.methods:
-            if _defense({"method": name}).needs.sparse:
-                raise ValueError(f"{name} works on sparse models, and all shapes are dense")
+            registry.load("defenses", name)
         for name in options.shape or []:
             if name not in at:
                 raise unknown("shape", name, at)

@@ -9,7 +9,13 @@ from typing import Any
 
 import torch
 import yaml
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
+from transformers import (
+    LlamaConfig,
+    LlamaForCausalLM,
+    MixtralConfig,
+    MixtralForCausalLM,
+    PreTrainedModel,
+)
 
 from titer.config import Config, validate
 from titer.data.batches import Encoded
@@ -19,6 +25,7 @@ from titer.weights.settings import Lora
 
 FILE = Path(__file__).with_name("shapes.yaml")
 ROWS = 96  # of every stream
+EXPERTS = 4  # of every layer of a sparse model, two for a token
 
 
 @dataclass(frozen=True)
@@ -38,12 +45,13 @@ class Shape(Config):
         lora: Lora | None,
         device: torch.device | str = "cpu",
         dtype: torch.dtype = torch.float32,
+        sparse: bool = False,
     ) -> PreTrainedModel:
-        """A Llama, the same one at every call on a device; its adapter alone is trainable where
-        there is one, and in float32.
+        """A Llama, or a Mixtral where it is to be sparse, the same one at every call on a device; its
+        adapter alone is trainable where there is one, and in float32.
         """
         torch.manual_seed(0)
-        config = LlamaConfig(
+        shape: dict[str, Any] = dict(
             vocab_size=self.vocabulary,
             hidden_size=self.width,
             intermediate_size=self.hidden,
@@ -56,8 +64,16 @@ class Shape(Config):
             bos_token_id=None,
             eos_token_id=1,
         )
+        kind: Any = MixtralForCausalLM if sparse else LlamaForCausalLM
+        config = (
+            MixtralConfig(**shape, num_local_experts=EXPERTS, num_experts_per_tok=2)
+            if sparse
+            else LlamaConfig(**shape)
+        )
         with torch.device(device):  # seven billion weights would not be born on a CPU
-            model: PreTrainedModel = LlamaForCausalLM._from_config(config, dtype=dtype).eval()
+            model: PreTrainedModel = kind._from_config(config, dtype=dtype).eval()
+        if sparse:
+            model.set_experts_implementation("eager")  # torch counts no operations of the others
         return model if lora is None else add_lora(model, lora)
 
     def rows(self, stream: str, kind: Kind) -> list[Encoded]:

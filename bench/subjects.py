@@ -70,9 +70,10 @@ def defense_updates(
     lora: Lora | None,
     accelerator: Accelerator,
     dtype: torch.dtype = torch.float32,
+    sparse: bool = False,
 ) -> Subject:
     """Make the updates as titer's own loop takes them; call `prepare` before the first."""
-    model = shape.model(lora, accelerator.device, dtype)
+    model = shape.model(lora, accelerator.device, dtype, sparse)
     streams = {
         name: Stream(name, shape.rows(name, kind), seed=0)
         for name, kind in defense.needs.streams.items()

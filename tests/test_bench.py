@@ -6,6 +6,7 @@ No test looks at a time.
 import ast
 import json
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -314,8 +315,7 @@ def test_the_file_has_everything(quick):
     assert content["environment"]["device"]
     found = {(one["trained"], one["method"]): one for one in content["costs"]}
     names = {*registry.names("defenses"), *shapes.variants()} - {
-        "safe_moe",  # every shape is dense
-        *(fields["method"] for fields in shapes.variants().values()),
+        fields["method"] for fields in shapes.variants().values()
     }
     assert set(found) == {(trained, name) for trained in ("lora", "full") for name in names}
     for (_, name), one in found.items():
@@ -334,9 +334,19 @@ def test_an_unknown_method_is_refused_with_the_nearest(tmp_path, capsys):
     assert "booster" in capsys.readouterr().err
     assert cost.main(["sft", "--quick", "--shape", "quik", "--out", str(tmp_path)]) == 2
     assert "did you mean 'quick'" in capsys.readouterr().err
-    assert cost.main(["sft", "safe_moe", "--quick", "--out", str(tmp_path)]) == 2
-    assert "safe_moe works on sparse models, and all shapes are dense" in capsys.readouterr().err
     assert not list(tmp_path.iterdir())
+
+
+def test_the_operations_of_two_experts_a_token_are_counted():
+    ids = torch.randint(2, TINY.vocabulary, (3, TINY.length))
+    passes = {}
+    for sparse in (False, True):
+        model = TINY.model(None, sparse=sparse)
+        with torch.no_grad():
+            passes[sparse] = count.flops(partial(model, ids))
+    mlp, router = 3 * TINY.width * TINY.hidden, TINY.width * shapes.EXPERTS
+    more = 2 * ids.numel() * TINY.layers * (mlp + router)  # one more MLP for every token
+    assert passes[True] - passes[False] == more
 
 
 def changed(path: Path, folder: Path, change) -> str:
