@@ -51,19 +51,19 @@ class Shape(Config):
         adapter alone is trainable where there is one, and in float32.
         """
         torch.manual_seed(0)
-        shape: dict[str, Any] = dict(
-            vocab_size=self.vocabulary,
-            hidden_size=self.width,
-            intermediate_size=self.hidden,
-            num_hidden_layers=self.layers,
-            num_attention_heads=self.heads,
-            num_key_value_heads=self.heads,
-            max_position_embeddings=256,
-            tie_word_embeddings=True,
-            pad_token_id=0,
-            bos_token_id=None,
-            eos_token_id=1,
-        )
+        shape: dict[str, Any] = {
+            "vocab_size": self.vocabulary,
+            "hidden_size": self.width,
+            "intermediate_size": self.hidden,
+            "num_hidden_layers": self.layers,
+            "num_attention_heads": self.heads,
+            "num_key_value_heads": self.heads,
+            "max_position_embeddings": 256,
+            "tie_word_embeddings": True,
+            "pad_token_id": 0,
+            "bos_token_id": None,
+            "eos_token_id": 1,
+        }
         kind: Any = MixtralForCausalLM if sparse else LlamaForCausalLM
         config = (
             MixtralConfig(**shape, num_local_experts=EXPERTS, num_experts_per_tok=2)

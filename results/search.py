@@ -25,10 +25,12 @@ from results.names import display_name
 from titer.scoring.figures import NAMES
 
 ALIGNMENT, TUNING, REPAIRS = "search-alignment", "search-finetune", "search-repairs"
+SPARSE = "search-moe"
 REPORTED = {  # the recipes of the tables
     ALIGNMENT: answer.ALIGN,
     TUNING: answer.TUNE,
     REPAIRS: answer.REPAIR,
+    SPARSE: "lab-moe",
 }
 BOUND = 5.0  # points
 
