@@ -94,8 +94,8 @@ def test_a_sound_run_raises_none():
         ),
         (
             "edited in part",
-            with_facts(2, share_of_the_update_edited=0.89, norm_of_the_rest_of_the_update=1.0),
-            with_facts(2, share_of_the_update_edited=0.91),
+            with_facts(2, share_of_the_update_edited=0.94, norm_of_the_rest_of_the_update=1.0),
+            with_facts(2, share_of_the_update_edited=0.96),
         ),
         ("update rounded away", with_facts(1, merge_error=0.11), with_facts(1, merge_error=0.09)),
         (

@@ -13,18 +13,21 @@ import yaml
 from results import search
 from results.answer import CONTROLS
 from results.names import display_name
-from results.search import ALIGNMENT, REPAIRS, TUNING, Trial, choose
+from results.search import ALIGNMENT, REPAIRS, SPARSE, TUNING, Trial, choose
 from test_answer_page import dose
 from titer.runs import recipe
 
 ROOT = Path(__file__).parent.parent
 FOLDER = ROOT / "results"
-TABLES = {ALIGNMENT: "lab-alignment", TUNING: "lab-finetune", REPAIRS: "lab-edits"}
+TABLES = {
+    ALIGNMENT: "lab-alignment", TUNING: "lab-finetune", REPAIRS: "lab-edits", SPARSE: "lab-moe",
+}  # fmt: skip
 NULLS = ("random", "scale")
 UNTRIED = {  # pipelines whose values no search of their own chose
     ALIGNMENT: {"sft"},
     TUNING: CONTROLS | {"booster+lisa", "vaccine+lisa"},
     REPAIRS: {"sft"},
+    SPARSE: {"sft", "safe_moe, other experts"},
 }
 
 

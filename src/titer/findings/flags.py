@@ -31,7 +31,7 @@ LOST = (
     0.25  # of an ability; alignment may cost some, but a model that lost a quarter is another one
 )
 HALVED = 0.5  # of the first loss: where that much cannot be excluded there is too little to say
-MOST_OF_IT = 0.9  # of the update's energy
+MOST_OF_IT = 0.95  # of the update's energy
 LOST_IN_ROUNDING = 0.1  # of the update's norm
 SEEN = 0.1  # of the answers; a tenth of them whose end is not seen can move HS by as much as WITHIN
 
