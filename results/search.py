@@ -1,8 +1,8 @@
 """What the search of every method's values chose, by one rule: `python -m results.search`.
 
-The bundles `search-alignment`, `search-finetune` and `search-repairs` are its log: three values of
-every method before release and while fine-tuning, and six of every repair, in worlds that no table
-reports. `docs/search.md` has them all.
+The bundles `search-alignment`, `search-finetune`, `search-moe` and `search-repairs` are its log: three
+values of every method before release and while fine-tuning, and six of every repair, in worlds that
+no table reports. `docs/search.md` has them all.
 
 The rule: of a method's values the one with the largest gain, the mean over the worlds, among those
 that keep the model: no loss above BOUND points in FA, benign answers or general questions, no more
