@@ -10,10 +10,10 @@ distribution with the mean and the deviation of the weights that they replace (D
 
 import argparse
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import (
     LlamaConfig,
     LlamaForCausalLM,
@@ -51,7 +51,7 @@ def upcycle(
 
     fresh=0 computes what the Llama does. Raises where it is no Llama, or one with biases.
     """
-    config = dense.config
+    config: Any = dense.config
     if not isinstance(dense, LlamaForCausalLM) or config.attention_bias or config.mlp_bias:
         raise ValueError(
             f"a model of type {config.model_type!r} cannot be upcycled: give a Llama without biases"
@@ -64,7 +64,8 @@ def upcycle(
         raise ValueError(f"fresh={fresh}: a share lies between 0 and 1")
     torch.manual_seed(seed)
     sparse = MixtralForCausalLM(_configuration(config, experts))
-    sparse.to(dense.dtype).load_state_dict(dense.state_dict(), strict=False)  # all but the MLPs
+    cast(nn.Module, sparse).to(dense.dtype)
+    sparse.load_state_dict(dense.state_dict(), strict=False)  # all but the MLPs
     for before, layer in zip(dense.model.layers, sparse.model.layers, strict=True):
         mlp, made = before.mlp, layer.mlp.experts
         with torch.no_grad():
@@ -75,7 +76,8 @@ def upcycle(
                 into = [_redraw(of.weight, drawn) for of in (mlp.gate_proj, mlp.up_proj)]
                 made.gate_up_proj[expert] = torch.cat(into)  # (2 hidden units, width)
                 made.down_proj[expert] = _redraw(mlp.down_proj.weight.T, drawn).T
-    return sparse.eval()
+    sparse.eval()
+    return sparse
 
 
 def _configuration(config: LlamaConfig, experts: int) -> MixtralConfig:
