@@ -1,8 +1,7 @@
 """What the search of every method's values chose, by one rule: `python -m results.search`.
 
-The bundles `search-alignment`, `search-finetune`, `search-moe` and `search-repairs` are its log: three
-values of every method before release and while fine-tuning, and six of every repair, in worlds that
-no table reports. `docs/search.md` has them all.
+The bundles `search-*` are its log: three values of every method, and six of every repair in the lab,
+in worlds that no table reports. `docs/search.md` has them all.
 
 The rule: of a method's values the one with the largest gain, the mean over the worlds, among those
 that keep the model: no loss above BOUND points in FA, benign answers or general questions, no more
@@ -25,12 +24,13 @@ from results.names import display_name
 from titer.scoring.figures import NAMES
 
 ALIGNMENT, TUNING, REPAIRS = "search-alignment", "search-finetune", "search-repairs"
-SPARSE = "search-moe"
+SPARSE, REAL = "search-moe", "search-smol-repairs"
 REPORTED = {  # the recipes of the tables
     ALIGNMENT: answer.ALIGN,
     TUNING: answer.TUNE,
     REPAIRS: answer.REPAIR,
     SPARSE: "lab-moe",
+    REAL: "smol-edits",
 }
 BOUND = 5.0  # points
 
