@@ -159,9 +159,10 @@ def test_a_plan_has_the_updates_and_the_rows_of_the_papers_settings(name, tmp_pa
         assert (training.updates, training.batch) == (wanted.updates, wanted.batch)
         assert wanted.updates * wanted.batch == wanted.epochs * wanted.rows
         methods = [method for _, _, method in plan.methods({kind}) if isinstance(method, Defense)]
+        sent = plan.user if kind == "finetune" else None
         for method in methods:
-            assert len(plan.streams(kind, method)["rows"]) == wanted.rows
-        rows = plan.streams(kind, methods[-1])  # the first is the baseline
+            assert len(plan.streams(kind, method, sent)["rows"]) == wanted.rows
+        rows = plan.streams(kind, methods[-1], sent)  # the first is the baseline
         assert {key: len(of) for key, of in rows.items() if key != "rows"} == wanted.others
         if name == "repnoise" and kind == "align":
             assert all(row.other for row in rows["rows"])  # a harmful answer beside every refusal
