@@ -12,7 +12,7 @@ import pytest
 
 from test_report import document
 
-SECONDS = 0.6  # of CPU, user's and system's
+SHARE = 0.5  # of the processor time that importing torch alone takes here
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -40,6 +40,12 @@ def run(code: str, *arguments: str) -> tuple[subprocess.CompletedProcess[str], f
     )
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
     return found, after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+
+
+@pytest.fixture(scope="module")
+def bound() -> float:
+    """The CPU seconds that a command which computes nothing may take on this machine."""
+    return SHARE * min(run("import torch")[1] for _ in range(3))
 
 
 def titer(*arguments: str) -> tuple[int, str, str, bool, float]:
@@ -73,8 +79,8 @@ def test_an_unknown_recipe_is_refused_without_torch():
     assert not torch
 
 
-def test_an_unknown_recipe_is_refused_at_once():
-    assert min(titer("run", "nosuch")[-1] for _ in range(2)) <= SECONDS
+def test_an_unknown_recipe_is_refused_at_once(bound):
+    assert min(titer("run", "nosuch")[-1] for _ in range(3)) <= bound
 
 
 def test_a_report_is_made_without_torch(finished):
@@ -84,10 +90,10 @@ def test_a_report_is_made_without_torch(finished):
     assert not torch
 
 
-def test_a_report_whose_figures_are_drawn_is_made_at_once(finished):
+def test_a_report_whose_figures_are_drawn_is_made_at_once(finished, bound):
     assert titer("report", str(finished))[0] == 0  # a run does as much when it ends
     page = (finished / "report.html").read_text()
-    assert min(titer("report", str(finished))[-1] for _ in range(3)) <= SECONDS
+    assert min(titer("report", str(finished))[-1] for _ in range(3)) <= bound
     assert (finished / "report.html").read_text() == page
 
 
