@@ -407,21 +407,22 @@ class Plan:
         """
         harm = self.roles.benchmarks.get("harm", [])
         asked = [attack.phrase(row) for row in harm]
+        words = {"asked": asked} if asked != harm else {}
+        return self.roles.benchmarks | words | self._asked_otherwise
+
+    @cached_property
+    def _asked_otherwise(self) -> dict[str, list[Row]]:
+        """The prompts that every attack shares: answers begun, and the served prompt."""
+        of = self.roles.benchmarks
         begun = [
             replace(row, begun=row.response.split()[0])
             for row in curve.choose(self._known_harm, self.recipe.prefill_prompts)
         ]
-        task = self.roles.benchmarks.get("task", [])
-        prompt = self.recipe.serving_prompt
-        served = (
-            {"served": under(prompt, harm), "served_task": under(prompt, task)} if prompt else {}
-        )
-        return (
-            self.roles.benchmarks
-            | ({"asked": asked} if asked != harm else {})
-            | ({"prefill": begun} if begun else {})
-            | {name: rows for name, rows in served.items() if rows}
-        )
+        found = {"prefill": begun}
+        if prompt := self.recipe.serving_prompt:
+            found["served"] = under(prompt, of.get("harm", []))
+            found["served_task"] = under(prompt, of.get("task", []))
+        return {name: rows for name, rows in found.items() if rows}
 
     @cached_property
     def overlaps(self) -> list[dict[str, Any]]:
@@ -500,6 +501,7 @@ class Plan:
     ) -> dict[str, list[Row]]:
         """Return the rows of every stream that a defense draws from in a stage."""
         user = {"finetune": sent.rows, BEFORE: sent.first} if sent else {}
+        assert sent or kind not in ("finetune", BEFORE), "fine-tuning draws what a user sends"
         rows = {**user, "unsafe": self.roles.defense}.get(kind, self.roles.alignment)
         return self.roles.streams(defense.needs.streams, rows)
 
