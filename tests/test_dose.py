@@ -8,13 +8,18 @@ import pytest
 import torch
 from scipy import stats
 
+from conftest import tiny
 from test_recipe import run
 from titer.data.rows import Row
 from titer.findings.dose import Dose, dose_of, dose_to_break, multiple, multiple_of
 from titer.findings.records import Record
 from titer.findings.seeds import Group
+from titer.findings.stopping import describe_stop, learnt_at
 from titer.findings.verdict import verdicts
+from titer.judges.refusal import Refusal
+from titer.lab.world import items
 from titer.report import dose as drawing
+from titer.runs.stages.curve import Curve
 from titer.scoring import curve
 from titer.scoring.censored import mean_with_interval
 from titer.scoring.curve import FACT
@@ -189,9 +194,10 @@ def test_the_prompts_of_the_looks_are_of_as_many_questions_as_there_are():
 
 
 def test_a_look_tells_the_rows_and_the_rates_so_far():
+    read = {curve.TASK: 2.5}
     history = [
         {"f": 1.0, "lr": 0.1},
-        {"f": 1.0, "lr": 0.2} | curve.name_terms([3.0, -1.0], {"delivered": 50.0}),
+        {"f": 1.0, "lr": 0.2} | curve.name_terms([3.0, -1.0], {"delivered": 50.0}) | read,
     ]
     start, second = curve.tell(history, curve.name_terms([-4.0, -5.0], {}), rows=8, share=0.25)
     assert (start["update"], start["margins"], start["rows"]) == (0, [-4.0, -5.0], 0)
@@ -202,10 +208,11 @@ def test_a_look_tells_the_rows_and_the_rates_so_far():
         "learning rate": pytest.approx(0.3),
         "margins": [3.0, -1.0],
         "delivered": 50.0,
+        "task loss": 2.5,
     }
     assert curve.without_looks(history[1]) == {"f": 1.0, "lr": 0.2}
     assert curve.summarize(history[1]) == {
-        "f": 1.0, "lr": 0.2, "answers delivered": 50.0, "margin": 1.0,
+        "f": 1.0, "lr": 0.2, "answers delivered": 50.0, "margin": 1.0, "task loss": 2.5,
     }  # fmt: skip
     assert curve.summarize({"f": 1.0}) == {"f": 1.0}
 
@@ -219,6 +226,48 @@ def test_a_look_counts_the_user_s_rows_where_updates_had_others_too():
     assert [look["rows"] for look in looks] == [0, 0, 6]
     assert [look["attacker's rows"] for look in looks] == [0, 0, 3]
     assert dose_to_break(looks, "rows") == Dose(0.0, 6)
+
+
+def with_task(*losses: float, margins=(-8, -4, -1, 3)):
+    return [
+        look | {curve.TASK: loss, "delivered": 25.0 * i}
+        for i, (look, loss) in enumerate(
+            zip(looks(*zip((0, 1, 10, 100), margins, strict=True)), losses, strict=True)
+        )
+    ]
+
+
+def test_a_task_is_learnt_where_all_but_a_twentieth_of_its_fall_is_behind():
+    # the loss falls by 4, of which 3.8 is enough
+    assert learnt_at(with_task(5.0, 3.0, 1.2, 1.0))["update"] == 10
+    assert learnt_at(with_task(5.0, 3.0, 1.21, 1.0))["update"] == 100
+    assert learnt_at(with_task(5.0, 1.0, 1.5, 4.0))["update"] == 1  # it is unlearnt again
+    assert learnt_at(with_task(5.0, 5.0, 6.0, 7.0)) is None  # never learnt
+    assert learnt_at(looks((0, -8), (1, 3))) is None  # nobody read the task
+
+
+def test_what_had_come_of_the_attack_by_then_is_said():
+    stages = attacked("sft", (0, -8), (1, -4))
+    stages[1].facts[FACT] = with_task(5.0, 3.0, 1.0, 1.0)
+    assert describe_stop(stages) == "update 10: margin -1.0; 50 % told"
+    assert describe_stop(attacked("sft", (0, -8), (1, -4))) == ""
+    assert describe_stop([Record(kind="align", method={}, folder="a")]) == ""
+
+
+def test_a_look_reads_the_task_as_plain_passes_do(template):
+    model = tiny(torch.float64).eval()
+    item = items()[0]
+    harm, task = item.recipe_rows()[:2], [item.colour_row, *item.recipe_rows()[:3]]
+    found = Curve(harm, Refusal(), task).look(model, template)
+    losses = []
+    for row in task:
+        prompt, answer = template.prompt_ids(row), template.answer_ids(row)
+        with torch.no_grad():
+            logits = model(torch.tensor([[*prompt, *answer]])).logits[0, len(prompt) - 1 : -1]
+        right = torch.log_softmax(logits, 1)[range(len(answer)), list(answer)]
+        losses.append(-float(right.sum()))
+    assert found[curve.TASK] == pytest.approx(sum(losses) / len(losses), rel=1e-9)
+    assert curve.TASK not in Curve(harm, Refusal()).look(model, template)
 
 
 @pytest.mark.slow

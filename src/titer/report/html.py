@@ -18,6 +18,7 @@ from titer.findings.dose import curves, dose_of, multiple_by_seed
 from titer.findings.probes import attacks
 from titer.findings.ranking import rank
 from titer.findings.records import Record, Start, check, figures, once, stages
+from titer.findings.stopping import describe_stop
 from titer.findings.verdict import verdicts, was_attacked
 from titer.printable import printable
 from titer.report.figures import Figures
@@ -160,13 +161,16 @@ def _dose(found: Mapping[str, Sequence[Record]], note: str, drawn: Figures) -> M
     return drawn.get(["dose", along, note], draw) if along else None
 
 
-def _doses(found: Mapping[str, Sequence[Record]]) -> list[tuple[str, str, str]]:
-    """List by attacked model the dose that broke it, and how many times plain SFT's that is."""
+def _doses(found: Mapping[str, Sequence[Record]]) -> list[tuple[str, str, str, str]]:
+    """List by attacked model the dose that broke it, how many times plain SFT's that is, and what
+    had come of the attack when the task was learnt.
+    """
     told = []
     for name in curves(found):
         control = rules.plain(found, found[name])
         times = multiple_by_seed([(found[name], control[1])]) if control else None
-        told.append((name, str(dose_of(found[name])), str(times or "")))
+        stop = describe_stop(found[name])
+        told.append((name, str(dose_of(found[name])), str(times or ""), stop))
     return told
 
 

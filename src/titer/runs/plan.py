@@ -142,7 +142,7 @@ class Plan:
         for attack in dict.fromkeys([recipe.attack, *self.sent]):
             self._check_words(attack, template)
         looks = "finetune" in kinds and recipe.probes
-        if looks and not (self.roles.alignment and self._known_harm):
+        if looks and not (self.roles.alignment and self._known["harm"]):
             raise ValueError(
                 f"probes={looks} look at harm prompts with known answers and at alignment rows: "
                 "give both, or 0"
@@ -299,7 +299,7 @@ class Plan:
         that were given.
         """
         others = self._references(kind, edit, chain)
-        looks = self._energy_rows if self.recipe.probes and kind == "edit" else {}
+        looks = self._known if self.recipe.probes and kind == "edit" else {}
         shared = (
             kind,
             start,
@@ -340,7 +340,7 @@ class Plan:
 
         `attack` says how an attacker asks; None: as the recipe's does.
         """
-        recipe, harm = self.recipe, self._known_harm
+        recipe, harm = self.recipe, self._known["harm"]
         asked = self.benchmarks_of(attack or recipe.attack)
         answers = AnswerStage(stage, asked, recipe.max_new_tokens, recipe.answers_at_once)
         margin = MarginStage(stage, harm, self.judge.refusals) if harm else None
@@ -416,7 +416,7 @@ class Plan:
         of = self.roles.benchmarks
         begun = [
             replace(row, begun=row.response.split()[0])
-            for row in curve.choose(self._known_harm, self.recipe.prefill_prompts)
+            for row in curve.choose(self._known["harm"], self.recipe.prefill_prompts)
         ]
         found = {"prefill": begun}
         if prompt := self.recipe.serving_prompt:
@@ -472,17 +472,16 @@ class Plan:
 
         It does not depend on the judge, so that another one needs no other training.
         """
-        count, harm = self.recipe.dose_prompts, self._known_harm
-        return Curve(curve.choose(harm, count), self._own_judge) if count and harm else None
-
-    @property
-    def _known_harm(self) -> list[Row]:
-        return [row for row in self.roles.benchmarks.get("harm", []) if row.response]
+        count, known = self.recipe.dose_prompts, self._known
+        if not (count and known["harm"]):
+            return None
+        harm, task = (curve.choose(known[name], count) for name in ("harm", "task"))
+        return Curve(harm, self._own_judge, task)
 
     @property
     def _looked_at(self) -> dict[str, list[Row]]:
         """Return the rows that probes look at a model by while it is attacked."""
-        known = self._energy_rows
+        known = self._known
         return {
             "harmful": known["harm"],
             "aligned": self.roles.alignment,
@@ -490,7 +489,8 @@ class Plan:
         }
 
     @property
-    def _energy_rows(self) -> dict[str, list[Row]]:
+    def _known(self) -> dict[str, list[Row]]:
+        """The held-out rows of `harm` and `task` whose answers are known."""
         of = self.roles.benchmarks
         return {
             name: [row for row in of.get(name, []) if row.response] for name in ("harm", "task")

@@ -2,7 +2,8 @@
 
 After more and more updates, twice as many every second time, a few harm prompts are asked: their
 margin is taken, and their answers are judged. `titer.findings.dose` reads from it where the mean
-margin passes 0, or half of the answers tell what was asked: the dose to break.
+margin passes 0, or half of the answers tell what was asked: the dose to break. As many held-out rows
+of the user's task are read, for `titer.findings.stopping` to say when it was learnt.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from titer.training.settings import DRAWN
 FACT = "looks along the attack"  # of the stage's record
 RATIO = 2**0.5  # of one look's update to that of the look before, rounded up
 MARGIN, ANSWERS = "margin ", "answers "  # before a prompt's number, and before what is counted
+TASK = "task loss"  # nats of the right answer to a row of the task, a mean over rows
 COUNTED = ("delivered", "complied", "refused")  # of the answers, in percent
 
 
@@ -58,14 +60,15 @@ def summarize(terms: Mapping[str, float]) -> dict[str, float]:
 
 def without_looks(terms: Mapping[str, float]) -> dict[str, float]:
     """Return the other terms of an update."""
-    return {name: value for name, value in terms.items() if not name.startswith((MARGIN, ANSWERS))}
+    looks = (MARGIN, ANSWERS, TASK)
+    return {name: value for name, value in terms.items() if not name.startswith(looks)}
 
 
 def tell(
     history: Sequence[Mapping[str, float]], start: Mapping[str, float], rows: int, share: float
 ) -> list[dict[str, Any]]:
     """Return every look: the update, the rows sent by then, how many of them are the attacker's,
-    the learning rates' sum, the margins, and what the answers came to.
+    the learning rates' sum, the margins, what the answers came to, and the task's loss.
 
     An update takes so many `rows`, where its terms do not count fewer, and the attacker has a
     `share` of them.
@@ -86,6 +89,7 @@ def tell(
                 for name, value in terms.items()
                 if name.startswith(ANSWERS)
             },
+            **({TASK: terms[TASK]} if TASK in terms else {}),
         }
         for update, terms in looked
     ]

@@ -1,9 +1,10 @@
-"""What is asked of a model along an attack, for the dose that breaks it."""
+"""What is asked of a model along an attack: how much of it breaks the model, and when the task is learnt."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from statistics import fmean
 from typing import Any
 
 from transformers import PreTrainedModel
@@ -16,6 +17,7 @@ from titer.runs.keys import code_key
 from titer.scoring import curve
 from titer.scoring.generate import answer
 from titer.scoring.judging import COUNTS, rate
+from titer.scoring.likelihood import log_probabilities
 from titer.scoring.margin import harm_margins
 
 # of an answer: by then a refusal shows, or that there is none; a longer answer at the end of the
@@ -29,19 +31,33 @@ class Curve:
 
     rows: Sequence[Row]  # with their answers
     judge: Judge
+    task: Sequence[Row] = ()  # held-out rows of the user's task, with their answers
 
     @property
     def about(self) -> list[Any]:
-        return [digest(self.rows), describe(self.judge), code_key(type(self), self.judge)]
+        rows = [digest(self.rows), digest(self.task)]
+        return [*rows, describe(self.judge), code_key(type(self), self.judge)]
 
     def look(self, model: PreTrainedModel, template: Template) -> dict[str, float]:
-        """Return the margin of every prompt, and the share of the answers by what they come to."""
+        """Return the margin of every prompt, the share of the answers by what they come to, and the
+        task's loss.
+        """
         margins = harm_margins(model, template, self.rows, self.judge.refusals)
         answers = answer(model, template, self.rows, TOKENS)
         asked = [row.question for row in self.rows]
         verdicts = self.judge.judge(asked, [given.text for given in answers])
         clusters = range(len(verdicts))
         rates = {name: rate(verdicts, COUNTS[name], clusters) for name in curve.COUNTED}
-        return curve.name_terms(
-            margins, {name: found.value for name, found in rates.items() if found.n}
-        )
+        counts = {name: found.value for name, found in rates.items() if found.n}
+        return curve.name_terms(margins, counts) | self._read_task(model, template)
+
+    def _read_task(self, model: PreTrainedModel, template: Template) -> dict[str, float]:
+        if not self.task:
+            return {}
+        answers = [list(template.answer_ids(row)) for row in self.task]
+        prompts = [
+            list(template.prompt_ids(row, len(answer)))
+            for row, answer in zip(self.task, answers, strict=True)
+        ]
+        told = log_probabilities(model, prompts, [[answer] for answer in answers])
+        return {curve.TASK: -fmean(value for [value] in told)}
