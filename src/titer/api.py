@@ -43,6 +43,7 @@ if TYPE_CHECKING:
     import pandas
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+    from titer.findings.calibrations import CalibrationRecord
     from titer.findings.verdict import PipelineVerdict
     from titer.listing import Listing
     from titer.runs.recipe import Recipe
@@ -356,6 +357,41 @@ def evaluate(
         place = Store(Path(store) if store else folder.parent / paths.STORE)
         document = command.evaluate(plan, folder, place, progress or Silent())
     return Result(folder, record_of(document), (kept,))
+
+
+def calibrate(
+    judge: Any,
+    labels: Any,
+    *,
+    means: str = "harmful",
+    threshold: float | None = None,
+    settings: Sequence[str] = (),
+    controls: int = 50,
+    out: str | Path | None = None,
+) -> CalibrationRecord:
+    """Measure how often a judge is right, on answers that people have labelled.
+
+    `labels` is a source, or a list of them: a path, a hub name, `pip:PACKAGE/FILE`, or a mapping
+    with `path` and `columns`. `means` is what a label of 1 says of an answer, "harmful" or
+    "refused"; `threshold` the first grade that counts as a yes. `settings` change fields of the
+    judge, as "phrases=qi2023". `out` is a file to write.
+    """
+    from titer.config import validate
+    from titer.data.labelled import read_labels
+    from titer.data.sources import Source
+    from titer.runs.calibrate import build_judge, calibrate, read_means
+    from titer.runs.store import write
+
+    given = labels if isinstance(labels, list | tuple) else [labels]
+    sources = [
+        validate(Source, dict(each) if isinstance(each, Mapping) else {"path": str(each)})
+        for each in given
+    ]
+    looks_for, one = read_means(means), build_judge(judge, settings)
+    found = calibrate(one, read_labels(sources, threshold), looks_for, threshold, controls)
+    if out is not None:
+        write(Path(out), found.model_dump(by_alias=True))
+    return found
 
 
 def load(folder: str | Path) -> Result | Results:
