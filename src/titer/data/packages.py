@@ -34,7 +34,7 @@ def find(name: str) -> list[Path]:
     Raises where the package is not installed, or has no such file.
     """
     package, _, pattern = name.removeprefix(PACKAGE).partition("/")
-    if not re.fullmatch(r"[A-Za-z0-9._-]+", package) or not pattern:
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", package) or not pattern:
         raise ValueError(f"{name!r}: give a file of a package as pip:PACKAGE/PATH")
     files = files_of(package)
     if files is None:
