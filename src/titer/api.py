@@ -333,15 +333,17 @@ def evaluate(
     settings: Sequence[str] = (),
     out: str | Path | None = None,
     store: str | Path | None = None,
+    server: Any = None,
     progress: Progress | None = None,
 ) -> Result:
     """Score a model: `data` has any of `harm_test`, `test`, `lookalike`, and `harmful`, whose
     held-out share is asked.
 
     Answers lie in the store, beside `out` unless another is given: another judge of the same
-    answers generates nothing.
+    answers generates nothing. With a `server` `model` is a name that the server knows: its address,
+    as http://127.0.0.1:8000/v1, or a mapping with `url` and other fields of an `Endpoint`.
     """
-    from titer.runs import command
+    from titer.runs import command, served
     from titer.runs import recipe as recipes
     from titer.runs.execute import claim
     from titer.runs.plan import Plan
@@ -351,8 +353,11 @@ def evaluate(
     given = _Given(folder)
     judging = [f"judge={json.dumps(judge)}"] if judge else []
     changed = [*given.settings(None, data or {}), *judging, *settings]
-    wanted = recipes.load_single(recipe, "evaluate", given.model(model), None, changed)
-    plan = Plan.prepare(wanted, {"evaluate"})
+    told = server is not None
+    of_server = [text for text in changed if told and text.startswith("server.")]
+    others = [text for text in changed if text not in of_server]
+    wanted = recipes.load_single(recipe, "evaluate", given.model(model), None, others)
+    plan = served.plan_of(wanted, server, of_server) if told else Plan.prepare(wanted, {"evaluate"})
     with claim(folder, plan, "evaluate"):
         place = Store(Path(store) if store else folder.parent / paths.STORE)
         document = command.evaluate(plan, folder, place, progress or Silent())

@@ -155,6 +155,13 @@ def evaluate(
     recipe: RecipeName = "checkpoint",
     limit: Limit = None,
     store: StoreFolder = None,
+    server: Annotated[
+        str | None,
+        typer.Option(
+            metavar="URL",
+            help="An OpenAI-compatible server, as http://127.0.0.1:8000/v1: MODEL is a name there.",
+        ),
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Score a model on any of --data harm_test=..., test=..., lookalike=..., harmful=...
@@ -172,6 +179,7 @@ def evaluate(
             settings=with_limit(_merge(data, settings), limit),
             out=out,
             store=store,
+            server=server,
             progress=watch,
         )
     screen.print_stage(found.record.fields, out, as_json)
