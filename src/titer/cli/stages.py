@@ -149,7 +149,10 @@ def edit(
 def evaluate(
     model: Model,
     out: Out,
-    judge: Annotated[str | None, typer.Option(help="What judges harm.")] = None,
+    judge: Annotated[
+        str | None,
+        typer.Option(help="What judges harm: a name, or {method: ..., FIELD: VALUE}."),
+    ] = None,
     data: Rows = None,
     settings: Settings = None,
     recipe: RecipeName = "checkpoint",
@@ -170,11 +173,12 @@ def evaluate(
     Answers lie in the store: another judge of them generates nothing.
     """
     from titer import api
+    from titer.config import read_yaml
 
     with screen.watch_stages() as watch:
         found = api.evaluate(
             model,
-            judge=judge,
+            judge=read_yaml(judge, "--judge") if judge else None,
             recipe=recipe,
             settings=with_limit(_merge(data, settings), limit),
             out=out,

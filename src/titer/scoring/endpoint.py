@@ -13,6 +13,7 @@ import random
 import threading
 from collections.abc import Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Annotated, Any
@@ -93,11 +94,10 @@ class Journal:
         self.path, self._lock = path, threading.Lock()
         self.replies: dict[str, Reply] = {}
         for line in path.read_bytes().split(b"\n") if path and path.is_file() else []:
-            try:
+            with suppress(ValueError):
                 fields = json.loads(line)
-                self.replies[fields.pop("request")] = Reply(**fields)
-            except (ValueError, KeyError, TypeError, AttributeError):
-                continue
+                request = fields.pop("request")
+                self.replies[request] = Reply(**fields)
 
     def add(self, request: str, reply: Reply) -> None:
         """Keep an answer, and write it for its maker alone to read."""
