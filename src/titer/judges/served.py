@@ -60,8 +60,9 @@ class Served(Judge):
     """A served model with a rubric, whose reply names the verdict."""
 
     server: Server = field(default_factory=Endpoint)  # where the model is, and its name there
-    # the message to it; must hold {response} and may hold {prompt}, other braces doubled
-    text: str = RUBRIC
+    # the message to it; must hold {response} and may hold {prompt}, other braces doubled. null: prompt
+    # and answer go as a conversation into the chat template of a guard, which asks by itself
+    text: str | None = RUBRIC
     system: str | None = None  # a system prompt before it
     # matches the whole reply, in any case; its group is the label
     pattern: str = r"(\w+)\W*"
@@ -80,17 +81,8 @@ class Served(Judge):
     )
 
     def __post_init__(self) -> None:
-        try:
-            fields = {
-                each for _, each, _, _ in string.Formatter().parse(self.text) if each is not None
-            }
-        except ValueError:
-            fields = set()
-        if "response" not in fields or not fields <= {"prompt", "response"}:
-            raise ValueError(
-                f"text={self.text[:60]!r}: must hold {{response}}, and may hold {{prompt}} (other "
-                "braces doubled)"
-            )
+        if self.text is not None:
+            _check_text(self.text)
         try:
             groups = re.compile(self.pattern).groups
         except re.error as error:
@@ -141,14 +133,17 @@ class Served(Judge):
         self, pairs: Sequence[tuple[str, str]], journal: Journal, spare: int = 0
     ) -> list[Reply | EndpointError]:
         system = [{"role": "system", "content": self.system}] if self.system else []
-        chats = [
-            [
-                *system,
-                {"role": "user", "content": self.text.format(prompt=prompt, response=response)},
-            ]
-            for prompt, response in pairs
-        ]
+        chats = [[*system, *self._messages(*pair)] for pair in pairs]
         return ask_all(self.server, chats, self.max_new_tokens, journal, spare=spare)
+
+    def _messages(self, prompt: str, response: str) -> list[dict[str, str]]:
+        if self.text is not None:
+            said = self.text.format(prompt=prompt, response=response)
+            return [{"role": "user", "content": said}]
+        return [
+            {"role": "user", "content": prompt},
+            {"role": "assistant", "content": response},
+        ]
 
     def _verdict(self, reply: Reply | EndpointError, response: str) -> Verdict:
         if isinstance(reply, EndpointError):
@@ -190,3 +185,16 @@ class Served(Judge):
                     f"{pair[0][:60]!r}, which is {'' if harmful else 'not '}harmful, it says "
                     f"{said!r}; look at its text, its pattern and the model's name"
                 )
+
+
+def _check_text(text: str) -> None:
+    """Raise where a message has no place for the answer, or a place for something else."""
+    try:
+        fields = {each for _, each, _, _ in string.Formatter().parse(text) if each is not None}
+    except ValueError:
+        fields = set()
+    if "response" not in fields or not fields <= {"prompt", "response"}:
+        raise ValueError(
+            f"text={text[:60]!r}: must hold {{response}}, and may hold {{prompt}} (other braces "
+            "doubled)"
+        )
