@@ -1,7 +1,7 @@
 """titer measures how well a model's safety alignment survives fine-tuning, and makes it survive.
 
 The functions here are the commands, for Python (`titer.api`): run, align, release, finetune, edit,
-evaluate, load, list_methods. Importing titer imports none of what they need.
+evaluate, calibrate, load, list_methods. Importing titer imports none of what they need.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ __all__ = [
     "Results",
     "__version__",
     "align",
+    "calibrate",
     "edit",
     "evaluate",
     "finetune",
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
         Result,
         Results,
         align,
+        calibrate,
         edit,
         evaluate,
         finetune,

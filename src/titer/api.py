@@ -43,6 +43,7 @@ if TYPE_CHECKING:
     import pandas
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+    from titer.findings.calibrations import CalibrationRecord
     from titer.findings.verdict import PipelineVerdict
     from titer.listing import Listing
     from titer.runs.recipe import Recipe
@@ -332,15 +333,17 @@ def evaluate(
     settings: Sequence[str] = (),
     out: str | Path | None = None,
     store: str | Path | None = None,
+    server: Any = None,
     progress: Progress | None = None,
 ) -> Result:
     """Score a model: `data` has any of `harm_test`, `test`, `lookalike`, and `harmful`, whose
     held-out share is asked.
 
     Answers lie in the store, beside `out` unless another is given: another judge of the same
-    answers generates nothing.
+    answers generates nothing. With a `server` `model` is a name that the server knows: its address,
+    as http://127.0.0.1:8000/v1, or a mapping with `url` and other fields of an `Endpoint`.
     """
-    from titer.runs import command
+    from titer.runs import command, served
     from titer.runs import recipe as recipes
     from titer.runs.execute import claim
     from titer.runs.plan import Plan
@@ -350,12 +353,50 @@ def evaluate(
     given = _Given(folder)
     judging = [f"judge={json.dumps(judge)}"] if judge else []
     changed = [*given.settings(None, data or {}), *judging, *settings]
-    wanted = recipes.load_single(recipe, "evaluate", given.model(model), None, changed)
-    plan = Plan.prepare(wanted, {"evaluate"})
+    told = server is not None
+    of_server = [text for text in changed if told and text.startswith("server.")]
+    others = [text for text in changed if text not in of_server]
+    wanted = recipes.load_single(recipe, "evaluate", given.model(model), None, others)
+    plan = served.plan_of(wanted, server, of_server) if told else Plan.prepare(wanted, {"evaluate"})
     with claim(folder, plan, "evaluate"):
         place = Store(Path(store) if store else folder.parent / paths.STORE)
         document = command.evaluate(plan, folder, place, progress or Silent())
     return Result(folder, record_of(document), (kept,))
+
+
+def calibrate(
+    judge: Any,
+    labels: Any,
+    *,
+    means: str = "harmful",
+    threshold: float | None = None,
+    settings: Sequence[str] = (),
+    controls: int = 50,
+    out: str | Path | None = None,
+) -> CalibrationRecord:
+    """Measure how often a judge is right, on answers that people have labelled.
+
+    `labels` is a source, or a list of them: a path, a hub name, `pip:PACKAGE/FILE`, or a mapping
+    with `path` and `columns`. `means` is what a label of 1 says of an answer, "harmful" or
+    "refused"; `threshold` the first grade that counts as a yes. `settings` change fields of the
+    judge, as "phrases=qi2023". `out` is a file to write.
+    """
+    from titer.config import validate
+    from titer.data.labelled import read_labels
+    from titer.data.sources import Source
+    from titer.runs.calibrate import build_judge, calibrate, read_means
+    from titer.runs.store import write
+
+    given = labels if isinstance(labels, list | tuple) else [labels]
+    sources = [
+        validate(Source, dict(each) if isinstance(each, Mapping) else {"path": str(each)})
+        for each in given
+    ]
+    looks_for, one = read_means(means), build_judge(judge, settings)
+    found = calibrate(one, read_labels(sources, threshold), looks_for, threshold, controls)
+    if out is not None:
+        write(Path(out), found.model_dump(by_alias=True))
+    return found
 
 
 def load(folder: str | Path) -> Result | Results:

@@ -23,6 +23,8 @@ from titer.config import Config
 from titer.phase import Phase
 
 if TYPE_CHECKING:  # listing methods imports nothing heavy
+    from pathlib import Path
+
     from torch import Tensor, nn
     from transformers import PreTrainedModel
 
@@ -399,6 +401,13 @@ class Judge(Method):
 
     @abstractmethod
     def judge(self, prompts: Sequence[str], responses: Sequence[str]) -> list[Verdict]: ...
+
+    def keep_in(self, folder: Path) -> Judge:
+        """Return the judge that keeps in a folder what it has judged, for an interrupted judging to go on.
+
+        One that is quick is itself.
+        """
+        return self
 
     @property
     @abstractmethod

@@ -33,6 +33,7 @@ RESUME = "checkpoint.safetensors"  # while a stage trains: where it goes on afte
 TRAINER = "titer.safetensors"  # in a checkpoint of a trainer of another library: a defense's state
 CHANGES = "changes.json"  # of an edit, by tensor
 MERGED = "merged"  # while an edit works: the merged models of adapters
+JOURNAL = "journal.jsonl"  # while a server is asked: what it has answered
 MARGINS = "margins.json"  # of the harm margin, by prompt
 SCORES = "scores.json"  # figures and outcomes
 

@@ -149,12 +149,22 @@ def edit(
 def evaluate(
     model: Model,
     out: Out,
-    judge: Annotated[str | None, typer.Option(help="What judges harm.")] = None,
+    judge: Annotated[
+        str | None,
+        typer.Option(help="What judges harm: a name, or {method: ..., FIELD: VALUE}."),
+    ] = None,
     data: Rows = None,
     settings: Settings = None,
     recipe: RecipeName = "checkpoint",
     limit: Limit = None,
     store: StoreFolder = None,
+    server: Annotated[
+        str | None,
+        typer.Option(
+            metavar="URL",
+            help="An OpenAI-compatible server, as http://127.0.0.1:8000/v1: MODEL is a name there.",
+        ),
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Score a model on any of --data harm_test=..., test=..., lookalike=..., harmful=...
@@ -163,15 +173,17 @@ def evaluate(
     Answers lie in the store: another judge of them generates nothing.
     """
     from titer import api
+    from titer.config import read_yaml
 
     with screen.watch_stages() as watch:
         found = api.evaluate(
             model,
-            judge=judge,
+            judge=read_yaml(judge, "--judge") if judge else None,
             recipe=recipe,
             settings=with_limit(_merge(data, settings), limit),
             out=out,
             store=store,
+            server=server,
             progress=watch,
         )
     screen.print_stage(found.record.fields, out, as_json)

@@ -236,7 +236,10 @@ def _table(path: Path, known: Collection[str], delimiter: str, quoting: Any) -> 
     csv.field_size_limit(10**9)  # a cell may hold a long document
     names: list[str] = []
     reader = csv.reader(
-        io.StringIO(_text(path), newline=""), delimiter=delimiter, quoting=quoting, strict=True
+        io.StringIO(_without_remarks(_text(path), known, delimiter), newline=""),
+        delimiter=delimiter,
+        quoting=quoting,
+        strict=True,
     )
     try:
         for cells in reader:
@@ -260,6 +263,18 @@ def _table(path: Path, known: Collection[str], delimiter: str, quoting: Any) -> 
             yield RawRecord(place, dict(zip(names, cells, strict=True)))
     except csv.Error as error:
         raise ValueError(f"{path}:{reader.line_num}: not a table ({error})") from None
+
+
+def _without_remarks(text: str, known: Collection[str], delimiter: str) -> str:
+    """Empty the lines that begin with `#` before a line of column names; the others keep their
+    numbers.
+    """
+    lines = text.split("\n")
+    first = next((i for i, line in enumerate(lines) if not line.startswith("#")), 0)
+    names = lines[first].split(delimiter)
+    if not any(name.strip().strip('"') in known for name in names):
+        return text
+    return "\n".join([*[""] * first, *lines[first:]])
 
 
 def _check_names(place: str, names: Sequence[str]) -> None:

@@ -7,16 +7,17 @@ from __future__ import annotations
 
 import logging
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
+from pathlib import Path
 from typing import Annotated, Any, cast
 
 from pydantic import BeforeValidator
 
 from titer import paths, registry
 from titer.config import Config
-from titer.data import catalog, files, hub, schemas
+from titer.data import catalog, files, hub, packages, schemas
 from titer.data.files import RawRecord
 from titer.data.rows import Row
 from titer.errors import unknown
@@ -29,8 +30,8 @@ said = logging.getLogger(__name__)  # how files were read, and what of them was 
 class Source(Config):
     """A set of rows. A text in its place is its `path`."""
 
-    # a JSON, JSON-lines, CSV, TSV or parquet file, a `datasets` folder,
-    # or a data set of the hub by its name
+    # a JSON, JSON-lines, CSV, TSV or parquet file, a `datasets` folder, a data set of the hub by its
+    # name, or `pip:NAME/FILE`, a file of an installed package
     path: str
     split: str | None = None  # where it has several
     subset: str | None = None  # a configuration of a data set of the hub
@@ -131,19 +132,9 @@ class SourceReader:
 
     def records(self, source: Source) -> list[RawRecord]:
         """Return the records that the source's `where` lets through. Raises where there is none."""
-        known = {column for schema in schemas.SCHEMAS for column in schema.columns} | set(
-            source.columns.values()
-        )
+        known = {column for schema in schemas.SCHEMAS for column in schema.columns}
         known |= {name for each in _published() for layout in each.layouts for name in layout}
-        records = files.read(
-            locate(source.path, source.revision).folder, source.split, source.subset, known
-        )
-        kept = [record for record in records if _passes(record, source.where)]
-        if not kept:
-            raise ValueError(
-                f"{source.path}: none of its {len(records)} records has {source.where}"
-            )
-        return kept
+        return let_through(source, locate(source.path, source.revision).folder, known)
 
     def _keep(self, role: str, source: Source, made: schemas.Parsed, records: int) -> list[Row]:
         """Return the rows that `seed`, `skip` and `limit` leave.
@@ -186,16 +177,39 @@ class SourceReader:
         return kept
 
 
+def let_through(source: Source, place: Path, known: Collection[str]) -> list[RawRecord]:
+    """Read the records of a file or folder that the source's `where` lets through.
+
+    `known` are names of columns by which a line of names is told. Raises where there is no record.
+    """
+    names = {*known, *source.columns.values()}
+    records = files.read(place, source.split, source.subset, names)
+    kept = [record for record in records if _passes(record, source.where)]
+    if not kept:
+        raise ValueError(f"{place}: none of its {len(records)} records has {source.where}")
+    return kept
+
+
 @cache
 def locate(path: str, revision: str | None) -> hub.Found:
     """Return the file or folder that a source's path means.
 
     Raises where there is no such file, and the hub has no data set of that name.
     """
+    if packages.is_package(path):
+        return hub.Found(_single(path, packages.find(path)), None)
     local = paths.expand(path)
     if local.is_file() or files.is_readable(local):
         return hub.Found(local, None)
     return hub.find(path, "dataset", revision)
+
+
+def _single(name: str, found: Sequence[Path]) -> Path:
+    """Return the one file of several. Raises where there are more."""
+    if len(found) > 1:
+        told = ", ".join(file.name for file in found)
+        raise ValueError(f"{name!r} names {len(found)} files, {told}: give the name of one")
+    return found[0]
 
 
 def _task_row(record: RawRecord, benchmark: Benchmark) -> Row:

@@ -21,7 +21,7 @@ from titer.registry import describe, name_of
 from titer.runs.chain import trace
 from titer.runs.documents import environment
 from titer.runs.execute import Executor, score_record
-from titer.runs.plan import REFERENCES, Plan
+from titer.runs.plan import REFERENCES, Plan, name_files
 from titer.runs.search import Search, search
 from titer.runs.stages.edit import EditStage
 from titer.runs.store import Store, write
@@ -171,7 +171,7 @@ def provenance(plan: Plan, kind: str) -> dict[str, Any]:
     used = (*USED, *USED_BY.get(kind, ()), *(asked if kind == "evaluate" else ()))
     return {
         "recipe": {name: recipe[name] for name in used},
-        "model": name_files(plan.start),
+        "model": plan.named,
         "data": plan.roles.digests(),
         "prompts": plan.prompts,
         "sources": plan.roles.sources,
@@ -187,11 +187,6 @@ def name_models(plan: Plan) -> dict[str, Any]:
             name: name_files(folders.locate(of)) for name, of in plan.references.items()
         },
     }
-
-
-def name_files(files: folders.Files) -> dict[str, Any]:
-    """Name a checkpoint by where it lies and by its bytes."""
-    return folders.identify(files) | {"sha256": folders.digest(files)}
 
 
 def link(source: str, target: str) -> None:

@@ -59,6 +59,11 @@ REFERENCES = {
 Anew = TypeVar("Anew", bound=ModelStage)
 
 
+def name_files(files: folders.Files) -> dict[str, Any]:
+    """Name a checkpoint by where it lies and by its bytes."""
+    return folders.identify(files) | {"sha256": folders.digest(files)}
+
+
 @dataclass(frozen=True)
 class Plan:
     """A recipe with its rows.
@@ -356,6 +361,11 @@ class Plan:
     def asking(self) -> Asking:
         recipe = self.recipe
         return Asking(recipe.model, recipe.template, recipe.system, recipe.max_length)
+
+    @property
+    def named(self) -> dict[str, Any]:
+        """The model that it begins with, by where it lies and by its bytes."""
+        return name_files(self.start)
 
     @cached_property
     def identity(self) -> str:

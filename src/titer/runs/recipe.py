@@ -16,6 +16,7 @@ from pydantic import PlainValidator
 
 from titer import paths, registry
 from titer.config import Config, hash_of, read_yaml, validate
+from titer.data.packages import is_package
 from titer.data.texts import Style
 from titer.errors import reading, unknown
 from titer.methods import Attack, Benchmark, Defense, Edit, Judge, UpdateEdit
@@ -23,7 +24,7 @@ from titer.registry import describe, name_of
 from titer.runs import protocols
 from titer.runs.roles import Data
 from titer.training.settings import Training
-from titer.weights.settings import GGUF, Checkpoint, Model, is_package
+from titer.weights.settings import GGUF, Checkpoint, Model
 
 FOLDER = Path(__file__).parent.parent / "recipes"
 SINGLE = "alone"  # the pipeline of a recipe for one stage

@@ -14,10 +14,11 @@ from typing import Any
 
 from titer import paths
 from titer.data import hub
+from titer.data.packages import is_package
 from titer.errors import reading
 from titer.paths import BESIDE, DEQUANTIZED, OVER
 from titer.weights import gguf
-from titer.weights.settings import LAB, Checkpoint, is_package
+from titer.weights.settings import LAB, Checkpoint
 
 ADAPTER = "adapter_config.json"
 TENSORS = "adapter_model.safetensors"  # of an adapter

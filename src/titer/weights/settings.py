@@ -11,12 +11,6 @@ from titer.config import Config, Names
 
 LAB = "lab"  # the name of the embedded base model
 GGUF = ".gguf"  # behind the name of a file in llama.cpp's format
-PACKAGE = "pip:"  # before the name of an installed package
-
-
-def is_package(name: str) -> bool:
-    """Tell whether a model's name is that of an installed package."""
-    return name.startswith(PACKAGE)
 
 
 @dataclass(frozen=True)

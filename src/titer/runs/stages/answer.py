@@ -46,11 +46,14 @@ class AnswerStage(AskingStage):
             said.append,
             work.progress.advance,
         )
-        lines = [
-            {"benchmark": name, **asdict(answer)} for name, of in answers.items() for answer in of
-        ]
-        write_privately(folder / paths.ANSWERS, "".join(json.dumps(line) + "\n" for line in lines))
+        write_answers(folder, answers)
         return {"weights": checkpoints.fingerprint(model), "notes": said}
+
+
+def write_answers(folder: Path, answers: Mapping[str, Sequence[Answer]]) -> None:
+    """Write the answers to every benchmark's prompts into a stage's folder."""
+    lines = [{"benchmark": name, **asdict(answer)} for name, of in answers.items() for answer in of]
+    write_privately(folder / paths.ANSWERS, "".join(json.dumps(line) + "\n" for line in lines))
 
 
 def write_privately(path: Path, text: str) -> None:

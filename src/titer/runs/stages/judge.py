@@ -73,8 +73,10 @@ class JudgeStage(Stage):
             margins = json.loads(
                 (work.folder(self.margin) / paths.MARGINS).read_text(encoding="utf-8")
             )
-        found = judge_answers(benchmarks, given, self.judge, self.scorer, margins, self.facts)
+        judge = self.judge.keep_in(folder)
+        found = judge_answers(benchmarks, given, judge, self.scorer, margins, self.facts)
         check_scored(found, self.judge)
+        (folder / paths.JOURNAL).unlink(missing_ok=True)
         text = "".join(json.dumps(asdict(record)) + "\n" for record in found.records)
         write_privately(folder / paths.ANSWERS, text)
         scores = {name: plain(asdict(score)) for name, score in found.scores.items()}
