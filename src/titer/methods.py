@@ -26,7 +26,7 @@ if TYPE_CHECKING:  # listing methods imports nothing heavy
     from torch import Tensor, nn
     from transformers import PreTrainedModel
 
-    from titer.data.batches import Batch
+    from titer.data.batches import Batch, Encoded
     from titer.data.rows import Row
     from titer.training.settings import Training
     from titer.training.step import Step
@@ -317,6 +317,29 @@ class Attack(Method):
     def phrase(self, row: Row) -> Row:
         """Put a harmful prompt into the attacker's words, and leave the rest of the row."""
         return row
+
+
+class Selection(Attack):
+    """An attack whose rows are chosen by the model that it attacks.
+
+    Its `rows` are those to choose from. The attacker's own are examples to compare them with, and
+    none of them is sent. The model is the one that the fine-tuning starts from.
+    """
+
+    @property
+    @abstractmethod
+    def count(self) -> int:
+        """Say how many rows are sent."""
+
+    @abstractmethod
+    def draw_examples(self, own: Sequence[Row], seed: int) -> list[Row]:
+        """Draw the examples from the attacker's own rows. Raises where there are too few."""
+
+    @abstractmethod
+    def scores(
+        self, model: PreTrainedModel, rows: Sequence[Encoded], examples: Sequence[Encoded]
+    ) -> Tensor:
+        """Return a score (N,) of every row. The `count` rows with the largest ones are sent."""
 
 
 @dataclass(frozen=True)

@@ -29,6 +29,7 @@ from titer.runs.roles import TRAINING, Roles, roles
 from titer.runs.sent import Sent
 from titer.runs.stages.answer import AnswerStage
 from titer.runs.stages.asking import Asking
+from titer.runs.stages.choice import Choice
 from titer.runs.stages.curve import Curve
 from titer.runs.stages.edit import EditStage
 from titer.runs.stages.judge import JudgeStage
@@ -191,6 +192,7 @@ class Plan:
                     "with the defender's: give data.defense with prompts of data.alignment"
                 )
             template.encode_all(rows, f"{kind}, stream {stream!r}")
+        template.encode_all(sent.examples if sent else [], f"{kind}, examples of the attack")
 
     def methods(self, kinds: Collection[str] = ALL) -> list[tuple[str, str, Defense | Edit]]:
         """List every method with its pipeline and the kind of its stage."""
@@ -277,6 +279,8 @@ class Plan:
         recipe = self.recipe
         tuning = kind == "finetune"
         looks = Looks(recipe.probes, **self._looked_at) if tuning and recipe.probes else None
+        choosing = sent.selection if sent else None
+        choice = Choice(choosing, sent.examples) if sent and choosing else None
         stage = TrainStage(
             kind=kind,
             start=start,
@@ -291,6 +295,7 @@ class Plan:
             # a dose counts the rows of one fine-tuning
             curve=self._curve if tuning and not (sent and sent.first) else None,
             counts=sent.counts if tuning and sent else {},
+            choice=choice,
         )
         return self.once(stage)
 
@@ -455,7 +460,10 @@ class Plan:
 
     @property
     def prompts(self) -> dict[str, list[str]]:
-        """The hash of every prompt that its stages train on, by role, in the words of that role."""
+        """The hash of every prompt that its stages train on, by role, in the words of that role.
+
+        Where a model chooses its rows, it is that of all that it may choose.
+        """
         sent = {identity(row) for of in self.sent.values() for row in (*of.rows, *of.first)}
         rows = {name: getattr(self.roles, name) for name in TRAINING}
         for name in ("task", "attack", "requests"):
