@@ -57,6 +57,7 @@ class Needs:
 
     streams: Mapping[str, Kind] = field(default_factory=dict, hash=False)  # a defense's rows
     rows: Kind | None = None  # the defender's rows that an edit sees, or trains on
+    against: Kind | None = None  # rows that it compares those with: `answers`, benign prompts
     # other models by name. An edit's: the `base`; the aligned model trained on `safe` or `unsafe`
     # rows. A defense's: `start`, the model that the stage began with (`step.reference()`)
     references: tuple[str, ...] = ()
@@ -176,7 +177,8 @@ class Defense(Method):
 class Changes:
     """The work of an edit, per tensor that it worked on, and on the norm of the update.
 
-    The update is what fine-tuning added to these tensors; of a `TensorEdit`, what alignment added.
+    The update is what fine-tuning added to these tensors; of a `TensorEdit`, what alignment added;
+    of a `StreamEdit`, what the edit itself adds.
     """
 
     changed: Mapping[str, int]  # tensor name -> entries whose value differs now
@@ -196,7 +198,7 @@ class Changes:
 class Edit(Method):
     """A change of weights that follows no gradient on the user's data.
 
-    It is an `UpdateEdit`, a `Retraining` or a `TensorEdit`.
+    It is an `UpdateEdit`, a `Retraining`, a `TensorEdit` or a `StreamEdit`.
     """
 
     stage: ClassVar[Literal["release", "edit"]]  # before fine-tuning, or after it
@@ -293,6 +295,38 @@ class TensorEdit(Edit):
 
         It is in float32 for tensors of 16 bits, else in float64.
         """
+
+
+class StreamEdit(Edit):
+    """An edit of all that the aligned model writes to its residual stream, before its release.
+
+    It is given the model in memory, and one parameter at a time.
+    """
+
+    stage = "release"
+    stages = ("release",)
+    reason = "is an attack on a model whose weights are open, and the user has none of these"
+
+    @abstractmethod
+    def observe(
+        self, model: PreTrainedModel, rows: Sequence[Encoded], others: Sequence[Encoded]
+    ) -> Any:
+        """Look at the model, and make the state that the other calls are handed.
+
+        `others` are the rows that it compares `rows` with.
+        """
+
+    @abstractmethod
+    def edit(self, name: str, matrix: Tensor, state: Any) -> Tensor:
+        """Return what takes the place of a parameter, as (D, ...), whose columns are written."""
+
+    def verify(self, model: PreTrainedModel, state: Any) -> None:
+        """Raise where the edited model is not what the edit says."""
+        return
+
+    def facts(self, state: Any) -> Mapping[str, Any]:
+        """Name what else is to be known."""
+        return {}
 
 
 class Attack(Method):

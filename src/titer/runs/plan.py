@@ -19,7 +19,17 @@ from titer.data.audit import audit
 from titer.data.rows import Row, identity, prompt_hash, under
 from titer.data.template import Template
 from titer.judges.refusal import Refusal
-from titer.methods import Attack, Defense, Edit, Judge, Kind, Label, Retraining, TensorEdit
+from titer.methods import (
+    Attack,
+    Defense,
+    Edit,
+    Judge,
+    Kind,
+    Label,
+    Retraining,
+    StreamEdit,
+    TensorEdit,
+)
 from titer.registry import build, describe, name_of
 from titer.runs import chain
 from titer.runs.needed import needed_roles
@@ -27,6 +37,7 @@ from titer.runs.recipe import SINGLE, Pipeline, Recipe
 from titer.runs.recipe import digest as recipe_digest
 from titer.runs.roles import TRAINING, Roles, roles
 from titer.runs.sent import Sent
+from titer.runs.stages.ablate import AblateStage
 from titer.runs.stages.answer import AnswerStage
 from titer.runs.stages.asking import Asking
 from titer.runs.stages.choice import Choice
@@ -163,6 +174,12 @@ class Plan:
                         f"are none: give data.{role}"
                     )
                 template.encode_all(self.calibration(method), "calibration")
+                if method.needs.against and not self.against(method):
+                    raise ValueError(
+                        f"the edit {name_of(method)!r} compares with benign prompts, and "
+                        "data.alignment has none: give some with answers that are no refusals"
+                    )
+                template.encode_all(self.against(method), "alignment")
 
     def _check_words(self, attack: Attack, template: Template) -> None:
         """Raise where the attacker asks in words that the tokenizer does not have."""
@@ -317,6 +334,8 @@ class Plan:
         )
         if isinstance(edit, Retraining):
             return self.once(RetrainStage(*shared, self.recipe.finetune, self.recipe.seed))
+        if isinstance(edit, StreamEdit):
+            return self.once(AblateStage(*shared, self.against(edit)))
         made: type[EditStage] = ReleaseStage if isinstance(edit, TensorEdit) else RepairStage
         return self.once(made(*shared))
 
@@ -522,6 +541,12 @@ class Plan:
             else []
         )
         return edit.rows(rows) if isinstance(edit, Retraining) and rows else rows
+
+    def against(self, edit: Edit) -> list[Row]:
+        """Return the alignment rows that do not refuse, for an edit that compares with them."""
+        refusals = {identity(row) for row in self.refusals} if edit.needs.against else set()
+        rows = self.roles.alignment if edit.needs.against else []
+        return [row for row in rows if identity(row) not in refusals]
 
     @cached_property
     def refusals(self) -> list[Row]:

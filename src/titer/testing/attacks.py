@@ -145,13 +145,13 @@ def chooses_by_the_model_alone(attack: Attack, folder: Path) -> None:
     weights, hooked, candidates = state(model), hooks(model), of["rows"][:12]
     examples = [*of["harmful"], *of["held_out"]] * 4
     scores = attack.scores(model, candidates, examples[: len(drawn)])
+    assert same(weights, state(model)), "it changed the weights of the model"
     assert scores.shape == (12,), f"it scores 12 rows by a tensor {tuple(scores.shape)}"
     assert scores.isfinite().all(), "its scores are not finite"
     assert len(set(scores.tolist())) > 1, "it scores all rows alike"
     again = attack.scores(model, candidates[7:2:-1], examples[: len(drawn)])
     off = float((again - scores[[7, 6, 5, 4, 3]]).abs().max())
     assert off < 1e-9, f"a row has another score beside others, by {off}"
-    assert same(weights, state(model)), "it changed the weights of the model"
     assert hooks(model) == hooked, "it left hooks on the model"
     assert not any(of.grad is not None for of in model.parameters()), "it left gradients"
 
