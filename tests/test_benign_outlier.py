@@ -6,7 +6,7 @@ import math
 import pytest
 import torch
 
-from test_data import numbered
+from mixing import numbered
 from titer.attacks.benign_outlier import BenignOutlier, end_states
 from titer.data.rows import Row, digest
 from titer.data.template import Template
