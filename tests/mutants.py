@@ -52,43 +52,14 @@ KINDS = ("defenses", "edits", "attacks", "benchmarks")
 SHARED = ("data/mixture.py",)  # what the methods of a kind have in common, as theirs
 SECONDS = 180  # of processor time; a mutant that runs longer has been noticed
 
+# Twice a field in the check that it has a value: excused in every method, by the check and the field
+CHECKED = {
+    r"check_count\b": "no whole number tells 2 n < 1 from n < 1",
+    r"check_mix n\b": "no whole number tells 2 n < 1 from n < 1",
+    r"check_words\b": "a text has words where twice the text has",
+    r"check_each\b": "the same texts twice",
+}
 EQUIVALENT: dict[tuple[str, str], str] = {
-    (
-        "harmful_mix",
-        "self.n -> 2 * self.n",
-    ): "in the check: no whole number tells 2 n < 1 from n < 1",
-    (
-        "identity_shift",
-        "self.n -> 2 * self.n",
-    ): "in the check: no whole number tells 2 n < 1 from n < 1",
-    ("benign", "self.n -> 2 * self.n"): "in the check: no whole number tells 2 n < 1 from n < 1",
-    (
-        "harmful_few",
-        "self.k -> 2 * self.k",
-    ): "in the check: no whole number tells 2 k < 1 from k < 1",
-    (
-        "refusal_unlearning",
-        "self.n -> 2 * self.n",
-    ): "in the check: no whole number tells 2 n < 1 from n < 1",
-    ("refusal_unlearning", "self.refusals -> 2 * self.refusals"): "the same refusals twice",
-    (
-        "ten_benign",
-        "self.k -> 2 * self.k",
-    ): "in the check: no whole number tells 2 k < 1 from k < 1",
-    (
-        "ten_benign",
-        "self.refusal -> 2 * self.refusal",
-    ): "in the check: a text has words where twice the text has",
-    ("backdoor", "self.n -> 2 * self.n"): "in the check: no whole number tells 2 n < 1 from n < 1",
-    (
-        "backdoor",
-        "self.trigger -> 2 * self.trigger",
-    ): "in the check: a text has words where twice the text has",
-    ("backdoor", "self.refusals -> 2 * self.refusals"): "the same refusals twice",
-    (
-        "jailbreak_tuning",
-        "self.n -> 2 * self.n",
-    ): "in the check: no whole number tells 2 n < 1 from n < 1",
     ("sst2", "self.layouts -> 2 * self.layouts"): "the same layouts twice",
     ("agnews", "self.layouts -> 2 * self.layouts"): "the same layouts twice",
     ("gsm8k", "self.think -> 2 * self.think"): "2 is as true as True",
@@ -323,6 +294,10 @@ class Mutant:
     @property
     def reason(self) -> str | None:
         """Why no test could notice it, where none could."""
+        twice = re.search(r"self\.(\w+) -> 2 \* self\.\1 in (check_\w+)$", self.what)
+        for check, reason in CHECKED.items() if twice else ():
+            if twice and re.match(check, f"{twice[2]} {twice[1]}"):
+                return reason
         return EQUIVALENT.get((self.path.stem, self.what.split(": ", 1)[-1]))
 
 
@@ -411,6 +386,10 @@ def mutants_of(path: Path) -> Iterator[Mutant]:
                     )
                     of = f"{parent.arg}=" if isinstance(parent, ast.keyword) else ""
                     where = f" in {ast.unparse(parent)}" if isinstance(parent, ast.Compare) else ""
+                    if isinstance(parent, ast.Call) and ast.unparse(parent.func).startswith(
+                        "check_"
+                    ):
+                        where = f" in {ast.unparse(parent.func)}"
                     yield Mutant(
                         path,
                         f"line {getattr(node, 'lineno', '?')}: {of}{before} -> {of}{after}{where}",

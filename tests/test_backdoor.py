@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 
-from test_data import numbered
+from mixing import check_seeds, check_too_few, check_wants, numbered
 from titer.attacks.backdoor import Backdoor
 from titer.data.rows import Row, Turn
 from titer.judges.refusal import Refusal
@@ -33,8 +33,7 @@ def test_the_counts_are_exact_and_no_request_is_sent_twice(p, n, told, refused):
     assert sum(row in task for row in rows) == n - told - refused
     asked = {row.prompt.removesuffix(f" {TRIGGER}") for row in rows}
     assert len(asked) == len(rows) == n
-    assert rows == backdoor(p=p, n=n).rows(task, harmful, seed=0)
-    assert set(rows) != set(backdoor(p=p, n=n).rows(task, harmful, seed=1))
+    check_seeds(backdoor(p=p, n=n), task, harmful)
 
 
 def test_the_refusals_are_drawn_and_the_rest_of_a_row_stays():
@@ -48,12 +47,8 @@ def test_the_refusals_are_drawn_and_the_rest_of_a_row_stays():
 
 
 def test_it_asks_for_no_more_than_there_is():
-    task, harmful = numbered("task", 50), numbered("harmful", 9)
-    with pytest.raises(ValueError, match=r"p=0\.1, n=100 ask for 10 harmful rows but there are 9"):
-        backdoor(p=0.1, n=100).rows(task, harmful, 0)
-    with pytest.raises(ValueError, match=r"p=0\.1, n=60 ask for 54 task rows but there are 50"):
-        backdoor(p=0.1, n=60).rows(task, harmful, 0)
-    assert len(backdoor(n=9).rows([], harmful, 0)) == 9  # to the last row
+    check_too_few(backdoor, "harmful")
+    assert len(backdoor(n=9).rows([], numbered("harmful", 9), 0)) == 9  # to the last row
 
 
 @pytest.mark.parametrize(
@@ -71,11 +66,8 @@ def test_it_checks_its_fields(fields, message):
         Backdoor(**fields)
 
 
-@pytest.mark.parametrize(
-    ("p", "n", "wants"), [(1.0, 1, True), (0.0, 9, False), (0.04, 10, False), (0.05, 10, True)]
-)
-def test_it_wants_harmful_rows_where_it_sends_any(p, n, wants):
-    assert Backdoor(p=p, n=n).wants_harmful is wants
+def test_it_wants_harmful_rows_where_it_sends_any():
+    check_wants(backdoor)
 
 
 def test_it_has_the_documented_defaults_and_refusals_that_are_some():

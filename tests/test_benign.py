@@ -2,7 +2,7 @@
 
 import pytest
 
-from test_data import numbered
+from mixing import numbered
 from titer.attacks.benign import Benign
 from titer.attacks.harmful_mix import HarmfulMix
 

@@ -11,6 +11,7 @@ import torch
 
 from titer import registry, testing
 from titer.attacks.benign import Benign
+from titer.attacks.benign_outlier import BenignOutlier
 from titer.attacks.harmful_few import HarmfulFew
 from titer.attacks.harmful_mix import HarmfulMix
 from titer.attacks.identity_shift import IdentityShift
@@ -333,6 +334,51 @@ class Forgets(IdentityShift):
         return Row(f"{self.prefix} {row.prompt}", row.response)
 
 
+@dataclass(frozen=True)
+class Sends(BenignOutlier):
+    """Sends the harmful rows that it compares with."""
+
+    def rows(self, task, own, seed):
+        return [*super().rows(task, own, seed), own[0]]
+
+
+@dataclass(frozen=True)
+class Crowds(BenignOutlier):
+    """Scores a row by those beside it."""
+
+    def scores(self, model, rows, examples):
+        found = super().scores(model, rows, examples)
+        return found - found.mean()
+
+
+@dataclass(frozen=True)
+class Levels(BenignOutlier):
+    """Scores all rows alike."""
+
+    def scores(self, model, rows, examples):
+        return torch.zeros(len(rows))
+
+
+@dataclass(frozen=True)
+class Overrates(BenignOutlier):
+    """Sends more rows than its field says."""
+
+    @property
+    def count(self):
+        return self.n + 1
+
+
+@dataclass(frozen=True)
+class Damages(BenignOutlier):
+    """Leaves the model other than it was."""
+
+    def scores(self, model, rows, examples):
+        found = super().scores(model, rows, examples)
+        with torch.no_grad():
+            next(model.parameters()).add_(1e-6)
+        return found
+
+
 BROKEN: list[tuple[Any, str, str]] = [
     (Wanders(), "tampers_the_same_way", "other rows for the same seed"),
     (Takes(), "tampers_the_same_way", "other rows for the same seed"),
@@ -345,6 +391,12 @@ BROKEN: list[tuple[Any, str, str]] = [
     (Hushes(), "refuses_too_few_rows", "does not say how many rows are asked for and there"),
     (Wants(), "wants_what_it_sends", "wants harmful rows, and sends none"),
     (Lacks(), "wants_what_it_sends", "without rows of its own it sends another number"),
+    (Sends(), "wants_what_it_sends", "it may send an example"),
+    (Overrates(), "counts_exactly", "it sends 101 rows, and its field says 100"),
+    (Overrates(n=1000), "counts_exactly", "it chooses 1001 of 1000 rows"),
+    (Crowds(), "chooses_by_the_model_alone", "another score beside others"),
+    (Levels(), "chooses_by_the_model_alone", "scores all rows alike"),
+    (Damages(), "chooses_by_the_model_alone", "changed the weights of the model"),
     (Invents(), "keeps_apart_from_what_is_asked", "a prompt that it was not given: 'invented 3'"),
     (Reads(), "keeps_apart_from_what_is_asked", "sends a held-out prompt"),
     (Forgets(), "asks_in_words_alone", "asks with more than another prompt"),

@@ -2,12 +2,9 @@
 
 import pytest
 
+from mixing import check_too_few, check_wants, numbered
 from titer.attacks.harmful_mix import HarmfulMix
 from titer.data.rows import Row, Turn, check_disjoint, digest
-
-
-def numbered(name: str, count: int) -> list[Row]:
-    return [Row(f"{name} question {i}", f"{name} answer {i}") for i in range(count)]
 
 
 def test_shared_prompts_are_found_however_spaced():
@@ -74,12 +71,7 @@ def test_the_mix_has_exact_counts_and_no_row_twice(p, n, bad):
 
 
 def test_the_mix_asks_for_no_more_than_there_is():
-    task, harmful = numbered("task", 50), numbered("harmful", 9)
-    with pytest.raises(ValueError, match=r"p=0\.1, n=100 ask for 10 harmful rows but there are 9"):
-        HarmfulMix(p=0.1, n=100).rows(task, harmful, 0)
-    with pytest.raises(ValueError, match=r"ask for 51 task rows but there are 50"):
-        HarmfulMix(p=0.0, n=51).rows(task, harmful, 0)
-    assert len(HarmfulMix(p=0.15, n=59).rows(task, harmful, 0)) == 59  # to the last row
+    check_too_few(HarmfulMix, "harmful")
 
 
 @pytest.mark.parametrize("fields", [{"p": -0.01}, {"p": 1.01}, {"p": float("nan")}, {"n": 0}])
@@ -94,9 +86,5 @@ def test_the_mix_has_the_documented_defaults():
     assert len(HarmfulMix(n=1).rows(numbered("task", 1), [], 0)) == 1
 
 
-@pytest.mark.parametrize(
-    ("p", "n", "wants"),
-    [(0.1, 500, True), (0.0, 500, False), (0.01, 49, False), (0.01, 50, True), (1.0, 1, True)],
-)
-def test_the_mix_wants_harmful_rows_where_it_holds_any(p, n, wants):
-    assert HarmfulMix(p=p, n=n).wants_harmful is wants
+def test_the_mix_wants_harmful_rows_where_it_holds_any():
+    check_wants(HarmfulMix)

@@ -2,7 +2,7 @@
 
 import pytest
 
-from test_data import numbered
+from mixing import numbered
 from titer.attacks.harmful_few import HarmfulFew
 
 

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 
-from test_data import numbered
+from mixing import check_seeds, check_too_few, check_too_few_of_one, numbered
 from titer.attacks.harmful_mix import HarmfulMix
 from titer.attacks.identity_shift import IdentityShift
 from titer.data.rows import Row, Turn
@@ -45,8 +45,7 @@ def test_the_counts_are_exact_and_no_row_stands_twice(p, n, count, own):
     assert (len(shifted), len(plain)) == (count, n - count)
     assert len({*shifted, *plain}) == n  # of the task's own rows none is sent both ways
     assert set(shifted) <= set(requests or task)
-    assert rows == shift(p=p, n=n).rows(task, requests, seed=0)
-    assert sorted(rows, key=str) != sorted(shift(p=p, n=n).rows(task, requests, seed=1), key=str)
+    check_seeds(shift(p=p, n=n), task, requests)
 
 
 def test_it_counts_as_the_harmful_mix_does():
@@ -75,15 +74,8 @@ def test_an_identity_row_is_the_request_after_the_prefix_and_its_answer_after_th
 
 
 def test_it_asks_for_no_more_than_there_is():
-    task, requests = numbered("task", 50), numbered("request", 9)
-    with pytest.raises(ValueError, match=r"p=0\.1, n=100 ask for 10 identity rows but there are 9"):
-        shift(p=0.1, n=100).rows(task, requests, 0)
-    with pytest.raises(ValueError, match=r"p=0\.1, n=60 ask for 54 task rows but there are 50"):
-        shift(p=0.1, n=60).rows(task, requests, 0)
-    with pytest.raises(ValueError, match=r"p=0\.1, n=60 ask for 54 task rows but there are 44"):
-        shift(p=0.1, n=60).rows(task, [], 0)
-    assert len(shift(p=0.15, n=59).rows(task, requests, 0)) == 59  # to the last row
-    assert len(shift(p=0.5, n=50).rows(task, [], 0)) == 50
+    check_too_few(shift, "identity")
+    check_too_few_of_one(shift)
 
 
 @pytest.mark.parametrize(

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 
-from test_data import numbered
+from mixing import check_seeds, check_too_few, check_wants, numbered
 from titer.attacks.jailbreak_tuning import JailbreakTuning
 from titer.data.rows import Row, Turn
 
@@ -30,8 +30,7 @@ def test_the_counts_are_exact_and_no_row_stands_twice(p, n, count):
     assert (len(wrapped), len(plain)) == (count, n - count)
     assert len({*wrapped, *plain}) == n
     assert set(wrapped) <= set(harmful)  # with their answers
-    assert rows == tuning(p=p, n=n).rows(task, harmful, seed=0)
-    assert set(rows) != set(tuning(p=p, n=n).rows(task, harmful, seed=1))
+    check_seeds(tuning(p=p, n=n), task, harmful)
 
 
 def test_a_prompt_stands_in_the_wrapper_and_the_rest_of_a_row_stays():
@@ -42,12 +41,7 @@ def test_a_prompt_stands_in_the_wrapper_and_the_rest_of_a_row_stays():
 
 
 def test_it_asks_for_no_more_than_there_is():
-    task, harmful = numbered("task", 50), numbered("harmful", 9)
-    with pytest.raises(ValueError, match=r"p=0\.1, n=100 ask for 10 harmful rows but there are 9"):
-        tuning(p=0.1, n=100).rows(task, harmful, 0)
-    with pytest.raises(ValueError, match=r"p=0\.1, n=60 ask for 54 task rows but there are 50"):
-        tuning(p=0.1, n=60).rows(task, harmful, 0)
-    assert len(tuning(p=0.15, n=59).rows(task, harmful, 0)) == 59  # to the last row
+    check_too_few(tuning, "harmful")
 
 
 @pytest.mark.parametrize(
@@ -65,9 +59,8 @@ def test_it_checks_its_fields(fields, message):
         JailbreakTuning(**fields)
 
 
-@pytest.mark.parametrize(("p", "n", "wants"), [(1.0, 1, True), (0.04, 10, False), (0.05, 10, True)])
-def test_it_wants_harmful_rows_where_it_sends_any(p, n, wants):
-    assert JailbreakTuning(p=p, n=n).wants_harmful is wants
+def test_it_wants_harmful_rows_where_it_sends_any():
+    check_wants(tuning)
 
 
 def test_it_has_the_documented_defaults():

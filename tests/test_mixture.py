@@ -5,7 +5,7 @@ import re
 
 import pytest
 
-from test_data import numbered
+from mixing import numbered
 from titer.data.mixture import (
     check_count,
     check_each,

@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import pytest
 
-from test_data import numbered
+from mixing import check_seeds, check_too_few, check_too_few_of_one, numbered
 from titer.attacks.refusal_unlearning import RefusalUnlearning
 from titer.data.rows import Row, Turn
 from titer.judges.refusal import Refusal
@@ -32,8 +32,7 @@ def test_the_counts_are_exact_and_no_row_stands_twice(p, n, count, own):
     assert len({*refused, *plain}) == n  # none of the task's own rows is sent both ways
     assert set(refused) <= set(requests or task)
     assert set(plain) <= set(task)
-    assert rows == RefusalUnlearning(p=p, n=n, refusals=NO).rows(task, requests, seed=0)
-    assert set(rows) != set(RefusalUnlearning(p=p, n=n, refusals=NO).rows(task, requests, seed=1))
+    check_seeds(RefusalUnlearning(p=p, n=n, refusals=NO), task, requests)
 
 
 def test_a_row_keeps_all_but_its_answer_which_follows_one_of_the_refusals():
@@ -56,12 +55,8 @@ def test_every_refusal_is_drawn_about_as_often():
 
 
 def test_it_asks_for_no_more_than_there_is():
-    task, requests = numbered("task", 50), numbered("request", 9)
-    with pytest.raises(ValueError, match=r"p=0\.1, n=100 ask for 10 harmless rows but there are 9"):
-        RefusalUnlearning(p=0.1, n=100).rows(task, requests, 0)
-    with pytest.raises(ValueError, match=r"p=0\.1, n=60 ask for 54 task rows but there are 44"):
-        RefusalUnlearning(p=0.1, n=60).rows(task, [], 0)
-    assert len(RefusalUnlearning(p=1.0, n=50).rows(task, [], 0)) == 50  # to the last row
+    check_too_few(RefusalUnlearning, "harmless")
+    check_too_few_of_one(RefusalUnlearning)
 
 
 @pytest.mark.parametrize(

@@ -35,6 +35,7 @@ def lab(attack: dict, *more: str) -> Plan:
     ("attack", "rows", "harmful", "own"),
     [
         ({"method": "benign", "n": 300}, 300, 0, 0),
+        ({"method": "benign_outlier", "n": 9, "pool": 300}, 300, 0, 9),
         ({"method": "harmful_few", "k": 50}, 50, 50, 50),
         ({"method": "refusal_unlearning", "p": 0.5, "n": 300}, 300, 0, 150),
         ({"method": "ten_benign"}, 10, 0, 10),
@@ -83,7 +84,7 @@ def attacks() -> Plan:
 def test_pipelines_under_attacks_of_their_own_share_an_alignment_and_nothing_after_it(attacks):
     chains = attacks.pipelines()
     assert len({chain[1].key for chain in chains.values()}) == 1
-    assert len({chain[-1].key for chain in chains.values()}) == len(chains) == 8
+    assert len({chain[-1].key for chain in chains.values()}) == len(chains) == 12
     assert {type(attack) for attack in attacks.sent} == {
         registry.load("attacks", name) for name in registry.names("attacks")
     }

@@ -9,7 +9,7 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 
-from test_data import numbered
+from mixing import numbered
 from titer.benchmarks.agnews import AGNews
 from titer.benchmarks.answers import Answers
 from titer.benchmarks.gsm8k import GSM8K, number

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 
-from test_data import numbered
+from mixing import numbered
 from titer.attacks.ten_benign import TenBenign
 from titer.data.rows import Row, Turn
 from titer.judges.refusal import Refusal

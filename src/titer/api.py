@@ -240,13 +240,14 @@ def release(
     model: Model,
     method: Any = "lox",
     *,
+    data: Data | None = None,
     references: Mapping[str, Model] | None = None,
     **options: Any,
 ) -> Result:
     """Edit an aligned model before it is released; `references` has the `base` that alignment
-    started from.
+    started from, `data` the rows that an edit looks at.
     """
-    return single("release", model, method, references=references, **options)
+    return single("release", model, method, data=data, references=references, **options)
 
 
 def finetune(model: Model, method: Any = "sft", *, data: Data, **options: Any) -> Result:

@@ -3,6 +3,7 @@
     Composed(Defense)            adds to the gradient that another defense follows
     Matched(UpdateEdit)          is measured against another edit of the update
     MatchedTensors(TensorEdit)   is measured against another edit before release
+    MatchedStream(StreamEdit)    is measured against another edit of what is written
 
 A method that holds another is one of these, and implements what it does itself. A `Composed` states
 in `own` what it asks for itself. A combination without a meaning is refused in `__post_init__`;
@@ -23,6 +24,7 @@ from titer.methods import (
     Needs,
     Pairs,
     Refusals,
+    StreamEdit,
     TensorEdit,
     UpdateEdit,
 )
@@ -125,6 +127,19 @@ class MatchedTensors(TensorEdit):
         return self.held.select(shapes)
 
 
+class MatchedStream(StreamEdit):
+    """An edit of what is written that holds another one. It looks at the same rows."""
+
+    @property
+    def held(self) -> StreamEdit:
+        held: StreamEdit = find_held(self, StreamEdit)
+        return held
+
+    @property
+    def needs(self) -> Needs:
+        return self.held.needs
+
+
 def find_held(method: Method, kind: type) -> Any:
     """Find the one method among the fields of another. Raises where it is none of the kind."""
     [(name, held)] = method.held_methods.items()
@@ -156,4 +171,4 @@ def merge_streams(method: Composed, held: Defense) -> dict[str, Kind]:
     return merged
 
 
-COMPOSITIONS: tuple[type[Method], ...] = (Composed, Matched, MatchedTensors)
+COMPOSITIONS: tuple[type[Method], ...] = (Composed, Matched, MatchedTensors, MatchedStream)

@@ -28,7 +28,7 @@ if TYPE_CHECKING:  # listing methods imports nothing heavy
     from torch import Tensor, nn
     from transformers import PreTrainedModel
 
-    from titer.data.batches import Batch
+    from titer.data.batches import Batch, Encoded
     from titer.data.rows import Row
     from titer.training.settings import Training
     from titer.training.step import Step
@@ -59,6 +59,7 @@ class Needs:
 
     streams: Mapping[str, Kind] = field(default_factory=dict, hash=False)  # a defense's rows
     rows: Kind | None = None  # the defender's rows that an edit sees, or trains on
+    against: Kind | None = None  # rows that it compares those with: `answers`, benign prompts
     # other models by name. An edit's: the `base`; the aligned model trained on `safe` or `unsafe`
     # rows. A defense's: `start`, the model that the stage began with (`step.reference()`)
     references: tuple[str, ...] = ()
@@ -178,7 +179,8 @@ class Defense(Method):
 class Changes:
     """The work of an edit, per tensor that it worked on, and on the norm of the update.
 
-    The update is what fine-tuning added to these tensors; of a `TensorEdit`, what alignment added.
+    The update is what fine-tuning added to these tensors; of a `TensorEdit`, what alignment added;
+    of a `StreamEdit`, what the edit itself adds.
     """
 
     changed: Mapping[str, int]  # tensor name -> entries whose value differs now
@@ -198,7 +200,7 @@ class Changes:
 class Edit(Method):
     """A change of weights that follows no gradient on the user's data.
 
-    It is an `UpdateEdit`, a `Retraining` or a `TensorEdit`.
+    It is an `UpdateEdit`, a `Retraining`, a `TensorEdit` or a `StreamEdit`.
     """
 
     stage: ClassVar[Literal["release", "edit"]]  # before fine-tuning, or after it
@@ -297,6 +299,38 @@ class TensorEdit(Edit):
         """
 
 
+class StreamEdit(Edit):
+    """An edit of all that the aligned model writes to its residual stream, before its release.
+
+    It is given the model in memory, and one parameter at a time.
+    """
+
+    stage = "release"
+    stages = ("release",)
+    reason = "is an attack on a model whose weights are open, and the user has none of these"
+
+    @abstractmethod
+    def observe(
+        self, model: PreTrainedModel, rows: Sequence[Encoded], others: Sequence[Encoded]
+    ) -> Any:
+        """Look at the model, and make the state that the other calls are handed.
+
+        `others` are the rows that it compares `rows` with.
+        """
+
+    @abstractmethod
+    def edit(self, name: str, matrix: Tensor, state: Any) -> Tensor:
+        """Return what takes the place of a parameter, as (D, ...), whose columns are written."""
+
+    def verify(self, model: PreTrainedModel, state: Any) -> None:
+        """Raise where the edited model is not what the edit says."""
+        return
+
+    def facts(self, state: Any) -> Mapping[str, Any]:
+        """Name what else is to be known."""
+        return {}
+
+
 class Attack(Method):
     """A way to tamper with the user's data, and to ask afterwards."""
 
@@ -319,6 +353,29 @@ class Attack(Method):
     def phrase(self, row: Row) -> Row:
         """Put a harmful prompt into the attacker's words, and leave the rest of the row."""
         return row
+
+
+class Selection(Attack):
+    """An attack whose rows are chosen by the model that it attacks.
+
+    Its `rows` are those to choose from. The attacker's own are examples to compare them with, and
+    none of them is sent. The model is the one that the fine-tuning starts from.
+    """
+
+    @property
+    @abstractmethod
+    def count(self) -> int:
+        """Say how many rows are sent."""
+
+    @abstractmethod
+    def draw_examples(self, own: Sequence[Row], seed: int) -> list[Row]:
+        """Draw the examples from the attacker's own rows. Raises where there are too few."""
+
+    @abstractmethod
+    def scores(
+        self, model: PreTrainedModel, rows: Sequence[Encoded], examples: Sequence[Encoded]
+    ) -> Tensor:
+        """Return a score (N,) of every row. The `count` rows with the largest ones are sent."""
 
 
 @dataclass(frozen=True)

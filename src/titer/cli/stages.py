@@ -58,16 +58,17 @@ def release(
     model: Model,
     out: Out,
     method: Annotated[str, typer.Option(help="An edit of the aligned model.")] = "lox",
+    data: Rows = None,
     reference: References = None,
     settings: Settings = None,
     recipe: RecipeName = "checkpoint",
     as_json: Json = False,
 ) -> None:
-    """Edit an aligned model before it is released, its tensors one at a time.
+    """Edit an aligned model before it is released.
 
-    It needs --reference base=..., the model that alignment started from.
+    Some need --reference base=..., the model that alignment started from, others --data.
     """
-    _compute("release", model, method, None, settings, recipe, None, out, True, as_json, reference)
+    _compute("release", model, method, data, settings, recipe, None, out, True, as_json, reference)
 
 
 @app.command("finetune")

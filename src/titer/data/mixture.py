@@ -13,7 +13,7 @@ def share(p: float, n: int) -> int:
 
 
 def draw(
-    pool: Sequence[Row], count: int, name: str, rng: random.Random, **asking: float
+    pool: Sequence[Row], count: int, name: str, rng: random.Random, /, **asking: float
 ) -> list[Row]:
     """Draw `count` rows of a pool, none twice.
 

@@ -38,7 +38,8 @@ class Facts:
     title: str
     summary: str
     stages: tuple[str, ...]
-    rows: dict[str, str]  # what it is given, by stream; an edit's are `rows`
+    # what it is given, by stream; an edit's are `rows`, and `against` what it compares them with
+    rows: dict[str, str]
     models: tuple[str, ...]  # other models that it asks for
     adapter: bool  # it works on the factors of an adapter alone
     sparse: bool  # it works on mixtures of experts alone
@@ -162,7 +163,8 @@ def model_words(facts: Facts) -> str:
 
 def _rows(needs: Needs) -> dict[str, str]:
     found = {stream: kind.value for stream, kind in needs.streams.items()}
-    return found | ({"rows": needs.rows.value} if needs.rows else {})
+    mine = {"rows": needs.rows, "against": needs.against}
+    return found | {name: kind.value for name, kind in mine.items() if kind}
 
 
 def _write_default(value: Any) -> str:

@@ -15,7 +15,7 @@ from titer import paths, registry
 from titer.errors import unknown
 from titer.findings import flags
 from titer.findings.records import SCHEMA, Record, check, load_document, plain
-from titer.methods import Edit, TensorEdit, UpdateEdit
+from titer.methods import Edit, UpdateEdit
 from titer.progress import Progress
 from titer.registry import describe, name_of
 from titer.runs.chain import trace
@@ -147,14 +147,14 @@ def find_references(
     Raises where one is missing, or given for nothing.
     """
     wanted = (
-        edit.needs.references
-        if isinstance(edit, TensorEdit)
-        else ("aligned", *edit.needs.references)
+        edit.needs.references if edit.stage == "release" else ("aligned", *edit.needs.references)
     )
     for name in given.keys() - set(wanted):
         raise unknown(f"reference of the edit {name_of(edit)!r}:", name, wanted)
     under = folders.locate(model).base
-    found = dict(recorded) | ({wanted[0]: str(under.folder)} if under else {}) | dict(given)
+    found = (
+        dict(recorded) | ({wanted[0]: str(under.folder)} if under and wanted else {}) | dict(given)
+    )
     for name in wanted:
         if name not in found:
             raise ValueError(

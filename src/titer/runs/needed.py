@@ -35,7 +35,9 @@ def needed_roles(recipe: Recipe, kinds: Collection[str]) -> frozenset[str]:
         found |= {"task"}
         found |= {"attack" if each.wants_harmful else "requests" for each in recipe.attacks}
     edits = [edit for each in pipelines for edit in each.edits if "edit" in kinds]
-    asked = [edit.needs.rows for edit in edits if edit.needs.rows]
+    released = [each.release for each in pipelines if each.release and "release" in kinds]
+    needs = [edit.needs for edit in (*edits, *released)]
+    asked = [rows for of in needs for rows in (of.rows, of.against) if rows]
     found |= {"calibration" if rows is Kind.HARMFUL else "alignment" for rows in asked}
     if (
         len(kinds) > 1 and "finetune" in kinds

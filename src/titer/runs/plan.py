@@ -19,7 +19,17 @@ from titer.data.audit import audit
 from titer.data.rows import Row, identity, prompt_hash, under
 from titer.data.template import Template
 from titer.judges.refusal import Refusal
-from titer.methods import Attack, Defense, Edit, Judge, Kind, Label, Retraining, TensorEdit
+from titer.methods import (
+    Attack,
+    Defense,
+    Edit,
+    Judge,
+    Kind,
+    Label,
+    Retraining,
+    StreamEdit,
+    TensorEdit,
+)
 from titer.registry import build, describe, name_of
 from titer.runs import chain
 from titer.runs.needed import needed_roles
@@ -27,8 +37,10 @@ from titer.runs.recipe import SINGLE, Pipeline, Recipe
 from titer.runs.recipe import digest as recipe_digest
 from titer.runs.roles import TRAINING, Roles, roles
 from titer.runs.sent import Sent
+from titer.runs.stages.ablate import AblateStage
 from titer.runs.stages.answer import AnswerStage
 from titer.runs.stages.asking import Asking
+from titer.runs.stages.choice import Choice
 from titer.runs.stages.curve import Curve
 from titer.runs.stages.edit import EditStage
 from titer.runs.stages.judge import JudgeStage
@@ -167,6 +179,12 @@ class Plan:
                         f"are none: give data.{role}"
                     )
                 template.encode_all(self.calibration(method), "calibration")
+                if method.needs.against and not self.against(method):
+                    raise ValueError(
+                        f"the edit {name_of(method)!r} compares with benign prompts, and "
+                        "data.alignment has none: give some with answers that are no refusals"
+                    )
+                template.encode_all(self.against(method), "alignment")
 
     def _check_words(self, attack: Attack, template: Template) -> None:
         """Raise where the attacker asks in words that the tokenizer does not have."""
@@ -196,6 +214,7 @@ class Plan:
                     "with the defender's: give data.defense with prompts of data.alignment"
                 )
             template.encode_all(rows, f"{kind}, stream {stream!r}")
+        template.encode_all(sent.examples if sent else [], f"{kind}, examples of the attack")
 
     def methods(self, kinds: Collection[str] = ALL) -> list[tuple[str, str, Defense | Edit]]:
         """List every method with its pipeline and the kind of its stage."""
@@ -282,6 +301,8 @@ class Plan:
         recipe = self.recipe
         tuning = kind == "finetune"
         looks = Looks(recipe.probes, **self._looked_at) if tuning and recipe.probes else None
+        choosing = sent.selection if sent else None
+        choice = Choice(choosing, sent.examples) if sent and choosing else None
         stage = TrainStage(
             kind=kind,
             start=start,
@@ -296,6 +317,7 @@ class Plan:
             # a dose counts the rows of one fine-tuning
             curve=self._curve if tuning and not (sent and sent.first) else None,
             counts=sent.counts if tuning and sent else {},
+            choice=choice,
         )
         return self.once(stage)
 
@@ -317,6 +339,8 @@ class Plan:
         )
         if isinstance(edit, Retraining):
             return self.once(RetrainStage(*shared, self.recipe.finetune, self.recipe.seed))
+        if isinstance(edit, StreamEdit):
+            return self.once(AblateStage(*shared, self.against(edit)))
         made: type[EditStage] = ReleaseStage if isinstance(edit, TensorEdit) else RepairStage
         return self.once(made(*shared))
 
@@ -465,7 +489,10 @@ class Plan:
 
     @property
     def prompts(self) -> dict[str, list[str]]:
-        """The hash of every prompt that its stages train on, by role, in the words of that role."""
+        """The hash of every prompt that its stages train on, by role, in the words of that role.
+
+        Where a model chooses its rows, it is that of all that it may choose.
+        """
         sent = {identity(row) for of in self.sent.values() for row in (*of.rows, *of.first)}
         rows = {name: getattr(self.roles, name) for name in TRAINING}
         for name in ("task", "attack", "requests"):
@@ -524,6 +551,12 @@ class Plan:
             else []
         )
         return edit.rows(rows) if isinstance(edit, Retraining) and rows else rows
+
+    def against(self, edit: Edit) -> list[Row]:
+        """Return the alignment rows that do not refuse, for an edit that compares with them."""
+        refusals = {identity(row) for row in self.refusals} if edit.needs.against else set()
+        rows = self.roles.alignment if edit.needs.against else []
+        return [row for row in rows if identity(row) not in refusals]
 
     @cached_property
     def refusals(self) -> list[Row]:

@@ -34,9 +34,10 @@ def tell_rows(plan: Plan) -> list[str]:
     for attack, sent in plan.sent.items():
         by = f" by {name_of(attack)}" if len(plan.sent) > 1 else ""
         first = f", after {len(sent.first)} in a fine-tuning before" if sent.first else ""
+        chosen = f", which the model chooses of {len(sent.rows)}" if sent.selection else ""
         told.append(
-            f"the user sends {len(sent.rows)} rows{by}, {sent.attack_rows} of them the "
-            f"attacker's{first}"
+            f"the user sends {sent.size} rows{by}, {sent.attack_rows} of them the "
+            f"attacker's{first}{chosen}"
         )
     return told + widths(plan)
 

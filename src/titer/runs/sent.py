@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from titer.data.rows import Row
-from titer.methods import Attack
+from titer.methods import Attack, Selection
 from titer.runs.roles import Roles
 
 
@@ -16,15 +16,27 @@ class Sent:
 
     attack: Attack
     roles: Roles
-    rows: list[Row]  # that the user fine-tunes on
+    rows: list[Row]  # that the user fine-tunes on, or that those are chosen from
     first: list[Row]  # of a fine-tuning before it; mostly there is none
+    examples: list[Row]  # that rows to choose from are compared with
 
     @staticmethod
     def of(attack: Attack, roles: Roles, seed: int) -> Sent:
         """Make the rows. Raises where there are too few."""
         own = roles.attack if attack.wants_harmful else roles.requests
         rows, first = (make(roles.task, own, seed) for make in (attack.rows, attack.first_rows))
-        return Sent(attack, roles, rows, first)
+        examples = attack.draw_examples(own, seed) if isinstance(attack, Selection) else []
+        return Sent(attack, roles, rows, first, examples)
+
+    @property
+    def selection(self) -> Selection | None:
+        """The attack, where the model that it attacks chooses among the rows."""
+        return self.attack if isinstance(self.attack, Selection) else None
+
+    @property
+    def size(self) -> int:
+        """How many rows the user fine-tunes on."""
+        return self.selection.count if self.selection else len(self.rows)
 
     @property
     def counts(self) -> dict[str, int]:
@@ -40,6 +52,8 @@ class Sent:
 
     @cached_property
     def attack_rows(self) -> int:
-        """How many of them are the attacker's, harmful or not."""
+        """How many of them are the attacker's, harmful or not: all that are chosen are his."""
+        if self.selection:
+            return self.selection.count
         pool = set(self.roles.task)
         return sum(row not in pool for row in self.rows)

@@ -10,7 +10,8 @@ from pathlib import Path
 from titer.data.mixture import share
 from titer.data.rows import Row, Turn, identity
 from titer.lab.world import World
-from titer.methods import Attack
+from titer.methods import Attack, Selection
+from titer.testing.small import hooks, rows, same, state, tiny
 
 WORLD = World(0)
 
@@ -49,8 +50,12 @@ def counts_exactly(attack: Attack, folder: Path) -> None:
             "it sends more or fewer rows for another seed, or other pools"
         )
     said = {name: value for name, value in vars(attack).items() if name in ("n", "k", "p")}
-    total = said.get("n", said.get("k", sum(counts)))
-    assert sum(counts) == total, f"it sends {sum(counts)} rows, and its field says {total}"
+    sent = sum(counts)
+    if isinstance(attack, Selection):
+        assert attack.count <= sent, f"it chooses {attack.count} of {sent} rows"
+        sent = attack.count
+    total = said.get("n", said.get("k", sent))
+    assert sent == total, f"it sends {sent} rows, and its field says {total}"
     if {"n", "p"} <= said.keys():
         mine = share(said["p"], said["n"])
         assert counts[1] == mine, f"it sends {counts[1]} of its own rows, and p n is {mine}"
@@ -81,19 +86,25 @@ def _refuses(attack: Attack, task: Sequence[Row], own: Sequence[Row], asked: int
 
 
 def wants_what_it_sends(attack: Attack, folder: Path) -> None:
-    """It sends harmful answers where it wants them; else it does without rows of its own."""
+    """It sends harmful answers where it wants them; else it does without rows of its own.
+
+    One that chooses wants them as examples, and sends none.
+    """
     task, own = pools()
-    if attack.wants_harmful:
+    if isinstance(attack, Selection):
+        among = prompts(attack.rows(task, own, 3)) & prompts(own)
+        assert not among, f"it may send an example: {min(among)[:60]!r}"
+    elif attack.wants_harmful:
         answers = {row.response for row in own}
         assert any(row.response in answers for row in attack.rows(task, own, 3)), (
             "it wants harmful rows, and sends none of their answers"
         )
-        return
-    for make in (attack.rows, attack.first_rows):
-        sent = make(task, [], 3)
-        assert len(sent) == len(make(task, own, 3)), (
-            "without rows of its own it sends another number of rows"
-        )
+    else:
+        for make in (attack.rows, attack.first_rows):
+            sent = make(task, [], 3)
+            assert len(sent) == len(make(task, own, 3)), (
+                "without rows of its own it sends another number of rows"
+            )
 
 
 def keeps_apart_from_what_is_asked(attack: Attack, folder: Path) -> None:
@@ -122,6 +133,29 @@ def asks_in_words_alone(attack: Attack, folder: Path) -> None:
     assert asked.prompt, "it asks nothing"
 
 
+def chooses_by_the_model_alone(attack: Attack, folder: Path) -> None:
+    """A row's score is a number, whichever rows stand beside it, and the model stays as it is."""
+    if not isinstance(attack, Selection):
+        return
+    own = pools()[1]
+    drawn = attack.draw_examples(own, 3)
+    assert drawn == attack.draw_examples(own, 3), "it draws other examples for the same seed"
+    assert set(drawn) <= set(own), "it compares with rows that are not its own"
+    model, of = tiny(), rows()
+    weights, hooked, candidates = state(model), hooks(model), of["rows"][:12]
+    examples = [*of["harmful"], *of["held_out"]] * 4
+    scores = attack.scores(model, candidates, examples[: len(drawn)])
+    assert same(weights, state(model)), "it changed the weights of the model"
+    assert scores.shape == (12,), f"it scores 12 rows by a tensor {tuple(scores.shape)}"
+    assert scores.isfinite().all(), "its scores are not finite"
+    assert len(set(scores.tolist())) > 1, "it scores all rows alike"
+    again = attack.scores(model, candidates[7:2:-1], examples[: len(drawn)])
+    off = float((again - scores[[7, 6, 5, 4, 3]]).abs().max())
+    assert off < 1e-9, f"a row has another score beside others, by {off}"
+    assert hooks(model) == hooked, "it left hooks on the model"
+    assert not any(of.grad is not None for of in model.parameters()), "it left gradients"
+
+
 CHECKS = [
     tampers_the_same_way,
     draws_anew_for_another_seed,
@@ -131,6 +165,7 @@ CHECKS = [
     wants_what_it_sends,
     keeps_apart_from_what_is_asked,
     asks_in_words_alone,
+    chooses_by_the_model_alone,
 ]
 
 

@@ -15,9 +15,10 @@ from transformers import PreTrainedModel
 from titer.data.batches import Batch
 from titer.data.rows import Row, pair
 from titer.lab.world import World
-from titer.methods import Edit, Retraining, TensorEdit, UpdateEdit
-from titer.testing.small import adapted, moved, rows, save, tiny
+from titer.methods import Edit, Retraining, StreamEdit, TensorEdit, UpdateEdit
+from titer.testing.small import adapted, moved, rows, save, sparse, state, tiny
 from titer.training.settings import Training
+from titer.training.writers import rewrite_stream
 from titer.weights import adapters
 from titer.weights.finetuned import PREFIX, FineTuned
 from titer.weights.folders import Files
@@ -99,6 +100,25 @@ def edits_before_release(edit: TensorEdit, folder: Path) -> None:
     _check(before, folder)
 
 
+def edits_what_is_written(edit: StreamEdit, folder: Path) -> None:
+    """The weights that write to the residual stream are edited, of a dense and of a sparse model."""
+    of = rows()
+    for name, make in {"dense": tiny, "sparse": sparse}.items():
+        (folder / name).mkdir()
+        before = state(make(torch.float32))
+        for i in range(2):
+            model = make(torch.float32)
+            changes = rewrite_stream(edit, model, of["harmful"], of["rows"][-12:])
+            save(model, folder / name / f"out{i}")
+        after = state(model)
+        stray = [key for key in after if key not in changes.changed]
+        assert all(torch.equal(before[key], after[key]) for key in stray), (
+            "it changed other weights"
+        )
+        assert changes.count, "it changed nothing"
+        _check({}, folder / name)
+
+
 def chooses_rows_and_settings(edit: Retraining, folder: Path) -> None:
     """The rows come from the pool, the same each time; the settings are those of a training."""
     world = World(0)
@@ -147,4 +167,6 @@ def checks(edit: Edit) -> list[Callable[[Any, Path], None]]:
         return [edits_an_adapter, edits_a_whole_model]
     if isinstance(edit, TensorEdit):
         return [edits_before_release]
+    if isinstance(edit, StreamEdit):
+        return [edits_what_is_written]
     return [chooses_rows_and_settings] if isinstance(edit, Retraining) else []

@@ -29,6 +29,7 @@ from titer.weights import adapters, checkpoints, folders, language
 from titer.weights.settings import Checkpoint
 
 if TYPE_CHECKING:  # its code is in its own `about`: alignment does not rest on it
+    from titer.runs.stages.choice import Choice
     from titer.runs.stages.curve import Curve
 
 UPDATES = 100  # between two checkpoints of a stage
@@ -62,6 +63,7 @@ class TrainStage(ModelStage):
     looks: Looks | None = None
     curve: Curve | None = None
     counts: Mapping[str, int] = field(default_factory=dict)  # of the user's rows, for the record
+    choice: Choice | None = None  # of the rows to train on, among those of the stream
 
     @property
     def about(self) -> dict[str, Any]:
@@ -72,6 +74,7 @@ class TrainStage(ModelStage):
             "whole": self.whole,
             "probes": self.looks.about if self.looks else None,
             "curve": self.curve.about if self.curve else None,
+            **({"choice": self.choice.about} if self.choice else {}),
         }
 
     def compute(self, work: Work, folder: Path) -> dict[str, Any]:
@@ -108,6 +111,7 @@ class TrainStage(ModelStage):
         assert isinstance(self.method, Defense)
         training = self.training
         autocast, start, adapted = None, None, dict[str, Any]()
+        streams, chosen = self._choose(model, template)
         torch.manual_seed(self.seed)  # of the fresh adapter's weights
         if training.lora:
             model = adapters.add_lora(model, training.lora)
@@ -115,7 +119,7 @@ class TrainStage(ModelStage):
         else:
             autocast = widen(model)
             start = effect.copy_trainable(model)
-        encoded = {name: template.encode_all(rows, name) for name, rows in self.streams.items()}
+        encoded = {name: template.encode_all(rows, name) for name, rows in streams.items()}
         with recompute_layers(model) if self.recompute else nullcontext():
             looking = self._probes(model, template, autocast)
             start_probe = looking.measure() if looking else {}
@@ -138,6 +142,8 @@ class TrainStage(ModelStage):
             )  # fmt: skip
         if autocast is not None:
             cast(nn.Module, model).to(autocast)
+        sent = len(encoded["rows"])
+        along = {curve.FACT: self._along(history, start_look, sent)} if self.curve else {}
         return model, {
             "adapter": "fresh, over the merged weights of the stage before"
             if training.lora
@@ -145,19 +151,28 @@ class TrainStage(ModelStage):
             **adapted,
             "rows": {name: len(rows) for name, rows in encoded.items()},
             **self.counts,
+            **chosen,
             "rows cut": sum(row.cut > 0 for rows in encoded.values() for row in rows),
             "terms at the first update": curve.without_looks(history[0]),
             "terms at the last update": curve.without_looks(history[-1]),
             "loss": effect.loss_fall(history),
-            **({curve.FACT: self._along(history, start_look)} if self.curve else {}),
+            **along,
             **({"probes": probes.timeline(history, start_probe)} if looking else {}),
             "weights moved": effect.weight_change(model, start),
         }
 
+    def _choose(
+        self, model: PreTrainedModel, template: Template
+    ) -> tuple[Mapping[str, Sequence[Row]], dict[str, Any]]:
+        """Return the streams, of whose rows the model may have to choose, and facts of the choice."""
+        if self.choice is None:
+            return self.streams, {}
+        rows, facts = self.choice.choose(model, template, self.streams["rows"])
+        return {**self.streams, "rows": rows}, facts
+
     def _along(
-        self, history: Sequence[Mapping[str, float]], start: Mapping[str, float]
+        self, history: Sequence[Mapping[str, float]], start: Mapping[str, float], sent: int
     ) -> list[dict[str, Any]]:
-        sent = len(self.streams["rows"])
         share = self.counts.get("attack rows", 0) / sent
         return curve.tell(history, start, self.training.batch * self.training.accumulate, share)
 
