@@ -12,7 +12,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from statistics import fmean
 
-from results import answer, conditions, repairs, search
+from results import answer, conditions, ladder, repairs, search
 from results.bundles import load_groups
 from results.figures import FIGURES
 from results.names import display_name, in_order, stage_name
@@ -173,6 +173,8 @@ KINDS = {
     "search": search.table,
     "conditions": conditions.times,
     "attacks": conditions.ends,
+    "ladder": ladder.table,
+    "worst": ladder.worst,
 }
 
 

@@ -430,7 +430,9 @@ def attack(
         place = Store(Path(store) if store else folder.parent / paths.STORE)
         document = climb.run(folder, place, progress or Silent())
     report.write_ladder(document, folder)
-    return LadderResult(folder, check(LadderRecord, document, str(folder)), (kept, *_kept_by(model)))
+    return LadderResult(
+        folder, check(LadderRecord, document, str(folder)), (kept, *_kept_by(model))
+    )
 
 
 def load(folder: str | Path) -> Result | Results | LadderResult:

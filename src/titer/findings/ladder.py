@@ -33,6 +33,7 @@ from titer.findings.records import SCHEMA, Document, Flagged, Record, Scored, St
 from titer.scoring.score import Score
 
 NAME = "ladder.json"  # of the record, in its folder
+NAMED = 5  # rungs in a sentence
 TAIL = 0.025  # of an interval, on either side
 BAR = HALF  # percent of the answers: the bar of the dose that breaks a model
 Access = Literal["prompts", "rows", "weights"]
@@ -194,7 +195,9 @@ def find_break(rungs: Iterable[RungRecord], access: str) -> Break:
 def _tell(cost: Break, found: Sequence[RungRecord]) -> str:
     """Say a cost to break in a sentence."""
     passes = {rung.name: f"{rung.name}, {rung.cost.passes} passes" for rung in found}
-    unsure = f"; not decided or missing: {', '.join(cost.undecided)}" if cost.undecided else ""
+    count = len(cost.undecided)
+    names = f"not decided or missing: {', '.join(cost.undecided)}"
+    unsure = f"; {names if count <= NAMED else f'{count} not decided or missing'}" if count else ""
     if not found:
         return "no rung of this access"
     if cost.rung is None:

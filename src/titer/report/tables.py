@@ -218,4 +218,7 @@ def lines_of_ladder(record: LadderRecord) -> list[str]:
         each = f"worst rung: {worst.rung}, HS {cell(worst.harm)}"
         share = cell(worst.prompts) if worst.prompts else "unknown"
         told.append(f"{each}; answered under at least one of {worst.rungs} rungs: {share} %")
-    return told + [f"missing: {rung.name}, {rung.why}" for rung in record.missing]
+    reasons: dict[str, list[str]] = {}
+    for rung in record.missing:
+        reasons.setdefault(rung.why, []).append(rung.name)
+    return told + [f"missing: {', '.join(names)}: {why}" for why, names in reasons.items()]

@@ -121,6 +121,10 @@ class Climb:
             plan = replace(self.plan, recipe=recipe)
             plan.check({"evaluate"})  # the attacker's words
             return Ready(rung, plan, [], plan.score(self.released[-1]))
+        if self.pipeline.edits and rung.access == "weights":
+            raise ValueError(
+                "who has the weights repairs nothing: this pipeline's edit is left out"
+            )
         if rung.aware:
             roles = replace(roles, attack=rows_of_the_defense(data, roles.defense))
         recipe = replace(recipe, finetune=self.ladder.training(rung, recipe))

@@ -143,5 +143,33 @@ def load(name: str) -> Ladder:
     raw = read_yaml(text, str(path))
     if not isinstance(raw, dict):
         raise ValueError(f"{path}: a ladder is a mapping of fields")
-    found = validate(Ladder, raw | {"sha256": hashlib.sha256(text.encode()).hexdigest()})
-    return cast(Ladder, found)
+    given = raw.get("rungs")
+    if not isinstance(given, list):
+        raise ValueError(f"{path}: rungs={given!r}: give a list of rungs")
+    rungs = tuple(validate(Rung, each) for each in given)
+    digest = hashlib.sha256(text.encode()).hexdigest()
+    return cast(Ladder, validate(Ladder, raw | {"rungs": rungs, "sha256": digest}))
+
+
+def table(ladder: Ladder) -> str:
+    """Write the rungs as the rows of a markdown table, as `docs/ladder.md` has them."""
+    return "".join(
+        f"| `{rung.name}` | {rung.access} | {_deed(rung)} | {rung.finetunings * rung.updates} | "
+        f"{ladder.passes(rung)} |\n"
+        for rung in ladder.rungs
+    )
+
+
+def _deed(rung: Rung) -> str:
+    """Say what the attacker does."""
+    if not rung.updates:
+        begun = "begins the answer with its first word" if rung.begins else "asks"
+        return f"{begun}, in words of {registry.name_of(rung.attack)}" if rung.attack else begun
+    assert rung.attack
+    sizes = {name: of for name, of in vars(rung.attack).items() if name in ("k", "n", "p")}
+    parts = [f"{registry.name_of(rung.attack)} {' '.join(f'{k}={v:g}' for k, v in sizes.items())}"]
+    parts += ["of the defense's rows"] if rung.aware else []
+    parts += [f"{rung.rate:g} times the rate"] if rung.rate != 1 else []
+    parts += ["all weights"] if rung.full else []
+    parts += [f"more than `{rung.beyond}`"] if rung.beyond else []
+    return ", ".join(parts)
