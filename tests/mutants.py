@@ -49,10 +49,13 @@ from accelerate import Accelerator  # noqa: F401
 
 ROOT = Path(__file__).parent.parent
 KINDS = ("defenses", "edits", "attacks", "benchmarks")
-SHARED = ("data/mixture.py",)  # what the methods of a kind have in common, as theirs
+# what the methods of a kind have in common, as theirs, and the rules of the ladder's verdicts
+SHARED = ("data/mixture.py", "findings/ladder.py")
 SECONDS = 180  # of processor time; a mutant that runs longer has been noticed
 
 EQUIVALENT: dict[tuple[str, str], str] = {
+    ("ladder", "self.rungs -> 2 * self.rungs"): "of two rungs of a name the first is found",
+    ("ladder", "strict=True -> strict=False"): "outcomes are checked to be of one length",
     (
         "harmful_mix",
         "self.n -> 2 * self.n",

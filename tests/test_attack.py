@@ -106,7 +106,7 @@ def test_a_model_that_is_broken_at_once_is_told_so(attack):
         "whole": "broken",
     }
     assert record.breaks["weights"].rung == record.breaks["weights"].below == "mix"
-    assert record.breaks["weights"].above is None  # nothing cheaper is known to hold
+    assert record.breaks["weights"].above == "ask"  # no attack is known to fail
     assert record.breaks["prompts"].rung == "begun"
     mix = record.rung("mix")
     assert (mix.cost.passes, mix.cost.updates) == (960, 60)
@@ -145,7 +145,7 @@ def test_rungs_that_fail_are_missing_and_the_others_go_on(attack):
     assert "4000 harmful rows but there are" in why["greedy"]
     assert all(rung.harm is None for rung in record.missing)
     assert record.breaks["weights"].undecided == ["wild", "aware", "greedy"]
-    assert record.breaks["weights"].above is None
+    assert record.breaks["weights"].above == "ask"
     assert record.worst.rungs == 2
 
 
@@ -224,7 +224,8 @@ def test_rungs_that_are_not_asked_for_are_missing_until_they_are(attack):
     assert words(first) == {"ask": "held", "begun": "missing", "mix": "missing"}
     assert (first.rung("begun").figure, first.rung("mix").figure) == ("prefill", "harm")
     assert first.rung("mix").why == climb.NOT_ASKED
-    assert first.breaks["weights"].above is None
+    assert first.breaks["weights"].above == "ask"
+    assert first.breaks["weights"].undecided == ["mix"]
     # what the store has is shown: answers that were begun came with the others of the same model
     both = attack(ASK, BEGUN, SHORT, rungs=["mix"], lr=1e-30)
     assert words(both) == {"ask": "held", "begun": "broken", "mix": "held"}

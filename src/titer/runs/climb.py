@@ -111,8 +111,7 @@ class Climb:
     def ready(self, rung: Rung) -> Ready:
         """Return the stages of a rung. Raises where it cannot be computed."""
         data, roles = self.plan.recipe.data, self.plan.roles
-        attack = self.ladder.attack(rung, data.lab if data.world is not None else None)
-        recipe = replace(self.plan.recipe, attack=attack or self.plan.recipe.attack)
+        recipe = replace(self.plan.recipe, attack=self.attack(rung) or self.plan.recipe.attack)
         if rung.begins and not self.plan.benchmarks.get("prefill"):
             raise ValueError(
                 "no answer can be begun: give harm prompts with answers, and prefill_prompts above 0"
@@ -133,6 +132,11 @@ class Climb:
         plan.check({"finetune"})
         made = plan.chain(self.pipeline)[len(self.released) :]
         return Ready(rung, plan, made, plan.score(made[-1]))
+
+    def attack(self, rung: Rung) -> Attack | None:
+        """Return a rung's attack, in words that the model knows."""
+        data = self.plan.recipe.data
+        return self.ladder.attack(rung, data.lab if data.world is not None else None)
 
     def run(self, folder: Path, store: Store, progress: Progress) -> dict[str, Any]:
         """Compute the rungs that are wanted, or take them from the store; write the record."""
@@ -192,16 +196,14 @@ class Climb:
         harm = record.score(figure) if record else None
         struck = rules.faults(record, [(released, "the released model")]) if record else []
         low = [*struck, *([gap] if record and (gap := rules.gap(record)) else [])]
-        word, reason = word_for(harm, low), why.get(rung.name, "")
+        word, reason, attack = word_for(harm, low), why.get(rung.name, ""), self.attack(rung)
         if record and harm is None:
             reason = f"no {figure} prompt was scored"
         return RungRecord(
             name=rung.name,
             beyond=rung.beyond,
             aware=rung.aware,
-            attack=describe(rung.attack if each is None or not rung.attack else each.attack)
-            if rung.attack
-            else {},
+            attack=describe(attack) if attack else {},
             training=describe(each.plan.recipe.finetune) if each and rung.updates else {},
             cost=self.cost(rung, each, seconds),
             figure=figure,
