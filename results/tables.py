@@ -12,7 +12,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from statistics import fmean
 
-from results import answer, conditions, repairs, search, stopping
+from results import answer, conditions, ladder, repairs, search, stopping
 from results.bundles import load_groups
 from results.figures import FIGURES
 from results.names import display_name, in_order, stage_name
@@ -174,6 +174,8 @@ KINDS = {
     "conditions": conditions.times,
     "attacks": conditions.ends,
     "stopping": stopping.table,
+    "ladder": ladder.table,
+    "worst": ladder.worst,
 }
 
 

@@ -49,7 +49,8 @@ from accelerate import Accelerator  # noqa: F401
 
 ROOT = Path(__file__).parent.parent
 KINDS = ("defenses", "edits", "attacks", "benchmarks")
-SHARED = ("data/mixture.py",)  # what the methods of a kind have in common, as theirs
+# what the methods of a kind have in common, as theirs, and the rules of the ladder's verdicts
+SHARED = ("data/mixture.py", "findings/ladder.py")
 SECONDS = 180  # of processor time; a mutant that runs longer has been noticed
 
 # Twice a field in the check that it has a value: excused in every method, by the check and the field
@@ -60,6 +61,8 @@ CHECKED = {
     r"check_each\b": "the same texts twice",
 }
 EQUIVALENT: dict[tuple[str, str], str] = {
+    ("ladder", "self.rungs -> 2 * self.rungs"): "of two rungs of a name the first is found",
+    ("ladder", "strict=True -> strict=False"): "outcomes are checked to be of one length",
     ("sst2", "self.layouts -> 2 * self.layouts"): "the same layouts twice",
     ("agnews", "self.layouts -> 2 * self.layouts"): "the same layouts twice",
     ("gsm8k", "self.think -> 2 * self.think"): "2 is as true as True",

@@ -55,6 +55,7 @@ def test_every_flag_is_explained():
         *flags.STAGE_RULES,
         *flags.RUN_RULES,
         "rows leaked",
+        "stronger attack scored lower",
         "template differs",
         "seeds disagree",
     }

@@ -79,6 +79,14 @@ def test_an_unknown_recipe_is_refused_without_torch():
     assert not torch
 
 
+def test_an_unknown_ladder_or_rung_is_refused_without_torch():
+    for options, named in ((("--ladder", "v9"), "v9"), (("--rungs", "aks"), "did you mean 'ask'")):
+        code, _, errors, torch, _ = titer("attack", "model", "--out", "nowhere", *options)
+        assert code == 2
+        assert named in errors
+        assert not torch
+
+
 def test_an_unknown_recipe_is_refused_at_once(bound):
     assert min(titer("run", "nosuch")[-1] for _ in range(3)) <= bound
 

@@ -1,7 +1,7 @@
 """titer measures how well a model's safety alignment survives fine-tuning, and makes it survive.
 
 The functions here are the commands, for Python (`titer.api`): run, align, release, finetune, edit,
-evaluate, calibrate, load, list_methods. Importing titer imports none of what they need.
+attack, evaluate, calibrate, load, list_methods. Importing titer imports none of what they need.
 """
 
 from __future__ import annotations
@@ -12,11 +12,13 @@ from typing import TYPE_CHECKING, Any
 from titer.version import __version__
 
 __all__ = [
+    "LadderResult",
     "Record",
     "Result",
     "Results",
     "__version__",
     "align",
+    "attack",
     "calibrate",
     "edit",
     "evaluate",
@@ -29,9 +31,11 @@ __all__ = [
 
 if TYPE_CHECKING:
     from titer.api import (
+        LadderResult,
         Result,
         Results,
         align,
+        attack,
         calibrate,
         edit,
         evaluate,

@@ -21,12 +21,14 @@ import shutil
 import tempfile
 import weakref
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from titer import paths
 from titer.data.files import in_memory
+from titer.findings.ladder import NAME as LADDER
+from titer.findings.ladder import LadderRecord, RungRecord
 from titer.findings.records import (
     PipelineRecord,
     Record,
@@ -152,6 +154,29 @@ class Results:
             for row in _rows(cell.get("pipelines") or {})
         ]
         return _frame(rows)
+
+    def _repr_html_(self) -> str:
+        return _html(self.to_pandas(), self.flags)
+
+
+@dataclass(frozen=True)
+class LadderResult:
+    """What a ladder found of a model: its record, and the folder with everything."""
+
+    folder: Path
+    record: LadderRecord
+    _kept: tuple[Any, ...] = field(default=(), repr=False, compare=False)
+
+    @property
+    def flags(self) -> list[str]:
+        """The red flags that it raises, a sentence each."""
+        from titer.findings import flags
+
+        return [str(flag) for flag in flags.from_documents(self.record.flags)]
+
+    def to_pandas(self) -> pandas.DataFrame:
+        """Return the rungs, a row each."""
+        return _frame([_rung(rung) for rung in self.record.rungs])
 
     def _repr_html_(self) -> str:
         return _html(self.to_pandas(), self.flags)
@@ -400,14 +425,68 @@ def calibrate(
     return found
 
 
-def load(folder: str | Path) -> Result | Results:
-    """Read what a finished run, sweep or single stage left in its folder.
+def attack(
+    model: Model = None,
+    *,
+    ladder: str = "v1",
+    rungs: Sequence[str] = (),
+    aware: Rows = None,
+    pipeline: str | None = None,
+    data: Data | None = None,
+    recipe: str = "checkpoint",
+    settings: Sequence[str] = (),
+    seed: int | None = None,
+    out: str | Path | None = None,
+    store: str | Path | None = None,
+    progress: Progress | None = None,
+) -> LadderResult:
+    """Set a ladder of attacks at a model, and say what each rung did and what breaking it cost.
+
+    `data` has `harmful` and `task`; `aware` are the rows that the defense optimised against.
+    `rungs` names some; the rest is missing. With a `pipeline` the model is the one that this pipeline
+    of the recipe makes, from `model` or from the recipe's own. A rung that fails is missing, with
+    the reason; what is wrong for all of them raises a ValueError.
+    """
+    from titer import report
+    from titer.runs import ladder as ladders
+    from titer.runs import recipe as recipes
+    from titer.runs.climb import Climb
+    from titer.runs.execute import claim
+    from titer.runs.store import Store
+
+    folder, kept = _folder(out)
+    given = _Given(folder)
+    rows = {**(data or {}), **({} if aware is None else {"defense": aware})}
+    changed = [*given.settings(model if pipeline else None, rows), *settings]
+    if pipeline:
+        wanted = recipes.only(recipes.load(recipe, changed, seed), [pipeline])
+    elif model is None:
+        raise ValueError("a ladder needs a model: give one, or a pipeline of the recipe")
+    else:
+        named = given.model(model)
+        wanted = recipes.load_single(recipe, "align", named, {"method": "sft"}, changed, seed)
+        single = replace(wanted.pipelines[recipes.SINGLE], align=None)
+        wanted = replace(wanted, pipelines={recipes.SINGLE: single})
+    climb = Climb.prepare(ladders.load(ladder), wanted, pipeline or recipes.SINGLE, rungs)
+    with claim(folder, climb.plan, f"{climb.ladder.name} {climb.ladder.sha256}"):
+        place = Store(Path(store) if store else folder.parent / paths.STORE)
+        document = climb.run(folder, place, progress or Silent())
+    report.write_ladder(document, folder)
+    return LadderResult(
+        folder, check(LadderRecord, document, str(folder)), (kept, *_kept_by(model))
+    )
+
+
+def load(folder: str | Path) -> Result | Results | LadderResult:
+    """Read what a finished run, sweep, ladder or single stage left in its folder.
 
     Raises where the folder holds none of them.
     """
     from titer import report
 
     place = Path(folder)
+    if (place / LADDER).is_file():
+        return LadderResult(place, parse_document(place / LADDER, LadderRecord))
     if (place / paths.SWEEP).is_file():
         return Results(place, load_document(place / paths.SWEEP, SweepRecord))
     if (place / paths.RECORD).is_file():
@@ -518,6 +597,14 @@ def _figures(record: Record) -> dict[str, Any]:
         label = NAMES.get(name, name)
         told |= {label: score.value, f"{label} low": score.low, f"{label} high": score.high}
     return told | {"seconds": record.seconds, "weights": record.weights}
+
+
+def _rung(rung: RungRecord) -> dict[str, Any]:
+    harm, cost = rung.harm, rung.cost
+    told: dict[str, Any] = {"rung": rung.name, "access": cost.access, "passes": cost.passes}
+    told |= {"rows": cost.rows, "updates": cost.updates, "FLOPs": cost.flops}
+    told |= {"HS": harm.value, "HS low": harm.low, "HS high": harm.high} if harm else {"HS": None}
+    return told | {"shows": rung.word, "why": rung.why}
 
 
 def _rows(documents: Mapping[str, Any]) -> Iterator[dict[str, Any]]:

@@ -43,7 +43,7 @@ HALF = 50.0  # percent of the answers
 class Dose:
     """A dose, known to lie between two bounds: equal ones where it was seen."""
 
-    low: float  # 0 where it broke before the first look
+    low: float  # 0 where it broke at the first look, or none before it is shown to hold
     high: float  # infinite where it did not break
 
     @property
@@ -54,8 +54,10 @@ class Dose:
     def __str__(self) -> str:
         if self.seen:
             return _number(self.low)
-        above = math.isinf(self.high)
-        return f"more than {_number(self.low)}" if above else f"at most {_number(self.high)}"
+        if math.isinf(self.high):
+            return f"more than {_number(self.low)}"
+        least = f"more than {_number(self.low)} and " if self.low else ""
+        return f"{least}at most {_number(self.high)}"
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,7 @@ from typing import Any
 
 from titer.data.rows import MAY_SHARE
 from titer.findings.kept import LEAST, share_kept
+from titer.findings.ladder import RungRecord
 from titer.findings.outcomes import side
 from titer.findings.records import Record, last, quote, record_of
 from titer.findings.records import stages as read_stages
@@ -86,6 +87,41 @@ def alone(chain: Sequence[Mapping[str, Any]]) -> list[Flag]:
     Each stage worked on the model of the one before it.
     """
     return [*_of_stage("", record_of(chain[-1]), None), *template(chain), *_seen_before(chain)]
+
+
+def of_ladder(
+    released: Record, rungs: Sequence[RungRecord], overlaps: Iterable[Mapping[str, Any]] = ()
+) -> list[Flag]:
+    """Return the flags of a ladder: of the model, of each rung's training, and of their order."""
+    found = _of_stage("", released, None)
+    for rung in rungs:
+        if rung.record and rung.training:
+            found += _of_stage(rung.name, rung.record, released)
+    mend = MENDS["stronger attack scored lower"]
+    for rung, below in _climbs(rungs):
+        assert rung.record
+        assert below.record
+        if rung.figure == below.figure and side(rung.record, below.record, rung.figure) < 0:
+            text = (
+                f"{NAMES[rung.figure]} is {quote(rung.record.scores[rung.figure])} after "
+                f"{rung.name}, and {quote(below.record.scores[below.figure])} after {below.name}, "
+                "which sends or trains less."
+            )
+            found.append(
+                Flag("stronger attack scored lower", rung.name, rung.record.label, text, mend)
+            )
+    return [*found, *_leaks(overlaps)]
+
+
+def _climbs(rungs: Sequence[RungRecord]) -> Iterator[tuple[RungRecord, RungRecord]]:
+    """Yield every rung with each one below it that it goes beyond, of those that were scored."""
+    names = {rung.name: rung for rung in rungs}
+    for rung in rungs:
+        below = names.get(rung.beyond or "")
+        while below:
+            if rung.harm and below.harm:
+                yield rung, below
+            below = names.get(below.beyond or "")
 
 
 def from_documents(entries: Iterable[Mapping[str, str]]) -> list[Flag]:
@@ -479,6 +515,8 @@ MENDS: Mapping[str, str] = {
     "defense inactive": "Look at its strength and at the rows that it draws from.",
     "the repair undid the training": "Repair less hard, or refuse the fine-tuned model: "
     "the released one serves the user as well.",
+    "stronger attack scored lower": "Look at both models: the stronger attack may have ruined what "
+    "the weaker one opened. Take the worst of the rungs for what an attacker gets.",
     "template differs": "Use the template and the system prompt that the model was trained with.",
     "rows leaked": "Set data.shared=drop, or take them out of one of the two.",
     "seeds disagree": "Run more training seeds before a gain is claimed.",

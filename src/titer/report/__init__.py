@@ -1,4 +1,4 @@
-"""One self-contained HTML page per run or sweep. It is made from the JSON documents in the folder,
+"""One self-contained HTML page per run, sweep or ladder. It is made from the JSON documents in the folder,
 at any time.
 
 The page loads nothing from anywhere, and holds no prompt and no answer. It shows the figures, their
@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from titer import paths
+from titer.findings.ladder import NAME, LadderRecord
 from titer.findings.records import (
     Claim,
     PipelineRecord,
@@ -53,8 +54,19 @@ def write_sweep(bundle: Mapping[str, Any], folder: Path) -> Path:
     return path
 
 
+def write_ladder(document: Mapping[str, Any], folder: Path) -> Path:
+    """Write the page of a ladder from its record."""
+    from titer.report.ladder import render
+
+    path = folder / paths.PAGE
+    path.write_text(render(check(LadderRecord, document, str(folder))), encoding="utf-8")
+    return path
+
+
 def again(folder: Path) -> Path:
-    """Make the page of a run's or a sweep's folder again. Raises where it holds neither."""
+    """Make the page of a run's, a sweep's or a ladder's folder again. Raises where it holds none."""
+    if (folder / NAME).is_file():
+        return write_ladder(load_document(folder / NAME, LadderRecord), folder)
     bundle = folder / paths.SWEEP
     if bundle.is_file():
         return write_sweep(load_document(bundle, SweepRecord), folder)
@@ -65,7 +77,7 @@ def read(folder: Path) -> dict[str, Any]:
     """Read the documents in a run's folder, in the recipe's order. Raises where there are none."""
     found = {}
     for path in folder.glob("*.json"):
-        if path.name not in (*paths.BESIDE, paths.SWEEP, paths.FIGURES):
+        if path.name not in (*paths.BESIDE, paths.SWEEP, paths.FIGURES, NAME):
             fields = load_json(path)
             if isinstance(fields, dict) and "stages" in fields:
                 check(PipelineRecord, fields, str(path))

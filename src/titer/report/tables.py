@@ -11,6 +11,7 @@ from rich.table import Table
 from titer import paths
 from titer.findings.captions import caption
 from titer.findings.dose import multiple_of
+from titer.findings.ladder import NAME, LadderRecord
 from titer.findings.records import Record, once, record_of, stages
 from titer.findings.seeds import figure_names, groups
 from titer.scoring.figures import NAMES
@@ -187,3 +188,37 @@ def of_sweep(bundle: Mapping[str, Any], width: int) -> Table:
     if doses:
         told = f"Times the dose: attacker's rows that break it, over those that break plain SFT. {told}"
     return fit(header, body, 2, width, told, paths.PAGE)
+
+
+def of_ladder(record: LadderRecord, width: int) -> Table:
+    """Make the table of a ladder's rungs, in the order of their cost, for a terminal of so many
+    columns.
+    """
+    header = ["rung", "access", "HS", "FA", "shows", "passes", "updates", "rows", "attacker's"]
+    header += ["FLOPs", "seconds"]
+    body = []
+    for rung in record.rungs:
+        task = rung.record.score("task") if rung.record else None
+        cost = rung.cost
+        counts = ["" if n is None else str(n) for n in (cost.rows, cost.attack_rows)]
+        flops = "" if cost.flops is None else f"{cost.flops:.2g}"
+        seconds = "" if cost.seconds is None else f"{cost.seconds:.1f}"
+        cells = [cell(rung.harm), cell(task), rung.word, str(cost.passes), str(cost.updates)]
+        body.append([rung.name, cost.access, *cells, *counts, flops, seconds])
+    told = "HS as the rung's attacker asks. FLOPs are a floor. A missing rung counts nowhere."
+    return fit(header, body, 2, width, f"{told} {caption(record.recipe)}", NAME)
+
+
+def lines_of_ladder(record: LadderRecord) -> list[str]:
+    """Say what a ladder found: the cost to break by access, the worst case, and what is missing."""
+    by = {"prompts": "by asking", "rows": "by rows sent", "weights": "by rows or with the weights"}
+    told = [f"{words}: {record.breaks[access].text}" for access, words in by.items()]
+    worst = record.worst
+    if worst.harm:
+        each = f"worst rung: {worst.rung}, HS {cell(worst.harm)}"
+        share = cell(worst.prompts) if worst.prompts else "unknown"
+        told.append(f"{each}; answered under at least one of {worst.rungs} rungs: {share} %")
+    reasons: dict[str, list[str]] = {}
+    for rung in record.missing:
+        reasons.setdefault(rung.why, []).append(rung.name)
+    return told + [f"missing: {', '.join(names)}: {why}" for why, names in reasons.items()]

@@ -121,14 +121,14 @@ class Run:
         work.expect(order)
         with self.store.needed(self.plan.identity, [stage.key for stage in with_inputs(order)]):
             done = {
-                place: self._show(f"{i:02d}-{scoring.answers.of.kind}", scoring, attack, work)
+                place: self.show(f"{i:02d}-{scoring.answers.of.kind}", scoring, attack, work)
                 for i, (place, (scoring, attack)) in enumerate(places.items())
             }
         return {
             name: [done[each.answers.of, each.key] for each in of] for name, of in scorings.items()
         }
 
-    def _show(self, name: str, scoring: JudgeStage, attack: Attack, work: Executor) -> Record:
+    def show(self, name: str, scoring: JudgeStage, attack: Attack, work: Executor) -> Record:
         """Put into the run's folder what a stage came to, its answers, and the way to its model."""
         stage, record = scoring.answers.of, score_record(scoring, work, name)
         if stage.kind == "finetune" and attack != self.plan.recipe.attack:

@@ -7,7 +7,7 @@ here first.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Set
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any, TypeVar
@@ -100,13 +100,17 @@ class Plan:
         kinds: Collection[str] = ALL,
         references: Mapping[str, Checkpoint] | None = None,
         whole: bool | None = None,
+        also: Set[str] = frozenset(),
     ) -> Plan:
         """Find the rows and the model of stages of these kinds, which is enough to tell one run
         from another.
+
+        `also` names roles that stages of other plans will draw from.
         """
         start = folders.locate(recipe.model)
         earlier = chain.trained_on(recipe.model.path)
-        found = roles(recipe.data, recipe.benchmark, needed_roles(recipe, kinds), earlier)
+        wanted = needed_roles(recipe, kinds) | also
+        found = roles(recipe.data, recipe.benchmark, wanted, earlier)
         attacks = recipe.attacks if "finetune" in kinds else []
         sent = {attack: Sent.of(attack, found, recipe.seed) for attack in attacks}
         return Plan(recipe, found, sent, start, references or {}, whole)
@@ -117,6 +121,7 @@ class Plan:
         kinds: Collection[str] = ALL,
         references: Mapping[str, Checkpoint] | None = None,
         whole: bool | None = None,
+        also: Set[str] = frozenset(),
     ) -> Plan:
         """Read a plan, and find all that can be found wrong before anything is computed or written."""
         if recipe.threads is not None:
@@ -129,7 +134,7 @@ class Plan:
                 "itself on several"
             )
         checkpoints.check_dtype(recipe.model.dtype, accelerator.device)
-        plan = Plan.read(recipe, kinds, references, whole)
+        plan = Plan.read(recipe, kinds, references, whole, also)
         plan.check(kinds)
         return plan
 
@@ -235,14 +240,7 @@ class Plan:
         """Return the stages of a pipeline: from the base, from an aligned model, or from a
         fine-tuned one.
         """
-        found: list[ModelStage] = []
-        if pipeline.align is None:
-            found.append(self.given("align", self.recipe.model))
-        else:
-            found.append(self.given("base", self.recipe.model))
-            found.append(self.train("align", found[0], pipeline.align))
-        if pipeline.release:
-            found.append(self.edit("release", found[-1], pipeline.release, found))
+        found = self.released(pipeline)
         if isinstance(pipeline.finetune, Checkpoint):
             found.append(self.given("finetune", self.tuned(pipeline.finetune)))
         else:
@@ -255,6 +253,18 @@ class Plan:
             found.append(self.tune(found[-1], pipeline.finetune, sent))
         for edit in pipeline.edits:
             found.append(self.edit("edit", found[-1], edit, found))
+        return found
+
+    def released(self, pipeline: Pipeline) -> list[ModelStage]:
+        """Return the stages of a pipeline up to the model that its user gets."""
+        found: list[ModelStage] = []
+        if pipeline.align is None:
+            found.append(self.given("align", self.recipe.model))
+        else:
+            found.append(self.given("base", self.recipe.model))
+            found.append(self.train("align", found[0], pipeline.align))
+        if pipeline.release:
+            found.append(self.edit("release", found[-1], pipeline.release, found))
         return found
 
     def single(self, kind: str) -> ModelStage:
