@@ -1,5 +1,5 @@
-"""Break every method file in every small way; its tests must notice. `make mutants [FILES="booster
-scale"] [PART=3]`
+"""Break every method file, and the rules of the gate, in every small way; its tests must notice.
+`make mutants [FILES="booster scale"] [PART=3]`
 
 `PART=3` tries one in three, others whenever the method's file changes: what CI does, where all of
 them are the nightly run.
@@ -49,7 +49,8 @@ from accelerate import Accelerator  # noqa: F401
 
 ROOT = Path(__file__).parent.parent
 KINDS = ("defenses", "edits", "attacks", "benchmarks")
-SHARED = ("data/mixture.py",)  # what the methods of a kind have in common, as theirs
+# what the methods of a kind have in common, as theirs; and the rules of verdicts
+SHARED = ("data/mixture.py", "scoring/noninferiority.py", "findings/gate.py")
 SECONDS = 180  # of processor time; a mutant that runs longer has been noticed
 
 EQUIVALENT: dict[tuple[str, str], str] = {

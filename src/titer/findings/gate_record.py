@@ -45,7 +45,8 @@ class Finding(Document):
         description="percent of candidates as good as the base that would be shown within the margin"
     )
     needed: int | None = Field(
-        None, description="prompts that would decide in 80 % of trials; null where none would"
+        None,
+        description="of an undecided one, prompts that would decide in 80 % of trials; null where none would",
     )
     judge: dict[str, int] | None = Field(
         None, description="labelled answers and how many of them the judge had right"
@@ -59,7 +60,7 @@ class ControlFinding(Document):
 
     name: str
     how: How
-    caught: bool
+    caught: bool = Field(description="it failed by the measure that it is bad at")
     by: list[str] = Field(default_factory=list, description="measures that it failed")
 
 

@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping
 from titer.findings.gate import Control
 from titer.findings.outcomes import values_of
 from titer.findings.records import Outcomes, Record
+from titer.findings.rules import ABILITIES
 from titer.scoring.figures import JUDGED, NAMES
 
 Answering = Callable[
@@ -41,6 +42,11 @@ DUMMIES: Mapping[str, Answering] = {
     "refuses all": _refuse,
     "gibberish": _talk_nonsense,
 }
+BAD_AT = {
+    "tells all": ("harm",),
+    "refuses all": ("lookalike", *ABILITIES),
+    "gibberish": ("coherent",),
+}
 
 
 def plant(record: Record, answering: Answering) -> Record:
@@ -55,7 +61,7 @@ def plant(record: Record, answering: Answering) -> Record:
 def plant_controls(base: Record) -> list[Control]:
     """Plant every dummy among the base's prompts."""
     return [
-        Control(name, "planted verdicts", plant(base, answering))
+        Control(name, "planted verdicts", plant(base, answering), BAD_AT[name])
         for name, answering in DUMMIES.items()
     ]
 

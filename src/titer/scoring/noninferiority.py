@@ -153,6 +153,8 @@ def limits(paired: Paired, alpha: float, judge: JudgeError = EXACT) -> Limits:
             f"{judge.cleared} of {judge.fine} others is not shown to tell them apart: "
             "label more answers, or choose another judge"
         )
+    if not paired.size:
+        return Limits(math.nan, -1.0, 1.0)
     return Limits(
         paired.difference / judge.youden,
         -_upper(paired.mirror, alpha, judge),
@@ -171,8 +173,8 @@ def power(
     """Return how often a candidate that is worse by `truth` would be found within the margin.
 
     It is on as many prompts, of which as many tell the models apart (half a prompt more each way,
-    since none seen does not mean that there is none). `size` is another number of independent
-    prompts.
+    since none seen does not mean that there is none). Of fewer than five it is rather too low.
+    `size` is another number of independent prompts.
     """
     n, (b, c) = paired.size if size is None else size, _shares(paired, truth * judge.youden)
     if not n:
@@ -258,6 +260,6 @@ def _limit(paired: Paired, alpha: float) -> float:
     def excess(margin: float) -> float:
         return score(paired, margin) + z
 
-    if not paired.size or excess(1 - EDGE) >= 0:
+    if excess(1 - EDGE) >= 0:
         return 1.0
     return float(optimize.brentq(excess, paired.difference, 1 - EDGE))
