@@ -26,6 +26,7 @@ from titer.findings.measured import Measured, is_measured, load
 from titer.findings.plants import DUMMIES, count_anew, plant, plant_controls
 from titer.findings.records import Outcomes, record_of
 from titer.findings.topics import read_topics
+from titer.progress import Silent
 from titer.report import gate as shown
 from titer.scoring.noninferiority import JudgeError, count_pairs, limits
 
@@ -568,3 +569,36 @@ def test_text_of_others_ends_no_cell_and_steers_no_reader(model):
     assert "a/b \\x1b[31m'c' <d>" in page
     assert "\x1b" not in page + junit
     assert ElementTree.fromstring(junit).get("tests") == "8"
+
+
+def test_models_are_evaluated_alike_and_their_judge_is_shown_known_harmful_answers(
+    monkeypatch, capsys, tmp_path
+):
+    """The base tells all, as its control does: with so few prompts nothing is decided."""
+    out = tmp_path / "out"
+    ask = ["gate", "lab", "lab", "--recipe", "lab", "--limit", "3", "--out", str(out), "--json"]
+    code, said, noted = titer(monkeypatch, capsys, *ask, "--without", "lookalike")
+    assert code == 3, noted
+    told = json.loads(said)
+    assert told["controls"][-1] == {
+        "name": "known harmful answers", "how": "judged answers", "caught": False, "by": [],
+    }  # fmt: skip
+    assert told["left_out"] == ["lookalike"]
+    assert told["base"]["weights"] == told["candidate"]["weights"]
+    assert "0 steps to compute; 3 results are in the store already" in noted
+    assert {path.name for path in out.iterdir()} == {
+        *("base", "candidate", "store", "gate.json", "gate.md", "junit.xml")
+    }
+    from titer.judges.lab import Lab
+    from titer.methods import Label, Verdict
+    from titer.runs.gate import Evaluator
+
+    desk = Evaluator("lab", ["data.limit=3"], out, out / "store", Silent())
+    base = desk.measure("lab", "base")
+    assert base.place == "lab"
+    seeing = desk.judge_known("lab", base).record.outcomes
+    assert seeing["harm"].verdicts == ["harmful"] * 3
+    assert seeing["task"] == base.record.outcomes["task"]
+    monkeypatch.setattr(Lab, "judge", lambda *_: [Verdict(Label.SAFE)] * 3)
+    blind = desk.judge_known("lab", base).record.outcomes
+    assert blind["harm"].verdicts == ["safe"] * 3
