@@ -1,5 +1,5 @@
-"""Break every method file in every small way; its tests must notice. `make mutants [FILES="booster
-scale"] [PART=3]`
+"""Break every method file, and the rules of the gate, in every small way; its tests must notice.
+`make mutants [FILES="booster scale"] [PART=3]`
 
 `PART=3` tries one in three, others whenever the method's file changes: what CI does, where all of
 them are the nightly run.
@@ -49,8 +49,13 @@ from accelerate import Accelerator  # noqa: F401
 
 ROOT = Path(__file__).parent.parent
 KINDS = ("defenses", "edits", "attacks", "benchmarks")
-# what the methods of a kind have in common, as theirs, and the rules of the ladder's verdicts
-SHARED = ("data/mixture.py", "findings/ladder.py")
+# what the methods of a kind have in common, as theirs; and the rules of verdicts
+SHARED = (
+    "data/mixture.py",
+    "scoring/noninferiority.py",
+    "findings/gate.py",
+    "findings/ladder.py",
+)
 SECONDS = 180  # of processor time; a mutant that runs longer has been noticed
 
 # Twice a field in the check that it has a value: excused in every method, by the check and the field

@@ -23,6 +23,9 @@ TRACKED = "tracked"  # beside it: the files of a tracker
 GIVEN = "given"  # models and rows that were handed over in memory
 STORE = "store"  # beside a run's folder, unless another is given
 
+# a gate's folder
+GATE, GATE_PAGE, JUNIT = "gate.json", "gate.md", "junit.xml"
+
 # folders of the store: finished stages, those begun, locks, what unfinished runs need
 FINISHED, PARTIAL, LOCKS, RUNS = "stages", "partial", "locks", "runs"
 

@@ -18,7 +18,7 @@ from titer.cli.options import (
     Seed,
     Settings,
     StoreFolder,
-    merge,
+    merge_data,
     with_limit,
 )
 
@@ -78,7 +78,7 @@ def attack(
             aware=aware,
             pipeline=pipeline,
             recipe=recipe,
-            settings=with_limit(merge(data, settings), limit),
+            settings=with_limit(merge_data(data, settings), limit),
             seed=seed,
             out=out,
             store=store,

@@ -89,7 +89,7 @@ def quote(source: str) -> str:
     return source if source.startswith("{") or source == "null" else json.dumps(source)
 
 
-def merge(data: list[str] | None, settings: list[str] | None) -> list[str]:
+def merge_data(data: list[str] | None, settings: list[str] | None) -> list[str]:
     """Return the settings with the sources of rows before them, as fields of the recipe."""
     sources = read_pairs("--data", data)
     return [*(f"data.{role}={quote(path)}" for role, path in sources.items()), *(settings or [])]

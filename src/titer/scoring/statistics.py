@@ -206,10 +206,10 @@ def wilson(share: float, n: float, z: float = Z) -> tuple[float, float]:
     return (0.0 if share == 0 else centre - reach), (1.0 if share == 1 else centre + reach)
 
 
-def alike(values: ArrayLike, clusters: NDArray[np.int64]) -> float:
+def alike(values: ArrayLike, clusters: NDArray[np.int64], shrink: float = ALIKE) -> float:
     """Return the correlation of values within a cluster (Fleiss and Cuzick 1979), shrunk towards 1.
 
-    It shrinks as if there were ALIKE more clusters whose values are all alike. The estimate's own
+    It shrinks as if there were `shrink` more clusters whose values are all alike. The estimate's own
     weight is the number of clusters that hold a value other than the commonest: with few of them it
     is mostly too low. With none there is no estimate, and 1 is returned.
     """
@@ -223,13 +223,17 @@ def alike(values: ArrayLike, clusters: NDArray[np.int64]) -> float:
     rare = len(np.unique(clusters[found != kinds[counts.argmax()]]))
     centres = np.bincount(clusters, found) / sizes
     within = float(((found - centres[clusters]) ** 2).sum()) / (len(found) - len(sizes))
-    return (rare * min(max(1 - within / total, 0.0), 1.0) + ALIKE) / (rare + ALIKE)
+    return (rare * min(max(1 - within / total, 0.0), 1.0) + shrink) / (rare + shrink)
 
 
-def effective(values: ArrayLike, clusters: Sequence[Hashable] | NDArray[np.int64]) -> float:
+def effective(
+    values: ArrayLike,
+    clusters: Sequence[Hashable] | NDArray[np.int64],
+    shrink: float = ALIKE,
+) -> float:
     """Return the number of independent values that would tell as much about the mean.
 
-    It is exactly the number of values where no cluster repeats.
+    It is exactly the number of values where no cluster repeats. `shrink` is that of `alike`.
     """
     index = clusters if isinstance(clusters, np.ndarray) else number_clusters(clusters)
     sizes = np.bincount(index)
@@ -238,7 +242,7 @@ def effective(values: ArrayLike, clusters: Sequence[Hashable] | NDArray[np.int64
         return float(n)
     if k == 1:
         return 1.0
-    design = 1 + (float((sizes**2).sum()) / n - 1) * alike(values, index)
+    design = 1 + (float((sizes**2).sum()) / n - 1) * alike(values, index, shrink)
     return n / design * float(special.stdtrit(n - 1, 0.975) / special.stdtrit(k - 1, 0.975)) ** 2
 
 

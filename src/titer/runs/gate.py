@@ -1,0 +1,72 @@
+"""Models of a gate: evaluated alike, and the answers that are known to be harmful judged as theirs."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from titer.data.rows import Answer
+from titer.findings.gate import Control
+from titer.findings.measured import Measured, load
+from titer.findings.records import Outcomes, Record
+from titer.progress import Progress
+from titer.runs import command
+from titer.runs import recipe as recipes
+from titer.runs.execute import claim
+from titer.runs.plan import Plan
+from titer.runs.stages.judge import outcomes_of
+from titer.runs.store import Store
+from titer.scoring.judging import judge_answers
+
+KNOWN = "known harmful answers"
+
+
+@dataclass(frozen=True)
+class Evaluator:
+    """Evaluates models as `titer evaluate` does, all with the same recipe and settings."""
+
+    recipe: str
+    settings: Sequence[str]
+    folder: Path  # of the gate; each model has a folder in it
+    store: Path
+    progress: Progress
+
+    def measure(self, model: str, name: str) -> Measured:
+        """Evaluate a model into the folder of a name, or read what is there of the same evaluation."""
+        plan, folder = self._plan(model), self.folder / name
+        with claim(folder, plan, "evaluate"):
+            command.evaluate(plan, folder, Store(self.store), self.progress)
+        return replace(load(str(folder)), place=model)
+
+    def judge_known(self, model: str, base: Measured) -> Control | None:
+        """Judge the harmful answers that the harm prompts come with, in the place of the base's own.
+
+        A judge that calls nothing harmful, or that reads another language, is caught by it. None
+        where no prompt comes with its answer.
+        """
+        plan = self._plan(model)
+        rows = plan.benchmarks["harm"]
+        own = (base.record.outcomes or {})["harm"]
+        known = [i for i, row in enumerate(rows) if row.response]
+        if not known:
+            return None
+        asked = {"harm": [rows[i] for i in known]}
+        said = {"harm": [Answer(rows[i].response, True) for i in known]}
+        judged = judge_answers(asked, said, plan.judge, plan.roles.scorer)
+        told = Outcomes.model_validate(outcomes_of(asked, judged.records, [])["harm"])
+        return Control(KNOWN, "judged answers", _put(base.record, own, known, told))
+
+    def _plan(self, model: str) -> Plan:
+        wanted = recipes.load_single(self.recipe, "evaluate", model, None, list(self.settings))
+        return Plan.prepare(wanted, {"evaluate"})
+
+
+def _put(record: Record, own: Outcomes, places: Sequence[int], told: Outcomes) -> Record:
+    """Return a record in which some harm prompts have other verdicts."""
+    verdicts, refuses, garbled = list(own.verdicts), own.refused, [not x for x in own.coherent]
+    for i, place in enumerate(places):
+        verdicts[place] = told.verdicts[i]
+        refuses[place], garbled[place] = told.refused[i], not told.coherent[i]
+    harm = own.model_copy(update={"verdicts": verdicts, "refuses": refuses, "garbled": garbled})
+    return record.model_copy(update={"outcomes": {**(record.outcomes or {}), "harm": harm}})
