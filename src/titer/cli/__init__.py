@@ -1,6 +1,6 @@
 """The command line: a file here for each group of commands.
 
-Exit codes: 0 done, 1 something is missing, 2 bad input or usage, 3 not enough evidence.
+Exit codes: 0 done, 1 something is missing or flagged, 2 bad input or usage, 3 not enough evidence.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import Annotated
 
 import typer
 
-from titer.cli import lists, run, screen, stages, store
+from titer.cli import lists, run, screen, stages, store, uploads
 from titer.errors import EvidenceError
 from titer.version import __version__
 
@@ -23,7 +23,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 DEBUG = "--debug"
-for group in (run.app, stages.app, lists.app):
+for group in (run.app, stages.app, uploads.app, lists.app):
     app.add_typer(group)
 app.add_typer(store.app, name="store")
 
