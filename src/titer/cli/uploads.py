@@ -113,3 +113,4 @@ def _show(found: Any, out: Path | None, as_json: bool) -> None:
     screen.console(sys.stdout).print(screening.to_table(found))
     for line in screening.to_reasons(found):
         screen.say(line)
+    screen.say(screening.summarize(found))

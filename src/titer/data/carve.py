@@ -75,7 +75,7 @@ def _lines(text: str, keep: Iterator[bool]) -> Iterator[str]:
 def _json(text: str, keep: Iterator[bool]) -> Iterator[str]:
     """Yield a JSON file with the records that are kept: a list, columns, one record, or lines."""
     if files.holds_lines(text):
-        yield from _lines(text, keep)
+        yield _alone("".join(_lines(text, keep)))
         return
     found = json.loads(text)
     if isinstance(found, list):
@@ -91,26 +91,30 @@ def _json(text: str, keep: Iterator[bool]) -> Iterator[str]:
         yield text if next(keep) else "[]\n"
 
 
+def _alone(text: str) -> str:
+    """Return lines of which one may be left, which by itself would be read as a list or as columns."""
+    lines = [line for line in text.split("\n") if line.strip()]
+    left = json.loads(lines[0]) if len(lines) == 1 else []
+    is_record = isinstance(left, dict) or files.are_turns(left)
+    return f"[{text.strip()}]\n" if is_record else text
+
+
 def _list(text: str, keep: Iterator[bool]) -> Iterator[str]:
     """Yield a JSON list with the elements that are kept, each as it stands, with what parts them."""
     decoder, end = json.JSONDecoder(), _skip(text, text.index("[") + 1)
-    opening = text[:end]
-    kept: list[str] = []
-    between = ""
+    yield text[:end]
+    last = end  # where the last element ends
+    behind = ""  # the last one that is kept: it is written if another follows
     while text[end] != "]":
         start = end
         _, end = decoder.raw_decode(text, start)
-        element, after = text[start:end], _skip(text, end)
+        comma = _skip(text, end)
+        after = _skip(text, comma + 1) if text[comma] == "," else comma
         if next(keep):
-            kept.append(element)
-        if text[after] == ",":
-            following = _skip(text, after + 1)
-            between = between or text[end:following]
-            end = following
-        else:
-            yield opening + between.join(kept) + text[end:]
-            return
-    yield text
+            yield behind + text[start:end]
+            behind = text[end:after]
+        last, end = end, after
+    yield text[last:]
 
 
 def _skip(text: str, start: int) -> int:

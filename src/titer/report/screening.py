@@ -22,7 +22,7 @@ def to_lines(found: Screened) -> str:
 
 def to_table(found: Screened) -> Table:
     """Make the table of the rows that each signal flags."""
-    table = Table(box=box.SIMPLE, caption=_caption(found), caption_justify="left")
+    table = Table(box=box.SIMPLE)
     for name in ("signal", "flagged", "alone", "above", ""):
         table.add_column(name, justify="right" if name in ("flagged", "alone", "above") else "left")
     alone = Counter(
@@ -39,12 +39,12 @@ def to_table(found: Screened) -> Table:
     return table
 
 
-def _caption(found: Screened) -> str:
+def summarize(found: Screened) -> str:
+    """Say how many rows are flagged, and how many harmless ones would be."""
     n, copies = len(found.findings), sum(finding.copy is not None for finding in found.findings)
-    expected = found.rate * n
     return (
-        f"{len(found.alarms)} of {n} rows are flagged. Of {n} rows like the {found.benign} benign "
-        f"ones at most {expected:.1f} would be, in the mean. {copies} rows are copies of earlier ones."
+        f"{len(found.alarms)} of {n} rows are flagged. Of {n} rows like the {found.benign} benign ones "
+        f"{found.rate * n:.3g} would be in the mean, or fewer. Copies of earlier rows: {copies}."
     )
 
 

@@ -16,6 +16,7 @@ from titer.screening.signals.judged import Judged
 from titer.screening.signals.known import Copied
 from titer.screening.signals.outlier import Outlier
 from titer.screening.signals.refusal import Refuses
+from titer.screening.signals.surprise import Surprise
 
 SIGNALS: Mapping[str, type[Signal]] = {
     "judge": Judged,
@@ -26,6 +27,7 @@ SIGNALS: Mapping[str, type[Signal]] = {
     "gradient": Gradient,
     "closeness": Closeness,
     "outlier": Outlier,
+    "surprise": Surprise,
 }
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from functools import partial
@@ -18,7 +18,7 @@ from titer.data.batches import Batch, Encoded, Part, by_length, collate
 from titer.data.rows import Row
 from titer.data.template import Template
 from titer.training.layers import decoder_layers
-from titer.training.losses import pad_of, run
+from titer.training.losses import entropies, pad_of, run
 from titer.training.settings import Watch, unwatched
 from titer.training.step import Step
 from titer.training.train import accelerator_for
@@ -38,6 +38,7 @@ class Lens:
     template: Template
     watch: Watch = unwatched  # is told of every row whose gradient is taken
     _encoded: dict[Row, Encoded] = field(default_factory=dict)
+    _cosines: dict[tuple[Row, str], float] = field(default_factory=dict)
     _states: dict[tuple[Row, tuple[int, ...]], Tensor] = field(default_factory=dict)
 
     def find_fault(self, row: Row) -> str:
@@ -49,21 +50,40 @@ class Lens:
         return ""
 
     def agreements(
-        self, rows: Sequence[Row], safety: Sequence[Row], cosine: bool = True
-    ) -> list[float]:
-        """Return the inner product of every row's gradient with that of the safety rows' mean loss.
+        self, rows: Sequence[Row], anchors: Mapping[str, Sequence[Row]]
+    ) -> dict[str, list[float]]:
+        """Return the cosine of every row's gradient to that of each anchor's mean loss, by its name.
 
-        Both are over their norms, or without `cosine` the safety gradient alone is. They are over all
-        weights that the model trains. Raises where a gradient is not finite.
+        Gradients are over all weights that the model trains. A name means the same rows at every
+        call. Raises where a gradient is not finite.
         """
         step = Step(self.model, trainable(self.model), {}, accelerator_for(), AT_ONCE)
-        g_s = step.grad(self._batch("safety", safety)).unit()
-        g_s = Vec.of({name: g_s.value(name) for name in g_s.names()})  # folded, as it is used often
-        found = []
-        for row in rows:
+        new = [
+            row
+            for row in dict.fromkeys(rows)
+            if any((row, name) not in self._cosines for name in anchors)
+        ]
+        g_anchors = {
+            name: _copy(step.grad(self._batch(name, of)).unit())
+            for name, of in (anchors.items() if new else ())
+        }
+        for done, row in enumerate(new, 1):
             g = step.grad(self._batch("upload", [row]))
-            found.append(g.cosine(g_s) if cosine else g.dot(g_s))
-            self.watch(len(found), len(rows), {})
+            for name, g_anchor in g_anchors.items():
+                self._cosines[row, name] = g.cosine(g_anchor)
+            self.watch(done, len(new), {})
+        return {name: [self._cosines[row, name] for row in rows] for name in anchors}
+
+    def losses(self, rows: Sequence[Row]) -> list[float]:
+        """Return the mean loss of every row's answer tokens, in nats."""
+        found = [0.0] * len(rows)
+        encoded = [self._encode(row) for row in rows]
+        for places in by_length([len(each.ids) for each in encoded], AT_ONCE):
+            part = collate([encoded[i] for i in places], pad_of(self.model), self.model.device)
+            with torch.no_grad():
+                sums = part.sum_by_row(entropies(self.model, part).double()).tolist()
+            for i, total in zip(places, sums, strict=True):
+                found[i] = total / encoded[i].learned
         return found
 
     def directions(self, rows: Sequence[Row], layers: Sequence[int], at: Place) -> States:
@@ -77,10 +97,10 @@ class Lens:
         encoded = [self._encode(row) for row in new]
         for places in by_length([len(each.ids) for each in encoded], AT_ONCE):
             part = collate([encoded[i] for i in places], pad_of(self.model), self.model.device)
-            self._states |= {
-                (new[i], chosen): state
+            self._states.update(
+                ((new[i], chosen), state)
                 for i, state in zip(places, self._look(part, chosen), strict=True)
-            }
+            )
         place = 1 if at == "answer" else 0
         states = torch.stack([self._states[row, chosen][:, place] for row in rows]).double()
         return (states / states.norm(dim=2, keepdim=True)).numpy()
@@ -129,3 +149,8 @@ class Lens:
         encoded = [self._encode(row) for row in rows]
         chunks = [encoded[i : i + AT_ONCE] for i in range(0, len(encoded), AT_ONCE)]
         return Batch.of(name, chunks, pad_of(self.model), self.model.device)
+
+
+def _copy(vec: Vec) -> Vec:
+    """Return a vector with its values computed, as it is used often: the next gradient takes their place."""
+    return Vec.of({name: vec.value(name) for name in vec.names()})

@@ -128,7 +128,7 @@ def fit(plan: Screening, progress: Progress) -> Screen:
     asked, not_asked = choose(signals, material, has_model, plan.only)
     check_enough(len(benign), asked, plan.false_positives)
     if has_model:
-        material = replace(material, lens=_load_lens(plan, progress))
+        material = replace(material, lens=load_lens(plan, progress))
     return Screen.fit(asked, material, benign, plan.false_positives, not_asked)
 
 
@@ -166,7 +166,7 @@ def _harmful(plan: Screening, world: WorldRows | None) -> Sequence[Row]:
     return world.harmful if world else ()
 
 
-def _load_lens(plan: Screening, progress: Progress) -> Lens:
+def load_lens(plan: Screening, progress: Progress) -> Lens:
     """Load the model, its adapter merged where that loses nothing."""
     import torch
 

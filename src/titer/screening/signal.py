@@ -58,8 +58,12 @@ class Signal(Config, ABC):
     """Something by which a dangerous row may be told from others."""
 
     title: ClassVar[str]  # in a table
-    needs: ClassVar[tuple[str, ...]] = ()  # fields of `Material` that must be there
     graded: ClassVar[bool] = True  # it puts harmless rows in an order, rather than finding or not
+
+    @property
+    def needs(self) -> tuple[str, ...]:
+        """Name the fields of `Material` that must be there."""
+        return ()
 
     @abstractmethod
     def read(self, rows: Sequence[Row], material: Material) -> list[Reading]:

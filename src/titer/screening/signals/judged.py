@@ -16,8 +16,11 @@ class Judged(Signal):
     """The judge calls the row's answer harmful."""
 
     title = "judge"
-    needs = ("judge",)
     graded = False
+
+    @property
+    def needs(self) -> tuple[str, ...]:
+        return ("judge",)
 
     def read(self, rows: Sequence[Row], material: Material) -> list[Reading]:
         assert material.judge is not None

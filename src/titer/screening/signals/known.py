@@ -18,7 +18,10 @@ class Copied(Signal):
     """The prompt is nearly one of a known harmful row."""
 
     title = "known prompt"
-    needs = ("harmful",)
+
+    @property
+    def needs(self) -> tuple[str, ...]:
+        return ("harmful",)
 
     def read(self, rows: Sequence[Row], material: Material) -> list[Reading]:
         known = [(sequences(row.question), row) for row in material.harmful]

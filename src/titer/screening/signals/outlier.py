@@ -22,11 +22,14 @@ class Outlier(Signal):
     layers: tuple[int, ...] = ()  # counted from 0; none: the middle one
     at: Literal["answer", "prompt"] = "answer"  # the last token of which
     title = "outlier"
-    needs = ("lens",)
 
     def __post_init__(self) -> None:
         if self.nearest < 1:
             raise ValueError(f"nearest={self.nearest}: must be at least 1")
+
+    @property
+    def needs(self) -> tuple[str, ...]:
+        return ("lens",)
 
     def read(self, rows: Sequence[Row], material: Material) -> list[Reading]:
         lens = material.lens

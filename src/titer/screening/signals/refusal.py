@@ -12,6 +12,8 @@ from titer.data.rows import Row
 from titer.screening.refusing import find_end
 from titer.screening.signal import Material, Reading, Signal
 
+NONE = Reading(0.0)
+
 
 @dataclass(frozen=True)
 class Refuses(Signal):
@@ -22,4 +24,4 @@ class Refuses(Signal):
 
     def read(self, rows: Sequence[Row], material: Material) -> list[Reading]:
         ends = (find_end(row.response, material.refusals) for row in rows)
-        return [Reading(float(end is not None)) for end in ends]
+        return [NONE if end is None else Reading(1.0, "begins with a refusal") for end in ends]
