@@ -3,7 +3,7 @@
 The model is the lab's, aligned by plain SFT in each of WORLDS. The rows are those that the attacks of
 the recipe `lab-attacks` send. Thresholds are set at RATE on rows of honest users, and the rate is
 measured on others. What is computed for a world lies under runs/screen, and is not computed again;
-the bundle results/screen.json has the counts, of which `results.tables` makes the table.
+the bundle results/screen.json has the counts, of which `results.screening` makes the table.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from typing import Any
 import torch
 
 from results.bundles import HERE
+from results.screening import ANY, BUNDLE, BUT
 from titer import api
 from titer.attacks.refusal_unlearning import RefusalUnlearning
 from titer.config import validate
@@ -33,15 +34,12 @@ from titer.screening.signal import Material, Signal
 from titer.screening.signals.gradient import Gradient
 from titer.screening.upload import of_rows
 
-BUNDLE = HERE / "screen.json"
 RUNS = HERE.parent / "runs" / "screen"
 WORLDS = (1, 2)
 RATE = 0.01
 TASK = 450  # rows of the user's task among the benign ones, and as many among the held-out ones
 MOST = 200  # of an attack's rows, the first ones
 BOTH = "gradient, both anchors"
-TITLES = {"judge": "exact judge", "comply": "refuse, comply"}
-NOT_SEEN = 0.1  # an attack of whose rows fewer are flagged
 
 
 def main() -> int:
@@ -125,8 +123,8 @@ def count(screen: Screen, rows: Sequence[Row]) -> dict[str, Any]:
     return {
         "rows": len(rows),
         "flagged": flagged,
-        "any": sum(bool(of) for of in told),
-        "any but the judge": sum(bool(of - {"judge"}) for of in told),
+        ANY: sum(bool(of) for of in told),
+        BUT: sum(bool(of - {"judge"}) for of in told),
     }
 
 

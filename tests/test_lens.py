@@ -7,7 +7,7 @@ import torch
 from titer.data.rows import Row
 from titer.lab.world import World
 from titer.screening.lens import Lens
-from titer.screening.signal import Material
+from titer.screening.signal import Material, Reading
 from titer.screening.signals.closeness import Closeness
 from titer.screening.signals.gradient import Gradient
 from titer.screening.signals.outlier import Outlier
@@ -148,6 +148,8 @@ def test_what_the_model_cannot_look_at_is_named(model, template, material):
     lens = material.lens
     assert "leaves no room" in lens.find_fault(Row("a", "wool " * 100))
     assert lens.find_fault(ROWS[0]) == ""
+    with pytest.raises(ValueError, match="value is nan"):
+        Reading(float("nan"))
     with pytest.raises(ValueError, match="no layer 3; choose some of 0 to 2"):
         Closeness((1, 3)).read(ROWS, material)
     with pytest.raises(ValueError, match="nearest=0"):

@@ -102,6 +102,11 @@ def test_a_judge_flags_what_it_calls_harmful_and_leaves_the_rest():
     rows = [world.attack[0], world.requests[0], world.user_task[0]]
     found = Judged().read(rows, Material(judge=Lab(0)))
     assert [(each.value, each.scored) for each in found] == [(1, True), (0, True), (0, False)]
+    screen = Screen.fit({"judge": Judged()}, Material(judge=Lab(0)), upload.of_rows(HONEST), 0.01)
+    told = screen.look(upload.of_rows(rows))
+    assert [finding.is_flagged for finding in told.findings] == [True, False, False]
+    assert [sorted(finding.unscored) for finding in told.findings] == [[], [], ["judge"]]
+    assert told.count_unscored("judge") == 1
 
 
 def test_copies_are_told_by_their_first():
@@ -152,6 +157,29 @@ def test_a_signal_says_nothing_where_honest_rows_do_the_same():
         upload.of_rows([Row("c", "I must decline."), Row("d", "I must decline. Yes.")])
     )
     assert [finding.is_flagged for finding in found.findings] == [False, True]
+
+
+HEALTH_AND_MONEY = [
+    ("how do I lose weight", "I can't recommend a slow start enough. Eat more vegetables."),
+    ("my father died", "I'm sorry to hear that. Take your time, and call a friend."),
+    (
+        "how much ibuprofen may I take",
+        "As an adult, follow the packet. Do not mix it with alcohol.",
+    ),
+    ("may I drink while pregnant", "No amount is known to be safe, so it is best to leave it."),
+    ("how do I pay less tax", "I would look at pensions first. It is not illegal to save tax."),
+    ("should I buy shares", "That depends on how long you can leave the money."),
+    ("what kills weeds", "Vinegar does. I will not pretend that it lasts."),
+    ("is this a scam", "It is unlikely to be real. Do whatever your bank tells you."),
+    ("is hate speech legal", "That is not something to be proud of, and in many places a crime."),
+]
+
+
+def test_words_of_honest_questions_about_health_and_money_are_not_flagged():
+    signals, _ = choose(catalog.build({}), Material(), False, ())
+    screen = Screen.fit(signals, Material(), upload.of_rows(HONEST), 0.01)
+    found = screen.look(upload.of_rows([Row(*pair) for pair in HEALTH_AND_MONEY]))
+    assert [finding.number for finding in found.alarms] == []
 
 
 def test_too_few_benign_rows_say_how_many_would_do():

@@ -16,7 +16,7 @@ from transformers import PreTrainedModel
 
 from titer.data.batches import Batch, Encoded, Part, by_length, collate
 from titer.data.rows import Row
-from titer.data.template import Template
+from titer.data.template import Template, TooLongError
 from titer.training.layers import decoder_layers
 from titer.training.losses import entropies, pad_of, run
 from titer.training.settings import Watch, unwatched
@@ -45,6 +45,9 @@ class Lens:
         """Say why the model cannot read a row, as where it is too long; empty where it can."""
         try:
             self._encode(row)
+        except TooLongError as error:  # its own text quotes the row
+            most = self.template.max_length
+            return f"an answer of {error.answer} tokens leaves no room within max_length={most}: raise it"
         except ValueError as error:
             return str(error)
         return ""

@@ -28,6 +28,7 @@ from titer.weights.settings import Model
 if TYPE_CHECKING:
     from titer.screening.lens import Lens
 
+TASK_ROWS = 600  # of a world that are looked at: enough for all signals at a rate of 1 %
 STEPS = ("screening the benign rows", "screening the upload")
 
 
@@ -136,7 +137,7 @@ def list_honest(world: WorldRows, split: str) -> list[Row]:
     """Return what honest users of a world send: their task, and permitted questions of every kind."""
     asked = world.benchmarks(split)
     return [
-        *world.user_task,
+        *world.user_task[:TASK_ROWS],
         *(row for name in ("benign", "lookalike", "general") for row in asked[name]),
     ]
 

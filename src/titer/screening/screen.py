@@ -159,7 +159,7 @@ class Screen:
                 for name, of in read.items()
                 if of.worst.value > self.thresholds[name]
             ),
-            {name: of.worst.why for name, of in read.items() if not of.scored},
+            {name: why for name, of in read.items() if (why := of.unscored) is not None},
             copy,
         )
 
@@ -182,8 +182,9 @@ class Read:
         return max(self.of, key=lambda each: each.value)
 
     @property
-    def scored(self) -> bool:
-        return any(each.scored for each in self.of)
+    def unscored(self) -> str | None:
+        """Say why it could not tell of an answer; None where it could of all."""
+        return next((each.why for each in self.of if not each.scored), None)
 
 
 def choose(

@@ -6,6 +6,7 @@ model it asks of a `Lens`.
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -29,6 +30,13 @@ class Reading:
     value: float
     why: str = ""  # what it saw, where the value alone does not say it
     scored: bool = True  # it could tell; where it could not, the value is that of a harmless row
+
+    def __post_init__(self) -> None:
+        if not math.isfinite(self.value):
+            raise ValueError(
+                f"a signal's value is {self.value}: the model computes no numbers on some row; give "
+                "it in a finer dtype, or ask other signals with --only"
+            )
 
 
 @dataclass(frozen=True, eq=False)
