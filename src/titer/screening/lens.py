@@ -106,7 +106,8 @@ class Lens:
             )
         place = 1 if at == "answer" else 0
         states = torch.stack([self._states[row, chosen][:, place] for row in rows]).double()
-        return (states / states.norm(dim=2, keepdim=True)).numpy()
+        found: States = (states / states.norm(dim=2, keepdim=True)).numpy()
+        return found
 
     def _choose(self, layers: Sequence[int]) -> tuple[int, ...]:
         depth = len(self._layers)

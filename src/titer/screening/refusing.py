@@ -5,9 +5,10 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
-from titer.judges.refusal import OWN, PLAIN, by_rule
+from titer.judges.refusal import PLAIN, Refusal
 from titer.methods import Label
 
+JUDGE = Refusal()  # by titer-1
 SENTENCE = re.compile(r".*?(?:[.!?:](?=\s|$)|\n|$)", re.DOTALL)
 
 
@@ -33,10 +34,8 @@ def _leading(text: str, refusals: Sequence[str]) -> int | None:
             return start + len(form)
     match = SENTENCE.match(text, start)
     sentence = match.group() if match else ""
-    verdict = by_rule(sentence, OWN) if sentence.strip() else None
-    if verdict is None or verdict.label is not Label.REFUSAL:
-        return None
-    return start + len(sentence)
+    [verdict] = JUDGE.judge([""], [sentence])
+    return start + len(sentence) if verdict.label is Label.REFUSAL else None
 
 
 def _fold(text: str) -> str:
