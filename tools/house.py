@@ -55,7 +55,7 @@ LAYERS = (
         "titer.lab",
         "titer.findings",
     ),
-    ("titer.runs",),
+    ("titer.runs", "titer.screening"),
     ("titer.report", "titer.listing"),
     ("titer.api", "titer.integrations"),
     ("titer.cli", "titer.__main__", "titer.testing"),

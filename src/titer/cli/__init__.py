@@ -1,7 +1,8 @@
 """The command line: a file here for each group of commands.
 
-Exit codes: 0 done or passed, 1 something is missing or a gate failed, 2 bad input or usage, 3 not
+@@@Exit codes: 0 done or passed, 1 something is missing or a gate failed, 2 bad input or usage, 3 not
 enough evidence.
+Exit codes: 0 done, 1 something is missing or flagged, 2 bad input or usage, 3 not enough evidence.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from typing import Annotated
 
 import typer
 
-from titer.cli import attack, gate, judge, lists, run, screen, stages, store
+from titer.cli import attack, gate, judge, lists, run, screen, stages, store, uploads
 from titer.errors import EvidenceError
 from titer.version import __version__
 
@@ -24,7 +25,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 DEBUG = "--debug"
-for group in (run.app, stages.app, attack.app, gate.app, lists.app):
+for group in (run.app, stages.app, attack.app, gate.app, uploads.app, lists.app):
     app.add_typer(group)
 app.add_typer(store.app, name="store")
 app.add_typer(judge.app, name="judge")

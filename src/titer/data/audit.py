@@ -1,4 +1,4 @@
-"""Find prompts that stand in two roles, exactly or nearly.
+"""Find prompts that stand in two roles, exactly or nearly, and rows that are copies within one.
 
 A score on held-out prompts may owe something to having trained on them.
 
@@ -24,7 +24,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 
@@ -78,6 +78,43 @@ def audit(roles: Mapping[str, Sequence[Row]]) -> list[Overlap]:
     return [overlap for overlap in found if overlap.exact or any(overlap.near)]
 
 
+@dataclass(frozen=True)
+class Repeat:
+    """An earlier row that a row is a copy of."""
+
+    of: int  # its number, from 0
+    exact: bool  # the same words in prompt and answer; else the prompts are near, or the same
+
+
+def find_copies(rows: Sequence[Row]) -> list[Repeat | None]:
+    """Return the first earlier row that each row is a copy of; None where there is none.
+
+    A row is compared with those that are no copies themselves, so rows of one template are compared
+    with the first of them alone.
+    """
+    same: dict[tuple[str, str], int] = {}
+    index, first, found = _new_index(), dict[str, int](), list[Repeat | None]()
+    said = [sequences(row.question) for row in rows]
+    for i, (row, value) in enumerate(zip(rows, _hash_all(said), strict=True)):
+        words = identity(row), " ".join(row.response.lower().split())
+        of = same.setdefault(words, i)
+        near = [
+            j
+            for key in (index.query(value) if said[i] else ())
+            if jaccard(said[i], said[j := first[key]]) >= NEAR
+        ]
+        if of < i:
+            found.append(Repeat(of, exact=True))
+        elif near:
+            found.append(Repeat(min(near), exact=False))
+        else:
+            found.append(None)
+            if said[i]:
+                first[str(i)] = i
+                index.insert(str(i), value)
+    return found
+
+
 def sequences(text: str) -> frozenset[str]:
     """Return the 5-word sequences of a text.
 
@@ -115,14 +152,21 @@ class _Prompts:
                 identity(row), question if len(question) <= EXCERPT else question[:EXCERPT] + "..."
             )
         found = {key: said for key in excerpts if (said := sequences(key))}
-        encoded = ([sequence.encode() for sequence in sorted(said)] for said in found.values())
-        hashes = dict(
-            zip(found, MinHash.generator(encoded, num_perm=BANDS * ROWS, seed=SEED), strict=True)
-        )
-        index = MinHashLSH(num_perm=BANDS * ROWS, params=(BANDS, ROWS))
+        hashes = dict(zip(found, _hash_all(found.values()), strict=True))
+        index = _new_index()
         for key, value in hashes.items():
             index.insert(key, value)
         return cls(excerpts, found, hashes, index)
+
+
+def _new_index() -> MinHashLSH:
+    return MinHashLSH(num_perm=BANDS * ROWS, params=(BANDS, ROWS))
+
+
+def _hash_all(texts: Iterable[frozenset[str]]) -> Iterator[MinHash]:
+    """Yield the hash of the sequences of every text."""
+    encoded = ([sequence.encode() for sequence in sorted(said)] for said in texts)
+    yield from MinHash.generator(encoded, num_perm=BANDS * ROWS, seed=SEED)
 
 
 def _compare(roles: tuple[str, str], first: _Prompts, second: _Prompts) -> Overlap:

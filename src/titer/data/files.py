@@ -52,7 +52,7 @@ def read(
                 f"{path}: a single file has no split {split or subset!r}: leave it out, or name "
                 "the folder"
             )
-        records = list(READERS[_suffix(path)](path, known))
+        records = list(READERS[suffix_of(path)](path, known))
     if not records:
         raise ValueError(f"{path}: holds no rows")
     for record in records:
@@ -80,30 +80,41 @@ def in_memory(what: str, rows: Any) -> list[RawRecord]:
 
 def is_readable(path: Path) -> bool:
     """Tell by its name whether a file is one that can be read."""
-    return _suffix(path) in READERS
+    return suffix_of(path) in READERS
 
 
-def _suffix(path: Path) -> str:
+def suffix_of(path: Path) -> str:
     """Return the suffix of a file without that of its compression."""
     return path.with_suffix("").suffix if path.suffix in PACKED else path.suffix
 
 
-def _bytes(path: Path) -> bytes:
+def read_bytes(path: Path) -> bytes:
+    """Return what a file holds, decompressed. Raises where it is not compressed as its name says."""
     if path.suffix not in PACKED:
         return path.read_bytes()
+    with reading(f"{path}", "is it compressed as its name says?"), _file(path, "rb") as file:
+        return bytes(file.read())
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    """Write a file, compressed as its name says."""
+    if path.suffix not in PACKED:
+        path.write_bytes(content)
+        return
+    with _file(path, "wb") as file:
+        file.write(content)
+
+
+def _file(path: Path, mode: str) -> Any:
     import fsspec  # type: ignore[import-untyped]
 
     compression = "zstd" if path.suffix == ".zst" else "infer"
-    with (
-        reading(f"{path}", "is it compressed as its name says?"),
-        fsspec.open(str(path.resolve()), "rb", compression=compression) as file,
-    ):
-        return bytes(file.read())
+    return fsspec.open(str(path.resolve()), mode, compression=compression)
 
 
 def _text(path: Path) -> str:
     try:
-        return _bytes(path).decode("utf-8-sig")
+        return read_bytes(path).decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise ValueError(f"{path}: not UTF-8 text (byte {error.start})") from None
 
@@ -114,7 +125,7 @@ def _json_lines(path: Path, known: Collection[str]) -> Iterator[RawRecord]:
         if line.strip():
             place = f"{path}:{number}"
             found = _decode(line, place)
-            listed = isinstance(found, list) and not _turns(found)
+            listed = isinstance(found, list) and not are_turns(found)
             for i, record in enumerate(found if listed else [found], 1):
                 yield _record(f"{place}, row {i}" if listed else place, record)
 
@@ -122,15 +133,20 @@ def _json_lines(path: Path, known: Collection[str]) -> Iterator[RawRecord]:
 def _json(path: Path, known: Collection[str]) -> Iterator[RawRecord]:
     """Read a list of records, a single one, or columns. The file may also hold JSON lines."""
     text = _text(path)
-    lines = [line for line in text.split("\n") if line.strip()]
-    if len(lines) > 1 and _is_whole(lines[0]) and _is_whole(lines[1]):
+    if holds_lines(text):
         yield from _json_lines(path, known)
         return
-    found = _decode(text, str(path)) if lines else []
+    found = _decode(text, str(path)) if text.strip() else []
     if isinstance(found, dict):
         found = _columns(path, found)
     for number, record in enumerate(found if isinstance(found, list) else [found], 1):
         yield _record(f"{path}, row {number}", record)
+
+
+def holds_lines(text: str) -> bool:
+    """Tell whether a text is JSON lines, whatever its file is called: so are its first two lines."""
+    lines = [line for line in text.split("\n") if line.strip()]
+    return len(lines) > 1 and _is_whole(lines[0]) and _is_whole(lines[1])
 
 
 def _is_whole(line: str) -> bool:
@@ -144,9 +160,9 @@ def _is_whole(line: str) -> bool:
 
 def _columns(path: Path, fields: dict[str, Any]) -> list[Any]:
     """Return the records of an object: itself, or the rows of a list for every column."""
-    lists = {name: value for name, value in fields.items() if isinstance(value, list)}
-    if not lists or _turns(next(iter(lists.values()))):
+    if not are_columns(fields):
         return [fields]
+    lists = {name: value for name, value in fields.items() if isinstance(value, list)}
     rows = [name for name, value in lists.items() if all(isinstance(each, dict) for each in value)]
     if rows or len(lists) < len(fields):
         raise ValueError(
@@ -158,6 +174,12 @@ def _columns(path: Path, fields: dict[str, Any]) -> list[Any]:
         sizes = ", ".join(f"{name!r} {len(value)}" for name, value in lists.items())
         raise ValueError(f"{path}: its columns are not of one length: {sizes}")
     return [dict(zip(lists, cells, strict=True)) for cells in zip(*lists.values(), strict=True)]
+
+
+def are_columns(fields: Mapping[str, Any]) -> bool:
+    """Tell whether an object is columns rather than a record: its first list is no conversation."""
+    first = next((value for value in fields.values() if isinstance(value, list)), None)
+    return first is not None and not are_turns(first)
 
 
 def _decode(text: str, place: str) -> Any:
@@ -188,14 +210,14 @@ class _TwiceError(Exception):
 
 def _record(place: str, record: Any) -> RawRecord:
     """Return a record. A bare list of turns is a conversation."""
-    if _turns(record):
+    if are_turns(record):
         record = {"messages": record}
     if not isinstance(record, dict):
         raise ValueError(f"{place}: not an object of named fields, such as 'prompt' and 'response'")
     return RawRecord(place, record)
 
 
-def _turns(value: Any) -> bool:
+def are_turns(value: Any) -> bool:
     """Tell whether a value is a list of turns, each with who speaks."""
     return (
         isinstance(value, list)
@@ -287,7 +309,7 @@ def _parquet(path: Path, known: Collection[str]) -> Iterator[RawRecord]:
     import pyarrow.parquet
 
     with reading(str(path), "is it a parquet file?"):
-        table = pyarrow.parquet.read_table(io.BytesIO(_bytes(path)))
+        table = pyarrow.parquet.read_table(io.BytesIO(read_bytes(path)))
         records = table.to_pylist()
     _check_names(str(path), table.column_names)
     for number, record in enumerate(records, 1):

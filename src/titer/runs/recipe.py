@@ -262,15 +262,7 @@ def from_mapping(
     raw: dict[str, Any], settings: Sequence[str] = (), seed: int | None = None
 ) -> Recipe:
     """Build a recipe from what a YAML file holds. Raises on the first thing that is wrong."""
-    done: dict[str, str] = {}
-    for setting in settings:
-        path, equals, text = setting.partition("=")
-        if not equals or not path:
-            raise ValueError(f"--set {setting!r}: give path.to.field=value")
-        if path in done:
-            raise ValueError(f"--set {path} is given twice: {done[path]!r} and {text!r}")
-        done[path] = text
-        _set(raw, path.split("."), read_yaml(text, f"--set {setting!r}"), path)
+    done = set_fields(raw, settings)
     for path in done:
         if path.split(".")[-2:] == ["attack", "method"]:
             _drop_fields(raw, path.split("."), done)
@@ -288,6 +280,20 @@ def from_mapping(
     recipe = validate(Recipe, raw)
     assert isinstance(recipe, Recipe)
     return recipe
+
+
+def set_fields(raw: dict[str, Any], settings: Sequence[str]) -> dict[str, str]:
+    """Change fields of a mapping in place, each as path.to.field=value; return the texts by path."""
+    done: dict[str, str] = {}
+    for setting in settings:
+        path, equals, text = setting.partition("=")
+        if not equals or not path:
+            raise ValueError(f"--set {setting!r}: give path.to.field=value")
+        if path in done:
+            raise ValueError(f"--set {path} is given twice: {done[path]!r} and {text!r}")
+        done[path] = text
+        _set(raw, path.split("."), read_yaml(text, f"--set {setting!r}"), path)
+    return done
 
 
 def only(recipe: Recipe, pipelines: Sequence[str]) -> Recipe:

@@ -1,0 +1,1 @@
+"""Screening: which rows of an upload are dangerous, by several signals at a stated rate of false alarms."""
