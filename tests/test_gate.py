@@ -17,7 +17,7 @@ from titer.findings import demo, gate_record
 from titer.findings.compare import compare
 from titer.findings.gate import (
     MARGIN,
-    Control,
+    KnownBad,
     Terms,
     choose_margins,
     decide,
@@ -28,7 +28,7 @@ from titer.findings.records import Outcomes, record_of
 from titer.findings.topics import read_topics
 from titer.progress import Silent
 from titer.report import gate as shown
-from titer.scoring.noninferiority import JudgeError, count_pairs, limits
+from titer.scoring.noninferiority import JudgeCounts, count_pairs, limits
 
 ROOT = Path(__file__).parent.parent
 WORDS = {  # by benchmark, an answer that is bad and one that is not: verdict, reason
@@ -224,8 +224,8 @@ def test_a_broken_base_is_no_base(model):
 def test_a_control_that_is_not_caught_keeps_the_gate_from_passing(model):
     base = model(NONE)
     margins = choose_margins(base, base)
-    mild = Control("a good one", "given", base.record)
-    bad = Control("attacked", "given", model(NONE | {"harm": 90}).record)
+    mild = KnownBad("a good one", "given", base.record)
+    bad = KnownBad("attacked", "given", model(NONE | {"harm": 90}).record)
     assert decide(base, base, Terms(margins), controls=[bad]).controls[0].by == ["harm"]
     found = decide(base, base, Terms(margins), controls=[bad, mild])
     assert (found.verdict, found.exit_code) == ("undecided", 3)
@@ -235,7 +235,7 @@ def test_a_control_that_is_not_caught_keeps_the_gate_from_passing(model):
     ]
     worse = model(NONE | {"task": 90})
     blind = decide(
-        base, base, Terms(margins), controls=[Control("attacked", "given", worse.record)]
+        base, base, Terms(margins), controls=[KnownBad("attacked", "given", worse.record)]
     )
     assert (blind.controls[0].by, blind.controls[0].caught) == (["task"], False)
     assert blind.verdict == "undecided"  # it is bad at another thing than harm: a blind judge
@@ -252,13 +252,13 @@ def test_a_base_that_answers_all_harm_leaves_no_room_for_a_control(model):
 def test_the_error_of_the_judge_widens_what_it_judges_alone(model):
     base = model(NONE | {"harm": 10, "task": 10})
     plain = judge(base, base)
-    told = judge(base, base, judges={"harm": JudgeError(100, 90, 200, 190)})
+    told = judge(base, base, judges={"harm": JudgeCounts(100, 90, 200, 190)})
     assert told.findings[0].high > plain.findings[0].high
     assert told.findings[0].power < plain.findings[0].power
     assert told.findings[0].judge == {"bad": 100, "caught": 90, "fine": 200, "cleared": 190}
     assert told.findings[1] == plain.findings[1]
     with pytest.raises(ValueError, match="did you mean 'harm'"):
-        judge(base, base, judges={"harms": JudgeError(100, 90, 200, 190)})
+        judge(base, base, judges={"harms": JudgeCounts(100, 90, 200, 190)})
 
 
 def test_an_answer_that_cannot_be_judged_counts_against_the_candidate(model):

@@ -10,7 +10,7 @@ from scipy import optimize, special, stats
 
 from titer.scoring.noninferiority import (
     EXACT,
-    JudgeError,
+    JudgeCounts,
     Paired,
     count_pairs,
     count_to_decide,
@@ -198,7 +198,7 @@ def test_at_most_alpha_pass_at_the_margin_where_the_judge_errs(sensitivity, spec
         paired = count_pairs(pairs)
         right = (int(rng.binomial(labelled, share)) for share in (sensitivity, specificity))
         caught, cleared = right
-        judge = JudgeError(labelled, caught, labelled, cleared)
+        judge = JudgeCounts(labelled, caught, labelled, cleared)
         passed += limits(paired, ALPHA, judge).high < margin
         blind += limits(paired, ALPHA).high < margin
     assert passed <= ALLOWED
@@ -206,7 +206,7 @@ def test_at_most_alpha_pass_at_the_margin_where_the_judge_errs(sensitivity, spec
 
 
 def test_the_limits_under_a_judge_are_where_both_sides_of_the_formula_meet():
-    judge = JudgeError(100, 90, 200, 190)
+    judge = JudgeCounts(100, 90, 200, 190)
     for paired in (plain(3, 1, 100), plain(20, 1, 100), plain(2, 30, 100)):
         seen, found = limits(paired, ALPHA), limits(paired, ALPHA, judge)
         j = 0.9 + 0.95 - 1
@@ -251,21 +251,21 @@ def test_an_answer_of_the_candidate_that_cannot_be_judged_counts_as_bad():
 
 def test_a_judge_must_be_shown_to_tell_answers_apart():
     with pytest.raises(ValueError, match="right on 6 of 10 bad answers and on 5 of 10 others"):
-        limits(plain(1, 1, 50), ALPHA, JudgeError(10, 6, 10, 5))
+        limits(plain(1, 1, 50), ALPHA, JudgeCounts(10, 6, 10, 5))
     with pytest.raises(ValueError, match="0 to all"):
-        JudgeError(10, 11, 10, 5)
+        JudgeCounts(10, 11, 10, 5)
     with pytest.raises(ValueError, match="0 to all"):
-        JudgeError(10, 5, 10, -1)
+        JudgeCounts(10, 5, 10, -1)
     for counts in ((0, 0, 10, 10), (10, 10, 0, 0)):
         with pytest.raises(ValueError, match="labelled answers of both kinds"):
-            JudgeError(*counts)
-    assert JudgeError(10, 0, 10, 10).youden == 0
+            JudgeCounts(*counts)
+    assert JudgeCounts(10, 0, 10, 10).youden == 0
     assert EXACT.youden == 1
 
 
 def test_a_poorly_known_judge_costs_power_and_may_leave_no_number_that_would_do():
     paired = plain(2, 2, 200)
-    sharp, poor = JudgeError(1000, 900, 1000, 950), JudgeError(20, 18, 20, 19)
+    sharp, poor = JudgeCounts(1000, 900, 1000, 950), JudgeCounts(20, 18, 20, 19)
     known = [power(paired, MARGIN, ALPHA, 0.0, judge) for judge in (EXACT, sharp, poor)]
     assert known == sorted(known, reverse=True)
     assert known[0] > known[1] > known[2]

@@ -12,7 +12,7 @@ from titer import paths
 from titer.cli.options import merge_data, with_limit
 
 if TYPE_CHECKING:
-    from titer.findings.gate import Control
+    from titer.findings.gate import KnownBad
     from titer.findings.measured import Measured
     from titer.progress import Progress
     from titer.runs.gate import Evaluator
@@ -36,7 +36,7 @@ class Desk:
             return measured.load(place)
         return self._evaluator(place).measure(place, name)
 
-    def controls(self, base: str, first: Measured, given: str | None) -> list[Control]:
+    def controls(self, base: str, first: Measured, given: str | None) -> list[KnownBad]:
         """Return the candidates that are known to be bad: planted, judged, given."""
         from titer.findings import gate as rules
         from titer.findings import measured, plants
@@ -48,7 +48,7 @@ class Desk:
         if given is not None:
             opened = self.open(given, "control")
             measured.check_comparable(first, opened)
-            controls.append(rules.Control(given, "given", opened.record))
+            controls.append(rules.KnownBad(given, "given", opened.record))
         return controls
 
     def _evaluator(self, model: str) -> Evaluator:

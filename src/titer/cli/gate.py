@@ -25,7 +25,7 @@ from titer.cli.options import (
 
 if TYPE_CHECKING:
     from titer.findings.gate_record import GateRecord
-    from titer.scoring.noninferiority import JudgeError
+    from titer.scoring.noninferiority import JudgeCounts
 
 app = typer.Typer()
 Place = Annotated[
@@ -152,15 +152,15 @@ def _number(option: str, text: str) -> float:
         raise ValueError(f"{option} {text!r}: give a number") from None
 
 
-def _read_judge(text: str) -> JudgeError:
+def _read_judge(text: str) -> JudgeCounts:
     """Read RIGHT/BAD,RIGHT/OTHERS."""
-    from titer.scoring.noninferiority import JudgeError
+    from titer.scoring.noninferiority import JudgeCounts
 
     found = re.fullmatch(r"(\d+)/(\d+),(\d+)/(\d+)", text.replace(" ", ""))
     if found is None:
         raise ValueError(f"--judge-error {text!r}: give RIGHT/BAD,RIGHT/OTHERS, as 88/95,190/200")
     caught, bad, cleared, fine = map(int, found.groups())
-    return JudgeError(bad, caught, fine, cleared)
+    return JudgeCounts(bad, caught, fine, cleared)
 
 
 def _write(record: GateRecord, folder: Path) -> None:

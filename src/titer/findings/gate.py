@@ -39,7 +39,7 @@ from titer.findings.rules import ABILITIES, faults
 from titer.scoring.figures import NAMES
 from titer.scoring.noninferiority import (
     EXACT,
-    JudgeError,
+    JudgeCounts,
     Paired,
     count_pairs,
     count_to_decide,
@@ -60,7 +60,7 @@ class Terms:
 
     margins: Mapping[str, float]  # points, by measure
     alpha: float = ALPHA
-    judges: Mapping[str, JudgeError] = field(default_factory=dict)  # by measure, where known
+    judges: Mapping[str, JudgeCounts] = field(default_factory=dict)  # by measure, where known
 
     def __post_init__(self) -> None:
         for name, margin in self.margins.items():
@@ -71,7 +71,7 @@ class Terms:
 
 
 @dataclass(frozen=True)
-class Control:
+class KnownBad:
     """A candidate that is known to be bad."""
 
     name: str
@@ -124,7 +124,7 @@ def decide(
     candidate: Measured,
     terms: Terms,
     topics: Mapping[str, str] | None = None,
-    controls: Sequence[Control] = (),
+    controls: Sequence[KnownBad] = (),
     without: Sequence[str] = (),
 ) -> GateRecord:
     """Decide by the rules of this module.
@@ -245,7 +245,7 @@ def _find(
     )
 
 
-def _try(control: Control, base: Measured, terms: Terms, level: float) -> ControlFinding:
+def _try(control: KnownBad, base: Measured, terms: Terms, level: float) -> ControlFinding:
     found = [_find(base.record, control.record, name, terms, level) for name in terms.margins]
     by = [each.measure for each in found if each.word == "fail"]
     known = next((name for name in control.measures if name in terms.margins), None)

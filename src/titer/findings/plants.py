@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 
-from titer.findings.gate import Control
+from titer.findings.gate import KnownBad
 from titer.findings.outcomes import values_of
 from titer.findings.records import Outcomes, Record
 from titer.findings.rules import ABILITIES
@@ -58,10 +58,10 @@ def plant(record: Record, answering: Answering) -> Record:
     return count_anew(made)
 
 
-def plant_controls(base: Record) -> list[Control]:
+def plant_controls(base: Record) -> list[KnownBad]:
     """Plant every dummy among the base's prompts."""
     return [
-        Control(name, "planted verdicts", plant(base, answering), BAD_AT[name])
+        KnownBad(name, "planted verdicts", plant(base, answering), BAD_AT[name])
         for name, answering in DUMMIES.items()
     ]
 

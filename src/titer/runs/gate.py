@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from titer.data.rows import Answer
-from titer.findings.gate import Control
+from titer.findings.gate import KnownBad
 from titer.findings.measured import Measured, load
 from titer.findings.records import Outcomes, Record
 from titer.progress import Progress
@@ -39,7 +39,7 @@ class Evaluator:
             command.evaluate(plan, folder, Store(self.store), self.progress)
         return replace(load(str(folder)), place=model)
 
-    def judge_known(self, model: str, base: Measured) -> Control | None:
+    def judge_known(self, model: str, base: Measured) -> KnownBad | None:
         """Judge the harmful answers that the harm prompts come with, in the place of the base's own.
 
         A judge that calls nothing harmful, or that reads another language, is caught by it. None
@@ -55,7 +55,7 @@ class Evaluator:
         said = {"harm": [Answer(rows[i].response, True) for i in known]}
         judged = judge_answers(asked, said, plan.judge, plan.roles.scorer)
         told = Outcomes.model_validate(outcomes_of(asked, judged.records, [])["harm"])
-        return Control(KNOWN, "judged answers", _put(base.record, own, known, told))
+        return KnownBad(KNOWN, "judged answers", _put(base.record, own, known, told))
 
     def _plan(self, model: str) -> Plan:
         wanted = recipes.load_single(self.recipe, "evaluate", model, None, list(self.settings))

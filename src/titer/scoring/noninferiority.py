@@ -50,7 +50,7 @@ MOST = 1e9  # prompts; who needs more has no number
 
 
 @dataclass(frozen=True)
-class JudgeError:
+class JudgeCounts:
     """What a judge made of answers whose truth is known."""
 
     bad: int  # labelled bad
@@ -77,7 +77,7 @@ class JudgeError:
         return math.hypot(*limits)
 
 
-EXACT = JudgeError(10**12, 10**12, 10**12, 10**12)  # whose verdict is the truth
+EXACT = JudgeCounts(10**12, 10**12, 10**12, 10**12)  # whose verdict is the truth
 
 
 @dataclass(frozen=True)
@@ -142,7 +142,7 @@ def score(paired: Paired, margin: float) -> float:
     return above / math.sqrt(variance) if variance > 0 else 0.0
 
 
-def limits(paired: Paired, alpha: float, judge: JudgeError = EXACT) -> Limits:
+def limits(paired: Paired, alpha: float, judge: JudgeCounts = EXACT) -> Limits:
     """Return the difference with one-sided limits, each missed at most `alpha` of the time.
 
     Raises where the judge is not shown to tell bad answers from others.
@@ -167,7 +167,7 @@ def power(
     margin: float,
     alpha: float,
     truth: float = 0.0,
-    judge: JudgeError = EXACT,
+    judge: JudgeCounts = EXACT,
     size: float | None = None,
 ) -> float:
     """Return how often a candidate that is worse by `truth` would be found within the margin.
@@ -187,7 +187,7 @@ def power(
 
 
 def count_to_decide(
-    paired: Paired, margin: float, alpha: float, fail: float, judge: JudgeError = EXACT
+    paired: Paired, margin: float, alpha: float, fail: float, judge: JudgeCounts = EXACT
 ) -> float:
     """Return how many prompts would decide in 80 % of trials, if what was seen is true.
 
@@ -238,7 +238,7 @@ def _shares(paired: Paired, difference: float) -> tuple[float, float]:
     return (apart + shown) / 2, (apart - shown) / 2
 
 
-def _upper(paired: Paired, alpha: float, judge: JudgeError) -> float:
+def _upper(paired: Paired, alpha: float, judge: JudgeCounts) -> float:
     """Return the upper limit of the true difference: the margin at which the two sides of the
     module's last formula are equal.
     """

@@ -29,7 +29,7 @@ class Reason:
 
 
 @dataclass(frozen=True, eq=False)
-class Finding:
+class RowFinding:
     """What the screen says of a row."""
 
     number: int  # from 1
@@ -63,14 +63,14 @@ class Finding:
 class Screened:
     """What a screen found in an upload."""
 
-    findings: list[Finding]
+    findings: list[RowFinding]
     rate: float  # of false alarms, at most
     benign: int  # rows that the thresholds rest on
     thresholds: Mapping[str, float]  # by signal that was asked
     not_asked: Mapping[str, str]  # by signal, what it needs
 
     @property
-    def alarms(self) -> list[Finding]:
+    def alarms(self) -> list[RowFinding]:
         return [finding for finding in self.findings if finding.is_flagged]
 
     @property
@@ -145,11 +145,11 @@ class Screen:
 
     def _find(
         self, number: int, sample: Sample, read: Mapping[str, Read], copy: Repeat | None
-    ) -> Finding:
+    ) -> RowFinding:
         if sample.fault:
             reason = Reason(UNREAD, f"cannot be read: {sample.fault}")
-            return Finding(number, sample.place, "", {}, (reason,), {}, None)
-        return Finding(
+            return RowFinding(number, sample.place, "", {}, (reason,), {}, None)
+        return RowFinding(
             number,
             sample.place,
             prompt_hash(sample.answers[-1]),
