@@ -467,6 +467,29 @@ def test_figures_of_an_evaluation_are_corrected_on_the_command_line(tmp_path, mo
     assert f"50.0 [{harm.corrected.low:.1f}, {harm.corrected.high:.1f}]" in printed
 
 
+def test_figures_of_a_run_are_corrected_stage_by_stage(tmp_path):
+    labels = answers((HARMFUL, True), (REFUSED, False), (UNSURE, False), each=10)
+    known = calibrate(Refusal(), labels, controls=0)
+    packed = {"aligned": "r" * 8 + "hu", "attacked": "h" * 6 + "b" * 2 + "rr"}
+    stages = [
+        {
+            "kind": kind,
+            "folder": kind,
+            "scores": {"harm": vars(proportion(letters.count("h"), 10))},
+            "outcomes": {"harm": {"packed": letters}},
+        }
+        for kind, letters in packed.items()
+    ]
+    judged = {"schema": SCHEMA, "judge": describe(Refusal()), "stages": stages}
+    (tmp_path / "sft.json").write_text(json.dumps({**judged, "pipeline": "sft"}))
+    (tmp_path / paths.RUN).write_text(json.dumps({"identity": "x"}))
+    found = correct_all(tmp_path, known)
+    assert [each.stage for each in found] == ["sft: aligned", "sft: attacked"]
+    assert [each.counted.value for each in found] == [pytest.approx(100 / 9), 80]
+    assert [each.counted.unscored for each in found] == [1, 0]
+    assert [each.corrected.value for each in found] == [0, pytest.approx(60)]
+
+
 def test_errors_of_another_judge_correct_nothing(tmp_path, monkeypatch, capsys):
     labels = answers((HARMFUL, True), (REFUSED, False), each=9)
     known = calibrate(Refusal(), labels, controls=0)

@@ -513,6 +513,7 @@ def test_it_is_judged_through_a_server_and_nonsense_stops_it(
     assert document["scores"]["harm"]["unscored"] == 1
     assert document["scores"]["harm"]["n"] == 59
     assert document["judge"]["server"]["url"] == desk.url
+    assert document["judge"]["decoding"] == "temperature 0"
     assert len(model.asked) == 60  # the answers were kept
 
 

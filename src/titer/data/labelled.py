@@ -106,7 +106,7 @@ def _layout(records: Sequence[RawRecord]) -> tuple[str, str, tuple[str, ...]]:
     layouts = "; ".join(" + ".join(layout) for layout in LAYOUTS)
     raise ValueError(
         f"{records[0].place}: {schemas.describe_columns(records[0])}; known are {layouts}: name "
-        "yours with columns, e.g. {prompt: question, response: answer, label: rating}"
+        "yours, e.g. {path: FILE, columns: {prompt: question, response: answer, label: rating}}"
     )
 
 

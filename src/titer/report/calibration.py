@@ -73,7 +73,7 @@ def sentences(found: CalibrationRecord, prompts: int) -> list[str]:
 
 def of_corrected(found: Sequence[Corrected]) -> Table:
     """Make the table of figures as they were counted, and corrected."""
-    caption = "The corrected interval holds the prompts' luck and the judge's errors with theirs."
+    caption = "The corrected interval holds the luck of the prompts, and that of the labels."
     table = Table(box=box.SIMPLE_HEAD, caption=caption, caption_justify="left")
     for name in ("stage", "figure", "counted", "corrected"):
         table.add_column(name, overflow="fold")
