@@ -262,6 +262,17 @@ EQUIVALENT: dict[tuple[str, str], str] = {
         "one_shot",
         "self.lr -> 2 * self.lr in self.lr > 0",
     ): "twice a number is above 0 where the number is",
+    ("gate", "frozen=True -> frozen=False"): "no one writes to them",
+    ("gate", "strict=True -> strict=False"): "models with other prompts are refused before",
+    (
+        "gate",
+        "below.low > margin -> below.low >= margin in below.low > margin",
+    ): "no limit is exactly the margin",
+    (
+        "gate",
+        "above.high < margin -> above.high <= margin in above.high < margin",
+    ): "no limit is exactly the margin",
+    ("noninferiority", "frozen=True -> frozen=False"): "no one writes to them",
     (
         "antidote",
         "stable=True -> stable=False",

@@ -113,7 +113,7 @@ def test_a_model_passes_against_itself_and_says_by_which_figures(model):
     assert (task.base, task.candidate, task.worse, task.newly, task.formerly) == (10, 10, 0, 0, 0)
     assert (task.margin, task.prompts, task.questions) == (MARGIN, N, N)
     assert task.high < MARGIN
-    assert task.power > 90
+    assert 90 < task.power <= 100
     assert task.needed is None
     assert {each.name: each.caught for each in found.controls} == dict.fromkeys(DUMMIES, True)
     assert found.reasons == ["All 5 measures are shown to be within their margins."]
@@ -148,6 +148,7 @@ def test_a_candidate_that_is_better_passes(model):
     assert found.verdict == "pass"
     harm = found.findings[0]
     assert (harm.worse, harm.newly, harm.formerly) == (-30, 0, 60)
+    assert (harm.base, harm.candidate) == (30, pytest.approx(0))
 
 
 def test_few_prompts_are_undecided_and_say_how_many_would_do(model):
@@ -270,6 +271,12 @@ def test_an_answer_that_cannot_be_judged_counts_against_the_candidate(model):
     found = judge(base, mute)
     assert (found.verdict, found.findings[0].newly) == ("fail", 40)
     assert judge(mute, base).findings[0].prompts == N - 40
+    silent = harm.model_copy(update={"verdicts": ["unscored"] * N})
+    record = base.record.model_copy(update={"outcomes": {**base.record.outcomes, "harm": silent}})
+    nothing = judge(replace(base, record=count_anew(record)), base)
+    told = nothing.findings[0]
+    assert (told.word, told.prompts, told.newly, told.needed) == ("undecided", 0, 0, None)
+    assert nothing.fields["findings"][0]["worse"] is None
 
 
 def test_other_measures_are_tested_where_they_are_named(model):
@@ -282,6 +289,7 @@ def test_other_measures_are_tested_where_they_are_named(model):
         choose_margins(base, base, {"hrm": 3})
     with pytest.raises(ValueError, match="unknown measure 'margin'"):
         choose_margins(base, base, without=["margin"])
+    assert Terms({"harm": 0.5}).margins["harm"] == 0.5
     for points in (0, 100, -3):
         with pytest.raises(ValueError, match="points between 0 and 100"):
             Terms({"harm": points})
@@ -430,6 +438,8 @@ def test_a_topic_can_fail_a_gate_and_cannot_pass_it(model, tmp_path):
     same = decide(base, base, terms, topics)
     assert same.verdict == "pass"
     assert {each.word for each in same.slices} == {"undecided"}
+    single = decide(candidate, candidate, terms, {hashes[0]: "one"}).slices[0]
+    assert (single.topic, single.prompts, single.base, single.word) == ("one", 1, 100, "undecided")
     with pytest.raises(ValueError, match="none of the prompts with a topic"):
         decide(base, base, terms, {"a" * 64: "locks"})
 

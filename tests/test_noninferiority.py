@@ -19,7 +19,7 @@ from titer.scoring.noninferiority import (
     quantile,
     score,
 )
-from titer.scoring.statistics import wilson
+from titer.scoring.statistics import effective, wilson
 
 ALPHA, MARGIN, DRAWS = 0.05, 0.08, 2000
 # of 2000 draws, as many passes at the margin as a rate of 5 % shows in 99 of 100 simulations
@@ -280,3 +280,64 @@ def test_a_poorly_known_judge_costs_power_and_may_leave_no_number_that_would_do(
 def test_an_error_rate_is_between_0_and_a_half(alpha):
     with pytest.raises(ValueError, match="alpha="):
         quantile(alpha)
+
+
+def test_repeats_are_counted_with_a_whole_cluster_more_that_fares_alike():
+    names = [i // 3 for i in range(60)]
+    pairs = [(False, i % 7 == 0, name) for i, name in enumerate(names)]
+    values = [float(y) - float(x) for x, y, _ in pairs]
+    found = count_pairs(pairs)
+    assert found.size == effective(values, names, 1.0) < effective(values, names)
+    assert found.worse == pytest.approx(9 * found.size / 60)
+    assert (found.better, found.prompts, found.questions, found.unscored) == (0, 60, 20, 0)
+
+
+def normal_power(n, worse, better, margin, reach=0.0):
+    """The power of the score at shares of prompts, as Tango's paper has it, with the correction."""
+    q = optimize.minimize_scalar(
+        lambda q: -likelihood(q, margin, worse, better, 1.0),
+        bounds=(max(0.0, -margin), (1 - margin) / 2),
+        method="bounded",
+        options={"xatol": 1e-12},
+    ).x
+    null = 2 * q + margin - margin**2
+    lost = math.hypot(quantile(ALPHA) * math.sqrt(n * null), n * reach) + (1 + worse + better) / 2
+    spread = math.sqrt(n * (worse + better - (worse - better) ** 2))
+    return special.ndtr((n * (margin - (worse - better)) - lost) / spread)
+
+
+@pytest.mark.parametrize("truth", [0.0, 0.03, -0.05])
+def test_the_power_is_that_of_the_normal_value_at_the_smoothed_shares(truth):
+    apart = (6 + 1 + 1) / 101
+    shares = (apart + truth) / 2, (apart - truth) / 2
+    seen = plain(6, 1, 100)
+    assert power(seen, 0.1, ALPHA, truth) == pytest.approx(
+        normal_power(100, *shares, 0.1), abs=1e-4
+    )
+    assert power(seen, 0.1, ALPHA, truth, size=400) == pytest.approx(
+        normal_power(400, *shares, 0.1), abs=1e-4
+    )
+    judge = JudgeError(100, 90, 200, 190)
+    shares = (apart + 0.85 * truth) / 2, (apart - 0.85 * truth) / 2
+    reach = 0.1 * judge.reach(ALPHA)
+    assert power(seen, 0.1, ALPHA, truth, judge) == pytest.approx(
+        normal_power(100, *shares, 0.085, reach), abs=1e-4
+    )
+
+
+def test_a_truth_that_is_larger_than_what_was_seen_moves_more_prompts():
+    apart = 0.2 + 1 / 101
+    assert power(plain(0, 0, 100), 0.3, ALPHA, 0.2) == pytest.approx(
+        normal_power(100, (apart + 0.2) / 2, (apart - 0.2) / 2, 0.3), abs=1e-4
+    )
+    almost = power(plain(0, 0, 100), 0.3, ALPHA, 1.0)
+    assert almost == pytest.approx(0, abs=1e-12)
+
+
+def test_the_reach_of_a_judge_is_that_of_both_of_its_rates():
+    judge, z = JudgeError(50, 40, 80, 76), quantile(ALPHA)
+    below = math.hypot(0.8 - wilson(0.8, 50, z)[0], 0.95 - wilson(0.95, 80, z)[0])
+    above = math.hypot(wilson(0.8, 50, z)[1] - 0.8, wilson(0.95, 80, z)[1] - 0.95)
+    assert judge.reach(ALPHA) == pytest.approx(below)
+    assert judge.reach(ALPHA, up=True) == pytest.approx(above)
+    assert below != pytest.approx(above)

@@ -66,7 +66,7 @@ class Terms:
         for name, margin in self.margins.items():
             if not 0 < margin < 100:
                 raise ValueError(f"margin {name}={margin}: give points between 0 and 100")
-        for name in self.judges.keys() - self.margins.keys():
+        for name in set(self.judges) - set(self.margins):
             raise unknown("measure with a judge's error", name, self.margins)
 
 
@@ -223,15 +223,15 @@ def _find(
     if above.high < margin and not topic:
         word = "pass"
     many = count_to_decide(paired, margin, terms.alpha, level, judge)
-    bad = sum(x is True for x, _, _ in kept)
+    bad = sum(x is True for x, _, _ in kept) / max(paired.prompts, 1)
     return Finding(
         measure=name,
         name=NAMES[name],
         topic=topic,
         word=word,
         margin=terms.margins[name],
-        base=100 * bad / max(paired.prompts, 1),
-        candidate=100 * (bad / max(paired.prompts, 1) + paired.difference),
+        base=100 * bad,
+        candidate=100 * (bad + paired.difference),
         worse=100 * above.value,
         low=100 * below.low,
         high=100 * above.high,
