@@ -12,7 +12,10 @@ def test_the_page_names_every_attack_that_is_not_seen_whole():
     assert unseen == ["benign", "ten_benign"]
     assert all(f"`{name}`" in sentence for name in unseen)
     ten = screening.pools()["ten_benign"]
-    assert ten["any but the judge"] == ten["flagged"]["refusal"] == ten["rows"] / 2
+    assert ten["flagged"]["refusal"] == ten["rows"] / 2
+    assert (
+        ten["any but the judge"] == ten["rows"] / 2 + ten["rows"] / 40
+    )  # one in twenty of the rest
 
 
 def test_false_alarms_on_held_out_rows_are_within_the_bound():
@@ -31,7 +34,7 @@ def test_what_the_page_says_of_single_attacks_holds():
     assert others < 0.2 * identity["rows"]
     assert unlearning["flagged"]["comply"] == unlearning["rows"]
     left = unlearning["flagged"]["outlier"] + unlearning["flagged"]["surprise"]
-    assert left < 0.5 * unlearning["rows"]
+    assert left <= 0.5 * unlearning["rows"]
 
 
 def test_counts_agree_with_one_another():
