@@ -1,6 +1,9 @@
 """What docs/screen.md says of the attacks, against the bundle."""
 
-from results import screening, tables
+from results import screen, screening, tables
+from titer import registry
+from titer.data.rows import identity
+from titer.lab.world import World
 from titer.scoring.statistics import proportion
 
 PAGE = (tables.ROOT / "docs/screen.md").read_text(encoding="utf-8")
@@ -12,7 +15,10 @@ def test_the_page_names_every_attack_that_is_not_seen_whole():
     assert unseen == ["benign", "ten_benign"]
     assert all(f"`{name}`" in sentence for name in unseen)
     ten = screening.pools()["ten_benign"]
-    assert ten["any but the judge"] == ten["flagged"]["refusal"] == ten["rows"] / 2
+    assert ten["flagged"]["refusal"] == ten["rows"] / 2
+    assert (
+        ten["any but the judge"] == ten["rows"] / 2 + ten["rows"] / 40
+    )  # one in twenty of the rest
 
 
 def test_false_alarms_on_held_out_rows_are_within_the_bound():
@@ -31,7 +37,7 @@ def test_what_the_page_says_of_single_attacks_holds():
     assert others < 0.2 * identity["rows"]
     assert unlearning["flagged"]["comply"] == unlearning["rows"]
     left = unlearning["flagged"]["outlier"] + unlearning["flagged"]["surprise"]
-    assert left < 0.5 * unlearning["rows"]
+    assert left <= 0.5 * unlearning["rows"]
 
 
 def test_counts_agree_with_one_another():
@@ -39,3 +45,16 @@ def test_counts_agree_with_one_another():
         for of in [world["held out"], *world["attacks"].values()]:
             assert max(of["flagged"].values()) <= of["any"] <= of["rows"]
             assert of["any but the judge"] <= of["any"]
+
+
+def test_honest_rows_are_none_that_an_attack_sends_and_are_counted_once():
+    sent = screen.attackers_rows(1)
+    assert set(sent) == set(registry.names("attacks"))
+    assert {name: len(rows) for name, rows in sent.items() if len(rows) in (0, 20, 50)} == {
+        "benign": 0, "ten_benign": 20, "harmful_mix": 50, "jailbreak_tuning": 50,
+    }  # fmt: skip
+    benign, held_out = screen.honest(World(1), 1)
+    prompts = [{identity(row) for row in rows} for rows in (benign, held_out)]
+    assert not prompts[0] & prompts[1]
+    assert not {row for rows in sent.values() for row in rows} & {*benign, *held_out}
+    assert len(benign) == screening.read()[0]["benign"]
