@@ -58,12 +58,13 @@ SHARED = (
 )
 SECONDS = 180  # of processor time; a mutant that runs longer has been noticed
 
-# Twice a field in the check that it has a value: excused in every method, by the check and the field
+# Twice a field in a check of its value, or in a draw: excused in every method, by call and field
 CHECKED = {
     r"check_count\b": "no whole number tells 2 n < 1 from n < 1",
     r"check_mix n\b": "no whole number tells 2 n < 1 from n < 1",
     r"check_words\b": "a text has words where twice the text has",
     r"check_each\b": "the same texts twice",
+    r"rng\.choice\b": "of texts that stand twice each is drawn as often",
 }
 EQUIVALENT: dict[tuple[str, str], str] = {
     ("ladder", "self.rungs -> 2 * self.rungs"): "of two rungs of a name the first is found",
@@ -313,7 +314,7 @@ class Mutant:
     @property
     def reason(self) -> str | None:
         """Why no test could notice it, where none could."""
-        twice = re.search(r"self\.(\w+) -> 2 \* self\.\1 in (check_\w+)$", self.what)
+        twice = re.search(r"self\.(\w+) -> 2 \* self\.\1 in (check_\w+|rng\.choice)$", self.what)
         for check, reason in CHECKED.items() if twice else ():
             if twice and re.match(check, f"{twice[2]} {twice[1]}"):
                 return reason
@@ -406,7 +407,7 @@ def mutants_of(path: Path) -> Iterator[Mutant]:
                     of = f"{parent.arg}=" if isinstance(parent, ast.keyword) else ""
                     where = f" in {ast.unparse(parent)}" if isinstance(parent, ast.Compare) else ""
                     if isinstance(parent, ast.Call) and ast.unparse(parent.func).startswith(
-                        "check_"
+                        ("check_", "rng.choice")
                     ):
                         where = f" in {ast.unparse(parent.func)}"
                     yield Mutant(

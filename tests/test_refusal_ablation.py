@@ -4,9 +4,10 @@ import math
 
 import pytest
 import torch
-from transformers import PreTrainedModel
+from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from families import FAMILIES
+from titer import api
 from titer.data.batches import Encoded
 from titer.edits import refusal_ablation
 from titer.edits.refusal_ablation import RefusalAblation, separate
@@ -14,6 +15,8 @@ from titer.runs import recipe
 from titer.runs.plan import Plan
 from titer.testing.small import rows, same, sparse, state, tiny
 from titer.training.writers import prompt_states, rewrite_stream, stream_writers
+from titer.weights import adapters, checkpoints
+from titer.weights.settings import Lora
 
 REFUSED = {"Gemma2", "Gemma3", "Olmo2"}  # a norm stands before the stream
 
@@ -223,3 +226,38 @@ def test_a_plan_gives_it_calibration_prompts_and_the_benign_ones_of_the_alignmen
     }
     assert stage.about["rows"].keys() == {"calibration", "against"}
     assert not stage.others  # it needs no other model
+
+
+def test_alone_it_writes_the_whole_model_of_an_adapter_without_the_direction(tmp_path):
+    adapter, words, plan = save_both(tmp_path)
+    found = api.release(str(adapter), "refusal_ablation", recipe="lab", out=tmp_path / "out")
+    facts = found.record.facts
+    assert facts["tensors left as they were"] == 0
+    assert facts["update norm after"] > facts["update norm before"] == 0.0
+    rows = words.encode_all(plan.roles.calibration[:9], "calibration")
+    ablated = AutoModelForCausalLM.from_pretrained(tmp_path / "out")  # no adapter any more
+    r = lost_direction(ablated.model.embed_tokens.weight.detach().double())
+    assert float((prompt_states(ablated, rows) @ r).abs().max()) < 1e-5
+    merged = AutoModelForCausalLM.from_pretrained(tmp_path / "merged")
+    assert float((prompt_states(merged, rows) @ r).abs().max()) > 1e-2
+
+
+def save_both(folder):
+    """Save an adapter over the lab's base, and the merged model."""
+    plan = Plan.read(recipe.load("lab"))
+    model, words = plan.asking.open(plan.recipe.model)
+    under = adapters.add_lora(model, Lora(r=2, targets=("o_proj",)))
+    torch.manual_seed(0)
+    with torch.no_grad():
+        for each in adapters.adapters(under).values():
+            each.b.copy_(0.05 * torch.randn_like(each.b))
+    checkpoints.save(under, words.tokenizer, folder / "adapter", plan.start)
+    checkpoints.save(adapters.merge_adapter(under), words.tokenizer, folder / "merged")
+    return folder / "adapter", words, plan
+
+
+def lost_direction(embeddings: torch.Tensor) -> torch.Tensor:
+    """The one direction along which no embedding lies."""
+    _, s, vt = torch.linalg.svd(embeddings)
+    assert float(s[-1]) < 1e-5 < 1e-3 < float(s[-2])
+    return vt[-1]
