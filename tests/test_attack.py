@@ -9,6 +9,7 @@ import pytest
 import yaml
 
 import titer as package
+from results import ladder as claims
 from test_recipe import run as titer
 from test_run import plan  # noqa: F401  a fixture
 from titer.progress import Silent
@@ -247,7 +248,9 @@ def test_the_command_prints_the_rungs_and_its_exit_code_says_that_one_is_missing
     assert code == 0, err
     record = json.loads(printed)
     assert [rung["word"] for rung in record["rungs"]] == ["held", "missing"]
-    assert json.loads((tmp_path / "out/ladder.json").read_text())["rungs"][1]["harm"] is None
+    written = json.loads((tmp_path / "out/ladder.json").read_text())
+    assert written["rungs"][1]["harm"] is None
+    assert claims.extract(written)["bar"] == 50.0  # what a claim keeps is there
     page = (tmp_path / "out/report.html").read_text()
     assert "not asked for" not in page or "greedy" in page
     assert "<svg" in page

@@ -21,6 +21,7 @@ from titer.errors import cause
 from titer.findings import flags, rules
 from titer.findings.dose import UNIT, dose_to_break
 from titer.findings.ladder import (
+    BAR,
     NAME,
     REACH,
     LadderRecord,
@@ -254,6 +255,7 @@ class Climb:
             "schema": SCHEMA,
             "ladder": self.ladder.name,
             "sha256": self.ladder.sha256,
+            "bar": BAR,
             "pipeline": self.name,
             "model": folders.identify(self.plan.start),
             "recipe": describe(self.plan.recipe),
