@@ -49,7 +49,8 @@ from accelerate import Accelerator  # noqa: F401
 
 ROOT = Path(__file__).parent.parent
 KINDS = ("defenses", "edits", "attacks", "benchmarks")
-SHARED = ("data/mixture.py",)  # what the methods of a kind have in common, as theirs
+# what the methods of a kind have in common, as theirs; the rules by which an assay decides
+SHARED = ("data/mixture.py", "findings/assay.py")
 SECONDS = 180  # of processor time; a mutant that runs longer has been noticed
 
 EQUIVALENT: dict[tuple[str, str], str] = {

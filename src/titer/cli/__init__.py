@@ -12,7 +12,7 @@ from typing import Annotated
 
 import typer
 
-from titer.cli import lists, run, screen, stages, store
+from titer.cli import assay, lists, run, screen, stages, store
 from titer.errors import EvidenceError
 from titer.version import __version__
 
@@ -23,7 +23,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 DEBUG = "--debug"
-for group in (run.app, stages.app, lists.app):
+for group in (run.app, stages.app, assay.app, lists.app):
     app.add_typer(group)
 app.add_typer(store.app, name="store")
 

@@ -22,7 +22,7 @@ from titer.cli.options import (
     StoreFolder,
     Track,
     Whole,
-    quote,
+    merge,
     read_pairs,
     with_limit,
 )
@@ -169,7 +169,7 @@ def evaluate(
             model,
             judge=judge,
             recipe=recipe,
-            settings=with_limit(_merge(data, settings), limit),
+            settings=with_limit(merge(data, settings), limit),
             out=out,
             store=store,
             progress=watch,
@@ -204,7 +204,7 @@ def _compute(
             method,
             references=read_pairs("--reference", reference),
             recipe=recipe,
-            settings=_merge(data, settings),
+            settings=merge(data, settings),
             seed=seed,
             out=out,
             whole=whole,
@@ -216,12 +216,6 @@ def _compute(
     screen.print_stage(document, out, as_json)
     if search and not as_json:
         screen.console(sys.stdout).print(tables.of_search(document["search"], search.bound))
-
-
-def _merge(data: list[str] | None, settings: list[str] | None) -> list[str]:
-    """Return the settings with the sources of rows before them, as fields of the recipe."""
-    sources = read_pairs("--data", data)
-    return [*(f"data.{role}={quote(path)}" for role, path in sources.items()), *(settings or [])]
 
 
 def _read_search(text: str | None, bound: float) -> Search | None:
