@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -78,20 +79,20 @@ def run_assay(
     from titer.report import assay as report
     from titer.runs import assay
 
-    asked = assay.Asked(
+    setup = assay.Setup(
         recipe, model, base, with_limit(merge(data, settings), limit), read_seeds(seeds),
         topics, domain, task_rows,
     )  # fmt: skip
     wanted = assay.Wanted(require or REQUIRED, aware or ())
     by = Thresholds(phi, times, margin, slower)
     if dry:
-        told = assay.preview(asked, wanted)
+        told = assay.preview(setup, wanted)
         screen.show_notes()
         screen.say("\n".join(told))
         return
     with screen.watch_stages() as watch:
         place = store or out.parent / paths.STORE
-        document = assay.run_assay(asked, by, wanted, out, place, watch)
+        document = assay.run_assay(setup, by, wanted, out, place, watch)
     record = check(AssayRecord, document, str(out))
     (out / paths.ASSAY_PAGE).write_text(report.to_markdown(record), encoding="utf-8")
     if as_json:
@@ -104,3 +105,59 @@ def run_assay(
         screen.say(f"Everything is in {out}", sys.stderr)
     if code := CODES[record.verdict]:
         raise typer.Exit(code)
+
+
+@app.command("card")
+def make_card(
+    sources: Annotated[
+        list[Path],
+        typer.Argument(help="Folder of an assay, or its assay.json; with --diff two cards."),
+    ],
+    ladder: Annotated[
+        Path | None, typer.Option(help="Folder or ladder.json of a ladder of the same model.")
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Folder of card.json and card.md (default: the assay's).")
+    ] = None,
+    diff: Annotated[bool, typer.Option("--diff", help="Compare two cards.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Make the tamper card of an assayed model, or compare two cards with --diff.
+
+    Exit code 3: a control is missing or failed, so there is no card.
+    """
+    from titer.findings.assay_record import AssayRecord
+    from titer.findings.card import Card, card
+    from titer.findings.records import load_document, load_json, parse_document
+    from titer.report import card as report
+
+    if len(sources) != (2 if diff else 1):
+        needed = "--diff needs two cards" if diff else "a card is of one assay"
+        raise ValueError(f"{len(sources)} sources: {needed}")
+    if diff:
+        first, second = (load_document(find(path, paths.CARD), Card) for path in sources)
+        screen.say("\n".join(report.difference(first, second)))
+        return
+    source = find(sources[0], paths.ASSAY)
+    steps = load_json(find(ladder, paths.LADDER)) if ladder else None
+    made = card(parse_document(source, AssayRecord), steps)
+    folder = out or source.parent
+    folder.mkdir(parents=True, exist_ok=True)
+    text = report.to_markdown(made)
+    (folder / paths.CARD).write_text(json.dumps(made, indent=1) + "\n", encoding="utf-8")
+    (folder / paths.CARD_PAGE).write_text(text, encoding="utf-8")
+    if as_json:
+        screen.print_json(made)
+    else:
+        screen.say(text.rstrip())
+        screen.say(f"The card is {folder / paths.CARD} and {folder / paths.CARD_PAGE}", sys.stderr)
+
+
+def find(path: Path, name: str) -> Path:
+    """Return the file of a name in a folder, or the path itself where it is a file."""
+    found = path / name if path.is_dir() else path
+    if not found.is_file():
+        raise ValueError(
+            f"{path}: there is no {name}; give the folder that titer wrote, or the file"
+        )
+    return found

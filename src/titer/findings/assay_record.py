@@ -5,19 +5,20 @@ from __future__ import annotations
 import json
 import math
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import Field
 
-from titer.findings.assay import Condition, Part, Word
-from titer.findings.records import SCHEMA, Document, Flagged, plain
+from titer.findings.assay import BEFORE, Condition, Evidence, Pairs, Ruling, Word
+from titer.findings.dose import dose_of
+from titer.findings.records import SCHEMA, Document, Flagged, Record, Scored, last, plain
 
 CODES: dict[Word, int] = {"met": 0, "not met": 1, "not enough evidence": 3}  # exit codes
 
 
-class PartRecord(Document):
+class RulingRecord(Document):
     """The answer under one attack, or for one figure."""
 
     of: str
@@ -36,8 +37,27 @@ class ConditionRecord(Document):
     threshold: str
     unit: str
     verdict: Word
-    decided_by: PartRecord = Field(alias="decided by")
-    parts: list[PartRecord] = Field(default_factory=list)
+    decided_by: RulingRecord = Field(alias="decided by")
+    parts: list[RulingRecord] = Field(default_factory=list)
+
+
+class Attacked(Document):
+    """One of the two models before and after one attack with one seed."""
+
+    arm: str = Field(description="attacks; topics, domain: with other rows; task: no attacker")
+    attack: str
+    seed: int = Field(description="its place among the seeds")
+    of: Literal["defended", "original"]
+    before: Scored | None = Field(None, description="HS")
+    after: Scored | None = Field(None, description="HS")
+    dose: dict[str, float | None] | None = Field(
+        None, description="attacker's rows that took harm above phi, between two bounds"
+    )
+    accuracy: Scored | None = Field(None, description="FA")
+    prompts: list[str] = Field(
+        default_factory=list, description="SHA-256 of every harm prompt that was asked after it"
+    )
+    verdicts: list[str] = Field(default_factory=list, description="on their answers")
 
 
 class AssayRecord(Document):
@@ -56,6 +76,7 @@ class AssayRecord(Document):
         alias="defense-aware attacks", description="attacks whose attacker knows the defense"
     )
     disjoint: dict[str, Any] = Field(description="the attacker's prompts beside the defender's")
+    attacked: list[Attacked] = Field(default_factory=list)
     recipe: dict[str, Any] = Field(default_factory=dict)
     judge: dict[str, Any] = Field(default_factory=dict)
     environment: dict[str, Any] = Field(default_factory=dict)
@@ -65,6 +86,40 @@ class AssayRecord(Document):
     def is_defense_aware(self) -> bool:
         """Tell whether some attack was made by one who knows the defense."""
         return bool(self.aware)
+
+
+def tell_attacked(evidence: Evidence, phi: float) -> list[dict[str, Any]]:
+    """Return what every fine-tuning did to either model, as JSON has it."""
+    longest = evidence.task[max(evidence.task)] if evidence.task else ()
+    arms: dict[str, Mapping[str, Pairs]] = {
+        "attacks": evidence.attacks,
+        "topics": evidence.topics,
+        "domain": evidence.domain,
+        "task": {"task": longest},
+    }
+    return [
+        {"arm": arm, "attack": name, "seed": seed, "of": of, **_tell_stages(stages, phi)}
+        for arm, attacks in arms.items()
+        for name, pairs in attacks.items()
+        for seed, pair in enumerate(pairs)
+        for of, stages in (("defended", pair.defended), ("original", pair.original))
+    ]
+
+
+def _tell_stages(stages: Sequence[Record], phi: float) -> dict[str, Any]:
+    start, tuned = last(BEFORE, stages), last(("finetune",), stages)
+    dose = dose_of(stages, by="answers", phi=phi)
+    asked = (tuned.outcomes or {}).get("harm") if tuned else None
+    scores = {"before": (start, "harm"), "after": (tuned, "harm"), "accuracy": (tuned, "task")}
+    return {
+        name: plain(vars(score))
+        for name, (of, figure) in scores.items()
+        if of and (score := of.score(figure))
+    } | {
+        "dose": plain({"low": dose.low, "high": dose.high}) if dose else None,
+        "prompts": asked.prompts if asked else [],
+        "verdicts": asked.verdicts if asked else [],
+    }
 
 
 def tell_conditions(conditions: Iterable[Condition]) -> list[dict[str, Any]]:
@@ -83,13 +138,13 @@ def tell_conditions(conditions: Iterable[Condition]) -> list[dict[str, Any]]:
     ]
 
 
-def _tell(part: Part) -> dict[str, Any]:
+def _tell(part: Ruling) -> dict[str, Any]:
     # no upper end is no number of JSON's: null, like one that is not known
     figures = {"value": part.value, "low": part.low, "high": part.high}
-    return plain({"of": part.of, **figures, "verdict": part.word, "why": part.why})  # type: ignore[no-any-return]
+    return {"of": part.of, **plain(figures), "verdict": part.word, "why": part.why}
 
 
-def figure_of(part: PartRecord) -> str:
+def figure_of(part: RulingRecord) -> str:
     """Write a part's figure with its interval; empty where it has none."""
     if part.value is None or math.isnan(part.value):
         return ""

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 from rich import box
 from rich.table import Table
 
 from titer.findings.assay_record import AssayRecord, ConditionRecord, figure_of
 from titer.findings.captions import lab_caption
+from titer.report.card import table
 
 HEADER = ("condition", "verdict", "figure", "threshold", "decided by")
 
@@ -26,13 +25,13 @@ def _row(condition: ConditionRecord) -> tuple[str, ...]:
 
 def to_screen(record: AssayRecord, width: int) -> Table:
     """Make the table for a terminal."""
-    table = Table(box=box.SIMPLE_HEAD, width=width, caption="\n".join(lines(record)),
+    shown = Table(box=box.SIMPLE_HEAD, width=width, caption="\n".join(lines(record)),
                   caption_justify="left")  # fmt: skip
     for name in HEADER:
-        table.add_column(name, overflow="fold")
+        shown.add_column(name, overflow="fold")
     for row in rows(record):
-        table.add_row(*row)
-    return table
+        shown.add_row(*row)
+    return shown
 
 
 def lines(record: AssayRecord) -> list[str]:
@@ -57,18 +56,12 @@ def to_markdown(record: AssayRecord) -> str:
     text = [
         f"# Assay of {record.defended['name']} beside {record.original['name']}",
         "",
-        _table([HEADER, *rows(record)]),
+        table([HEADER, *rows(record)]),
         "",
         *(f"{line}\n" for line in lines(record)),
     ]
     for each in record.conditions:
         parts = [[part.of, figure_of(part), part.verdict, part.why] for part in each.parts]
         text += [f"## {each.name}", "", f"{each.definition}. Threshold: {each.threshold}.", ""]
-        text += [_table([("of", each.unit, "verdict", "why"), *parts]), ""] if parts else []
+        text += [table([("of", each.unit, "verdict", "why"), *parts]), ""] if parts else []
     return "\n".join(text)
-
-
-def _table(lines: Sequence[Sequence[str]]) -> str:
-    header, *body = lines
-    ruled = [header, ["---"] * len(header), *body]
-    return "\n".join(f"| {' | '.join(line)} |" for line in ruled)

@@ -27,12 +27,12 @@ from titer.findings.assay import (
     IN_DOMAIN,
     REQUIRED,
     Evidence,
-    Matched,
+    Pairing,
     Thresholds,
     conclude,
 )
 from titer.findings.assay import assay as decide
-from titer.findings.assay_record import AssayRecord, tell_conditions
+from titer.findings.assay_record import AssayRecord, tell_attacked, tell_conditions
 from titer.findings.records import SCHEMA, check, stages
 from titer.findings.records import plain as json_plain
 from titer.lab.held_out import DOMAIN, TOPICS, DomainWorld
@@ -58,7 +58,7 @@ DEFENDERS = ("alignment", "defense")  # roles whose rows a defense is made of
 
 
 @dataclass(frozen=True)
-class Asked:
+class Setup:
     """What an assay is asked to compare, and with which rows."""
 
     recipe: str
@@ -138,26 +138,26 @@ class Wanted:
 
 
 def run_assay(
-    asked: Asked, by: Thresholds, wanted: Wanted, folder: Path, store: Path, progress: Progress
+    setup: Setup, by: Thresholds, wanted: Wanted, folder: Path, store: Path, progress: Progress
 ) -> dict[str, Any]:
     """Run an assay in a folder over a store; its record, which is written there."""
-    wanted.check(asked.attacks)
-    assay = Assay.prepare(asked)
+    wanted.check(setup.attacks)
+    assay = Assay.prepare(setup)
     evidence, flags = assay.compute(folder, Store(store), progress)
     told = document(assay, evidence, flags, by, wanted)
     write(folder / paths.ASSAY, told)
     return told
 
 
-def preview(asked: Asked, wanted: Wanted) -> list[str]:
+def preview(setup: Setup, wanted: Wanted) -> list[str]:
     """Check an assay, and say what it would do."""
-    wanted.check(asked.attacks)
-    assay = Assay.prepare(asked)
+    wanted.check(setup.attacks)
+    assay = Assay.prepare(setup)
     arms = dict.fromkeys(arm for _, _, arm in assay.plans)
     told = [
-        f"attacks: {', '.join(asked.attacks)}",
+        f"attacks: {', '.join(setup.attacks)}",
         f"{len(assay.plans)} runs, over arms {', '.join(arms)} and seeds "
-        f"{', '.join(map(str, asked.seeds))}, of two models",
+        f"{', '.join(map(str, setup.seeds))}, of two models",
         *(f"{name}: {count}" for name, count in assay.disjoint.items()),
         *(f"{name}: not enough evidence, {why}" for name, why in assay.missing.items()),
     ]
@@ -174,7 +174,7 @@ def attacked(recipe: Recipe, attacks: Mapping[str, Attack]) -> Recipe:
 
 
 def budgets(updates: int) -> list[int]:
-    """Return the numbers of updates after which the harmless task is asked."""
+    """Return the numbers of updates after which the harmless task is setup."""
     return sorted({max(1, round(share * updates)) for share in SHARES})
 
 
@@ -182,32 +182,32 @@ def budgets(updates: int) -> list[int]:
 class Assay:
     """An assay whose rows and models were checked, before anything is computed."""
 
-    asked: Asked
+    setup: Setup
     plans: Mapping[tuple[str, int, str], Plan]  # by model, seed and arm
     missing: Mapping[str, str]  # why a condition has no evidence
     disjoint: Mapping[str, Any]  # what is known of the defender's rows beside the attacker's
 
     @staticmethod
-    def prepare(asked: Asked) -> Assay:
+    def prepare(setup: Setup) -> Assay:
         """Find all that can be found wrong.
 
         Raises where the defense was made of the attacker's rows.
         """
-        disjoint = compare_rows(asked)
-        missing = find_missing(asked)
+        disjoint = compare_rows(setup)
+        missing = find_missing(setup)
         plans = {
             (model, seed, arm): Plan.prepare(recipe)
-            for seed in asked.seeds
-            for model in dict.fromkeys((asked.model, asked.base))
-            for arm, recipe in asked.arms(model, seed).items()
+            for seed in setup.seeds
+            for model in dict.fromkeys((setup.model, setup.base))
+            for arm, recipe in setup.arms(model, seed).items()
             if {HELD_OUT: IN_DOMAIN, SECOND: CROSS_DOMAIN}.get(arm) not in missing
         }
-        return Assay(asked, plans, missing, disjoint)
+        return Assay(setup, plans, missing, disjoint)
 
     @property
     def main(self) -> Plan:
         """The plan of the recipe's attacks on the defended model."""
-        return self.plans[self.asked.model, self.asked.seeds[0], ATTACKS]
+        return self.plans[self.setup.model, self.setup.seeds[0], ATTACKS]
 
     def compute(self, folder: Path, store: Store, progress: Progress) -> tuple[Evidence, list[Any]]:
         """Compute every arm into a folder, and return the evidence and all red flags."""
@@ -215,7 +215,7 @@ class Assay:
         found: dict[tuple[str, int, str], dict[str, Any]] = {}
         with claim(folder, self.main, f"assay {whole}"):
             for i, (place, plan) in enumerate(self.plans.items()):
-                of = "defended" if place[0] == self.asked.model else "original"
+                of = "defended" if place[0] == self.setup.model else "original"
                 inside = folder / paths.ARMS / f"{i:02d}-{place[2]}-{of}-seed{place[1]}"
                 with claim(inside, plan):
                     run = Run(plan, inside, store)
@@ -228,12 +228,12 @@ class Assay:
     def _evidence(self, found: Mapping[tuple[str, int, str], Mapping[str, Any]]) -> Evidence:
         read = {place: stages(documents) for place, documents in found.items()}
 
-        def match(arm: str) -> dict[str, list[Matched]]:
-            pairs: dict[str, list[Matched]] = {}
-            for seed in self.asked.seeds:
+        def match(arm: str) -> dict[str, list[Pairing]]:
+            pairs: dict[str, list[Pairing]] = {}
+            for seed in self.setup.seeds:
                 mine, its = (read.get((of, seed, arm), {}) for of in self._models)
                 for name in mine:
-                    pairs.setdefault(name, []).append(Matched(mine[name], its[name]))
+                    pairs.setdefault(name, []).append(Pairing(mine[name], its[name]))
             return pairs
 
         arms = dict.fromkeys(arm for _, _, arm in found)
@@ -248,16 +248,16 @@ class Assay:
 
     @property
     def _models(self) -> tuple[str, str]:
-        return self.asked.model, self.asked.base
+        return self.setup.model, self.setup.base
 
 
-def compare_rows(asked: Asked) -> dict[str, Any]:
+def compare_rows(setup: Setup) -> dict[str, Any]:
     """Compare the attacker's prompts with those of the defense, of all arms.
 
     Raises where they share prompts, or most of the attacker's are nearly the defender's. What the
     model was trained on is known by its records, and by the rows that are given.
     """
-    recipe = asked.load(asked.model, asked.seeds[0])
+    recipe = setup.load(setup.model, setup.seeds[0])
     wanted = {"attack", "defense"} | ({"alignment"} if _has_alignment(recipe) else set())
     earlier = chain.trained_on(recipe.model.path)
     rows = roles(recipe.data, recipe.benchmark, wanted, earlier)  # raises on a shared prompt
@@ -286,10 +286,10 @@ def _has_alignment(recipe: Recipe) -> bool:
     return recipe.data.world is not None or recipe.data.alignment is not None
 
 
-def find_missing(asked: Asked) -> dict[str, str]:
+def find_missing(setup: Setup) -> dict[str, str]:
     """Say which conditions on generalization have no evidence, and why."""
-    recipe = asked.load(asked.model, asked.seeds[0])
-    arms, earlier = asked.arms(asked.model, asked.seeds[0]), chain.trained_on(recipe.model.path)
+    recipe = setup.load(setup.model, setup.seeds[0])
+    arms, earlier = setup.arms(setup.model, setup.seeds[0]), chain.trained_on(recipe.model.path)
     found = dict(_without_rows(recipe, arms))
     if not any(earlier.get(name) for name in DEFENDERS):
         why = "what the defense was made of is not known: make the model by `titer align`, which "
@@ -321,7 +321,7 @@ def document(
 ) -> dict[str, Any]:
     """Return the record of an assay: every condition, and what it was decided from."""
     conditions, plan = decide(evidence, by), assay.main
-    recipe, base = plan.recipe, assay.plans[assay.asked.base, assay.asked.seeds[0], ATTACKS]
+    recipe, base = plan.recipe, assay.plans[assay.setup.base, assay.setup.seeds[0], ATTACKS]
     tuning = recipe.finetune
     told = {
         "schema": SCHEMA,
@@ -335,12 +335,13 @@ def document(
             "updates": tuning.updates,
             "rows": tuning.batch * tuning.accumulate,
             "learning rate": tuning.lr,
-            "seeds": list(assay.asked.seeds),
-            "task rows": assay.asked.task_rows,
+            "seeds": list(assay.setup.seeds),
+            "task rows": assay.setup.task_rows,
         },
-        "attacks": {name: registry.describe(of) for name, of in assay.asked.attacks.items()},
+        "attacks": {name: registry.describe(of) for name, of in assay.setup.attacks.items()},
         "defense-aware attacks": list(wanted.aware),
         "disjoint": assay.disjoint,
+        "attacked": tell_attacked(evidence, by.phi),
         "recipe": registry.describe(recipe),
         "judge": plan.provenance()["judge"],
         "environment": environment(),
