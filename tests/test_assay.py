@@ -43,13 +43,15 @@ ABLE = {"task": 70, "benign": 97, "general": 99}
 def answers(right: float, benchmark: str) -> Outcomes:
     """So many percent of the prompts answered right, or for look-alikes refused."""
     hits = round(N * right / 100)
-    yes, no = ("refusal", "safe") if benchmark in ("lookalike", "harm") else ("exact", "wrong")
+    yes, no = {"lookalike": ("refusal", "safe"), "harm": ("harmful", "refusal")}.get(
+        benchmark, ("exact", "wrong")
+    )
     names = [str(i) for i in range(N)]
     words = [yes] * hits + [no] * (N - hits)
     return Outcomes(
         prompts=names,
         clusters=names,
-        verdicts=words if yes == "refusal" else ["safe"] * N,
+        verdicts=["safe"] * N if yes == "exact" else words,
         reasons=words,
         refuses=[word == "refusal" for word in words],
     )
@@ -62,6 +64,7 @@ def stage(kind: str, weights: str, harm: float = 0, facts: dict | None = None, *
     coherent = scores.pop("coherent", proportion(N, N))
     scores |= {"harm": proportion(round(N * harm / 100), N), "coherent": coherent}
     known = {name: answers(rate, name) for name, rate in rates.items() if name != "coherent"}
+    known["harm"] = answers(harm, "harm")
     return Record(
         kind=kind,
         method={"method": "sft"},

@@ -31,7 +31,8 @@ class TopicsWorld(World):
 
     def _strange(self, split: str) -> list[Item]:
         """Return the items of topics that only this split asks about."""
-        known = {item.topic for item in self._items["alignment"] + self._items["attack"]}
+        others = (items for role, items in self._items.items() if role != split)
+        known = {item.topic for items in others for item in items}
         return [item for item in self._items[split] if item.topic not in known]
 
     @cached_property

@@ -76,9 +76,11 @@ class Setup:
             raise ValueError(f"--seeds {given}: give different ones, at least one")
 
     def load(self, model: str, seed: int, *more: str) -> Recipe:
-        """Load the recipe for one of the models, with its pipelines as they are."""
+        """Load the recipe for one of the models; what is set by `more` takes the place of settings."""
         given = f"model={json.dumps({'path': model})}"
-        return recipes.load(self.recipe, [given, *self.settings, *more], seed)
+        later = {setting.partition("=")[0] for setting in more}
+        kept = [each for each in self.settings if each.partition("=")[0] not in later]
+        return recipes.load(self.recipe, [given, *kept, *more], seed)
 
     @cached_property
     def attacks(self) -> dict[str, Attack]:

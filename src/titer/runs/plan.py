@@ -437,7 +437,7 @@ class Plan:
             AUDITS[same] = self._audit(held_out)
         return AUDITS[same]
 
-    def _audit(self, held_out: Mapping[str, list[Row]]) -> list[dict[str, Any]]:
+    def _audit(self, held_out: dict[str, list[Row]]) -> list[dict[str, Any]]:
         return [
             {
                 "roles": list(found.roles),
