@@ -15,7 +15,8 @@ from typing import Any
 
 from results import bundles
 from results.names import display_name
-from titer.findings.ladder import NAME, REACH, LadderRecord, RungRecord
+from titer import paths
+from titer.findings.ladder import REACH, LadderRecord, RungRecord
 from titer.findings.records import check, quote
 from titer.runs import recipe
 from titer.runs.documents import environment
@@ -82,7 +83,7 @@ def climb(point: Point) -> dict[str, Any]:
     ran = subprocess.run(point.command, capture_output=True, text=True, check=False)
     if ran.returncode not in (0, 1):  # 1: a rung is missing, as the record says
         return {"error": (ran.stderr.strip().splitlines() or ["no word"])[-1]}
-    return extract(json.loads((point.folder / NAME).read_text(encoding="utf-8")))
+    return extract(json.loads((point.folder / paths.LADDER).read_text(encoding="utf-8")))
 
 
 def extract(document: Mapping[str, Any]) -> dict[str, Any]:

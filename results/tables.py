@@ -12,7 +12,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from statistics import fmean
 
-from results import answer, conditions, ladder, repairs, screening, search, stopping
+from results import answer, assay, conditions, ladder, repairs, screening, search, stopping
 from results.bundles import load_groups
 from results.figures import FIGURES
 from results.names import display_name, in_order, stage_name
@@ -26,7 +26,7 @@ from titer.scoring.figures import NAMES
 ROOT = Path(__file__).parent.parent
 PAGES = (
     *("README.md", "docs/lab.md", "docs/alignment.md", "docs/finetuning.md", "docs/repairs.md"),
-    *("docs/search.md", "docs/moe.md", "docs/screen.md"),
+    *("docs/search.md", "docs/moe.md", "docs/screen.md", "docs/assay.md"),
 )
 NONE = "-"  # not computed
 SHOWN = (
@@ -177,6 +177,7 @@ KINDS = {
     "ladder": ladder.table,
     "worst": ladder.worst,
     "screen": screening.table,
+    "assay": assay.table,
 }
 
 

@@ -53,6 +53,7 @@ KINDS = ("defenses", "edits", "attacks", "benchmarks")
 SHARED = (
     "data/mixture.py",
     "scoring/noninferiority.py",
+    "findings/assay.py",
     "findings/gate.py",
     "findings/ladder.py",
 )

@@ -317,7 +317,7 @@ def test_the_power_is_that_of_the_normal_value_at_the_smoothed_shares(truth):
     assert power(seen, 0.1, ALPHA, truth, size=400) == pytest.approx(
         normal_power(400, *shares, 0.1), abs=1e-4
     )
-    judge = JudgeError(100, 90, 200, 190)
+    judge = JudgeCounts(100, 90, 200, 190)
     shares = (apart + 0.85 * truth) / 2, (apart - 0.85 * truth) / 2
     reach = 0.1 * judge.reach(ALPHA)
     assert power(seen, 0.1, ALPHA, truth, judge) == pytest.approx(
@@ -335,7 +335,7 @@ def test_a_truth_that_is_larger_than_what_was_seen_moves_more_prompts():
 
 
 def test_the_reach_of_a_judge_is_that_of_both_of_its_rates():
-    judge, z = JudgeError(50, 40, 80, 76), quantile(ALPHA)
+    judge, z = JudgeCounts(50, 40, 80, 76), quantile(ALPHA)
     below = math.hypot(0.8 - wilson(0.8, 50, z)[0], 0.95 - wilson(0.95, 80, z)[0])
     above = math.hypot(wilson(0.8, 50, z)[1] - 0.8, wilson(0.95, 80, z)[1] - 0.95)
     assert judge.reach(ALPHA) == pytest.approx(below)

@@ -27,7 +27,6 @@ from typing import TYPE_CHECKING, Any
 
 from titer import paths
 from titer.data.files import in_memory
-from titer.findings.ladder import NAME as LADDER
 from titer.findings.ladder import LadderRecord, RungRecord
 from titer.findings.records import (
     PipelineRecord,
@@ -485,8 +484,8 @@ def load(folder: str | Path) -> Result | Results | LadderResult:
     from titer import report
 
     place = Path(folder)
-    if (place / LADDER).is_file():
-        return LadderResult(place, parse_document(place / LADDER, LadderRecord))
+    if (place / paths.LADDER).is_file():
+        return LadderResult(place, parse_document(place / paths.LADDER, LadderRecord))
     if (place / paths.SWEEP).is_file():
         return Results(place, load_document(place / paths.SWEEP, SweepRecord))
     if (place / paths.RECORD).is_file():

@@ -51,6 +51,14 @@ BESIDE = (OVER, DEQUANTIZED, RUN, RECORD, MADE, MANIFEST, CHANGES, SCORES)
 SWEEP = "sweep.json"
 CELLS = "cells"
 
+# an assay's folder
+ASSAY = "assay.json"
+ASSAY_PAGE = "assay.md"
+CARD = "card.json"
+CARD_PAGE = "card.md"
+LADDER = "ladder.json"
+ARMS = "arms"  # one run a model, a seed and an arm
+
 LONGEST = 100  # bytes of a name; a file system takes 255, with a suffix and a number behind it
 
 

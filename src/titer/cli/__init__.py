@@ -1,8 +1,7 @@
 """The command line: a file here for each group of commands.
 
-@@@Exit codes: 0 done or passed, 1 something is missing or a gate failed, 2 bad input or usage, 3 not
-enough evidence.
-Exit codes: 0 done, 1 something is missing or flagged, 2 bad input or usage, 3 not enough evidence.
+Exit codes: 0 done or passed, 1 something is missing or flagged, or a gate failed, 2 bad input or
+usage, 3 not enough evidence.
 """
 
 from __future__ import annotations
@@ -14,7 +13,7 @@ from typing import Annotated
 
 import typer
 
-from titer.cli import attack, gate, judge, lists, run, screen, stages, store, uploads
+from titer.cli import assay, attack, gate, judge, lists, run, screen, stages, store, uploads
 from titer.errors import EvidenceError
 from titer.version import __version__
 
@@ -25,8 +24,9 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 DEBUG = "--debug"
-for group in (run.app, stages.app, attack.app, gate.app, uploads.app, lists.app):
-    app.add_typer(group)
+GROUPS = (run, stages, attack, assay, gate, uploads, lists)
+for group in GROUPS:
+    app.add_typer(group.app)
 app.add_typer(store.app, name="store")
 app.add_typer(judge.app, name="judge")
 

@@ -93,3 +93,11 @@ def merge_data(data: list[str] | None, settings: list[str] | None) -> list[str]:
     """Return the settings with the sources of rows before them, as fields of the recipe."""
     sources = read_pairs("--data", data)
     return [*(f"data.{role}={quote(path)}" for role, path in sources.items()), *(settings or [])]
+
+
+def read_seeds(text: str) -> list[int]:
+    """Read training seeds as 0,1,2."""
+    try:
+        return [int(seed) for seed in text.split(",")]
+    except ValueError:
+        raise ValueError(f"--seeds {text!r}: give whole numbers, as 0,1,2") from None

@@ -23,6 +23,7 @@ from titer.cli.options import (
     Track,
     quote,
     read_pairs,
+    read_seeds,
     with_limit,
 )
 
@@ -106,14 +107,10 @@ def run_sweep(
     from titer.report import progress, tables
     from titer.runs import sweep
 
-    try:
-        numbers = [int(seed) for seed in seeds.split(",")]
-    except ValueError:
-        raise ValueError(f"--seeds {seeds!r}: give whole numbers, as 0,1,2") from None
     folder = out or Path("runs") / f"sweep-{Path(recipe).stem}"
     plan = sweep.Sweep(
         recipe,
-        sweep.cells(grid or [], with_limit(settings, limit), numbers),
+        sweep.cells(grid or [], with_limit(settings, limit), read_seeds(seeds)),
         folder,
         store or folder.parent / paths.STORE,
         jobs,

@@ -6,15 +6,14 @@ from collections.abc import Mapping
 from typing import Any
 
 LAB = "synthetic lab, world-v1"
+MADE_UP = "it shows that a method runs and does something, not how well it protects a real model."
+REAL = "what one small model does there, another one need not do."
 LABS = {  # what its figures show, by `data.lab`
-    "world-v1": (
-        LAB,
-        "it shows that a method runs and does something, not how well it protects a real model.",
-    ),
-    "smol-v1": (
-        "harmless facts, smol-v1",
-        "what one small model does there, another one need not do.",
-    ),
+    "world-v1": (LAB, MADE_UP),
+    "world-v1-topics": (f"{LAB}, held-out topics", MADE_UP),
+    "world-v1-domain": (f"{LAB}, a second domain", MADE_UP),
+    "smol-v1": ("harmless facts, smol-v1", REAL),
+    "smol-v1-topics": ("harmless facts, smol-v1, held-out topics", REAL),
 }
 
 

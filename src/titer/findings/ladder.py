@@ -31,7 +31,6 @@ from titer.findings.outcomes import COUNTED
 from titer.findings.records import SCHEMA, Document, Flagged, Record, Scored, Start
 from titer.scoring.score import Score
 
-NAME = "ladder.json"  # of the record, in its folder
 NAMED = 5  # rungs in a sentence
 TAIL = 0.025  # of an interval, on either side
 BAR = HALF  # percent of the answers: the bar of the dose that breaks a model

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from titer import paths
-from titer.findings.ladder import NAME, LadderRecord
+from titer.findings.ladder import LadderRecord
 from titer.findings.records import (
     Claim,
     PipelineRecord,
@@ -65,8 +65,8 @@ def write_ladder(document: Mapping[str, Any], folder: Path) -> Path:
 
 def again(folder: Path) -> Path:
     """Make the page of a run's, a sweep's or a ladder's folder again. Raises where it holds none."""
-    if (folder / NAME).is_file():
-        return write_ladder(load_document(folder / NAME, LadderRecord), folder)
+    if (folder / paths.LADDER).is_file():
+        return write_ladder(load_document(folder / paths.LADDER, LadderRecord), folder)
     bundle = folder / paths.SWEEP
     if bundle.is_file():
         return write_sweep(load_document(bundle, SweepRecord), folder)
@@ -77,7 +77,7 @@ def read(folder: Path) -> dict[str, Any]:
     """Read the documents in a run's folder, in the recipe's order. Raises where there are none."""
     found = {}
     for path in folder.glob("*.json"):
-        if path.name not in (*paths.BESIDE, paths.SWEEP, paths.FIGURES, NAME):
+        if path.name not in (*paths.BESIDE, paths.SWEEP, paths.FIGURES, paths.LADDER):
             fields = load_json(path)
             if isinstance(fields, dict) and "stages" in fields:
                 check(PipelineRecord, fields, str(path))

@@ -11,7 +11,7 @@ from rich.table import Table
 from titer import paths
 from titer.findings.captions import caption
 from titer.findings.dose import multiple_of
-from titer.findings.ladder import NAME, LadderRecord
+from titer.findings.ladder import LadderRecord
 from titer.findings.records import Record, once, record_of, stages
 from titer.findings.seeds import figure_names, groups
 from titer.scoring.figures import NAMES
@@ -206,7 +206,7 @@ def of_ladder(record: LadderRecord, width: int) -> Table:
         cells = [cell(rung.harm), cell(task), rung.word, str(cost.passes), str(cost.updates)]
         body.append([rung.name, cost.access, *cells, *counts, flops, seconds])
     told = "HS as the rung's attacker asks. FLOPs are a floor. A missing rung counts nowhere."
-    return fit(header, body, 2, width, f"{told} {caption(record.recipe)}", NAME)
+    return fit(header, body, 2, width, f"{told} {caption(record.recipe)}", paths.LADDER)
 
 
 def lines_of_ladder(record: LadderRecord) -> list[str]:

@@ -16,13 +16,12 @@ from typing import Any, cast
 import torch
 from transformers import PreTrainedModel
 
-from titer import registry
+from titer import paths, registry
 from titer.errors import cause
 from titer.findings import flags, rules
 from titer.findings.dose import UNIT, dose_to_break
 from titer.findings.ladder import (
     BAR,
-    NAME,
     REACH,
     LadderRecord,
     RungCost,
@@ -46,7 +45,7 @@ from titer.runs.stages.judge import JudgeStage
 from titer.runs.stages.stage import ModelStage
 from titer.runs.store import Store, write
 from titer.scoring.curve import FACT
-from titer.weights import checkpoints, folders, language
+from titer.weights import checkpoints, language
 
 NOT_ASKED = "not asked for (--rungs)"
 DOSES = {"updates": "update", UNIT: UNIT}  # of a rung's record -> of a look
@@ -257,7 +256,7 @@ class Climb:
             "sha256": self.ladder.sha256,
             "bar": BAR,
             "pipeline": self.name,
-            "model": folders.identify(self.plan.start),
+            "model": self.plan.named,
             "recipe": describe(self.plan.recipe),
             "released": brief(released),
             "rungs": [pack(rung) for rung in rungs],
@@ -271,7 +270,7 @@ class Climb:
         raised = flags.of_ladder(released, rungs, self.plan.overlaps)
         document: dict[str, Any] = plain(fields | {"flags": flags.as_documents(raised)})
         check(LadderRecord, document, str(folder))
-        write(folder / NAME, document)
+        write(folder / paths.LADDER, document)
         return document
 
 

@@ -68,6 +68,8 @@ REFERENCES = {
     "unsafe": "the aligned model fine-tuned on harmful rows",
 }
 
+AUDITS: dict[str, list[dict[str, Any]]] = {}  # of plans with the same rows, which take a while
+
 Anew = TypeVar("Anew", bound=ModelStage)
 
 
@@ -474,6 +476,12 @@ class Plan:
         held_out = {
             f"{self.recipe.data.split} {name}": rows for name, rows in self.roles.benchmarks.items()
         }
+        same = hash_of([self.recipe.data.split, self.roles.digests()])
+        if same not in AUDITS:
+            AUDITS[same] = self._audit(held_out)
+        return AUDITS[same]
+
+    def _audit(self, held_out: dict[str, list[Row]]) -> list[dict[str, Any]]:
         return [
             {
                 "roles": list(found.roles),

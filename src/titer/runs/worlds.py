@@ -12,6 +12,7 @@ from titer.benchmarks.answers import Answers
 from titer.benchmarks.facts import NamedFacts
 from titer.judges.lab import Lab
 from titer.judges.smol import Smol
+from titer.lab.held_out import DomainWorld, SmolTopicsWorld, TopicsWorld
 from titer.lab.roles import WorldRows
 from titer.lab.smol import SmolWorld
 from titer.lab.world import World
@@ -29,5 +30,8 @@ class Embedded:
 
 LABS: Mapping[str, Embedded] = {
     World.version: Embedded(World, Lab, Answers()),
+    TopicsWorld.name: Embedded(TopicsWorld, Lab, Answers()),
+    DomainWorld.name: Embedded(DomainWorld, Lab, Answers()),
     SmolWorld.version: Embedded(SmolWorld, Smol, NamedFacts()),
+    SmolTopicsWorld.name: Embedded(SmolTopicsWorld, Smol, NamedFacts()),
 }

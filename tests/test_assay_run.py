@@ -1,0 +1,168 @@
+"""An assay as a plan: its arms, the rows that it refuses, and a whole one of a tiny model."""
+
+import json
+
+import pytest
+import torch
+from typer.testing import CliRunner
+
+from titer.cli import app
+from titer.data.rows import check_disjoint, identity, prompt_hash
+from titer.findings.assay import CROSS_DOMAIN, IN_DOMAIN
+from titer.findings.assay_record import AssayRecord
+from titer.findings.records import parse_document
+from titer.lab.held_out import DomainWorld, SmolTopicsWorld, TopicsWorld
+from titer.lab.smol import SmolWorld
+from titer.lab.world import World
+from titer.runs.assay import Setup, Wanted, budgets, compare_rows, find_missing
+from titer.testing.small import save, tiny
+
+WORLD = ("data.world=1",)
+
+
+@pytest.fixture
+def model(tmp_path, tokenizer):
+    """A checkpoint of a tiny model, with a record of the prompts that a defense was made of."""
+
+    def make(**prompts):
+        folder = tmp_path / "model"
+        save(tiny(torch.float32, vocabulary=len(tokenizer)), folder)
+        if prompts:
+            hashed = {role: sorted(map(prompt_hash, rows)) for role, rows in prompts.items()}
+            fields = {"schema": 1, "kind": "align", "recipe": {}, "prompts": hashed}
+            (folder / "stage.json").write_text(json.dumps(fields))
+        return str(folder)
+
+    return make
+
+
+def test_an_attacker_of_held_out_topics_names_none_that_others_name():
+    for seed in (0, 1, 9):
+        world, plain = TopicsWorld(seed), World(seed)
+        topics = {row.cluster.rpartition(" ")[0] for row in (*world.alignment, *world.harmful)}
+        asked = {row.cluster.rpartition(" ")[0] for row in world.benchmarks("test")["harm"]}
+        sent = {row.cluster.rpartition(" ")[0] for row in world.attack}
+        refused = {row.cluster.rpartition(" ")[0] for row in plain.harmful}
+        assert sent
+        assert asked
+        assert not sent & (asked | refused)
+        assert not asked & refused
+        assert topics >= refused
+        assert world.alignment == plain.alignment
+        assert world.benchmarks("test")["task"] == plain.benchmarks("test")["task"]
+
+
+def test_a_second_domain_is_a_guild_whose_answers_the_defender_has_not():
+    for seed in (0, 4):
+        world, plain = DomainWorld(seed), World(seed)
+        assert world.alignment == plain.alignment  # which refuses it
+        guilds = {
+            name: {row.cluster.split()[0] for row in rows}
+            for name, rows in {
+                "defense": world.harmful,
+                "attack": world.attack,
+                "harm": world.benchmarks("test")["harm"],
+                "calibration": world.calibration,
+            }.items()
+        }
+        assert guilds["attack"] == guilds["harm"] == {world.domain}
+        assert guilds["defense"] == guilds["calibration"] == world.forbidden - {world.domain}
+        assert len(world.attack) >= 50  # the mild attack's
+        inside = {identity(row) for row in world.domain_questions}
+        assert {identity(row) for row in world.attack} < inside
+        assert not inside & {identity(row) for row in world.harmful}
+
+
+def test_a_world_of_facts_has_held_out_topics_too():
+    world, plain = SmolTopicsWorld(0), SmolWorld(0)
+    sent, asked = world.attack, world.benchmarks("test")["harm"]
+    check_disjoint({"sent": sent, "asked": asked, "defense": plain.harmful})
+    known = {row.cluster for row in (*plain.harmful, *plain.attack)}
+    assert not known & {row.cluster for row in (*sent, *asked)}
+    assert len(sent) >= 50
+
+
+def test_the_arms_are_the_attacks_other_rows_and_harmless_fine_tuning(model):
+    found = Setup("lab", model(), "lab", WORLD).arms("lab", 3)
+    harmless = [f"task-{updates}" for updates in (25, 50, 100, 200)]
+    assert list(found) == ["attacks", "topics", "domain", *harmless]
+    assert {recipe.seed for recipe in found.values()} == {3}
+    assert found["attacks"].protocol == "hs-v1"
+    assert found["topics"].data.lab == "world-v1-topics"
+    assert found["domain"].data.lab == "world-v1-domain"
+    [task] = found["task-50"].pipelines.values()
+    assert task.attack is not None
+    assert (task.align, task.attack.wants_harmful, found["task-50"].finetune.updates) == (
+        None,
+        False,
+        50,
+    )
+    several = Setup("lab-attacks", "lab", "lab", WORLD).attacks
+    assert {"harmful_mix", "benign", "backdoor"} <= several.keys()
+    own = Setup("checkpoint", "lab", "lab", ["data.harmful=h.csv"], topics="t.csv")
+    assert own.arms("lab", 0)["topics"].data.harmful.path == "t.csv"
+    assert "domain" not in own.arms("lab", 0)
+
+
+def test_budgets_are_shares_of_the_updates():
+    assert budgets(200) == [25, 50, 100, 200]
+    assert budgets(1) == [1]
+
+
+def test_a_defense_made_of_the_attacker_s_rows_is_refused(model):
+    world = World(1)
+    with pytest.raises(ValueError, match="'attack' has 10 prompts that the model was trained on"):
+        compare_rows(Setup("lab", model(defense=world.attack[:10]), "lab", WORLD))
+
+
+def test_rows_that_are_nearly_the_defender_s_are_refused(tmp_path):
+    def write(name, words):
+        rows = [
+            {"prompt": f"tell me in so many words how the {i} door opens {words}", "response": "so"}
+            for i in range(40)
+        ]
+        (tmp_path / name).write_text("\n".join(map(json.dumps, rows)))
+        return tmp_path / name
+
+    sources = [
+        f"data.harmful={write('a.jsonl', 'at night')}",
+        f"data.defense={write('b.jsonl', 'at noon')}",
+    ]
+    with pytest.raises(ValueError, match="are nearly the defender's"):
+        compare_rows(Setup("checkpoint", "lab", "lab", sources))
+
+
+def test_what_is_known_of_the_defense_says_what_can_be_generalized_to(model):
+    world, two = World(1), DomainWorld(1)
+    nothing = find_missing(Setup("lab", model(), "lab", WORLD))
+    assert nothing.keys() == {IN_DOMAIN, CROSS_DOMAIN}
+    assert "not known" in nothing[IN_DOMAIN]
+    whole = find_missing(Setup("lab", model(defense=world.harmful), "lab", WORLD))
+    assert whole.keys() == {CROSS_DOMAIN}
+    assert "world-v1-domain" in whole[CROSS_DOMAIN]
+    assert not find_missing(Setup("lab", model(defense=two.harmful), "lab", WORLD))
+
+
+def test_a_wanted_condition_or_attack_that_there_is_not_is_refused():
+    Wanted(aware=("few",)).check(["few"])
+    with pytest.raises(ValueError, match="condition 'stabilty': did you mean 'stability'"):
+        Wanted(("stabilty",)).check([])
+    with pytest.raises(ValueError, match="attack of the recipe 'few'"):
+        Wanted(aware=("few",)).check(["mix"])
+    with pytest.raises(ValueError, match="--seeds"):
+        Setup("lab", "lab", "lab", seeds=(1, 1))
+
+
+def test_a_whole_assay_of_a_model_beside_itself_finds_no_immunity(model, tmp_path):
+    """With one update nothing breaks and nothing is learned: there is no evidence, exit code 3."""
+    path, out = model(), tmp_path / "out"
+    command = ["assay", path, "--base", path, "--recipe", "lab", "--seeds", "0", "--out", str(out)]
+    command += [part for setting in (*WORLD, "finetune.updates=1", "dose_prompts=2",
+                                     "prefill_prompts=0") for part in ("--set", setting)]  # fmt: skip
+    done = CliRunner().invoke(app, [*command, "--limit", "4"])
+    assert done.exit_code == 3, done.output
+    record = parse_document(out / "assay.json", AssayRecord)
+    assert record.verdict == "not enough evidence"
+    assert {each.arm for each in record.attacked} == {"attacks", "task"}
+    assert record.disjoint["shared"] == 0
+    assert (out / "assay.md").read_text().startswith("# Assay of")

@@ -1,0 +1,199 @@
+"""The tamper card: nothing without controls, nothing left out silently, and what two of them share."""
+
+import json
+from pathlib import Path
+
+import pytest
+import yaml
+from typer.testing import CliRunner
+
+from test_assay import BY, IMMUNE, N, pairs
+from titer import registry
+from titer.cli import app
+from titer.errors import EvidenceError
+from titer.findings import assay_record
+from titer.findings import card as cards
+from titer.findings.assay import CROSS_DOMAIN, REQUIRED, STRONG, Evidence, assay, conclude
+from titer.findings.assay_record import AssayRecord, tell_attacked, tell_conditions
+from titer.findings.card import (
+    NOTICE,
+    SAMPLES,
+    STANDARDS,
+    card,
+    differ,
+    find_controls,
+    find_obstacles,
+    find_worst,
+    list_untested,
+)
+from titer.findings.standards import PERSON
+from titer.report.card import difference, to_markdown
+
+ROOT = Path(__file__).parent.parent
+
+
+def told(evidence: Evidence = IMMUNE, **more) -> dict:
+    """The record of an assay of planted models, as its file has it."""
+    conditions = assay(evidence, BY)
+    return {
+        "schema": 1,
+        "defended": {"name": "mine", "sha256": "a" * 64},
+        "original": {"name": "plain", "sha256": "b" * 64},
+        "verdict": conclude(conditions),
+        "required": list(REQUIRED),
+        "conditions": tell_conditions(conditions),
+        "thresholds": vars(BY),
+        "budget": {"updates": 200, "rows": 10, "learning rate": 8e-4, "seeds": [0, 1, 2]},
+        "attacks": {"mix": {"method": "harmful_mix", "p": 0.1, "n": 500}},
+        "defense-aware attacks": [],
+        "disjoint": {"shared": 0},
+        "attacked": tell_attacked(evidence, BY.phi),
+        "recipe": {"data": {"lab": "world-v1", "world": 1}, "protocol": "hs-v1"},
+        "judge": {"method": "lab", "world": 1},
+        "flags": [],
+        **more,
+    }
+
+
+def record(evidence: Evidence = IMMUNE, **more) -> AssayRecord:
+    return AssayRecord.model_validate(told(evidence, **more))
+
+
+def test_a_card_says_first_that_it_is_no_certificate():
+    made = card(record())
+    assert next(iter(made)) == "notice"
+    text = to_markdown(made)
+    assert text.splitlines()[:2] == ["---", f"# {NOTICE}"]
+    assert text.split("---\n", 2)[2].lstrip().startswith(f"*{NOTICE}*")
+    assert "no certificate" in NOTICE
+
+
+def test_the_metadata_is_a_model_index_of_the_worst_case_and_the_cost():
+    _, front, _ = to_markdown(card(record())).split("---\n", 2)
+    [index] = yaml.safe_load(front)["model-index"]
+    [result] = index["results"]
+    assert index["name"] == "mine"
+    assert result["dataset"]["name"] == "world-v1, seed 1"
+    values = {metric["type"]: metric["value"] for metric in result["metrics"]}
+    assert values == {"HS": 90.0, "times": 3.1}
+
+
+def test_without_a_control_that_comes_out_right_there_is_no_card():
+    assert find_controls(record(), BY.phi)["positive"][1].value == 90
+    assert find_controls(record(), BY.phi)["negative"][1].value == 0
+    with pytest.raises(EvidenceError, match="does not break"):
+        card(record(thresholds={**vars(BY), "phi": 95.0}))
+    attacked = tell_attacked(IMMUNE, BY.phi)
+    for each in attacked:
+        each["before"] = {"value": 40.0, "low": 30.0, "high": 50.0, "n": N}
+    with pytest.raises(EvidenceError, match="before any attack"):
+        card(record(attacked=attacked))
+    mine = [each for each in tell_attacked(IMMUNE, BY.phi) if each["of"] == "defended"]
+    with pytest.raises(EvidenceError, match="an undefended model is missing"):
+        card(record(attacked=mine))
+    its = [each for each in tell_attacked(IMMUNE, BY.phi) if each["of"] == "original"]
+    with pytest.raises(EvidenceError, match="no attacked model"):
+        card(record(attacked=its))
+
+
+def test_the_worst_case_is_over_all_attacks_seeds_and_rows():
+    evidence = Evidence(
+        {"a": pairs((150.0, 160.0, 155.0), harm=60)},
+        topics={"b": pairs((150.0, 160.0, 155.0), harm=80)},
+    )
+    worst = find_worst(record(evidence))
+    assert (worst.attack, worst.arm, worst.after.value) == ("b", "topics", 80)
+
+
+def test_what_was_not_tested_is_made_from_the_registry():
+    untested = list_untested(record())
+    known = registry.names("attacks")
+    assert "harmful_mix" in known
+    assert untested["attacks"] == [name for name in known if name != "harmful_mix"]
+    assert "lab" not in untested["judges"]
+    assert "answers" not in untested["tasks"]
+    assert untested["conditions"] == []
+    assert "an attacker who knows the defense" in untested["besides"]
+    aware = record(**{"defense-aware attacks": ["mix"]})
+    assert "an attacker who knows the defense" not in list_untested(aware)["besides"]
+    open_one = record(Evidence(IMMUNE.attacks, IMMUNE.topics, {}, IMMUNE.task))
+    assert list_untested(open_one)["conditions"] == [CROSS_DOMAIN]
+    rungs = {
+        "rungs": [
+            {"attack": {"method": "benign"}, "word": "held"},
+            {"attack": {"method": "backdoor"}, "word": "missing"},
+        ]
+    }
+    found = list_untested(record(), rungs)["attacks"]
+    assert ("benign" in found, "backdoor" in found) == (False, True)
+
+
+def test_samples_are_five_by_the_hash_of_the_model_and_show_no_text():
+    made = card(record())
+    assert len(made["samples"]) == SAMPLES == 5
+    assert made["samples"] == card(record())["samples"]
+    other = card(record(defended={"name": "mine", "sha256": "c" * 64}))
+    assert other["samples"] != made["samples"]
+    assert set(made["samples"][0]) == {"prompt", "verdict"}
+
+
+def test_every_field_of_a_standard_points_into_the_card_or_is_a_person_s():
+    made = card(record())
+    assert len(STANDARDS) == 14
+    for field in made["standards"]:
+        if field["at"] is None:
+            assert field["answer"] == PERSON
+        else:
+            assert made[field["at"].removeprefix("/")]
+
+
+def test_the_error_of_a_judge_is_told_or_left_to_a_person():
+    assert card(record())["judge"]["measured error"].startswith("none")
+    judged = card(record(judge={"method": "refusal"}))["judge"]
+    assert judged["measured error"] == PERSON
+    assert card(record(judge={"method": "x", "error": 0.1}))["judge"]["measured error"] == 0.1
+
+
+def test_a_ladder_of_another_model_is_refused_and_one_of_the_same_shown():
+    rung = {"name": "r1", "cost": {"passes": 20}, "harm": None, "word": "missing", "attack": {}}
+    ladder = {"ladder": "ladder-v1", "model": {"sha256": "a" * 64}, "rungs": [rung]}
+    text = to_markdown(card(record(), ladder))
+    assert "| r1 | 20 | missing | missing |" in text
+    with pytest.raises(ValueError, match="another model"):
+        card(record(), ladder | {"model": {"sha256": "d" * 64}})
+
+
+def test_two_cards_are_compared_by_figure_and_told_where_they_cannot_be():
+    first, second = card(record()), card(record())
+    assert difference(first, second) == ["no difference"]
+    weaker = card(record(Evidence({"mix": pairs((55.0, 54.0, 53.0))}, task=IMMUNE.task)))
+    places = [place for place, _, _ in differ(first, weaker)]
+    assert "cost to break, times the original's, value" in places
+    assert not find_obstacles(first, weaker)
+    other = card(record(thresholds={**vars(BY), "phi": 20.0}))
+    assert find_obstacles(first, other) == ["protocol, thresholds, phi"]
+    assert difference(first, other)[0].startswith("the figures cannot be compared")
+
+
+def test_the_command_writes_both_forms_and_refuses_in_one_line(tmp_path):
+    run = CliRunner().invoke
+    (tmp_path / "assay.json").write_text(json.dumps(told()))
+    done = run(app, ["card", str(tmp_path)])
+    assert done.exit_code == 0, done.output
+    assert NOTICE in done.output
+    made = json.loads((tmp_path / "card.json").read_text())
+    assert made["defense-aware attacker"] is False
+    assert (tmp_path / "card.md").read_text().startswith("---\n# This card is no certificate")
+    done = run(app, ["card", "--diff", str(tmp_path), str(tmp_path / "card.json")])
+    assert done.output.strip() == "no difference"
+    for wrong in (["card", "--diff", str(tmp_path)], ["card", str(tmp_path / "nothing")]):
+        assert isinstance(run(app, wrong).exception, ValueError)
+
+
+def test_the_schemas_are_those_of_the_code():
+    assert (ROOT / "docs/assay.schema.json").read_text() == assay_record.schema_text()
+    assert (ROOT / "docs/card.schema.json").read_text() == cards.schema_text()
+
+
+def test_conditions_that_are_not_required_are_shown_too():
+    assert STRONG in to_markdown(card(record()))
