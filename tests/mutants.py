@@ -49,14 +49,10 @@ from accelerate import Accelerator  # noqa: F401
 
 ROOT = Path(__file__).parent.parent
 KINDS = ("defenses", "edits", "attacks", "benchmarks")
-# what the methods of a kind have in common, as theirs; and the rules of verdicts
-SHARED = (
-    "data/mixture.py",
-    "scoring/noninferiority.py",
-    "findings/assay.py",
-    "findings/gate.py",
-    "findings/ladder.py",
-)
+# what the methods of a kind have in common, as theirs; and the rules of the ladder's verdicts
+SHARED = ("data/mixture.py", "findings/ladder.py")
+# rules whose tests simulate, so that every mutant takes long: by name alone
+LONG = ("scoring/noninferiority.py", "findings/gate.py", "findings/assay.py")
 SECONDS = 180  # of processor time; a mutant that runs longer has been noticed
 
 # Twice a field in a check of its value, or in a draw: excused in every method, by call and field
@@ -616,7 +612,9 @@ def main() -> int:
     package = ROOT / "src/titer"
     paths = [path for kind in KINDS for path in sorted((package / kind).glob("*.py"))]
     paths += [package / shared for shared in SHARED]
-    paths = [path for path in paths if not options.wanted or path.stem in options.wanted]
+    if options.wanted:
+        paths += [package / long for long in LONG]
+        paths = [path for path in paths if path.stem in options.wanted]
     survivors = excused = total = 0
     # a method at a time on each processor: one would idle while a method runs as it is
     cores = os.cpu_count() or 1
