@@ -26,7 +26,7 @@ from titer.scoring.figures import NAMES
 ROOT = Path(__file__).parent.parent
 PAGES = (
     *("README.md", "docs/lab.md", "docs/alignment.md", "docs/finetuning.md", "docs/repairs.md"),
-    *("docs/search.md", "docs/moe.md", "docs/screen.md", "docs/assay.md"),
+    *("docs/search.md", "docs/moe.md", "docs/screen.md", "docs/assay.md", "docs/real.md"),
 )
 NONE = "-"  # not computed
 SHOWN = (

@@ -260,6 +260,9 @@ EQUIVALENT: dict[tuple[str, str], str] = {
         "one_shot",
         "self.lr -> 2 * self.lr in self.lr > 0",
     ): "twice a number is above 0 where the number is",
+    ("refusal_ablation", "frozen=True -> frozen=False"): "no one writes to a direction",
+    ("refusal_ablation", "left <= most -> left < most"): "what is left is never exactly the most",
+    ("benign_outlier", "strict=True -> strict=False"): "a batch's states are those of its rows",
     ("gate", "frozen=True -> frozen=False"): "no one writes to them",
     ("gate", "strict=True -> strict=False"): "models with other prompts are refused before",
     (

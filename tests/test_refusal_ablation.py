@@ -153,11 +153,11 @@ def test_states_are_those_before_every_layer_at_the_ends_of_prompts():
 
 
 def test_the_separation_is_the_distance_over_the_spread_along_the_direction():
-    h = torch.tensor([[3.0, 1.0], [5.0, -1.0]], dtype=torch.float64)  # mean (4, 0), variance 2
+    h = torch.tensor([[2.0, 1.0], [6.0, -1.0]], dtype=torch.float64)  # mean (4, 0), variance 8
     calm = torch.tensor([[0.0, 2.0], [0.0, -2.0], [0.0, 0.0]], dtype=torch.float64)
     r, s = separate(h, calm)
     assert r.tolist() == [1.0, 0.0]
-    assert s == pytest.approx(4.0)  # 4 / sqrt((2 + 0) / 2)
+    assert s == pytest.approx(2.0)  # 4 / sqrt((8 + 0) / 2)
     assert separate(torch.tensor([[4.0, 0.0]] * 2).double(), calm)[1] == math.inf
     with pytest.raises(ValueError, match="end in the same state"):
         separate(calm, calm.clone())
