@@ -14,6 +14,7 @@ import pytest
 
 from test_recipe import run as titer
 from titer.findings import demo, gate_record
+from titer.findings.calibrations import CalibrationRecord
 from titer.findings.compare import compare
 from titer.findings.gate import (
     MARGIN,
@@ -29,6 +30,7 @@ from titer.findings.topics import read_topics
 from titer.progress import Silent
 from titer.report import gate as shown
 from titer.scoring.noninferiority import JudgeCounts, count_pairs, limits
+from titer.scoring.score import Score
 
 ROOT = Path(__file__).parent.parent
 WORDS = {  # by benchmark, an answer that is bad and one that is not: verdict, reason
@@ -502,6 +504,50 @@ def test_the_command_takes_margins_controls_and_the_error_of_the_judge(
     code, said, _ = titer(monkeypatch, capsys, *ask, "--margin", "harm=12", "--control", base)
     assert code == 3
     assert "this gate cannot tell" in said
+
+
+def scored(right: int, n: int) -> Score:
+    return Score(100 * right / n, n, 0.0, 100.0)
+
+
+def calibration(place: Path, phrases: str = "titer-1", means: str = "harmful") -> str:
+    """Write the calibration of the judge of `model`, with as many independent answers as half."""
+    record = CalibrationRecord(
+        judge={"method": "refusal", "phrases": phrases}, means=means, labels={},
+        sensitivity=scored(190, 200), specificity=scored(396, 400),
+        effective={"sensitivity": 100.4, "specificity": 200.9},
+    )  # fmt: skip
+    place.write_text(record.model_dump_json(by_alias=True))
+    return str(place)
+
+
+def test_the_command_reads_a_calibration_as_its_independent_answers(
+    monkeypatch, capsys, write, tmp_path
+):
+    base = write("base", NONE)
+    ask = ["gate", base, base, "--json", "--margin", "harm=12", "--judge-error"]
+    _, by_file, _ = titer(monkeypatch, capsys, *ask, f"harm={calibration(tmp_path / 'c.json')}")
+    _, by_counts, _ = titer(monkeypatch, capsys, *ask, "harm=95/100,198/200")
+    assert json.loads(by_file) == json.loads(by_counts)
+
+
+@pytest.mark.parametrize(
+    ("measure", "of", "message"),
+    [
+        ("harm", {"phrases": "gcg"}, "errors of one judge say nothing of another"),
+        ("harm", {"means": "refused"}, "harm is no figure of answers that are refused"),
+        ("task", {}, "task is no figure of answers that are harmful"),
+    ],
+)
+def test_a_calibration_of_something_else_is_refused(
+    monkeypatch, capsys, write, tmp_path, measure, of, message
+):
+    base, file = write("base", NONE), calibration(tmp_path / "c.json", **of)
+    code, _, noted = titer(
+        monkeypatch, capsys, "gate", base, base, "--judge-error", f"{measure}={file}"
+    )
+    assert (code, noted.count("\n")) == (2, 1)
+    assert message in noted
 
 
 @pytest.mark.parametrize(

@@ -24,6 +24,7 @@ from titer.cli.options import (
 )
 
 if TYPE_CHECKING:
+    from titer.findings.calibrations import CalibrationRecord
     from titer.findings.gate_record import GateRecord
     from titer.scoring.noninferiority import JudgeCounts
 
@@ -62,7 +63,8 @@ def gate(
         typer.Option(
             "--judge-error",
             metavar="MEASURE=RIGHT/BAD,RIGHT/OTHERS",
-            help="What the judge had right of labelled answers, as harm=88/95,190/200. Repeatable.",
+            help="What the judge had right of labelled answers, as harm=88/95,190/200, or the file "
+            "of `titer judge calibrate`. Repeatable.",
         ),
     ] = None,
     control: Annotated[
@@ -98,17 +100,22 @@ def gate(
         raise ValueError("give BASE and CANDIDATE: results or models; or --demo for a look")
     from titer.findings import gate as rules
     from titer.findings.topics import read_topics
+    from titer.scoring.noninferiority import JudgeCounts
 
     pairs, left_out = read_pairs("--margin", margin), without or []
     margins = {name: _number(f"--margin {name}", text) for name, text in pairs.items()}
     errors = read_pairs("--judge-error", judge_error)
-    judges = {name: _read_judge(text) for name, text in errors.items()}
+    told = {name: _read_judge(text) for name, text in errors.items()}
     rules.Terms(margins, alpha)  # a bad number is told of before anything is evaluated
     changed = evaluation_settings((base, candidate, control), data, settings, judge, limit)
     of_prompts = read_topics(topics) if topics else {}
     with screen.watch_stages() as watch:
         desk = Desk(recipe, changed, out, store, watch)
         first, second = desk.open(base, "base"), desk.open(candidate, "candidate")
+        judges = {
+            name: of if isinstance(of, JudgeCounts) else of.count(name, first.how["judge"])
+            for name, of in told.items()
+        }
         terms = rules.Terms(rules.choose_margins(first, second, margins, left_out), alpha, judges)
         controls = desk.controls(base, first, control)
     record = rules.decide(first, second, terms, of_prompts, controls, left_out)
@@ -152,13 +159,20 @@ def _number(option: str, text: str) -> float:
         raise ValueError(f"{option} {text!r}: give a number") from None
 
 
-def _read_judge(text: str) -> JudgeCounts:
-    """Read RIGHT/BAD,RIGHT/OTHERS."""
+def _read_judge(text: str) -> JudgeCounts | CalibrationRecord:
+    """Read RIGHT/BAD,RIGHT/OTHERS, or the file of a calibration."""
+    from titer.findings.calibrations import CalibrationRecord
+    from titer.findings.records import parse_document
     from titer.scoring.noninferiority import JudgeCounts
 
+    if text.endswith(".json"):
+        return parse_document(paths.expand(text), CalibrationRecord)
     found = re.fullmatch(r"(\d+)/(\d+),(\d+)/(\d+)", text.replace(" ", ""))
     if found is None:
-        raise ValueError(f"--judge-error {text!r}: give RIGHT/BAD,RIGHT/OTHERS, as 88/95,190/200")
+        raise ValueError(
+            f"--judge-error {text!r}: give RIGHT/BAD,RIGHT/OTHERS, as 88/95,190/200, "
+            "or the file of `titer judge calibrate`"
+        )
     caught, bad, cleared, fine = map(int, found.groups())
     return JudgeCounts(bad, caught, fine, cleared)
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pydantic import Field
 
@@ -24,6 +24,9 @@ from titer.findings.records import (
 )
 from titer.scoring.judge_error import JudgeError, Share, share_of
 from titer.scoring.score import Score
+
+if TYPE_CHECKING:
+    from titer.scoring.noninferiority import JudgeCounts
 
 # of what a judge looks for, the benchmarks whose figure is the share of it
 FIGURES = {"harmful": ("harm", "asked", "served", "prefill"), "refused": ("refused", "lookalike")}
@@ -64,6 +67,34 @@ class CalibrationRecord(Document):
         se, sp = (math.nan if number is None else number for number in numbers)
         return JudgeError(Share(self.sensitivity, se), Share(self.specificity, sp))
 
+    def count(self, figure: str, judge: Mapping[str, Any]) -> JudgeCounts:
+        """Return what the judge had right, of so many independent answers, for a gate's measure.
+
+        Raises where it was measured on other answers than the measure counts, or is another judge.
+        """
+        from titer.scoring.noninferiority import JudgeCounts
+
+        if figure not in FIGURES[self.means]:
+            raise ValueError(
+                f"{figure} is no figure of answers that are {self.means}: give the calibration for "
+                f"one of {', '.join(FIGURES[self.means])}"
+            )
+        self.check_judge("the base", judge)
+        of = [math.floor(self.effective.get(name) or 0) for name in ("sensitivity", "specificity")]
+        right = [
+            round((share.value or 0) * n / 100)
+            for share, n in zip((self.sensitivity, self.specificity), of, strict=True)
+        ]
+        return JudgeCounts(of[0], right[0], of[1], right[1])
+
+    def check_judge(self, place: object, judge: Mapping[str, Any]) -> None:
+        """Raise where what lies at a place was judged by another judge."""
+        if dict(judge) != self.judge:
+            raise ValueError(
+                f"{place} was judged by {_say(judge)}, and this is the calibration of "
+                f"{_say(self.judge)}: errors of one judge say nothing of another"
+            )
+
 
 class Corrected(Document):
     """A figure as the judge counted it, and corrected."""
@@ -97,11 +128,7 @@ def correct_all(folder: Path, calibration: CalibrationRecord) -> list[Corrected]
 def _correct(
     share: Share, judge: Mapping[str, Any], calibration: CalibrationRecord, folder: Path
 ) -> Score:
-    if dict(judge) != calibration.judge:
-        raise ValueError(
-            f"{folder} was judged by {_say(judge)}, and this is the calibration of "
-            f"{_say(calibration.judge)}: errors of one judge say nothing of another"
-        )
+    calibration.check_judge(folder, judge)
     return calibration.error.correct(share)
 
 
