@@ -24,7 +24,9 @@ from titer.config import validate
 from titer.data.rows import Row
 from titer.judges.lab import Lab
 from titer.lab.world import REFUSALS, World
+from titer.methods import Selection
 from titer.progress import Silent
+from titer.registry import name_of
 from titer.runs import recipe
 from titer.runs.plan import Plan
 from titer.screening import catalog
@@ -88,14 +90,27 @@ def measure(seed: int, aligned: Path) -> dict[str, Any]:
 
 def attackers_rows(seed: int) -> dict[str, list[Row]]:
     """Return the rows of every attack that are the attacker's, of both its fine-tunings."""
-    plan = Plan.read(recipe.load("lab-attacks", [f"data.world={seed}"]))
+    plan = read_attacks(seed)
     task = set(plan.roles.task)
-    found = {}
-    for name in plan.recipe.pipelines:
-        sent = plan.sent_by(name)
-        assert sent is not None
-        found[name] = [*sent.first, *(row for row in sent.rows if row not in task)]
+    found: dict[str, list[Row]] = {}
+    for attack, sent in plan.sent.items():
+        own = [*sent.first, *(row for row in sent.rows if row not in task)]
+        found.setdefault(name_of(attack), own)
     return found
+
+
+def read_attacks(seed: int) -> Plan:
+    """Read the attacks that send rows of their own making.
+
+    One whose rows the attacked model chooses from the user's task sends nothing else, as `benign`.
+    """
+    whole = recipe.load("lab-attacks", [f"data.world={seed}"])
+    names = [
+        name
+        for name, pipeline in whole.pipelines.items()
+        if not (pipeline.release or isinstance(whole.attack_of(pipeline), Selection))
+    ]
+    return Plan.read(recipe.only(whole, names))
 
 
 def honest(world: World, seed: int) -> tuple[list[Row], list[Row]]:
@@ -103,7 +118,7 @@ def honest(world: World, seed: int) -> tuple[list[Row], list[Row]]:
 
     No attack sends one of them.
     """
-    plan = Plan.read(recipe.load("lab-attacks", [f"data.world={seed}"]))
+    plan = read_attacks(seed)
     sent = {row for of in plan.sent.values() for row in of.rows}
     task = [row for row in world.user_task if row not in sent]
     known = set(world.user_task)

@@ -49,7 +49,8 @@ def test_counts_agree_with_one_another():
 
 def test_honest_rows_are_none_that_an_attack_sends_and_are_counted_once():
     sent = screen.attackers_rows(1)
-    assert set(sent) == set(registry.names("attacks"))
+    # its rows are the task's, and the model chooses them
+    assert set(sent) == set(registry.names("attacks")) - {"benign_outlier"}
     assert {name: len(rows) for name, rows in sent.items() if len(rows) in (0, 20, 50)} == {
         "benign": 0, "ten_benign": 20, "harmful_mix": 50, "jailbreak_tuning": 50,
     }  # fmt: skip
