@@ -89,6 +89,18 @@ def test_the_gap_is_that_of_all_pairs(shared, accelerator, count, seed):
     assert step.streams["rows"].position == 0
 
 
+def test_the_gap_is_read_in_the_dtype_of_the_updates_own_passes(shared, accelerator):
+    def read(autocast):
+        model = tiny(torch.float32, layers=DEPTH, seed=0)
+        step = step_for(model, shared, accelerator, batch=3)
+        step.autocast = autocast
+        return SPPFT().prepare(step).gaps
+
+    exact, coarse = read(None), read(torch.bfloat16)
+    assert coarse == pytest.approx(exact, abs=5.0)
+    assert max(abs(a - b) for a, b in zip(coarse, exact, strict=True)) > 1e-4
+
+
 def test_rounding_makes_no_angle_of_no_cosine():
     """The states of one token before the first layer, say, or opposite ones."""
     generator = torch.Generator().manual_seed(0)

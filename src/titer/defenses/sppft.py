@@ -45,12 +45,11 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from titer.data.batches import Encoded, collate
+from titer.data.batches import Encoded
 from titer.methods import About, Answers, Defense, Fidelity, Harmful, Needs, Refusals
-from titer.training.layers import watch_layers
-from titer.training.losses import pad_of, run
 from titer.training.step import Step
 from titer.training.vector import Vec
+from titer.training.writers import prompt_states
 
 
 @dataclass
@@ -134,39 +133,30 @@ class SPPFT(Defense):
     def _find(self, step: Step) -> SafetyLayers:
         """Find the safety layers by the gap. Raises where there is none to be found."""
         harmful = epoch(step, "harmful")
-        known = set(harmful)
-        ordinary = [prompt for prompt in epoch(step, "alignment") if prompt not in known]
+        known = {row.ids[: row.answer] for row in harmful}
+        ordinary = [row for row in epoch(step, "alignment") if row.ids[: row.answer] not in known]
         if len(ordinary) < 2:
             raise ValueError(
                 f"{len(ordinary)} of the alignment rows' prompts are ordinary ones, without a harmful "
                 "answer: add some, or give layers=[first, last]"
             )
-        states = [last_states(step, of[: self.prompts]) for of in (ordinary, harmful)]
+        with step.computing():
+            states = [
+                prompt_states(step.model, of[: self.prompts]).transpose(0, 1)  # (N, L + 1, D)
+                for of in (ordinary, harmful)
+            ]
         gap = gaps(*states).tolist()
         first, last = widest(gap, self.flat)
         return SafetyLayers(first, last, gap[1:])
 
 
-def epoch(step: Step, stream: str) -> list[tuple[int, ...]]:
-    """Draw an epoch of a stream, and return its prompts as tokens, each one once."""
+def epoch(step: Step, stream: str) -> list[Encoded]:
+    """Draw an epoch of a stream, and return a row of every prompt, in the order of their first ones."""
     rows = step.streams[stream]
-    return list(dict.fromkeys(row.ids[: row.answer] for row in rows.take(len(rows.rows))))
-
-
-def last_states(step: Step, prompts: list[tuple[int, ...]]) -> Tensor:
-    """Return the residual stream at the last token of each prompt, before every layer and after the
-    last one: (N, L + 1, D), in float64.
-    """
-    found: list[Tensor] = []
-    for at in range(0, len(prompts), step.batch_size):
-        rows = [Encoded(prompt, len(prompt)) for prompt in prompts[at : at + step.batch_size]]
-        part = collate(rows, pad_of(step.model), step.accelerator.device)
-        with torch.no_grad(), step.computing(), watch_layers(step.layers) as seen:
-            run(step.model, part)
-        ends = part.mask.sum(1) - 1  # (B,)
-        states = [stream[torch.arange(len(rows)), ends] for stream in seen.residuals]  # (B, D) each
-        found.append(torch.stack(states, 1).double())
-    return torch.cat(found)
+    first: dict[tuple[int, ...], Encoded] = {}
+    for row in rows.take(len(rows.rows)):
+        first.setdefault(row.ids[: row.answer], row)
+    return list(first.values())
 
 
 def gaps(ordinary: Tensor, harmful: Tensor) -> Tensor:
