@@ -19,6 +19,7 @@ from bench import (
     cost,
     count,
     edits,
+    gpu,
     largest,
     margin,
     peers,
@@ -205,6 +206,33 @@ def test_what_a_consumers_gpu_holds_is_measured_on_a_gpu_alone(capsys, accelerat
     assert {
         p.dtype for p in TINY.model(LORA, dtype=torch.bfloat16).parameters() if not p.requires_grad
     } == {torch.bfloat16}
+
+
+def test_the_bench_of_a_gpu_writes_every_part_and_stops_in_time(capsys, tmp_path):
+    if not torch.cuda.is_available():
+        assert gpu.main(["--out", str(tmp_path)]) == 3
+        assert "no CUDA device: nothing was measured" in capsys.readouterr().err
+        assert not list(tmp_path.iterdir())
+    assert gpu.main(["--quick", "--out", str(tmp_path)]) == 0
+    parts = json.loads((tmp_path / "gpu.json").read_text())["parts"]
+    assert [*parts] == ["product", *(f"update, {name}" for name in gpu.METHODS), "update, TRL"]
+    sft = parts["update, SFT"]
+    assert sft["tokens a second"] * sft["seconds"] == pytest.approx(
+        peers.QUICK.batch * peers.QUICK.length
+    )
+    assert parts["update, Booster"]["flops"] == pytest.approx(3 * sft["flops"], rel=1e-3)
+    assert gpu.main(["--quick", "--seconds", "0", "--out", str(tmp_path)]) == 0
+    late = json.loads((tmp_path / "gpu.json").read_text())["parts"]
+    assert {part["left out"] for part in late.values()} == {"the time was over"}
+
+
+def test_a_search_for_a_batch_that_runs_out_of_time_says_what_fits(monkeypatch, accelerator):
+    clock = iter(range(100))
+    monkeypatch.setattr(gpu.time, "monotonic", lambda: next(clock))
+    monkeypatch.setattr(largest, "fits", lambda _, shape, __: shape.batch <= 5)
+    assert gpu.largest_batch(SFT(), accelerator, until=99) == {"rows": 5}
+    clock = iter(range(100))
+    assert gpu.largest_batch(SFT(), accelerator, until=1) == {"at least": 2}
 
 
 def test_the_bare_loop_ends_at_sfts_weights(accelerator):
