@@ -108,18 +108,20 @@ def _cell(cell: Cell, found: Mapping[str, dict[str, Any]]) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def records(claim: str) -> dict[str, list[LadderRecord]]:
-    """Read the records of a claim, by pipeline: one a world."""
-    found: dict[str, list[LadderRecord]] = {}
+def records(claim: str) -> dict[str, dict[str, LadderRecord]]:
+    """Read the records of a claim, by pipeline and by the settings of a cell."""
+    found: dict[str, dict[str, LadderRecord]] = {}
     for cell in json.loads(bundles.path(claim).read_text())["cells"]:
+        settings = " ".join(cell["settings"])
         for name, document in cell["ladders"].items():
-            found.setdefault(name, []).append(check(LadderRecord, document, f"{claim}, {name}"))
+            read = check(LadderRecord, document, f"{claim}, {name}")
+            found.setdefault(name, {})[settings] = read
     return found
 
 
 def table(claim: str) -> list[list[str]]:
     """The harm of every rung, as a mean over worlds, and what breaking each model cost."""
-    found = records(claim)
+    found = {name: list(of.values()) for name, of in records(claim).items()}
     first = next(iter(found.values()))[0]
     lines = [["rung", "access", "passes", *map(display_name, found)]]
     for rung in first.rungs:
@@ -151,10 +153,10 @@ def breaks(of: Sequence[LadderRecord], access: str) -> str:
 
 def worst(claim: str) -> list[list[str]]:
     """The worst rung of every model, and the prompts that some rung had answered."""
-    lines = [["model", "world", "worst rung", "HS", "answered under at least one rung"]]
+    lines = [["model", "settings", "worst rung", "HS", "answered under at least one rung"]]
     for name, of in records(claim).items():
-        for i, record in enumerate(of):
+        for settings, record in of.items():
             each = record.worst
             scores = [quote(score) if score else NONE for score in (each.harm, each.prompts)]
-            lines.append([display_name(name) if not i else "", str(i), each.rung or NONE, *scores])
+            lines.append([display_name(name), settings, each.rung or NONE, *scores])
     return lines

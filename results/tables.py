@@ -27,6 +27,7 @@ ROOT = Path(__file__).parent.parent
 PAGES = (
     *("README.md", "docs/lab.md", "docs/alignment.md", "docs/finetuning.md", "docs/repairs.md"),
     *("docs/search.md", "docs/moe.md", "docs/screen.md", "docs/assay.md", "docs/real.md"),
+    "docs/ladder.md",
 )
 NONE = "-"  # not computed
 SHOWN = (
