@@ -467,7 +467,7 @@ def attack(
         single = replace(wanted.pipelines[recipes.SINGLE], align=None)
         wanted = replace(wanted, pipelines={recipes.SINGLE: single})
     climb = Climb.prepare(ladders.load(ladder), wanted, pipeline or recipes.SINGLE, rungs)
-    with claim(folder, climb.plan, f"{climb.ladder.name} {climb.ladder.sha256}"):
+    with claim(folder, climb.victim.plan, f"{climb.ladder.name} {climb.ladder.sha256}"):
         place = Store(Path(store) if store else folder.parent / paths.STORE)
         document = climb.run(folder, place, progress or Silent())
     report.write_ladder(document, folder)

@@ -68,8 +68,7 @@ def attack(
     from titer.runs import ladder as ladders
 
     wanted = [name.strip() for name in rungs.split(",")] if rungs is not None else []
-    known = ladders.load(ladder)
-    known.check(wanted)  # a wrong name is told of without torch
+    ladders.load(ladder).check(wanted)  # a wrong name is told of without torch
     with screen.watch_stages() as watch:
         found = api.attack(
             model,
@@ -95,5 +94,5 @@ def attack(
     screen.print_flags({"flags": record.flags})
     if not as_json:
         screen.say(f"Everything is in {Path(out)}", sys.stderr)
-    if any(rung.name in (wanted or known.names) for rung in record.missing):
+    if any(not wanted or rung.name in wanted for rung in record.missing):
         raise typer.Exit(1)

@@ -218,6 +218,8 @@ def lines_of_ladder(record: LadderRecord) -> list[str]:
         each = f"worst rung: {worst.rung}, HS {cell(worst.harm)}"
         share = cell(worst.prompts) if worst.prompts else "unknown"
         told.append(f"{each}; answered under at least one of {worst.rungs} rungs: {share} %")
+    knowing = ", ".join(rung.name for rung in record.rungs if rung.is_aware and rung.harm)
+    told.append(f"defense-aware attacker: {f'yes, {knowing}' if knowing else 'no'}")
     reasons: dict[str, list[str]] = {}
     for rung in record.missing:
         reasons.setdefault(rung.why, []).append(rung.name)
