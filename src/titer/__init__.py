@@ -1,7 +1,8 @@
 """titer measures how well a model's safety alignment survives fine-tuning, and makes it survive.
 
 The functions here are the commands, for Python (`titer.api`): run, align, release, finetune, edit,
-attack, evaluate, calibrate, load, list_methods. Importing titer imports none of what they need.
+attack, search_attack, evaluate, calibrate, load, list_methods. Importing titer imports none of what
+they need.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from titer.version import __version__
 
 __all__ = [
+    "AttackSearchResult",
     "LadderResult",
     "Record",
     "Result",
@@ -27,10 +29,12 @@ __all__ = [
     "load",
     "release",
     "run",
+    "search_attack",
 ]
 
 if TYPE_CHECKING:
     from titer.api import (
+        AttackSearchResult,
         LadderResult,
         Result,
         Results,
@@ -44,6 +48,7 @@ if TYPE_CHECKING:
         load,
         release,
         run,
+        search_attack,
     )
     from titer.findings.records import Record
 

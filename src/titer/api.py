@@ -27,6 +27,7 @@ from typing import TYPE_CHECKING, Any
 
 from titer import paths
 from titer.data.files import in_memory
+from titer.findings.attack_search import AttackSearchRecord, AttackTrial
 from titer.findings.ladder import LadderRecord, RungRecord
 from titer.findings.records import (
     PipelineRecord,
@@ -176,6 +177,29 @@ class LadderResult:
     def to_pandas(self) -> pandas.DataFrame:
         """Return the rungs, a row each."""
         return _frame([_rung(rung) for rung in self.record.rungs])
+
+    def _repr_html_(self) -> str:
+        return _html(self.to_pandas(), self.flags)
+
+
+@dataclass(frozen=True)
+class AttackSearchResult:
+    """What a search of an attack came to: its record, and the folder with everything."""
+
+    folder: Path
+    record: AttackSearchRecord
+    _kept: tuple[Any, ...] = field(default=(), repr=False, compare=False)
+
+    @property
+    def flags(self) -> list[str]:
+        """The red flags that it raises, a sentence each."""
+        from titer.findings import flags
+
+        return [str(flag) for flag in flags.from_documents(self.record.flags)]
+
+    def to_pandas(self) -> pandas.DataFrame:
+        """Return the trials, a row each."""
+        return _frame([_trial(trial) for trial in self.record.trials])
 
     def _repr_html_(self) -> str:
         return _html(self.to_pandas(), self.flags)
@@ -454,18 +478,8 @@ def attack(
     from titer.runs.store import Store
 
     folder, kept = _folder(out)
-    given = _Given(folder)
     rows = {**(data or {}), **({} if aware is None else {"defense": aware})}
-    changed = [*given.settings(model if pipeline else None, rows), *settings]
-    if pipeline:
-        wanted = recipes.only(recipes.load(recipe, changed, seed), [pipeline])
-    elif model is None:
-        raise ValueError("a ladder needs a model: give one, or a pipeline of the recipe")
-    else:
-        named = given.model(model)
-        wanted = recipes.load_single(recipe, "align", named, {"method": "sft"}, changed, seed)
-        single = replace(wanted.pipelines[recipes.SINGLE], align=None)
-        wanted = replace(wanted, pipelines={recipes.SINGLE: single})
+    wanted = _attacked(folder, model, pipeline, rows, recipe, settings, seed)
     climb = Climb.prepare(ladders.load(ladder), wanted, pipeline or recipes.SINGLE, rungs)
     with claim(folder, climb.victim.plan, f"{climb.ladder.name} {climb.ladder.sha256}"):
         place = Store(Path(store) if store else folder.parent / paths.STORE)
@@ -476,8 +490,71 @@ def attack(
     )
 
 
-def load(folder: str | Path) -> Result | Results | LadderResult:
-    """Read what a finished run, sweep, ladder or single stage left in its folder.
+def search_attack(
+    model: Model = None,
+    *,
+    trials: int = 20,
+    margin: float = 10.0,
+    ranges: Mapping[str, tuple[float, float]] | None = None,
+    pipeline: str | None = None,
+    data: Data | None = None,
+    recipe: str = "checkpoint",
+    settings: Sequence[str] = (),
+    seed: int | None = None,
+    out: str | Path | None = None,
+    store: str | Path | None = None,
+    progress: Progress | None = None,
+) -> AttackSearchResult:
+    """Search the learning rate, the updates and the share of harmful rows of the recipe's attack.
+
+    The trial that did the most harm on validation prompts, and cost the model no more than `margin`
+    points of any ability, is trained anew and asked test prompts: `record.test`, None where no
+    trial was within the margin. `ranges` are those of `lr`, `updates` and `p`. `data` has
+    `harmful`, `task`, `validation` and `test`; `model` and `pipeline` are as for `attack`.
+    """
+    from titer.runs import recipe as recipes
+    from titer.runs.attack_search import Asked, AttackSearch
+    from titer.runs.execute import claim
+    from titer.runs.store import Store
+
+    folder, kept = _folder(out)
+    asked = Asked(trials, margin, ranges or {})
+    wanted = _attacked(folder, model, pipeline, data or {}, recipe, settings, seed)
+    search = AttackSearch.prepare(wanted, asked, pipeline or recipes.SINGLE)
+    with claim(folder, search.plan, search.identity):
+        place = Store(Path(store) if store else folder.parent / paths.STORE)
+        document = search.run(folder, place, progress or Silent())
+    record = check(AttackSearchRecord, document, str(folder))
+    return AttackSearchResult(folder, record, (kept, *_kept_by(model)))
+
+
+def _attacked(
+    folder: Path,
+    model: Model,
+    pipeline: str | None,
+    data: Data,
+    recipe: str,
+    settings: Sequence[str],
+    seed: int | None,
+) -> Recipe:
+    """Return the recipe of an attack on a model, or on the one that a pipeline makes."""
+    from titer.runs import recipe as recipes
+
+    given = _Given(folder)
+    changed = [*given.settings(model if pipeline else None, data), *settings]
+    if pipeline:
+        return recipes.only(recipes.load(recipe, changed, seed), [pipeline])
+    if model is None:
+        raise ValueError("an attack needs a model: give one, or a pipeline of the recipe")
+    named = given.model(model)
+    wanted = recipes.load_single(recipe, "align", named, {"method": "sft"}, changed, seed)
+    single = replace(wanted.pipelines[recipes.SINGLE], align=None)
+    return replace(wanted, pipelines={recipes.SINGLE: single})
+
+
+def load(folder: str | Path) -> Result | Results | LadderResult | AttackSearchResult:
+    """Read what a finished run, sweep, ladder, search of an attack or single stage left in its
+    folder.
 
     Raises where the folder holds none of them.
     """
@@ -486,6 +563,9 @@ def load(folder: str | Path) -> Result | Results | LadderResult:
     place = Path(folder)
     if (place / paths.LADDER).is_file():
         return LadderResult(place, parse_document(place / paths.LADDER, LadderRecord))
+    if (place / paths.ATTACK_SEARCH).is_file():
+        found = parse_document(place / paths.ATTACK_SEARCH, AttackSearchRecord)
+        return AttackSearchResult(place, found)
     if (place / paths.SWEEP).is_file():
         return Results(place, load_document(place / paths.SWEEP, SweepRecord))
     if (place / paths.RECORD).is_file():
@@ -604,6 +684,14 @@ def _rung(rung: RungRecord) -> dict[str, Any]:
     told |= {"rows": cost.rows, "updates": cost.updates, "FLOPs": cost.flops}
     told |= {"HS": harm.value, "HS low": harm.low, "HS high": harm.high} if harm else {"HS": None}
     return told | {"shows": rung.word, "why": rung.why}
+
+
+def _trial(trial: AttackTrial) -> dict[str, Any]:
+    harm = trial.harm
+    told: dict[str, Any] = {"trial": trial.number, **trial.settings, "state": trial.state}
+    told |= {"HS": harm.value, "HS low": harm.low, "HS high": harm.high} if harm else {"HS": None}
+    lost = {f"{NAMES[name]} lost": score.value for name, score in trial.lost.items()}
+    return told | lost | {"why": trial.why}
 
 
 def _rows(documents: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
