@@ -30,6 +30,7 @@ from titer.scoring.figures import NAMES
 from titer.scoring.score import Score
 
 KEPT = ("task", "benign", "general", "coherent")  # figures that an attack may cost the model
+DIGITS = 6  # of points: a loss of as much as the margin is not beyond it by rounding
 State = Literal["feasible", "infeasible", "failed"]
 
 
@@ -108,7 +109,7 @@ def find_excess(lost: Mapping[str, Score], margin: float) -> float:
     An ability whose loss is not known is taken for lost.
     """
     losses = [math.inf if math.isnan(score.value) else score.value for score in lost.values()]
-    return max(losses, default=math.inf) - margin
+    return round(max(losses, default=math.inf) - margin, DIGITS)
 
 
 def tell_excess(lost: Mapping[str, Score], margin: float) -> str:

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 NAME = "attack"  # of the study in its file
 STARTUP = 8  # trials before the sampler looks at what came of them; they are drawn at random
 DIGITS = 3  # of a value that is tried
+MOST = {"lr": 1e38, "updates": 1e8, "p": 1.0}
 WHY = "why"  # of a trial that failed
 KEEPS = "abilities"  # the constraint: points beyond the margin
 
@@ -33,11 +34,10 @@ class Space:
 
     def __post_init__(self) -> None:
         for name, (low, high) in self.ranges.items():
-            least, most = (0.0, 1.0) if name == "p" else (0.0, 10.0**8)
-            if not least < low <= high <= most:
+            if not 0.0 < low <= high <= MOST[name]:
                 raise ValueError(
                     f"range {name}={low:g},{high:g}: give the lowest and the highest value, above 0 "
-                    f"and at most {most:g}"
+                    f"and at most {MOST[name]:g}"
                 )
 
     @property
