@@ -1,7 +1,7 @@
 """titer measures how well a model's safety alignment survives fine-tuning, and makes it survive.
 
 The functions here are the commands, for Python (`titer.api`): run, align, release, finetune, edit,
-attack, search_attack, evaluate, calibrate, load, list_methods. Importing titer imports none of what
+attack, search_attack, assay, evaluate, calibrate, load, list_methods. Importing titer imports none of what
 they need.
 """
 
@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from titer.version import __version__
 
 __all__ = [
+    "AssayResult",
     "AttackSearchResult",
     "LadderResult",
     "Record",
@@ -20,6 +21,7 @@ __all__ = [
     "Results",
     "__version__",
     "align",
+    "assay",
     "attack",
     "calibrate",
     "edit",
@@ -34,11 +36,13 @@ __all__ = [
 
 if TYPE_CHECKING:
     from titer.api import (
+        AssayResult,
         AttackSearchResult,
         LadderResult,
         Result,
         Results,
         align,
+        assay,
         attack,
         calibrate,
         edit,
