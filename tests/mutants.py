@@ -67,6 +67,7 @@ CHECKED = {
 EQUIVALENT: dict[tuple[str, str], str] = {
     ("ladder", "self.rungs -> 2 * self.rungs"): "of two rungs of a name the first is found",
     ("ladder", "strict=True -> strict=False"): "outcomes are checked to be of one length",
+    ("attack_search", "6 -> 12"): "an error of rounding is smaller than either",
     ("sst2", "self.layouts -> 2 * self.layouts"): "the same layouts twice",
     ("agnews", "self.layouts -> 2 * self.layouts"): "the same layouts twice",
     ("gsm8k", "self.think -> 2 * self.think"): "2 is as true as True",
