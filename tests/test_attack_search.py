@@ -162,6 +162,12 @@ def test_a_search_without_a_feasible_trial_says_that_nothing_was_chosen():
     assert told[1:] == ["no trial kept the model's abilities: nothing was chosen or tested"]
 
 
+def test_a_chosen_trial_that_could_not_be_trained_anew_has_no_result():
+    told = tell(whole(test=None, untested="it burst"))
+    assert told[2].startswith("validation prompts")
+    assert told[3:] == ["it could not be trained anew, so there is no result: it burst"]
+
+
 def test_settings_are_written_as_they_are():
     assert write_settings({"lr": 0.0005, "updates": 50}) == "lr 0.0005, updates 50"
 

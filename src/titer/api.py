@@ -539,14 +539,14 @@ def search_attack(
     `harmful`, `task`, `validation` and `test`; `model` and `pipeline` are as for `attack`.
     """
     from titer.runs import recipe as recipes
-    from titer.runs.attack_search import Asked, AttackSearch
+    from titer.runs.attack_search import AttackSearch, Budget
     from titer.runs.execute import claim
     from titer.runs.store import Store
 
     folder, kept = _folder(out)
-    asked = Asked(trials, margin, ranges or {})
+    budget = Budget(trials, margin, ranges or {})
     wanted = _attacked(folder, model, pipeline, data or {}, recipe, settings, seed)
-    search = AttackSearch.prepare(wanted, asked, pipeline or recipes.SINGLE)
+    search = AttackSearch.prepare(wanted, budget, pipeline or recipes.SINGLE)
     with claim(folder, search.plan, search.identity):
         place = Store(Path(store) if store else folder.parent / paths.STORE)
         document = search.run(folder, place, progress or Silent())

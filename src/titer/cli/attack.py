@@ -90,7 +90,7 @@ def attack(
 
     Rows come from --data harmful=... and task=... Started again it goes on. With --search an attack
     is tuned on validation prompts, and what it comes to is told of test prompts.
-    Exit code 1: a rung that was asked for is missing; 3: no trial of a search kept the model.
+    Exit code 1: a rung that was asked for is missing; 3: a search came to no result.
     """
     shared: dict[str, Any] = {
         "pipeline": pipeline,

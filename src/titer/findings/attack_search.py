@@ -78,7 +78,8 @@ class AttackSearchRecord(Document):
     released: Scored = Field(description="HS of the model before any attack, validation prompts")
     chosen: int | None = Field(None, description="the trial; null: none was feasible")
     validation: Scored | None = Field(None, description="HS of the chosen trial")
-    test: AttackTest | None = Field(None, description="null where none was chosen")
+    test: AttackTest | None = Field(None, description="null where none was chosen, or trained")
+    untested: str = Field("", description="why the chosen trial could not be trained anew")
     pipeline: str = Field("", description="of the recipe, where it made the model; else empty")
     model: Start | None = None
     recipe: dict[str, Any] = Field(default_factory=dict)
@@ -146,12 +147,14 @@ def tell(record: AttackSearchRecord) -> list[str]:
     }
     counts = ", ".join(f"{count} {words}" for words, count in states.items())
     told = [f"{len(record.trials)} trials: {counts}"]
-    if record.chosen is None or record.test is None or record.validation is None:
+    if record.chosen is None or record.validation is None:
         return [*told, "no trial kept the model's abilities: nothing was chosen or tested"]
     [trial] = [each for each in record.trials if each.number == record.chosen]
-    test, name = record.test, NAMES[record.figure]
+    name, test = NAMES[record.figure], record.test
     told.append(f"chosen: trial {trial.number}, {write_settings(trial.settings)}")
     told.append(f"validation prompts, which chose it: {name} {quote(record.validation)}")
+    if test is None:
+        return [*told, f"it could not be trained anew, so there is no result: {record.untested}"]
     told.append(f"test prompts, trained anew with seed {test.seed}: {name} {quote(test.harm)}")
     told.append(f"the winner's curse: {quote(test.curse)} points")
     if not test.keeps:

@@ -50,7 +50,7 @@ TRIALS, MARGIN = 20, 10.0
 
 
 @dataclass(frozen=True)
-class Asked:
+class Budget:
     """The budget of a search, and what it may cost the model."""
 
     trials: int = TRIALS
@@ -72,22 +72,22 @@ class Asked:
 class AttackSearch:
     """A search, and the model that it is of."""
 
-    asked: Asked
+    budget: Budget
     attack: Attack  # the recipe's
     space: Space
     victim: Victim  # asked validation prompts
     test: Victim  # the same, asked test prompts
 
     @staticmethod
-    def prepare(recipe: Recipe, asked: Asked, pipeline: str = SINGLE) -> AttackSearch:
+    def prepare(recipe: Recipe, budget: Budget, pipeline: str = SINGLE) -> AttackSearch:
         """Find the rows and the model, and all that would be wrong for every trial."""
         quick = replace(recipe, probes=0, dose_prompts=0)
         victim, test = (
             Victim.prepare(replace(quick, data=replace(quick.data, split=split)), pipeline)
             for split in ("validation", "test")
         )
-        space = find_space(recipe, victim.plan, asked.ranges)
-        search = AttackSearch(asked, recipe.attack, space, victim, test)
+        space = find_space(recipe, victim.plan, budget.ranges)
+        search = AttackSearch(budget, recipe.attack, space, victim, test)
         for end in (0, 1):
             settings = {name: ends[end] for name, ends in space.ranges.items()}
             search.tune(victim, settings, recipe.seed)
@@ -111,7 +111,7 @@ class AttackSearch:
     @property
     def identity(self) -> str:
         """Name all that determines its record, for the claim on its folder."""
-        return f"search {self.asked} {describe(self.attack)} {self.test.plan.identity}"
+        return f"search {self.budget} {describe(self.attack)} {self.test.plan.identity}"
 
     def tune(
         self, victim: Victim, settings: Mapping[str, float], seed: int
@@ -137,7 +137,7 @@ class AttackSearch:
             )
         trials = Trials(folder / paths.TRIALS, self.space, self.plan.recipe.seed, self.first)
         tried, records = list[AttackTrial](), dict[int, Record]()
-        for number in range(self.asked.trials):
+        for number in range(self.budget.trials):
             trial, record = self._try(trials, number, before, folder, work)
             tried.append(trial)
             if record:
@@ -146,9 +146,14 @@ class AttackSearch:
         told = {"trials": tried, "released": before.scores["harm"], "sampler": trials.sampler}
         raised = flags.of_search(before, None, self.plan.overlaps)
         if chosen:
-            test, after = self._test(chosen, records[chosen.number], folder, work)
-            told |= {"chosen": chosen.number, "validation": chosen.harm, "test": test}
-            raised += flags.of_search(before, after, self.test.plan.overlaps)
+            told |= {"chosen": chosen.number, "validation": chosen.harm}
+            try:
+                test, after = self._test(chosen, records[chosen.number], folder, work)
+            except (ValueError, torch.OutOfMemoryError) as error:
+                told["untested"] = cause(error)
+            else:
+                told["test"] = test
+                raised += flags.of_search(before, after, self.test.plan.overlaps)
         return self._write(folder, told, list(dict.fromkeys(raised)))
 
     def _try(
@@ -168,11 +173,11 @@ class AttackSearch:
             trials.fail(number, cause(error))
             return AttackTrial(**told, state="failed", why=cause(error)), None
         harm, lost = record.scores[self.figure], find_lost(before, record)
-        excess = find_excess(lost, self.asked.margin)
+        excess = find_excess(lost, self.budget.margin)
         trials.tell(number, harm.value, excess)
         told |= {
             "state": "infeasible" if excess > 0 else "feasible",
-            "why": tell_excess(lost, self.asked.margin),
+            "why": tell_excess(lost, self.budget.margin),
             "seconds": sum(work.made(stage).seconds for stage in made),
         }
         return AttackTrial(**told, harm=harm, lost=lost, folder=name), record
@@ -191,7 +196,7 @@ class AttackSearch:
             released=before.scores["harm"],
             harm=after.scores[self.figure],
             lost=lost,
-            keeps=find_excess(lost, self.asked.margin) <= 0,
+            keeps=find_excess(lost, self.budget.margin) <= 0,
             curse=change(seen, after, self.figure),
             seconds=sum(work.made(stage).seconds for stage in made),
         )
@@ -225,7 +230,7 @@ class AttackSearch:
                 "updates": sum(int(trial.settings["updates"]) for trial in tried),
                 "seconds": sum(trial.seconds or 0.0 for trial in tried),
             },
-            "margin": self.asked.margin,
+            "margin": self.budget.margin,
             "space": self.space.ranges,
             "figure": self.figure,
             "attack": describe(self.attack),
