@@ -172,7 +172,7 @@ def test_a_whole_assay_of_a_model_beside_itself_finds_no_immunity(model, tmp_pat
     found = titer.assay(path, path, out=out, store=tmp_path / "store", **told)
     assert found.record == record == titer.load(out).record
     assert list(found.to_pandas()["condition"]) == [each.name for each in record.conditions]
-    with pytest.raises(ValueError, match="unknown key 'fi': did you mean 'phi'"):
-        titer.assay(path, path, thresholds={"fi": 5}, **told)
+    with pytest.raises(ValueError, match="unknown key 'phy': did you mean 'phi'"):
+        titer.assay(path, path, thresholds={"phy": 5}, **told)
     with pytest.raises(ValueError, match="unknown condition 'stabilty'"):
         titer.assay(path, path, require=["stabilty"], **told)
