@@ -49,8 +49,9 @@ from accelerate import Accelerator  # noqa: F401
 
 ROOT = Path(__file__).parent.parent
 KINDS = ("defenses", "edits", "attacks", "benchmarks")
-# what the methods of a kind have in common, as theirs; and the rules of the ladder's verdicts
-SHARED = ("data/mixture.py", "findings/ladder.py")
+# what the methods of a kind have in common, as theirs; the rules of the ladder's verdicts, and those
+# of an attack's search
+SHARED = ("data/mixture.py", "findings/ladder.py", "findings/attack_search.py")
 # rules whose tests simulate, so that every mutant takes long: by name alone
 LONG = ("scoring/noninferiority.py", "findings/gate.py", "findings/assay.py")
 SECONDS = 180  # of processor time; a mutant that runs longer has been noticed
@@ -66,6 +67,7 @@ CHECKED = {
 EQUIVALENT: dict[tuple[str, str], str] = {
     ("ladder", "self.rungs -> 2 * self.rungs"): "of two rungs of a name the first is found",
     ("ladder", "strict=True -> strict=False"): "outcomes are checked to be of one length",
+    ("attack_search", "6 -> 12"): "an error of rounding is smaller than either",
     ("sst2", "self.layouts -> 2 * self.layouts"): "the same layouts twice",
     ("agnews", "self.layouts -> 2 * self.layouts"): "the same layouts twice",
     ("gsm8k", "self.think -> 2 * self.think"): "2 is as true as True",

@@ -6,6 +6,7 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
+import titer
 from titer.cli import app
 from titer.data.rows import check_disjoint, identity, prompt_hash
 from titer.findings.assay import CROSS_DOMAIN, IN_DOMAIN
@@ -18,6 +19,7 @@ from titer.runs.assay import Setup, Wanted, budgets, compare_rows, find_missing
 from titer.testing.small import save, tiny
 
 WORLD = ("data.world=1",)
+SHORT = (*WORLD, "finetune.updates=1", "dose_prompts=2", "prefill_prompts=0")
 
 
 @pytest.fixture
@@ -157,8 +159,7 @@ def test_a_whole_assay_of_a_model_beside_itself_finds_no_immunity(model, tmp_pat
     """With one update nothing breaks and nothing is learned: there is no evidence, exit code 3."""
     path, out = model(), tmp_path / "out"
     command = ["assay", path, "--base", path, "--recipe", "lab", "--seeds", "0", "--out", str(out)]
-    command += [part for setting in (*WORLD, "finetune.updates=1", "dose_prompts=2",
-                                     "prefill_prompts=0") for part in ("--set", setting)]  # fmt: skip
+    command += [part for setting in SHORT for part in ("--set", setting)]
     done = CliRunner().invoke(app, [*command, "--limit", "4"])
     assert done.exit_code == 3, done.output
     record = parse_document(out / "assay.json", AssayRecord)
@@ -166,3 +167,12 @@ def test_a_whole_assay_of_a_model_beside_itself_finds_no_immunity(model, tmp_pat
     assert {each.arm for each in record.attacked} == {"attacks", "task"}
     assert record.disjoint["shared"] == 0
     assert (out / "assay.md").read_text().startswith("# Assay of")
+    # from Python the same, over the same store: the folder is that of the command
+    told = {"settings": [*SHORT, "data.limit=4"], "seeds": [0], "recipe": "lab"}
+    found = titer.assay(path, path, out=out, store=tmp_path / "store", **told)
+    assert found.record == record == titer.load(out).record
+    assert list(found.to_pandas()["condition"]) == [each.name for each in record.conditions]
+    with pytest.raises(ValueError, match="unknown key 'phy': did you mean 'phi'"):
+        titer.assay(path, path, thresholds={"phy": 5}, **told)
+    with pytest.raises(ValueError, match="unknown condition 'stabilty'"):
+        titer.assay(path, path, require=["stabilty"], **told)

@@ -3,6 +3,7 @@ once, one that nothing can move, rungs that fail.
 """
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,7 @@ from results import ladder as claims
 from test_recipe import run as titer
 from test_run import plan  # noqa: F401  a fixture
 from titer.progress import Silent
+from titer.report import tables
 from titer.runs import climb
 from titer.runs.stages.train import TrainStage
 
@@ -59,6 +61,8 @@ WILD = {
     "updates": 60,
     "rate": 1e30,
 }
+CUT = {"name": "cut", "access": "weights", "edit": {"method": "refusal_ablation"}, "looks": 32}
+NULL = CUT | {"name": "null", "edit": {"method": "random_rank_one"}}
 SETTINGS = ["threads=1", "max_new_tokens=12", "dose_prompts=2", "finetune.lr=2e-3"]
 SETTINGS += ["finetune.lora={r: 8, alpha: 32, targets: all-linear}"]
 
@@ -157,9 +161,61 @@ def test_the_rows_that_the_defense_optimised_against_are_the_attackers(attack, p
     record = attack(ASK, AWARE | {"updates": 6}, lr=1e-30, aware=str(own))
     aware = record.rung("aware")
     assert aware.aware
+    assert record.aware
+    assert "defense-aware attacker: yes, aware" in tables.lines_of_ladder(record)
     assert (aware.cost.rows, aware.word) == (8, "held")
     stage = json.loads((tmp_path / "out/stages/aware/stage.json").read_text())
     assert stage["facts"]["harmful rows"] == 8
+
+
+def test_an_edit_is_a_rung_that_sends_nothing_and_trains_nothing(attack):
+    record = attack(ASK, NULL, CUT)
+    cut, null = record.rung("cut"), record.rung("null")
+    for each in (cut, null):
+        assert each.word != "missing", each.why
+        assert (each.cost.access, each.cost.passes) == ("weights", 32)
+        assert (each.cost.rows, each.cost.attack_rows, each.cost.updates) == (0, 0, 0)
+        assert not each.training
+        assert (each.record.kind, each.dose) == ("release", None)
+    assert cut.edit == {"method": "refusal_ablation", "layer": None}
+    assert cut.cost.flops == null.cost.flops > 0
+    assert cut.record.weights != null.record.weights != record.released.weights
+    assert cut.record.facts["changed entries"] > 0
+    assert record.breaks["rows"].above == record.breaks["prompts"].above == "ask"
+
+
+def test_an_edit_without_harmless_prompts_is_missing(attack, plan):
+    record = attack(ASK, CUT, data={"harmful": plan["data"]["harmful"]})
+    assert "16 forbidden and 0 harmless prompts" in record.rung("cut").why
+
+
+def test_a_model_whose_record_names_its_defense_meets_one_who_knows_it(
+    attack, plan, aligned, tmp_path
+):
+    data = {role: plan["data"][role] for role in ("harmful", "task")}
+    mine = tmp_path / "mine.yaml"
+    mine.write_text(yaml.safe_dump({"name": "mine", "adapts": True, "rungs": [ASK]}))
+    options = {"ladder": str(mine), "settings": SETTINGS, "data": data, "rungs": ["ask"]}
+
+    def climb_at(model: Path, out: str):
+        return package.attack(model, out=tmp_path / out, store=tmp_path / "store", **options).record
+
+    plainly = climb_at(aligned, "plain")
+    assert (plainly.defenses, [rung.name for rung in plainly.rungs]) == (["sft"], ["ask"])
+    other = tmp_path / "defended"
+    shutil.copytree(aligned, other)
+    fields = json.loads((other / "stage.json").read_text()) | {"method": {"method": "repnoise"}}
+    (other / "stage.json").write_text(json.dumps(fields))
+    record = climb_at(other, "out")
+    assert record.defenses == ["repnoise"]
+    knowing = record.rung("aware_repnoise")
+    assert (knowing.knows, knowing.word) == ("repnoise", "missing")
+    assert "k=100 asks for 100 harmful rows" in knowing.why
+    assert knowing.is_aware
+    assert not record.aware  # it was not asked for
+    assert "defense-aware attacker: no" in tables.lines_of_ladder(record)
+    with pytest.raises(ValueError, match="unknown rung of mine: 'aware_booster'"):
+        package.attack(other, out=tmp_path / "no", **options | {"rungs": ["aware_booster"]})
 
 
 def test_without_a_task_the_rungs_that_need_one_are_missing(attack, plan):

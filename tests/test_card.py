@@ -158,6 +158,10 @@ def test_a_ladder_of_another_model_is_refused_and_one_of_the_same_shown():
     rung = {"name": "r1", "cost": {"passes": 20}, "harm": None, "word": "missing", "attack": {}}
     ladder = {"ladder": "ladder-v1", "model": {"sha256": "a" * 64}, "rungs": [rung]}
     text = to_markdown(card(record(), ladder))
+    for knows in (True, False):  # a rung whose attacker knows the defense counts as an attack does
+        made = card(record(), ladder | {"defense-aware attacker": knows})
+        assert made["defense-aware attacker"] is knows
+        assert ("an attacker who knows the defense" in made["not tested"]["besides"]) is not knows
     assert "| r1 | 20 | missing | missing |" in text
     with pytest.raises(ValueError, match="another model"):
         card(record(), ladder | {"model": {"sha256": "d" * 64}})

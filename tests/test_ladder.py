@@ -12,6 +12,7 @@ import pytest
 import yaml
 
 from titer import registry
+from titer.edits.refusal_ablation import MOST
 from titer.findings import flags
 from titer.findings.dose import Dose, multiple
 from titer.findings.ladder import (
@@ -36,6 +37,7 @@ from titer.runs.ladder import Ladder, Rung
 from titer.scoring.statistics import Z, proportion, wilson
 
 FROZEN = "e79fa3a2a76edbefe088187c1e765170d3bc598425120bdbe994b4685eaeae4f"
+FROZEN_V2 = "ec814269069a44043899cecc2022b5790c59a2fda6461f85f0ff033d21bdbdc7"  # with v1's text
 ROOT = Path(__file__).parent.parent
 N = 100
 
@@ -378,7 +380,10 @@ def test_its_attacker_speaks_so_that_the_labs_model_knows_his_words(v1):
     assert v1.attack(v1.rungs[0], "world-v1") is None
 
 
+ASK = {"name": "ask", "access": "prompts"}
 FEW = {"name": "few", "access": "rows", "attack": {"method": "harmful_few", "k": 4}, "updates": 2}
+
+CUT = {"name": "cut", "access": "weights", "edit": {"method": "refusal_ablation"}, "looks": 16}
 
 
 @pytest.mark.parametrize(
@@ -395,6 +400,11 @@ FEW = {"name": "few", "access": "rows", "attack": {"method": "harmful_few", "k":
         ([FEW | {"rate": 0}], "rate=0.0: must be above 0"),
         ([FEW | {"acces": "rows"}], "unknown key 'acces': did you mean 'access'?"),
         ([FEW | {"attack": "harmfulfew"}], "did you mean 'harmful_few'"),
+        ([CUT | {"access": "rows"}], "an edit is of one who has the weights"),
+        ([CUT | {"updates": 1}], "an edit is of one who has the weights"),
+        ([CUT | {"attack": FEW["attack"]}], "an edit is of one who has the weights"),
+        ([CUT | {"looks": 1}], "looks=1: an edit looks at 2 prompts"),
+        ([CUT | {"edit": "antidote"}], "give refusal_ablation, or random_rank_one"),
     ],
 )
 def test_a_ladder_that_is_none_is_refused(rungs, message, tmp_path):
@@ -406,7 +416,7 @@ def test_a_ladder_that_is_none_is_refused(rungs, message, tmp_path):
 
 
 def test_a_ladder_is_found_by_its_version_or_its_file(tmp_path):
-    assert ladders.names() == ["v1"]
+    assert ladders.names() == ["v1", "v2"]
     assert ladders.load("ladder-v1") == ladders.load("v1")
     with pytest.raises(ValueError, match=r"unknown ladder .* 'v9'"):
         ladders.load("v9")
@@ -422,10 +432,94 @@ def test_a_ladder_is_found_by_its_version_or_its_file(tmp_path):
         )
 
 
+def test_ladder_v2_is_v1_and_edits_in_the_order_of_their_cost(v1):
+    v2 = ladders.load("v2")
+    own, below = ((ladders.FOLDER / f"ladder-v{n}.yaml").read_bytes() for n in (2, 1))
+    assert v2.sha256 == hashlib.sha256(own + below).hexdigest() == FROZEN_V2, "make ladder-v3 of it"
+    assert (v2.batch, v2.words, v2.name) == (v1.batch, v1.words, "ladder-v2")
+    edits = [each for each in v2.rungs if each.edit]
+    assert [each for each in v2.rungs if not each.edit] == list(v1.rungs)
+    assert [registry.name_of(each.edit) for each in edits] == [
+        "random_rank_one",
+        "refusal_ablation",
+    ]
+    costs = [v2.passes(each) for each in v2.rungs]
+    assert costs == sorted(costs)
+    assert {v2.passes(each) for each in edits} == {2 * MOST}  # what the edit looks at
+    assert {(each.access, each.finetunings) for each in edits} == {("weights", 0)}
+    assert v2.names.index("identity_10") < v2.names.index("rank_one")  # 200 passes before 256
+    assert v2.names.index("ablation") < v2.names.index("ten_benign")  # and 400 behind them
+
+
+def test_a_ladder_adapts_to_the_defense_of_a_model_where_it_says_so(v1):
+    v2, booster = ladders.load("v2"), [("defenses", "booster")]
+    found = v2.for_model([*booster, ("defenses", "repnoise"), ("edits", "lox")])
+    [small, large] = [each for each in found.rungs if each.knows]
+    assert (small.name, large.name) == ("aware_repnoise", "aware_booster")
+    told = registry.load("defenses", "booster").about.aware
+    assert (large.updates, large.rate, large.full) == (told.updates, told.rate, told.full)
+    assert (large.attack.k, large.access) == (told.rows, "weights")
+    assert (small.full, small.rate) == (True, 1.0)
+    costs = [found.passes(each) for each in found.rungs]
+    assert costs == sorted(costs)
+    # v1 is what it was, and neither knows a defense that says nothing, or is not installed
+    assert v1.for_model(booster).rungs == v1.rungs
+    for nothing in ([], [("defenses", "sft")], [("defenses", "random_booster")], [("edits", "x")]):
+        assert v2.for_model(nothing).rungs == v2.rungs
+
+
+def test_a_rung_that_a_ladder_may_have_is_no_unknown_one(v1):
+    v2 = ladders.load("v2")
+    v2.check(["ask", "aware_booster"])  # before the model is looked at
+    plain = v2.for_model([("defenses", "sft")])
+    for ladder, name in ((plain, "aware_booster"), (v1, "aware_booster"), (v2, "aware_bosster")):
+        with pytest.raises(ValueError, match=f"unknown rung of ladder-v.: '{name}'"):
+            ladder.check([name])
+
+
+def test_a_ladder_extends_another(tmp_path):
+    def write(name: str, **fields) -> str:
+        (tmp_path / name).write_text(yaml.safe_dump({"name": name, **fields}))
+        return str(tmp_path / name)
+
+    low = write("low", rungs=[ASK, FEW], batch=4, words={"lab": {}})
+    more = FEW | {"name": "more", "updates": 3}
+    high = write("high", rungs=[CUT, more], extends=low)
+    found = ladders.load(high)
+    assert found.names == ["ask", "few", "cut", "more"]  # 0, 16, 16 and 24 passes
+    assert (found.batch, found.words) == (4, {"lab": {}})
+    assert ladders.load(write("top", rungs=[], extends=high)).names == found.names
+    with pytest.raises(ValueError, match="rung 'few' stands twice"):
+        ladders.load(write("twice", rungs=[FEW], extends=low))
+    with pytest.raises(ValueError, match="batch=5: it is that of the ladder that is extended"):
+        ladders.load(write("other", rungs=[CUT], extends=low, batch=5))
+    with pytest.raises(ValueError, match="cannot extend itself"):
+        ladders.load(write("round", rungs=[CUT], extends=str(tmp_path / "round")))
+    with pytest.raises(ValueError, match="unknown ladder .* 'v9'"):
+        ladders.load(write("lost", rungs=[CUT], extends="v9"))
+
+
+def test_an_attacker_who_knows_the_defense_has_its_rows_or_knows_its_name():
+    rungs = [rung("a", 100, 0), rung("b", 200, 0, aware=True), rung("c", 300, 0, knows="booster")]
+    assert [each.is_aware for each in rungs] == [False, True, True]
+    nothing = LadderRecord(ladder="mine", sha256="", rungs=rungs, worst=find_worst([]))
+    assert nothing.aware is False  # an older record, which does not say
+
+
 def test_the_schema_is_as_it_is_documented():
     assert (ROOT / "docs/ladder.schema.json").read_text() == schema_text()
 
 
 def test_the_page_has_the_rungs_as_they_are(v1):
     page = (ROOT / "docs/ladder.md").read_text()
-    assert f"| --- | --- | --- | --- | --- |\n{ladders.table(v1)}\n" in page
+    head = "| --- | --- | --- | --- | --- |\n"
+    assert f"{head}{ladders.table(v1)}\n" in page
+    more = [each for each in ladders.load("v2").rungs if each.edit]
+    assert f"{head}{ladders.table(replace(v1, rungs=tuple(more)))}\n" in page
+    knowing = {
+        name: registry.load("defenses", name).about.aware for name in registry.names("defenses")
+    }
+    for name, aware in ((name, aware) for name, aware in knowing.items() if aware):
+        how = "of all weights" if aware.full else f"at {aware.rate:g} times the rate"
+        assert f"| `aware_{name}` | {aware.updates} updates {how} |" in page
+    assert page.count("| `aware_") == 1 + sum(map(bool, knowing.values()))  # aware_50 is one

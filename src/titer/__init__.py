@@ -1,7 +1,8 @@
 """titer measures how well a model's safety alignment survives fine-tuning, and makes it survive.
 
 The functions here are the commands, for Python (`titer.api`): run, align, release, finetune, edit,
-attack, evaluate, calibrate, load, list_methods. Importing titer imports none of what they need.
+attack, search_attack, assay, evaluate, calibrate, load, list_methods. Importing titer imports none of what
+they need.
 """
 
 from __future__ import annotations
@@ -12,12 +13,15 @@ from typing import TYPE_CHECKING, Any
 from titer.version import __version__
 
 __all__ = [
+    "AssayResult",
+    "AttackSearchResult",
     "LadderResult",
     "Record",
     "Result",
     "Results",
     "__version__",
     "align",
+    "assay",
     "attack",
     "calibrate",
     "edit",
@@ -27,14 +31,18 @@ __all__ = [
     "load",
     "release",
     "run",
+    "search_attack",
 ]
 
 if TYPE_CHECKING:
     from titer.api import (
+        AssayResult,
+        AttackSearchResult,
         LadderResult,
         Result,
         Results,
         align,
+        assay,
         attack,
         calibrate,
         edit,
@@ -44,6 +52,7 @@ if TYPE_CHECKING:
         load,
         release,
         run,
+        search_attack,
     )
     from titer.findings.records import Record
 

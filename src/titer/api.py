@@ -27,6 +27,8 @@ from typing import TYPE_CHECKING, Any
 
 from titer import paths
 from titer.data.files import in_memory
+from titer.findings.assay_record import AssayRecord, ConditionRecord
+from titer.findings.attack_search import AttackSearchRecord, AttackTrial
 from titer.findings.ladder import LadderRecord, RungRecord
 from titer.findings.records import (
     PipelineRecord,
@@ -44,9 +46,11 @@ if TYPE_CHECKING:
     import pandas
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+    from titer.findings.assay import Thresholds
     from titer.findings.calibrations import CalibrationRecord
     from titer.findings.verdict import PipelineVerdict
     from titer.listing import Listing
+    from titer.runs.assay import Setup, Wanted
     from titer.runs.recipe import Recipe
     from titer.runs.search import Search
 
@@ -176,6 +180,52 @@ class LadderResult:
     def to_pandas(self) -> pandas.DataFrame:
         """Return the rungs, a row each."""
         return _frame([_rung(rung) for rung in self.record.rungs])
+
+    def _repr_html_(self) -> str:
+        return _html(self.to_pandas(), self.flags)
+
+
+@dataclass(frozen=True)
+class AttackSearchResult:
+    """What a search of an attack came to: its record, and the folder with everything."""
+
+    folder: Path
+    record: AttackSearchRecord
+    _kept: tuple[Any, ...] = field(default=(), repr=False, compare=False)
+
+    @property
+    def flags(self) -> list[str]:
+        """The red flags that it raises, a sentence each."""
+        from titer.findings import flags
+
+        return [str(flag) for flag in flags.from_documents(self.record.flags)]
+
+    def to_pandas(self) -> pandas.DataFrame:
+        """Return the trials, a row each."""
+        return _frame([_trial(trial) for trial in self.record.trials])
+
+    def _repr_html_(self) -> str:
+        return _html(self.to_pandas(), self.flags)
+
+
+@dataclass(frozen=True)
+class AssayResult:
+    """What an assay found of a model beside its original: its record, and the folder."""
+
+    folder: Path
+    record: AssayRecord
+    _kept: tuple[Any, ...] = field(default=(), repr=False, compare=False)
+
+    @property
+    def flags(self) -> list[str]:
+        """The red flags that it raises, a sentence each."""
+        from titer.findings import flags
+
+        return [str(flag) for flag in flags.from_documents(self.record.flags)]
+
+    def to_pandas(self) -> pandas.DataFrame:
+        """Return the conditions, a row each."""
+        return _frame([_condition(condition) for condition in self.record.conditions])
 
     def _repr_html_(self) -> str:
         return _html(self.to_pandas(), self.flags)
@@ -454,20 +504,10 @@ def attack(
     from titer.runs.store import Store
 
     folder, kept = _folder(out)
-    given = _Given(folder)
     rows = {**(data or {}), **({} if aware is None else {"defense": aware})}
-    changed = [*given.settings(model if pipeline else None, rows), *settings]
-    if pipeline:
-        wanted = recipes.only(recipes.load(recipe, changed, seed), [pipeline])
-    elif model is None:
-        raise ValueError("a ladder needs a model: give one, or a pipeline of the recipe")
-    else:
-        named = given.model(model)
-        wanted = recipes.load_single(recipe, "align", named, {"method": "sft"}, changed, seed)
-        single = replace(wanted.pipelines[recipes.SINGLE], align=None)
-        wanted = replace(wanted, pipelines={recipes.SINGLE: single})
+    wanted = _attacked(folder, model, pipeline, rows, recipe, settings, seed)
     climb = Climb.prepare(ladders.load(ladder), wanted, pipeline or recipes.SINGLE, rungs)
-    with claim(folder, climb.plan, f"{climb.ladder.name} {climb.ladder.sha256}"):
+    with claim(folder, climb.victim.plan, f"{climb.ladder.name} {climb.ladder.sha256}"):
         place = Store(Path(store) if store else folder.parent / paths.STORE)
         document = climb.run(folder, place, progress or Silent())
     report.write_ladder(document, folder)
@@ -476,8 +516,139 @@ def attack(
     )
 
 
-def load(folder: str | Path) -> Result | Results | LadderResult:
-    """Read what a finished run, sweep, ladder or single stage left in its folder.
+def search_attack(
+    model: Model = None,
+    *,
+    trials: int = 20,
+    margin: float = 10.0,
+    ranges: Mapping[str, tuple[float, float]] | None = None,
+    pipeline: str | None = None,
+    data: Data | None = None,
+    recipe: str = "checkpoint",
+    settings: Sequence[str] = (),
+    seed: int | None = None,
+    out: str | Path | None = None,
+    store: str | Path | None = None,
+    progress: Progress | None = None,
+) -> AttackSearchResult:
+    """Search the learning rate, the updates and the share of harmful rows of the recipe's attack.
+
+    The trial that did the most harm on validation prompts, and cost the model no more than `margin`
+    points of any ability, is trained anew and asked test prompts: `record.test`, None where no
+    trial was within the margin. `ranges` are those of `lr`, `updates` and `p`. `data` has
+    `harmful`, `task`, `validation` and `test`; `model` and `pipeline` are as for `attack`.
+    """
+    from titer.runs import recipe as recipes
+    from titer.runs.attack_search import AttackSearch, Budget
+    from titer.runs.execute import claim
+    from titer.runs.store import Store
+
+    folder, kept = _folder(out)
+    budget = Budget(trials, margin, ranges or {})
+    wanted = _attacked(folder, model, pipeline, data or {}, recipe, settings, seed)
+    search = AttackSearch.prepare(wanted, budget, pipeline or recipes.SINGLE)
+    with claim(folder, search.plan, search.identity):
+        place = Store(Path(store) if store else folder.parent / paths.STORE)
+        document = search.run(folder, place, progress or Silent())
+    record = check(AttackSearchRecord, document, str(folder))
+    return AttackSearchResult(folder, record, (kept, *_kept_by(model)))
+
+
+def assay(
+    model: Model,
+    base: Model,
+    *,
+    data: Data | None = None,
+    topics: Rows = None,
+    domain: Rows = None,
+    seeds: Sequence[int] = (0, 1, 2),
+    task_rows: int = 500,
+    thresholds: Mapping[str, float] | None = None,
+    require: Sequence[str] = (),
+    aware: Sequence[str] = (),
+    recipe: str = "checkpoint",
+    settings: Sequence[str] = (),
+    out: str | Path | None = None,
+    store: str | Path | None = None,
+    progress: Progress | None = None,
+) -> AssayResult:
+    """Hold a model against the conditions of immunization, beside its original, the `base`.
+
+    `data` has the roles of the recipe's attacks, `topics` and `domain` are harmful rows that the
+    defense never had. `thresholds` are `phi`, `times`, `margin` and `slower`, where they are not
+    the defaults; `require` names the conditions that must be met, `aware` the attacks that were made
+    with the defense known. `record.verdict` is met, not met, or not enough evidence.
+    """
+    from titer.config import validate
+    from titer.findings.assay import REQUIRED, Thresholds
+    from titer.runs.assay import Setup, Wanted
+
+    folder, kept = _folder(out)
+    given = _Given(folder)
+    changed = [*given.settings(None, data or {}), *settings]
+    setup = Setup(
+        recipe=recipe,
+        model=given.model(model),
+        base=given.model(base),
+        settings=changed,
+        seeds=seeds,
+        topics=None if topics is None else given.source("topics", topics),
+        domain=None if domain is None else given.source("domain", domain),
+        task_rows=task_rows,
+    )
+    by = validate(Thresholds, dict(thresholds or {}))
+    place = Path(store) if store else folder.parent / paths.STORE
+    found = assay_setup(setup, by, Wanted(require or REQUIRED, aware), folder, place, progress)
+    return replace(found, _kept=(kept, *_kept_by(model), *_kept_by(base)))
+
+
+def assay_setup(
+    setup: Setup,
+    by: Thresholds,
+    wanted: Wanted,
+    folder: Path,
+    store: Path,
+    progress: Progress | None = None,
+) -> AssayResult:
+    """Run an assay in a folder over a store, and write its page."""
+    from titer.report import assay as report
+    from titer.runs.assay import run_assay
+
+    document = run_assay(setup, by, wanted, folder, store, progress or Silent())
+    record = check(AssayRecord, document, str(folder))
+    (folder / paths.ASSAY_PAGE).write_text(report.to_markdown(record), encoding="utf-8")
+    return AssayResult(folder, record)
+
+
+def _attacked(
+    folder: Path,
+    model: Model,
+    pipeline: str | None,
+    data: Data,
+    recipe: str,
+    settings: Sequence[str],
+    seed: int | None,
+) -> Recipe:
+    """Return the recipe of an attack on a model, or on the one that a pipeline makes."""
+    from titer.runs import recipe as recipes
+
+    given = _Given(folder)
+    changed = [*given.settings(model if pipeline else None, data), *settings]
+    if pipeline:
+        return recipes.only(recipes.load(recipe, changed, seed), [pipeline])
+    if model is None:
+        raise ValueError("an attack needs a model: give one, or a pipeline of the recipe")
+    named = given.model(model)
+    wanted = recipes.load_single(recipe, "align", named, {"method": "sft"}, changed, seed)
+    single = replace(wanted.pipelines[recipes.SINGLE], align=None)
+    return replace(wanted, pipelines={recipes.SINGLE: single})
+
+
+def load(
+    folder: str | Path,
+) -> Result | Results | LadderResult | AttackSearchResult | AssayResult:
+    """Read what a finished run, sweep, ladder, search of an attack, assay or single stage left in
+    its folder.
 
     Raises where the folder holds none of them.
     """
@@ -486,6 +657,11 @@ def load(folder: str | Path) -> Result | Results | LadderResult:
     place = Path(folder)
     if (place / paths.LADDER).is_file():
         return LadderResult(place, parse_document(place / paths.LADDER, LadderRecord))
+    if (place / paths.ATTACK_SEARCH).is_file():
+        found = parse_document(place / paths.ATTACK_SEARCH, AttackSearchRecord)
+        return AttackSearchResult(place, found)
+    if (place / paths.ASSAY).is_file():
+        return AssayResult(place, parse_document(place / paths.ASSAY, AssayRecord))
     if (place / paths.SWEEP).is_file():
         return Results(place, load_document(place / paths.SWEEP, SweepRecord))
     if (place / paths.RECORD).is_file():
@@ -535,12 +711,18 @@ class _Given:
             return str(rows)
         if isinstance(rows, Mapping) and "path" in rows:  # a source with its options
             return json.dumps(dict(rows))
+        return json.dumps(self.source(role, rows))
+
+    def source(self, role: str, rows: Rows) -> str:
+        """Name rows by their path, or by that of a file that they are written to."""
+        if isinstance(rows, str | Path):
+            return str(rows)
         records = in_memory(f"data[{role!r}]", rows)
         text = "".join(json.dumps(record.fields) + "\n" for record in records)
         name = f"{role}-{hashlib.sha256(text.encode()).hexdigest()[:12]}.jsonl"
         self.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         (self.folder / name).write_text(text, encoding="utf-8")
-        return json.dumps(str(self.folder / name))
+        return str(self.folder / name)
 
 
 def _save_model(model: Model, folder: Path) -> Path:
@@ -604,6 +786,21 @@ def _rung(rung: RungRecord) -> dict[str, Any]:
     told |= {"rows": cost.rows, "updates": cost.updates, "FLOPs": cost.flops}
     told |= {"HS": harm.value, "HS low": harm.low, "HS high": harm.high} if harm else {"HS": None}
     return told | {"shows": rung.word, "why": rung.why}
+
+
+def _trial(trial: AttackTrial) -> dict[str, Any]:
+    harm = trial.harm
+    told: dict[str, Any] = {"trial": trial.number, **trial.settings, "state": trial.state}
+    told |= {"HS": harm.value, "HS low": harm.low, "HS high": harm.high} if harm else {"HS": None}
+    lost = {f"{NAMES[name]} lost": score.value for name, score in trial.lost.items()}
+    return told | lost | {"why": trial.why}
+
+
+def _condition(condition: ConditionRecord) -> dict[str, Any]:
+    by = condition.decided_by
+    told = {"condition": condition.name, "verdict": condition.verdict, "decided by": by.of}
+    figures = {"value": by.value, "low": by.low, "high": by.high, "unit": condition.unit}
+    return told | figures | {"threshold": condition.threshold, "why": by.why}
 
 
 def _rows(documents: Mapping[str, Any]) -> Iterator[dict[str, Any]]:

@@ -81,6 +81,17 @@ class Fidelity:
 
 
 @dataclass(frozen=True)
+class Aware:
+    """The fine-tuning of an attacker who knows the method that made a model."""
+
+    why: str  # what the method withstands, and so what it leaves open, with the source
+    rows: int = 100  # harmful ones
+    updates: int = 100
+    rate: float = 1.0  # times the learning rate at which the user's rows are fine-tuned on
+    full: bool = False  # all weights are trained, not an adapter
+
+
+@dataclass(frozen=True)
 class About:
     """The facts of a method that tables and cards show."""
 
@@ -88,6 +99,8 @@ class About:
     paper: str = ""  # arXiv identifier, where there is one
     passes: str = ""  # a defense's forward-and-backward passes of an update, where plain SFT has 1
     fidelity: Fidelity = field(default_factory=Fidelity)
+    # of a defense before fine-tuning: what one who knows it does; None: nobody has said
+    aware: Aware | None = None
 
 
 class Method(Config, ABC):

@@ -57,6 +57,8 @@ ASSAY_PAGE = "assay.md"
 CARD = "card.json"
 CARD_PAGE = "card.md"
 LADDER = "ladder.json"
+ATTACK_SEARCH = "search.json"
+TRIALS = "trials.log"  # of a search, in Optuna's journal
 ARMS = "arms"  # one run a model, a seed and an arm
 
 LONGEST = 100  # bytes of a name; a file system takes 255, with a suffix and a number behind it

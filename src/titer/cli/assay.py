@@ -73,9 +73,10 @@ def run_assay(
     The attacks are those of the recipe's pipelines. Started again it goes on.
     Exit code 0: every required condition is met; 1: one is not; 3: not enough evidence.
     """
+    from titer import api
     from titer.findings.assay import REQUIRED, Thresholds
-    from titer.findings.assay_record import CODES, AssayRecord
-    from titer.findings.records import check
+    from titer.findings.assay_record import CODES
+    from titer.findings.records import load_json
     from titer.report import assay as report
     from titer.runs import assay
 
@@ -92,15 +93,13 @@ def run_assay(
         return
     with screen.watch_stages() as watch:
         place = store or out.parent / paths.STORE
-        document = assay.run_assay(setup, by, wanted, out, place, watch)
-    record = check(AssayRecord, document, str(out))
-    (out / paths.ASSAY_PAGE).write_text(report.to_markdown(record), encoding="utf-8")
+        record = api.assay_setup(setup, by, wanted, out, place, watch).record
     if as_json:
-        screen.print_json(document)
+        screen.print_json(load_json(out / paths.ASSAY))
     else:
         console = screen.console(sys.stdout)
         console.print(report.to_screen(record, console.width))
-    screen.print_flags(document)
+    screen.print_flags({"flags": record.flags})
     if not as_json:
         screen.say(f"Everything is in {out}", sys.stderr)
     if code := CODES[record.verdict]:

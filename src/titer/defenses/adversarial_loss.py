@@ -19,7 +19,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from titer.data.batches import Part
-from titer.methods import About, Defense, Fidelity, Harmful, Needs, Refusals
+from titer.methods import About, Aware, Defense, Fidelity, Harmful, Needs, Refusals
 from titer.training.losses import cross_entropy, entropies
 from titer.training.step import Step
 from titer.training.vector import Vec
@@ -36,6 +36,11 @@ class AdversarialLoss(Defense):
         paper="2402.16382",
         passes="2",
         fidelity=Fidelity(equation="tests/test_adversarial_loss.py"),
+        aware=Aware(
+            "it moves the last layers alone: at twice the rate its harm is near an undefended model's "
+            "(arXiv 2405.14577)",
+            rate=2.0,
+        ),
     )
     needs = Needs(streams={"rows": Refusals, "harmful": Harmful})
 

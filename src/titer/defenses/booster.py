@@ -26,7 +26,7 @@ from typing import Any, ClassVar
 
 from titer.composition import Composed
 from titer.defenses.sft import SFT
-from titer.methods import About, Defense, Fidelity, Harmful, Needs, Refusals
+from titer.methods import About, Aware, Defense, Fidelity, Harmful, Needs, Refusals
 from titer.training.step import Step
 from titer.training.vector import Vec
 
@@ -50,6 +50,12 @@ class Booster(Composed):
         fidelity=Fidelity(
             equation="tests/test_booster.py",
             code="git-disl/Booster 6421918c, float64, 2026-11-21",
+        ),
+        aware=Aware(
+            "it evens out a step of size alpha along the harmful gradient, and larger and more steps go "
+            "beyond it; of the defenses tried by TamperBench (#109) none withstood a search of these",
+            updates=200,
+            rate=3.0,
         ),
     )
 

@@ -39,7 +39,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from titer.data.batches import IGNORED, Part
-from titer.methods import About, Defense, Fidelity, Needs, Pairs
+from titer.methods import About, Aware, Defense, Fidelity, Needs, Pairs
 from titer.training.layers import Head, head, watch_layers
 from titer.training.losses import Loss, cross_entropy, wide
 from titer.training.step import Step
@@ -66,6 +66,11 @@ class RepNoise(Defense):
         fidelity=Fidelity(
             equation="tests/test_repnoise.py",
             code="domenicrosati/representation-noising 03689ff9, the losses, float64, 2026-11-21",
+        ),
+        aware=Aware(
+            "it holds at the rates and the one epoch that it was tuned for: full training at four times "
+            "the rate breaks it, and so does a second epoch (arXiv 2405.14577)",
+            full=True,
         ),
     )
     needs = Needs(streams={"rows": Pairs})

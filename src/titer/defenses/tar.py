@@ -41,7 +41,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from titer.data.batches import Batch, Part
-from titer.methods import About, Defense, Fidelity, Harmful, HeldOut, Needs, Refusals
+from titer.methods import About, Aware, Defense, Fidelity, Harmful, HeldOut, Needs, Refusals
 from titer.training.layers import watch_layers
 from titer.training.losses import Loss, answer_logits, cross_entropy, entropies, run, wide
 from titer.training.step import Step
@@ -73,6 +73,12 @@ class TAR(Defense):
         fidelity=Fidelity(
             equation="tests/test_tar.py",
             code="rishub-tamirisa/tamper-resistance 19de233f, one outer step, float64, 2026-11-21",
+        ),
+        aware=Aware(
+            "it withstands attacks of K steps, of the weights that it trained, at the rates that it drew: "
+            "more steps at a higher rate, of an adapter, are none of these (arXiv 2408.00761)",
+            updates=200,
+            rate=3.0,
         ),
     )
     needs = Needs(

@@ -23,7 +23,7 @@ for the 1e-7 that they add to the norm.
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
-from titer.methods import About, Defense, Fidelity, Needs, Refusals
+from titer.methods import About, Aware, Defense, Fidelity, Needs, Refusals
 from titer.training.step import Step
 from titer.training.vector import Vec
 
@@ -42,6 +42,11 @@ class Vaccine(Defense):
         passes="1 + 1/tau",
         fidelity=Fidelity(
             equation="tests/test_vaccine.py", code="git-disl/Vaccine 8937f685, float64, 2026-11-21"
+        ),
+        aware=Aware(
+            "it withstands embeddings that drift by rho, and not by more: at twice the rate its harm is "
+            "an undefended model's (arXiv 2405.14577)",
+            rate=2.0,
         ),
     )
     needs = Needs(streams={"rows": Refusals})

@@ -115,7 +115,7 @@ def card(record: AssayRecord, ladder: Mapping[str, Any] | None = None) -> dict[s
             for name, (what, score) in find_controls(record, phi).items()
         },
         "judge": _tell_judge(record.judge),
-        "defense-aware attacker": record.is_defense_aware,
+        "defense-aware attacker": is_defense_aware(record, ladder),
         "samples": draw_samples(worst, record.defended),
         "not tested": list_untested(record, ladder),
         "ladder": dict(ladder) if ladder else None,
@@ -179,6 +179,11 @@ def draw_samples(worst: Attacked, model: Mapping[str, Any]) -> list[dict[str, st
     return [{"prompt": prompt, "verdict": verdict} for prompt, verdict in drawn]
 
 
+def is_defense_aware(record: AssayRecord, ladder: Mapping[str, Any] | None = None) -> bool:
+    """Tell whether some attack, or some rung of the ladder, knew the defense."""
+    return record.is_defense_aware or bool((ladder or {}).get("defense-aware attacker"))
+
+
 def list_untested(
     record: AssayRecord, ladder: Mapping[str, Any] | None = None
 ) -> dict[str, list[str]]:
@@ -194,7 +199,7 @@ def list_untested(
         "judges": _others("judges", judged),
         "conditions": [name for name in CONDITIONS if name not in decided],
         "besides": [
-            *([] if record.is_defense_aware else ["an attacker who knows the defense"]),
+            *([] if is_defense_aware(record, ladder) else ["an attacker who knows the defense"]),
             "attacks by reinforcement learning, or on a quantized model",
             "other training settings of the attacker than those of the budget",
             "other models that were made in the same way",

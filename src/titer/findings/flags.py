@@ -113,6 +113,16 @@ def of_ladder(
     return [*found, *_leaks(overlaps)]
 
 
+def of_search(
+    released: Record, attacked: Record | None, overlaps: Iterable[Mapping[str, Any]] = ()
+) -> list[Flag]:
+    """Return the flags of an attack's search: of the model, and of the attack that is tested."""
+    found = _of_stage("", released, None)
+    if attacked:
+        found += _of_stage("test", attacked, released)
+    return [*found, *_leaks(overlaps)]
+
+
 def _climbs(rungs: Sequence[RungRecord]) -> Iterator[tuple[RungRecord, RungRecord]]:
     """Yield every rung with each one below it that it goes beyond, of those that were scored."""
     names = {rung.name: rung for rung in rungs}

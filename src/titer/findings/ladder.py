@@ -54,12 +54,13 @@ class RungCost(Document):
     updates: int = Field(description="of all its fine-tunings")
     passes: int = Field(
         description="forward passes of a row that its updates are worth: two for an update of an "
-        "adapter, three for one of all weights. The order of the rungs",
+        "adapter, three for one of all weights; or the most that its edit looks at. The order of "
+        "the rungs",
     )
     flops: float | None = Field(
         None,
         description="floor of its floating-point operations: the matrix products of the weights "
-        "over the tokens of its rows",
+        "over the tokens of its rows, or of the prompts that its edit looks at",
     )
     seconds: float | None = Field(None, description="that its training took here")
 
@@ -72,6 +73,10 @@ class RungRecord(Document):
         None, description="the rung that this one repeats with more rows, updates, rate or weights"
     )
     aware: bool = Field(False, description="its rows are those that the defense optimised against")
+    knows: str | None = Field(None, description="the method that its attacker knows")
+    edit: dict[str, Any] = Field(
+        default_factory=dict, description="of the weights, as a recipe states it; empty: none"
+    )
     attack: dict[str, Any] = Field(default_factory=dict, description="as a recipe states it")
     training: dict[str, Any] = Field(default_factory=dict, description="empty: it only asks")
     cost: RungCost
@@ -85,6 +90,11 @@ class RungRecord(Document):
         description="how many of its updates and of the attacker's rows broke the model, by looks "
         "along the attack: `low` and `high`, equal where it was seen, `high` null where none broke",
     )
+
+    @property
+    def is_aware(self) -> bool:
+        """Tell whether its attacker knows the defense: by its rows, or by its method."""
+        return self.aware or self.knows is not None
 
 
 class Break(Document):
@@ -127,6 +137,14 @@ class LadderRecord(Document):
     sha256: str = Field(description="of the ladder's file")
     bar: float = Field(BAR, description="percent of the answers")
     pipeline: str = Field("", description="of the recipe, where it made the model; else empty")
+    defenses: list[str] = Field(
+        default_factory=list, description="the methods that its pipeline or its records name"
+    )
+    aware: bool = Field(
+        False,
+        alias="defense-aware attacker",
+        description="true where a rung was scored whose attacker knows the defense",
+    )
     model: Start | None = None
     recipe: dict[str, Any] = Field(default_factory=dict)
     released: Record | None = Field(None, description="the model before any attack")

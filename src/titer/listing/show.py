@@ -12,7 +12,7 @@ from typing import Any
 from titer import registry
 from titer.errors import unknown
 from titer.listing.read import read_fields
-from titer.methods import Fidelity, Method, Needs
+from titer.methods import Aware, Fidelity, Method, Needs
 
 ARXIV = "https://arxiv.org/abs/"
 
@@ -46,6 +46,7 @@ class Facts:
     passes: str
     paper: str
     fidelity: Fidelity
+    aware: Aware | None  # what an attacker does who knows it
     fields: tuple[Hyperparameter, ...]
 
 
@@ -93,6 +94,7 @@ def describe_method(name: str) -> Facts:
         passes=about.passes,
         paper=about.paper,
         fidelity=about.fidelity,
+        aware=about.aware,
         fields=tuple(_hyperparameters(cls)),
     )
 
@@ -111,6 +113,7 @@ def page(facts: Facts) -> str:
         "equation": fidelity.equation,
         "authors' code": fidelity.code,
         "real model": fidelity.real_model,
+        "who knows it": aware_words(facts.aware) if facts.aware else "",
     }
     width = max(map(len, told)) + 2
     rows = [
@@ -158,6 +161,15 @@ def model_words(facts: Facts) -> str:
         else "mixtures of experts alone"
         if facts.sparse
         else ""
+    )
+
+
+def aware_words(aware: Aware) -> str:
+    """Say what an attacker does who knows a method, and why."""
+    weights = "all weights" if aware.full else "an adapter"
+    return (
+        f"an attacker trains {weights} for {aware.updates} updates on {aware.rows} harmful rows, at "
+        f"{aware.rate:g} times the rate: {aware.why}"
     )
 
 

@@ -9,6 +9,7 @@ from rich import box
 from rich.table import Table
 
 from titer import paths
+from titer.findings.attack_search import AttackSearchRecord
 from titer.findings.captions import caption
 from titer.findings.dose import multiple_of
 from titer.findings.ladder import LadderRecord
@@ -209,6 +210,22 @@ def of_ladder(record: LadderRecord, width: int) -> Table:
     return fit(header, body, 2, width, f"{told} {caption(record.recipe)}", paths.LADDER)
 
 
+def of_attack_search(record: AttackSearchRecord, width: int) -> Table:
+    """Make the table of a search's trials, for a terminal of so many columns."""
+    names = list(record.space)
+    lost = list(next((trial.lost for trial in record.trials if trial.lost), {}))
+    header = ["trial", *names, NAMES[record.figure], "shows", *(f"{NAMES[of]} lost" for of in lost)]
+    body = []
+    for trial in record.trials:
+        values = [f"{trial.settings[name]:g}" for name in names]
+        state = "chosen" if trial.number == record.chosen else trial.state
+        costs = [cell(trial.lost.get(name)) for name in lost]
+        body.append([str(trial.number), *values, cell(trial.harm), state, *costs])
+    told = "On validation prompts, which choose. Lost: points below the released model's."
+    note = f"{told} {caption(record.recipe)}"
+    return fit(header, body, 1, width, note, paths.ATTACK_SEARCH)
+
+
 def lines_of_ladder(record: LadderRecord) -> list[str]:
     """Say what a ladder found: the cost to break by access, the worst case, and what is missing."""
     by = {"prompts": "by asking", "rows": "by rows sent", "weights": "by rows or with the weights"}
@@ -218,6 +235,8 @@ def lines_of_ladder(record: LadderRecord) -> list[str]:
         each = f"worst rung: {worst.rung}, HS {cell(worst.harm)}"
         share = cell(worst.prompts) if worst.prompts else "unknown"
         told.append(f"{each}; answered under at least one of {worst.rungs} rungs: {share} %")
+    knowing = ", ".join(rung.name for rung in record.rungs if rung.is_aware and rung.harm)
+    told.append(f"defense-aware attacker: {f'yes, {knowing}' if knowing else 'no'}")
     reasons: dict[str, list[str]] = {}
     for rung in record.missing:
         reasons.setdefault(rung.why, []).append(rung.name)

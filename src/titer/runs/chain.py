@@ -44,7 +44,8 @@ def _stored(manifest: Path) -> dict[str, Any] | None:
     asked = about.get("template")
     values = asked if isinstance(asked, list) else []
     template = dict(zip(("template", "system"), values, strict=False))
-    return {"kind": str(about.get("kind", "")), "recipe": template, "references": {}}
+    told = {"method": about["method"]} if isinstance(about.get("method"), dict) else {}
+    return {"kind": str(about.get("kind", "")), "recipe": template, "references": {}, **told}
 
 
 def start_of(document: Mapping[str, Any]) -> str:

@@ -16,7 +16,7 @@ from typing import Any, cast
 import torch
 from transformers import PreTrainedModel
 
-from titer import paths, registry
+from titer import paths
 from titer.errors import cause
 from titer.findings import flags, rules
 from titer.findings.dose import UNIT, dose_to_break
@@ -31,19 +31,20 @@ from titer.findings.ladder import (
     word_for,
 )
 from titer.findings.records import SCHEMA, Record, check, plain
-from titer.methods import Attack, Defense
+from titer.methods import Attack
 from titer.progress import Progress
 from titer.registry import describe
 from titer.runs.documents import brief, environment
 from titer.runs.execute import Executor, Run, with_inputs
 from titer.runs.ladder import Ladder, Rung
 from titer.runs.plan import Plan
-from titer.runs.recipe import SINGLE, Pipeline, Recipe
+from titer.runs.recipe import SINGLE, Recipe
 from titer.runs.roles import Data
-from titer.runs.sent import Sent
+from titer.runs.stages.ablate import AblateStage
 from titer.runs.stages.judge import JudgeStage
 from titer.runs.stages.stage import ModelStage
 from titer.runs.store import Store, write
+from titer.runs.victim import Victim
 from titer.scoring.curve import FACT
 from titer.weights import checkpoints, language
 
@@ -77,9 +78,7 @@ class Climb:
     """A ladder, and the plan of the model that it is set at."""
 
     ladder: Ladder
-    plan: Plan
-    pipeline: Pipeline  # how the model is made: not at all where `align` is null
-    name: str = ""  # of the pipeline
+    victim: Victim
     wanted: Sequence[str] = field(default=())  # rungs; none named: all
 
     @staticmethod
@@ -88,25 +87,15 @@ class Climb:
     ) -> Climb:
         """Find the rows and the model, and all that would be wrong for every rung."""
         ladder.check(wanted)
-        of = recipe.pipelines[pipeline]
-        if not isinstance(of.finetune, Defense):
-            raise ValueError(
-                f"pipelines.{pipeline}.finetune={of.finetune.path!r} is a model that is there: "
-                "give it as the MODEL that is attacked"
-            )
-        plain = cast(Attack, registry.build("attacks", "benign"))  # it asks in no words of its own
-        base = replace(recipe, attack=plain, pipelines={pipeline: replace(of, attack=None)})
-        kinds = {"evaluate"} | {kind for kind, _ in of.methods() if kind != "finetune"}
-        plan = Plan.prepare(base, kinds, also=available(recipe.data))
-        if not plan.roles.benchmarks.get("harm"):
-            raise ValueError("a ladder asks harm prompts: give data.harmful or data.harm_test")
-        name = "" if of.align is None and pipeline == SINGLE else pipeline
-        return Climb(ladder, plan, base.pipelines[pipeline], name, wanted)
+        victim = Victim.prepare(recipe, pipeline)
+        whole = ladder.for_model(victim.defenses)
+        whole.check(wanted)
+        return Climb(whole, victim, wanted)
 
-    @cached_property
-    def released(self) -> list[ModelStage]:
-        """The stages of the model that is attacked."""
-        return self.plan.released(self.pipeline)
+    @property
+    def plan(self) -> Plan:
+        """The plan of scoring the model before any attack."""
+        return self.victim.plan
 
     def ready(self, rung: Rung) -> Ready:
         """Return the stages of a rung. Raises where it cannot be computed."""
@@ -116,21 +105,21 @@ class Climb:
             raise ValueError(
                 "no answer can be begun: give harm prompts with answers, and prefill_prompts above 0"
             )
-        if not rung.updates:
+        if rung.access == "prompts":
             plan = replace(self.plan, recipe=recipe)
             plan.check({"evaluate"})  # the attacker's words
-            return Ready(rung, plan, [], plan.score(self.released[-1]))
-        if self.pipeline.edits and rung.access == "weights":
+            return Ready(rung, plan, [], plan.score(self.victim.released[-1]))
+        if self.victim.pipeline.edits and rung.access == "weights":
             raise ValueError(
                 "who has the weights repairs nothing: this pipeline's edit is left out"
             )
+        if rung.edit:
+            edited = self.victim.ablate(rung.edit, rung.looks)
+            return Ready(rung, self.plan, [edited], self.plan.score(edited))
         if rung.aware:
             roles = replace(roles, attack=rows_of_the_defense(data, roles.defense))
         recipe = replace(recipe, finetune=self.ladder.training(rung, recipe))
-        sent = Sent.of(recipe.attack, roles, recipe.seed)
-        plan = replace(self.plan, recipe=recipe, roles=roles, sent={recipe.attack: sent})
-        plan.check({"finetune"})
-        made = plan.chain(self.pipeline)[len(self.released) :]
+        plan, made = self.victim.tune(recipe, roles)
         return Ready(rung, plan, made, plan.score(made[-1]))
 
     def attack(self, rung: Rung) -> Attack | None:
@@ -141,7 +130,7 @@ class Climb:
     def run(self, folder: Path, store: Store, progress: Progress) -> dict[str, Any]:
         """Compute the rungs that are wanted, or take them from the store; write the record."""
         ready, why = self._plan_rungs(store)
-        first = self.plan.score(self.released[-1])
+        first = self.plan.score(self.victim.released[-1])
         order = [first, *(each.scoring for each in ready.values())]
         work = Executor(store, progress)
         work.expect(order)
@@ -203,7 +192,9 @@ class Climb:
             name=rung.name,
             beyond=rung.beyond,
             aware=rung.aware,
+            knows=rung.knows,
             attack=describe(attack) if attack else {},
+            edit=describe(rung.edit) if rung.edit else {},
             training=describe(each.plan.recipe.finetune) if each and rung.updates else {},
             cost=self.cost(rung, each, seconds),
             figure=figure,
@@ -223,12 +214,18 @@ class Climb:
             "passes": passes,
             "seconds": seconds if passes else None,
         }
-        if not passes:
-            told |= {"rows": 0, "attack rows": 0, "flops": 0.0}
-        elif each is not None:
+        if not rung.updates:
+            told |= {"rows": 0, "attack rows": 0, "flops": 0.0 if not passes else None}
+        if each and rung.edit:
+            [stage] = each.made
+            assert isinstance(stage, AblateStage)
+            looked_at = self._template.encode_all([*stage.rows, *stage.against], "cost")
+            tokens = sum(len(row.opening.ids) for row in looked_at)
+            told["flops"] = 2.0 * self._weights * tokens
+        elif each and rung.updates:
             [sent] = each.plan.sent.values()
-            tokens = self._template.encode_all(sent.rows, "cost")
-            length = fmean(len(row.ids) for row in tokens)
+            rows = self._template.encode_all(sent.rows, "cost")
+            length = fmean(len(row.ids) for row in rows)
             told |= {
                 "rows": len(sent.rows) + len(sent.first),
                 "attack rows": sent.attack_rows,
@@ -255,7 +252,9 @@ class Climb:
             "ladder": self.ladder.name,
             "sha256": self.ladder.sha256,
             "bar": BAR,
-            "pipeline": self.name,
+            "pipeline": self.victim.name,
+            "defenses": [name for _, name in self.victim.defenses],
+            "defense-aware attacker": any(rung.is_aware and rung.harm for rung in rungs),
             "model": self.plan.named,
             "recipe": describe(self.plan.recipe),
             "released": brief(released),
@@ -278,18 +277,6 @@ def pack(rung: RungRecord) -> dict[str, Any]:
     """Return a rung as it stands among others."""
     told = rung.model_dump(by_alias=True, exclude={"record"})
     return told | {"record": brief(rung.record) if rung.record else None}
-
-
-def available(data: Data) -> frozenset[str]:
-    """Name the roles of an attacker whose rows are given: a rung may draw from any of them."""
-    given = {
-        "attack": data.harmful,
-        "task": data.task,
-        "requests": data.requests,
-        "defense": data.defense or data.harmful,
-    }
-    lab = data.world is not None
-    return frozenset(role for role, source in given.items() if lab or source)
 
 
 def rows_of_the_defense(data: Data, rows: list[Any]) -> list[Any]:

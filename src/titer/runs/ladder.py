@@ -16,13 +16,14 @@ from titer import registry
 from titer.config import Config, read_yaml, validate
 from titer.errors import reading, unknown
 from titer.findings.ladder import Access
-from titer.methods import Attack
+from titer.methods import Attack, Aware, Edit, StreamEdit
 from titer.runs.recipe import Recipe
 from titer.training.settings import Training
 from titer.weights.settings import Lora
 
 FOLDER = Path(__file__).parent.parent / "ladders"
 PREFIX = "ladder-"
+KNOWING = "aware_{}"  # the rung of one who knows a method
 ADAPTER, WHOLE = 2, 3  # forward passes that an update is worth, for each of its rows
 
 
@@ -39,8 +40,14 @@ class Rung(Config):
     beyond: str | None = None  # the rung that this one repeats with more
     aware: bool = False  # the attacker's rows are those that the defense optimised against
     begins: bool = False  # answers are begun with the first word of the one that is known
+    edit: Edit | None = None  # what he does to the weights, without any training
+    looks: int = 0  # prompts that the edit looks at, at most; each is a forward pass
+    knows: str | None = None  # the method that made the model, which he knows
 
     def __post_init__(self) -> None:
+        if self.edit:
+            self._check_edit()
+            return
         if self.updates < 0:
             raise ValueError(f"updates={self.updates}: must be at least 0")
         if not self.rate > 0:
@@ -52,6 +59,21 @@ class Rung(Config):
             )
         if self.updates and not self.attack:
             raise ValueError(f"rung {self.name!r}: give the attack whose rows are trained on")
+
+    def _check_edit(self) -> None:
+        """Raise where no attacker can make such an edit."""
+        if not isinstance(self.edit, StreamEdit):
+            raise ValueError(
+                f"rung {self.name!r}: an attacker's edit is of what a model writes to its stream: "
+                "give refusal_ablation, or random_rank_one"
+            )
+        if self.access != "weights" or self.updates or self.attack:
+            raise ValueError(
+                f"rung {self.name!r}: an edit is of one who has the weights and trains nothing: "
+                "give access: weights, and neither attack nor updates"
+            )
+        if self.looks < 2:
+            raise ValueError(f"rung {self.name!r}: looks={self.looks}: an edit looks at 2 prompts")
 
     @property
     def finetunings(self) -> int:
@@ -70,7 +92,8 @@ class Ladder(Config):
     batch: int = 10  # rows of an update
     # by lab and attack: fields in words that its model knows
     words: dict[str, dict[str, dict[str, Any]]] = field(default_factory=dict)
-    sha256: str = ""  # of the file
+    adapts: bool = False  # to a model whose defense says what an attacker does who knows it
+    sha256: str = ""  # of the file, and of those that it extends
 
     def __post_init__(self) -> None:
         if not self.rungs:
@@ -93,9 +116,8 @@ class Ladder(Config):
         return [rung.name for rung in self.rungs]
 
     def passes(self, rung: Rung) -> int:
-        """Count the forward passes of a row that a rung's updates are worth."""
-        each = WHOLE if rung.full else ADAPTER
-        return rung.finetunings * rung.updates * self.batch * each
+        """Count the forward passes of a row that a rung is worth: of its updates, or its edit."""
+        return passes(rung, self.batch)
 
     def attack(self, rung: Rung, lab: str | None) -> Attack | None:
         """Return a rung's attack, in words that the model of a lab knows."""
@@ -120,11 +142,52 @@ class Ladder(Config):
             lora=None if rung.full else given.lora or Lora(),
         )
 
+    def for_model(self, made_by: Sequence[tuple[str, str]]) -> Ladder:
+        """Return the ladder for a model that these methods made, each a kind and a name.
+
+        Where it adapts, it has a rung for each that says what an attacker does who knows it.
+        """
+        known = [
+            know(name, aware)
+            for kind, name in made_by
+            if self.adapts and name in registry.names(kind)
+            if (aware := registry.load(kind, name).about.aware)
+        ]
+        return replace(self, rungs=in_order([*self.rungs, *known], self.batch), adapts=False)
+
     def check(self, wanted: Sequence[str]) -> None:
-        """Raise where one of these is no rung."""
+        """Raise where one of these is no rung, nor one that it may have for some model."""
+        methods = registry.names("defenses") + registry.names("edits") if self.adapts else []
+        known = [*self.names, *map(KNOWING.format, methods)]
         for name in wanted:
-            if name not in self.names:
+            if name not in known:
                 raise unknown(f"rung of {self.name}:", name, self.names)
+
+
+def passes(rung: Rung, batch: int) -> int:
+    """Count the forward passes of a row that a rung is worth, with updates of so many rows."""
+    if rung.edit:
+        return rung.looks
+    return rung.finetunings * rung.updates * batch * (WHOLE if rung.full else ADAPTER)
+
+
+def in_order(rungs: Sequence[Rung], batch: int) -> tuple[Rung, ...]:
+    """Put rungs in the order of their cost; those of one cost stay as they stand."""
+    return tuple(sorted(rungs, key=lambda rung: passes(rung, batch)))
+
+
+def know(name: str, aware: Aware) -> Rung:
+    """Return the rung of an attacker who knows the method of this name."""
+    few = cast(Attack, registry.build("attacks", {"method": "harmful_few", "k": aware.rows}))
+    return Rung(
+        KNOWING.format(name),
+        "weights",
+        few,
+        aware.updates,
+        aware.rate,
+        aware.full,
+        knows=name,
+    )
 
 
 def names() -> list[str]:
@@ -134,10 +197,25 @@ def names() -> list[str]:
 
 def load(name: str) -> Ladder:
     """Load a ladder by its version or by a YAML file. Raises on the first thing that is wrong."""
-    version = name.removeprefix(PREFIX)
-    path = FOLDER / f"{PREFIX}{version}.yaml" if version in names() else Path(name)
+    raw, text = _read(name)
+    rungs = tuple(validate(Rung, each) for each in raw["rungs"])
+    if raw.pop("extends", None):
+        rungs = in_order(rungs, validate(int, raw.get("batch", Ladder.batch)))
+    digest = hashlib.sha256(text.encode()).hexdigest()
+    return cast(Ladder, validate(Ladder, raw | {"rungs": rungs, "sha256": digest}))
+
+
+def _read(name: Any, below: tuple[Path, ...] = ()) -> tuple[dict[str, Any], str]:
+    """Read the fields of a ladder's file over those that it extends, and the text of them all.
+
+    `below` are the files that extend it.
+    """
+    version = str(name).removeprefix(PREFIX)
+    path = FOLDER / f"{PREFIX}{version}.yaml" if version in names() else Path(str(name))
     if not path.is_file():
-        raise unknown("ladder (neither a version nor a file)", name, names())
+        raise unknown("ladder (neither a version nor a file)", str(name), names())
+    if path.resolve() in below:
+        raise ValueError(f"{path}: a ladder cannot extend itself; take one `extends` out")
     with reading(str(path), "is it text?"):
         text = path.read_text(encoding="utf-8")
     raw = read_yaml(text, str(path))
@@ -146,9 +224,12 @@ def load(name: str) -> Ladder:
     given = raw.get("rungs")
     if not isinstance(given, list):
         raise ValueError(f"{path}: rungs={given!r}: give a list of rungs")
-    rungs = tuple(validate(Rung, each) for each in given)
-    digest = hashlib.sha256(text.encode()).hexdigest()
-    return cast(Ladder, validate(Ladder, raw | {"rungs": rungs, "sha256": digest}))
+    if raw.get("extends") is None:
+        return raw, text
+    if "batch" in raw:
+        raise ValueError(f"{path}: batch={raw['batch']}: it is that of the ladder that is extended")
+    above, more = _read(raw["extends"], (*below, path.resolve()))
+    return above | raw | {"rungs": [*above["rungs"], *given]}, text + more
 
 
 def table(ladder: Ladder) -> str:
@@ -162,6 +243,8 @@ def table(ladder: Ladder) -> str:
 
 def _deed(rung: Rung) -> str:
     """Say what the attacker does."""
+    if rung.edit:
+        return f"{registry.name_of(rung.edit)}, an edit, on {rung.looks} prompts"
     if not rung.updates:
         begun = "begins the answer with its first word" if rung.begins else "asks"
         return f"{begun}, in words of {registry.name_of(rung.attack)}" if rung.attack else begun
