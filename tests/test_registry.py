@@ -227,6 +227,7 @@ def test_show_tells_all_of_a_method(monkeypatch, capsys):
     told = {line[:15].strip(): line[15:].strip() for line in lines}
     assert told["kind"] == "defense, from the package titer"
     assert told["stage"] == "align, finetune"
+    assert told["meant for"] == "align"
     assert told["rows"] == "rows: refusals; harmful"
     assert told["passes"] == "1 + 2/tau an update"
     assert told["paper"] == "arXiv 2409.01586 (https://arxiv.org/abs/2409.01586)"
@@ -313,9 +314,10 @@ def test_what_a_source_says_of_a_method_is_what_its_class_says(kind):
         assert {field.name for field in facts.fields} == {f.name for f in dataclasses.fields(cls)}
 
 
-def test_the_table_of_methods_is_current():
-    committed = (Path(__file__).parent.parent / "docs" / "methods.md").read_text(encoding="utf-8")
-    assert committed == listing.table(), "run: python -m titer.listing docs/methods.md"
+@pytest.mark.parametrize("page", ["methods.md", "choose.md"])
+def test_the_pages_that_are_made_from_methods_are_current(page):
+    committed = (Path(__file__).parent.parent / "docs" / page).read_text(encoding="utf-8")
+    assert committed == listing.pages()[page], "run: python -m titer.listing docs"
 
 
 # ---- a package that is really installed ----

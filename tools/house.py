@@ -25,6 +25,7 @@ PACKAGE = Path(__file__).parent.parent / "src" / "titer"
 LAYERS = (
     (
         "titer",
+        "titer.assumptions",
         "titer.attributes",
         "titer.errors",
         "titer.printable",
