@@ -57,7 +57,7 @@ LAYERS = (
         "titer.findings",
     ),
     ("titer.runs", "titer.screening"),
-    ("titer.report", "titer.listing"),
+    ("titer.report", "titer.listing", "titer.scaffold"),
     ("titer.api", "titer.integrations"),
     ("titer.cli", "titer.__main__", "titer.testing"),
 )
