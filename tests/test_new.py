@@ -261,7 +261,7 @@ def test_a_recipe_uses_the_methods_of_an_installed_package(installed):
     stages = found.pipelines["mine"].stages
     assert [stage.label for stage in stages][-2:] == ["finetune l2sp", "edit my_edit"]
     tuned, edited = stages[-2:]
-    assert tuned.method == {"method": "l2sp", "lam": 2.0}
+    assert tuned.how == {"method": "l2sp", "lam": 2.0}
     assert edited.facts["changed entries"] > 0
 
 

@@ -1,7 +1,7 @@
 """titer measures how well a model's safety alignment survives fine-tuning, and makes it survive.
 
 The functions here are the commands, for Python (`titer.api`): run, align, release, finetune, edit,
-attack, evaluate, calibrate, load, list_methods. Importing titer imports none of what they need.
+attack, evaluate, calibrate, load, list_methods, choose. Importing titer imports none of what they need.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ __all__ = [
     "align",
     "attack",
     "calibrate",
+    "choose",
     "edit",
     "evaluate",
     "finetune",
@@ -37,6 +38,7 @@ if TYPE_CHECKING:
         align,
         attack,
         calibrate,
+        choose,
         edit,
         evaluate,
         finetune,
