@@ -27,45 +27,41 @@ def pages() -> dict[str, str]:
 def guide() -> str:
     """Write the text of docs/choose.md: some situations, the words, and what every method asks for."""
     found = [choice for choice in choose([]) if choice.listing.source == "titer"]
-    return (
-        "\n\n".join(
-            [
-                "# Which method fits?",
-                "A method fits where you have what it asks for. Whether it helps is another question: "
-                "[the answer](answer.md) says what each did in the lab, and what it cost.",
-                _rows(
-                    ("you say", "fits", "`titer list --assume`"),
-                    [(said, _names(words), f'`"{words}"`') for said, words in SITUATIONS],
-                ),
-                "Where a setting stands behind a name, the method fits with that setting, and not as it "
-                "is. `titer list --assume WORDS` answers any other situation, `--why` says of the rest "
-                "why they do not fit, and `titer show NAME` says all of one method. Methods of other "
-                "packages are chosen among too.",
-                "## The words",
-                "Put commas between them. Of several words for a stage (the first three) either will do; "
-                "all others must hold. What is not said is no restriction.",
-                _rows(("word", "means"), [(f"`{word}`", of.meaning) for word, of in WORDS.items()]),
-                "## What every method asks for",
-                "*Acts*: the stage of the survey of the field "
-                "([2409.18169](https://arxiv.org/abs/2409.18169)), of which the release is the end of "
-                "the alignment. *Rows* are the defender's, beside the user's. *Models* are others than "
-                "the one that it works on and the one that its stage began with. *Leaves*: an adapter, "
-                "where one was trained, or a whole model. *Passes* are those of an update, where plain "
-                "fine-tuning has 1. *Or with*: a setting with which it asks for less.",
-                _rows(
-                    ("method", "acts", "rows", "models", "works on", "leaves", "passes", "or with"),
-                    [_asks(choice) for choice in found],
-                ),
-                "## Several together",
-                "A pipeline has one method at each stage at most, and methods of different stages go "
-                f"together. {_holders(found)} `tests/test_pairs.py` runs every pair.",
-                "Controls, which are there for others to beat, are in [the table of methods](methods.md) "
-                "alone. This page is made from the sources by `python -m titer.listing docs`; do not "
-                "edit it.",
-            ]
-        )
-        + "\n"
-    )
+    parts = [
+        "# Which method fits?",
+        "A method fits where you have what it asks for. Whether it helps is another question: "
+        "[the answer](answer.md) says what each did in the lab, and what it cost.",
+        _rows(
+            ("you say", "fits", "`titer list --assume`"),
+            [(said, _names(words), f'`"{words}"`') for said, words in SITUATIONS],
+        ),
+        "Where a setting stands behind a name, the method fits with that setting, and not as it "
+        "is. `titer list --assume WORDS` answers any other situation, `--why` says of the rest "
+        "why they do not fit, and `titer show NAME` says all of one method. Methods of other "
+        "packages are chosen among too.",
+        "## The words",
+        "Put commas between them. Of several words for a stage (the first three) either will do; "
+        "all others must hold. What is not said is no restriction.",
+        _rows(("word", "means"), [(f"`{word}`", of.meaning) for word, of in WORDS.items()]),
+        "## What every method asks for",
+        "*Acts*: the stage of the survey of the field "
+        "([2409.18169](https://arxiv.org/abs/2409.18169)), of which the release is the end of "
+        "the alignment. *Rows* are the defender's, beside the user's. *Models* are others than "
+        "the one that it works on and the one that its stage began with. *Leaves*: an adapter, "
+        "where one was trained, or a whole model. *Passes* are those of an update, where plain "
+        "fine-tuning has 1. *Or with*: a setting with which it asks for less.",
+        _rows(
+            ("method", "acts", "rows", "models", "works on", "leaves", "passes", "or with"),
+            [_asks(choice) for choice in found],
+        ),
+        "## Several together",
+        "A pipeline has one method at each stage at most, and methods of different stages go "
+        f"together. {_holders(found)} `tests/test_pairs.py` runs every pair.",
+        "Controls, which are there for others to beat, are in [the table of methods](methods.md) "
+        "alone. This page is made from the sources by `python -m titer.listing docs`; do not "
+        "edit it.",
+    ]
+    return "\n\n".join(parts) + "\n"
 
 
 def _names(words: str) -> str:
@@ -87,10 +83,7 @@ def _asks(choice: Choosable) -> tuple[str, ...]:
     facts = describe_method(f"{choice.listing.kind}/{choice.listing.name}")
     method = registry.build(facts.kind, facts.name)
     has = traits(method)
-    theirs = {
-        Trait.HARMFUL: "harmful",
-        Trait.ALIGNMENT: "alignment",
-    }
+    theirs = {Trait.HARMFUL: "harmful", Trait.ALIGNMENT: "alignment"}
     rows = [word for trait, word in theirs.items() if trait in has]
     models = ["aligned"] if Trait.ALIGNED in has and "edit" in facts.acts else []
     models += [name for name in facts.models if name != "start"]
