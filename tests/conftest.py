@@ -23,8 +23,6 @@ from titer.lab.build import tokenizer as lab_tokenizer
 from titer.testing import streams, tiny  # noqa: F401  the tests' own too
 from titer.training.train import accelerator_for
 
-collect_ignore = ["plugin"]  # a package of its own, tested once it is installed
-
 
 @pytest.fixture(autouse=True)
 def _one_thread() -> Iterator[None]:

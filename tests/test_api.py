@@ -93,6 +93,7 @@ def test_a_notebook_aligns_attacks_repairs_and_scores(
     assert all(torch.equal(before[name], weight) for name, weight in model[0].state_dict().items())
     assert aligned.record.label == "align booster"
     assert aligned.record.facts["rows"] == {"rows": 72, "harmful": 15}
+    assert "align booster" in aligned._repr_html_()
 
     some = {name: rows[name] for name in ("task", "harmful")}
     tuned = titer.finetune(aligned, data=some, settings=HOW)
@@ -100,6 +101,7 @@ def test_a_notebook_aligns_attacks_repairs_and_scores(
         tuned, "antidote", data={"harmful": rows["harmful"]}, settings=[*FEW, "method.alpha=0.3"]
     )
     assert edited.record.facts["changed entries"] > 0
+    assert f"<td>{edited.record.facts['changed entries']}</td>" in edited._repr_html_()
     loaded, tokenizer = edited.load()
     assert len(tokenizer) == len(model[1])
     weights: dict[str, torch.Tensor] = loaded.state_dict()
@@ -173,6 +175,19 @@ def test_methods_are_listed() -> None:
     assert "booster" in {entry.name for entry in titer.list_methods("defenses")}
     with pytest.raises(ValueError, match="unknown kind 'defences': did you mean 'defenses'"):
         titer.list_methods("defences")
+
+
+def test_what_fits_is_chosen_and_shown_as_a_table() -> None:
+    found = titer.choose("after fine-tuning, no harmful data", "edits")
+    fit = [each.listing.name for each in found if each.fits]
+    assert fit == ["one_shot", "safe_delta", "safe_lora", "safe_merge", "wise_ft"]
+    assert [each.fits for each in found] == sorted((each.fits for each in found), reverse=True)
+    html = titer.api.Methods(found)._repr_html_()
+    assert "needs harmful rows" in html
+    assert html.count("<tr") == len(found) + 1
+    assert "<td>booster</td>" in titer.api.Methods(titer.list_methods("defenses"))._repr_html_()
+    with pytest.raises(ValueError, match="unknown assumption 'no harm': did you mean"):
+        titer.choose("no harm")
 
 
 def test_importing_titer_is_light() -> None:

@@ -3,15 +3,12 @@
 import ast
 import dataclasses
 import json
-import os
-import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
-import titer
 from test_recipe import run
 from titer import listing, registry
 from titer.data import sources
@@ -227,6 +224,7 @@ def test_show_tells_all_of_a_method(monkeypatch, capsys):
     told = {line[:15].strip(): line[15:].strip() for line in lines}
     assert told["kind"] == "defense, from the package titer"
     assert told["stage"] == "align, finetune"
+    assert told["meant for"] == "align"
     assert told["rows"] == "rows: refusals; harmful"
     assert told["passes"] == "1 + 2/tau an update"
     assert told["paper"] == "arXiv 2409.01586 (https://arxiv.org/abs/2409.01586)"
@@ -287,10 +285,12 @@ def test_an_unknown_method_is_named_with_the_nearest(monkeypatch, capsys, name, 
 
 
 def test_a_name_of_two_kinds_asks_which(package, monkeypatch, capsys):
-    shrink = Path(__file__).parent / "plugin" / "titer_halves" / "shrink.py"
-    package(
-        "elsewhere", {"edits": ["booster = shrinking:Shrink"]}, {"shrinking": shrink.read_text()}
+    shrink = (
+        "from dataclasses import dataclass\nfrom titer.methods import UpdateEdit\n"
+        "@dataclass(frozen=True)\nclass Shrink(UpdateEdit):\n"
+        "    def edit(self, weight, state):\n        return 0.5 * weight.update\n"
     )
+    package("elsewhere", {"edits": ["booster = shrinking:Shrink"]}, {"shrinking": shrink})
     code, _, err = run(monkeypatch, capsys, "show", "booster")
     assert (code, err) == (
         2,
@@ -313,76 +313,7 @@ def test_what_a_source_says_of_a_method_is_what_its_class_says(kind):
         assert {field.name for field in facts.fields} == {f.name for f in dataclasses.fields(cls)}
 
 
-def test_the_table_of_methods_is_current():
-    committed = (Path(__file__).parent.parent / "docs" / "methods.md").read_text(encoding="utf-8")
-    assert committed == listing.table(), "run: python -m titer.listing docs/methods.md"
-
-
-# ---- a package that is really installed ----
-
-
-@pytest.fixture(scope="module")
-def installed(tmp_path_factory) -> Path:
-    """The folder that pip installed the example package into, without a network."""
-    place = tmp_path_factory.mktemp("plugin")
-    shutil.copytree(Path(__file__).parent / "plugin", place / "source")
-    pip = [sys.executable, "-m", "pip", "install", "--quiet", "--no-index", "--no-deps"]
-    subprocess.run(
-        [*pip, "--no-build-isolation", "--target", place / "site", place / "source"],
-        check=True,
-        capture_output=True,
-        timeout=300,
-    )
-    return place
-
-
-def python(installed: Path, *arguments: str) -> str:
-    """Return what a Python that has the example package prints."""
-    path = [str(installed / "site"), str(Path(titer.__file__).parent.parent)]
-    done = subprocess.run(
-        [sys.executable, *arguments],
-        check=False,
-        capture_output=True,
-        text=True,
-        cwd=installed,
-        env=os.environ | {"PYTHONPATH": os.pathsep.join(path)},
-        timeout=600,
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
-    return done.stdout
-
-
-TITER = ("-c", "from titer.cli import main; main()")
-
-
-@pytest.mark.slow
-def test_an_installed_package_is_listed_and_shown(installed):
-    lines = python(installed, *TITER, "list").splitlines()
-    [half] = [line for line in lines if line.split()[:2] == ["defenses", "half"]]
-    assert half.endswith("(arXiv 2310.03693). [titer-halves]")
-    assert any(line.split()[:2] == ["edits", "shrink"] for line in lines)
-    shown = python(installed, *TITER, "show", "half")
-    assert "defense, from the package titer-halves" in shown
-    assert "the share of the gradient that is followed" in shown
-
-
-@pytest.mark.slow
-def test_a_recipe_uses_the_methods_of_an_installed_package(installed):
-    (installed / "mine.yaml").write_text(
-        "extends: lab\npipelines:\n  halves:\n    align: {method: half, share: 0.25}\n    edit: shrink\n"
-    )
-    code = (
-        "from titer import registry\nfrom titer.runs import recipe\n"
-        "plan = recipe.load('mine.yaml')\n"
-        "print(registry.describe(plan.pipelines['halves']))\n"
-    )
-    read = ast.literal_eval(python(installed, "-c", code))
-    assert read["align"] == {"method": "half", "share": 0.25}
-    assert read["edit"] == {"method": "shrink", "share": 0.5}
-
-
-@pytest.mark.slow
-def test_an_installed_package_keeps_the_contract(installed):
-    out = python(installed, "-m", "pytest", "-q", "-p", "no:cacheprovider", "source/test_halves.py")
-    assert "failed" not in out
-    assert "passed" in out
+@pytest.mark.parametrize("page", ["methods.md", "choose.md"])
+def test_the_pages_that_are_made_from_methods_are_current(page):
+    committed = (Path(__file__).parent.parent / "docs" / page).read_text(encoding="utf-8")
+    assert committed == listing.pages()[page], "run: python -m titer.listing docs"

@@ -25,6 +25,7 @@ PACKAGE = Path(__file__).parent.parent / "src" / "titer"
 LAYERS = (
     (
         "titer",
+        "titer.assumptions",
         "titer.attributes",
         "titer.errors",
         "titer.printable",
@@ -56,7 +57,7 @@ LAYERS = (
         "titer.findings",
     ),
     ("titer.runs", "titer.screening"),
-    ("titer.report", "titer.listing"),
+    ("titer.report", "titer.listing", "titer.scaffold"),
     ("titer.api", "titer.integrations"),
     ("titer.cli", "titer.__main__", "titer.testing"),
 )

@@ -1,8 +1,8 @@
 """titer measures how well a model's safety alignment survives fine-tuning, and makes it survive.
 
 The functions here are the commands, for Python (`titer.api`): run, align, release, finetune, edit,
-attack, search_attack, assay, evaluate, calibrate, load, list_methods. Importing titer imports none of what
-they need.
+attack, search_attack, assay, evaluate, calibrate, load, list_methods, choose. Importing titer imports
+none of what they need.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ __all__ = [
     "assay",
     "attack",
     "calibrate",
+    "choose",
     "edit",
     "evaluate",
     "finetune",
@@ -45,6 +46,7 @@ if TYPE_CHECKING:
         assay,
         attack,
         calibrate,
+        choose,
         edit,
         evaluate,
         finetune,

@@ -49,7 +49,7 @@ if TYPE_CHECKING:
     from titer.findings.assay import Thresholds
     from titer.findings.calibrations import CalibrationRecord
     from titer.findings.verdict import PipelineVerdict
-    from titer.listing import Listing
+    from titer.listing import Choosable, Listing
     from titer.runs.assay import Setup, Wanted
     from titer.runs.recipe import Recipe
     from titer.runs.search import Search
@@ -95,7 +95,13 @@ class Result:
         return _frame([{"stage": self.record.label, **_figures(self.record)}])
 
     def _repr_html_(self) -> str:
-        return _html(self.to_pandas(), self.flags)
+        """Show the figures, or where nothing was scored what else the stage says of itself."""
+        if self.record.scores:
+            return _html(self.to_pandas(), self.flags)
+        facts = self.record.facts.items()
+        told = {name: value for name, value in facts if isinstance(value, int | float | str)}
+        stage = {"stage": self.record.label, "seconds": self.record.seconds}
+        return _html(_frame([stage | told]), self.flags)
 
 
 @dataclass(frozen=True)
@@ -669,13 +675,37 @@ def load(
     return Results(place, report.read(place))
 
 
+class Methods(list[Any]):
+    """Methods, of which a notebook shows a table."""
+
+    def to_pandas(self) -> pandas.DataFrame:
+        """Return what is known of each, a row each."""
+        return _frame([_method(each) for each in self])
+
+    def _repr_html_(self) -> str:
+        return _html(self.to_pandas(), [])
+
+
 def list_methods(kind: str | None = None) -> list[Listing]:
     """List the methods and recipes, of one kind or of all: defenses, edits, attacks, judges,
     benchmarks, recipes.
     """
     from titer import listing
 
-    return listing.entries(kind)
+    return Methods(listing.entries(kind))
+
+
+def choose(assume: str, kind: str | None = None) -> list[Choosable]:
+    """Say of every defense and edit whether it fits what a defender has, and why not.
+
+    `assume` has the words of `titer list --assume`: "no harmful data, adapter only". Those that fit
+    come first. Raises for an unknown word, with the nearest.
+    """
+    from titer import listing
+    from titer.assumptions import read_assumptions
+
+    found = listing.choose(read_assumptions(assume), kind)
+    return Methods(sorted(found, key=lambda each: not each.fits))
 
 
 class _Temporary:
@@ -816,6 +846,21 @@ def _rows(documents: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
             }
 
 
+def _method(of: Listing | Choosable) -> dict[str, Any]:
+    from titer.listing import Choosable
+
+    if not isinstance(of, Choosable):
+        return {"kind": of.kind, "name": of.name, "what it is": str(of)}
+    return {
+        "name": of.listing.name,
+        "acts": ", ".join(of.acts),
+        "fits": of.fits,
+        "with": of.condition,
+        "why not": "; ".join(of.obstacles),
+        "what it is": str(of.listing),
+    }
+
+
 def _frame(rows: list[dict[str, Any]]) -> pandas.DataFrame:
     import pandas
 
@@ -825,5 +870,8 @@ def _frame(rows: list[dict[str, Any]]) -> pandas.DataFrame:
 def _html(frame: pandas.DataFrame, flags: Sequence[str]) -> str:
     from html import escape
 
-    table = str(frame.to_html(float_format="{:.1f}".format, na_rep=""))
+    import pandas
+
+    with pandas.option_context("display.max_colwidth", None):  # whole sentences
+        table = str(frame.to_html(float_format="{:.1f}".format, na_rep=""))
     return table + "".join(f"<p>{escape(flag)}</p>" for flag in flags)

@@ -97,7 +97,11 @@ class About:
 
     title: str = ""  # its name in tables; without one that in the registry
     paper: str = ""  # arXiv identifier, where there is one
+    # the stage that a defense is meant for; without one it is meant for either
+    stage: Literal["", "align", "finetune"] = ""
+    control: bool = False  # it is there for others to beat, and no method to choose
     passes: str = ""  # a defense's forward-and-backward passes of an update, where plain SFT has 1
+    lean: Mapping[str, Any] = field(default_factory=dict)  # fields with which it asks for less
     fidelity: Fidelity = field(default_factory=Fidelity)
     # of a defense before fine-tuning: what one who knows it does; None: nobody has said
     aware: Aware | None = None

@@ -34,6 +34,7 @@ class AdversarialLoss(Defense):
     about: ClassVar[About] = About(
         title="adversarial loss",
         paper="2402.16382",
+        stage="align",
         passes="2",
         fidelity=Fidelity(equation="tests/test_adversarial_loss.py"),
         aware=Aware(

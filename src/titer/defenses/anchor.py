@@ -79,6 +79,7 @@ class Anchor(Defense):
     about: ClassVar[About] = About(
         title="SBR",
         paper="2605.05995",
+        stage="finetune",
         passes="1 + the prompts' share of the tokens",
         fidelity=Fidelity(
             equation="tests/test_anchor.py",

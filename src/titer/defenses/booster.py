@@ -46,6 +46,7 @@ class Booster(Composed):
     about: ClassVar[About] = About(
         title="Booster",
         paper="2409.01586",
+        stage="align",
         passes="1 + 2/tau",
         fidelity=Fidelity(
             equation="tests/test_booster.py",

@@ -65,6 +65,7 @@ class ConstrainedSFT(Defense):
     about: ClassVar[About] = About(
         title="constrained SFT",
         paper="2406.05946",
+        stage="finetune",
         passes="1",
         fidelity=Fidelity(
             equation="tests/test_constrained_sft.py",

@@ -31,7 +31,11 @@ class EMA(Defense):
 
     decay: float = 0.98  # of what was averaged before, at every update
     about: ClassVar[About] = About(
-        title="EMA", paper="2508.12531", passes="1", fidelity=Fidelity(equation="tests/test_ema.py")
+        title="EMA",
+        paper="2508.12531",
+        stage="finetune",
+        passes="1",
+        fidelity=Fidelity(equation="tests/test_ema.py"),
     )
     State: ClassVar[type | None] = Average
 

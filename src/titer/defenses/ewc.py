@@ -55,6 +55,7 @@ class EWC(Defense):
     about: ClassVar[About] = About(
         title="EWC",
         paper="1612.00796",
+        stage="finetune",
         passes="1",
         fidelity=Fidelity(equation="tests/test_ewc.py"),
     )

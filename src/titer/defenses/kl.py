@@ -46,7 +46,9 @@ class KL(Defense):
     about: ClassVar[About] = About(
         title="KL to the start",
         paper="2508.06249",
+        stage="finetune",
         passes="2 + 1/3 on alignment rows, 1 + 1/3 on the user's",
+        lean={"on": "rows"},
         fidelity=Fidelity(equation="tests/test_kl.py"),
     )
 

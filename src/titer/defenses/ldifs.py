@@ -55,6 +55,7 @@ class LDIFS(Defense):
     about: ClassVar[About] = About(
         title="LDIFS",
         paper="2308.13320",
+        stage="finetune",
         passes="4/3",
         fidelity=Fidelity(
             equation="tests/test_ldifs.py",

@@ -75,6 +75,7 @@ class Lisa(Defense):
     about: ClassVar[About] = About(
         title="Lisa",
         paper="2405.18641",
+        stage="finetune",
         passes="1",
         fidelity=Fidelity(
             equation="tests/test_lisa.py",

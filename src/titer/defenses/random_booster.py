@@ -31,6 +31,8 @@ class RandomBooster(Defense):
     about: ClassVar[About] = About(
         title="random Booster",
         paper="2409.01586",
+        stage="align",
+        control=True,
         passes="3",
         fidelity=Fidelity(equation="tests/test_random_booster.py"),
     )

@@ -34,6 +34,8 @@ class RandomTerm(Composed):
     about: ClassVar[About] = About(
         title="random term",
         paper="2402.16382",
+        stage="align",
+        control=True,
         passes="1 + those of match",
         fidelity=Fidelity(equation="tests/test_random_term.py"),
     )

@@ -33,6 +33,8 @@ class RandomVaccine(Defense):
     about: ClassVar[About] = About(
         title="random Vaccine",
         paper="2402.01109",
+        stage="align",
+        control=True,
         passes="1",
         fidelity=Fidelity(equation="tests/test_random_vaccine.py"),
     )

@@ -62,6 +62,7 @@ class RepNoise(Defense):
     about: ClassVar[About] = About(
         title="RepNoise",
         paper="2405.14577",
+        stage="align",
         passes="2 and the lenses",
         fidelity=Fidelity(
             equation="tests/test_repnoise.py",

@@ -71,6 +71,7 @@ class SafeMix(Defense):
     about: ClassVar[About] = About(
         title="safe mix",
         paper="2309.07875",
+        stage="finetune",
         passes="1",
         fidelity=Fidelity(equation="tests/test_safe_mix.py"),
     )

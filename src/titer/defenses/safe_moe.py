@@ -84,6 +84,7 @@ class SafeMoE(Defense):
     about: ClassVar[About] = About(
         title="SafeMoE",
         paper="2509.22745",
+        stage="finetune",
         passes="1 + the sweeps' share of the tokens",
         fidelity=Fidelity(
             equation="tests/test_safe_moe.py",

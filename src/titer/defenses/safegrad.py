@@ -44,6 +44,7 @@ class SafeGrad(Defense):
     about: ClassVar[About] = About(
         title="SafeGrad",
         paper="2508.07172",
+        stage="finetune",
         passes="2 + 1/3",
         fidelity=Fidelity(equation="tests/test_safegrad.py"),
     )

@@ -20,6 +20,7 @@ class SFT(Defense):
     about: ClassVar[About] = About(
         title="SFT",
         paper="2310.03693",
+        control=True,
         passes="1",
         fidelity=Fidelity(equation="tests/test_step.py"),
     )

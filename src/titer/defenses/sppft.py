@@ -76,7 +76,9 @@ class SPPFT(Defense):
     about: ClassVar[About] = About(
         title="SPPFT",
         paper="2408.17003",
+        stage="finetune",
         passes="at most 1",
+        lean={"layers": [2, 3]},
         fidelity=Fidelity(
             equation="tests/test_sppft.py",
             code="listen0425/Safety-Layers 8af5b13, gap and frozen layers, float64, 2026-11-29",

@@ -53,6 +53,7 @@ class TVaccine(Defense):
     about: ClassVar[About] = About(
         title="T-Vaccine",
         paper="2410.09760",
+        stage="align",
         passes="2 + 1/K",
         fidelity=Fidelity(
             equation="tests/test_t_vaccine.py",

@@ -69,6 +69,7 @@ class TAR(Defense):
     about: ClassVar[About] = About(
         title="TAR",
         paper="2408.00761",
+        stage="align",
         passes="K + floor(K/every) c + 1 + 1/3, c = 1 with entropy, 2 with dpo",
         fidelity=Fidelity(
             equation="tests/test_tar.py",

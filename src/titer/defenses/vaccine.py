@@ -39,6 +39,7 @@ class Vaccine(Defense):
     about: ClassVar[About] = About(
         title="Vaccine",
         paper="2402.01109",
+        stage="align",
         passes="1 + 1/tau",
         fidelity=Fidelity(
             equation="tests/test_vaccine.py", code="git-disl/Vaccine 8937f685, float64, 2026-11-21"

@@ -74,7 +74,10 @@ class Antidote(UpdateEdit):
     targets: Names = ("all",)  # names of layers, or of the last part of them
     entrywise = True
     about: ClassVar[About] = About(
-        title="Antidote", paper="2408.09600", fidelity=Fidelity(equation="tests/test_edits.py")
+        title="Antidote",
+        paper="2408.09600",
+        lean={"target": "update"},
+        fidelity=Fidelity(equation="tests/test_edits.py"),
     )
 
     def __post_init__(self) -> None:

@@ -28,6 +28,7 @@ class RandomLoX(MatchedTensors):
     about: ClassVar[About] = About(
         title="random LoX",
         paper="2506.15606",
+        control=True,
         fidelity=Fidelity(equation="tests/test_random_lox.py"),
     )
     reason = "takes a step of LoX's size, and fine-tuning has changed that"

@@ -34,6 +34,7 @@ class RandomMask(Matched):
     about: ClassVar[About] = About(
         title="random mask",
         paper="2408.09600",
+        control=True,
         fidelity=Fidelity(equation="tests/test_random_mask.py"),
     )
 

@@ -31,6 +31,7 @@ class RandomRankOne(MatchedStream):
     about: ClassVar[About] = About(
         title="random rank one",
         paper="2406.11717",
+        control=True,
         fidelity=Fidelity(equation="tests/test_random_rank_one.py"),
     )
 

@@ -26,7 +26,10 @@ class Scale(Matched):
     match: Edit = field(default_factory=Antidote)  # the edit whose norm is met
     keeps_rank = True
     about: ClassVar[About] = About(
-        title="scale", paper="2408.09600", fidelity=Fidelity(equation="tests/test_edits.py")
+        title="scale",
+        paper="2408.09600",
+        control=True,
+        fidelity=Fidelity(equation="tests/test_edits.py"),
     )
 
     def __post_init__(self) -> None:

@@ -37,7 +37,9 @@ class Facts:
     package: str
     title: str
     summary: str
-    stages: tuple[str, ...]
+    stages: tuple[str, ...]  # of a pipeline, those that it can be
+    acts: tuple[str, ...]  # those that it is meant for
+    control: bool  # it is there for others to beat
     # what it is given, by stream; an edit's are `rows`, and `against` what it compares them with
     rows: dict[str, str]
     models: tuple[str, ...]  # other models that it asks for
@@ -87,6 +89,8 @@ def describe_method(name: str) -> Facts:
         title=about.title or name,
         summary=" ".join((cls.__doc__ or "").split("\n\n")[0].split()),
         stages=cls.stages,
+        acts=acts(cls),
+        control=about.control,
         rows=_rows(needs),
         models=needs.references,
         adapter=needs.factors,
@@ -105,6 +109,8 @@ def page(facts: Facts) -> str:
     told = {
         "kind": f"{registry.noun(facts.kind)}, from the package {facts.package}",
         "stage": ", ".join(facts.stages),
+        "meant for": ", ".join(facts.acts) if facts.acts != facts.stages else "",
+        "control": "it is there for others to beat" if facts.control else "",
         "rows": "; ".join(row_words(facts)),
         "other models": ", ".join(facts.models),
         "works on": model_words(facts),
@@ -120,7 +126,7 @@ def page(facts: Facts) -> str:
         (
             each.name,
             each.type,
-            "required" if each.required else _write_default(each.default),
+            "required" if each.required else write_default(each.default),
             each.meaning,
         )
         for each in facts.fields
@@ -173,13 +179,18 @@ def aware_words(aware: Aware) -> str:
     )
 
 
+def acts(method: type[Method]) -> tuple[str, ...]:
+    """Name the stages that a method is meant for."""
+    return (method.about.stage,) if method.about.stage else method.stages
+
+
 def _rows(needs: Needs) -> dict[str, str]:
     found = {stream: kind.value for stream, kind in needs.streams.items()}
     mine = {"rows": needs.rows, "against": needs.against}
     return found | {name: kind.value for name, kind in mine.items() if kind}
 
 
-def _write_default(value: Any) -> str:
+def write_default(value: Any) -> str:
     """Write a default as a recipe would."""
     if isinstance(value, dict) and set(value) == {"method"}:
         return str(value["method"])

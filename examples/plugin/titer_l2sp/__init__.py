@@ -1,0 +1,1 @@
+"""Methods for titer, one in a file."""

@@ -1,1 +1,0 @@
-"""A defense and an edit that do half of what is asked."""
