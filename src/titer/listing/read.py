@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from titer import registry
-from titer.methods import About, Fidelity
+from titer.methods import About, Aware, Fidelity
 
 
 def find_module(module: str) -> ModuleSpec | None:
@@ -59,8 +59,8 @@ def read_about(tree: ast.Module) -> About | None:
 
 
 def _build(call: ast.Call) -> Any:
-    """Make the About or Fidelity of a call of literals; return None where it is another call."""
-    build = {"About": About, "Fidelity": Fidelity}.get(ast.unparse(call.func))
+    """Make the About, or a part of it, of a call of literals; return None where it is another call."""
+    build = {"About": About, "Fidelity": Fidelity, "Aware": Aware}.get(ast.unparse(call.func))
     arguments = [*call.args, *(keyword.value for keyword in call.keywords)]
     values = []
     for value in arguments:
