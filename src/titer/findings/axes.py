@@ -54,7 +54,9 @@ def axes(found: Sequence[Group]) -> list[Axis]:
     wide = {path: tuple(of) for path, of in values.items() if len(of) > 1}
     seeds = max((len(group.seeds) for group in found), default=0)
     return [
-        Axis(path, of, _levels(found, path, of), tuple(each for each in wide if each != path), seeds)
+        Axis(
+            path, of, _levels(found, path, of), tuple(each for each in wide if each != path), seeds
+        )
         for path, of in wide.items()
     ]
 

@@ -124,25 +124,6 @@ def _climbs(rungs: Sequence[RungRecord]) -> Iterator[tuple[RungRecord, RungRecor
             below = names.get(below.beyond or "")
 
 
-def by_pipeline(raised: Sequence[Flag], found: Found) -> dict[str, list[str]]:
-    """Return the names of the flags that bear on each pipeline.
-
-    A flag bears on every pipeline that has its stage, and on those whose control has it; a flag of
-    no pipeline, of roles, say, on all.
-    """
-    marked: dict[str, list[str]] = {name: [] for name in found}
-    for flag in raised:
-        folders = {
-            stage.folder for stage in found.get(flag.pipeline, ()) if stage.label == flag.stage
-        }
-        for name, stages in found.items():
-            control = plain(found, stages)
-            its = {stage.folder for stage in (*stages, *(control[1] if control else ()))}
-            if flag.pipeline not in found or folders & its:
-                marked[name].append(flag.name)
-    return {name: list(dict.fromkeys(names)) for name, names in marked.items() if names}
-
-
 def from_documents(entries: Iterable[Mapping[str, str]]) -> list[Flag]:
     """Read the flags that a document holds under `flags`."""
     return [Flag(**flag) for flag in entries]

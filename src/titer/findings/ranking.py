@@ -40,7 +40,7 @@ def rank(
 ) -> list[Place]:
     """Order all pipelines by the HS of their last model; of equal ones the higher FA comes first.
 
-    `flagged` names the red flags that bear on a pipeline (`flags.by_pipeline`). Pipelines without a
+    `flagged` names the red flags that bear on a pipeline (`rules.find_flagged`). Pipelines without a
     rank stand at the end.
     """
     struck, marks = find_broken(found), flagged or {}

@@ -7,7 +7,6 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from titer.config import hash_of
-from titer.findings.flags import by_pipeline, from_documents
 from titer.findings.outcomes import (
     difference_over_prompts,
     difference_over_training,
@@ -15,7 +14,7 @@ from titer.findings.outcomes import (
     values_of,
 )
 from titer.findings.records import Record, stages
-from titer.findings.rules import is_unaligned
+from titer.findings.rules import find_flagged, is_unaligned
 from titer.scoring.figures import NAMES
 from titer.scoring.score import Score
 from titer.scoring.statistics import training_mean, training_mean_of, training_of
@@ -125,7 +124,7 @@ def groups(
         documents = cell.get("pipelines") or {}
         records = stages(documents)
         raised = next((document.get("flags", []) for document in documents.values()), [])
-        marks = by_pipeline(from_documents(raised), records)
+        marks = find_flagged(raised, records)
         for name, of in records.items():
             group = found.setdefault((settings, name), Group(settings, name, {}))
             names = [*marks.get(name, ()), *split.get(" ".join([*settings, name]), ())]

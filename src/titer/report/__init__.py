@@ -76,13 +76,17 @@ def export(folder: Path, to: Path) -> list[Path]:
 
 def lay_out(folder: Path) -> Contents:
     """Return what the page of a run's, a sweep's or a ladder's folder shows."""
-    from titer.report import html, ladder, sweep
-
     if (folder / paths.LADDER).is_file():
+        from titer.report import ladder
+
         return ladder.lay_out(parse_document(folder / paths.LADDER, LadderRecord))
     bundle = folder / paths.SWEEP
     if bundle.is_file():
+        from titer.report import sweep
+
         return sweep.lay_out(load_document(bundle, SweepRecord), folder)
+    from titer.report import html
+
     return html.lay_out(read(folder))
 
 

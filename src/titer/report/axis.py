@@ -78,7 +78,9 @@ def draw(axis: Axis, note: str) -> Figure:
                 if (score := level.harm if figure_name == "harm" else level.task)
             ]
             for x, score in known:
-                panel.errorbar(x, score.value, reach(score), fmt="none", ecolor=colour, elinewidth=0.8)
+                panel.errorbar(
+                    x, score.value, reach(score), fmt="none", ecolor=colour, elinewidth=0.8
+                )
             [line] = panel.plot(
                 [x for x, _ in known],
                 [score.value for _, score in known],

@@ -45,7 +45,7 @@ def write_parts(contents: Contents, to: Path) -> list[Path]:
     draft = to.parent / f".{to.name}.{os.getpid()}"
     draft.mkdir()
     try:
-        names = _Names()
+        names = FileNames()
         for drawing in contents.drawings:
             _save(drawing, draft, names.take(f"figure {drawing.name}"))
         for sheet in contents.sheets:
@@ -121,7 +121,9 @@ def text_of(entry: Entry) -> str:
 
 
 def _texts(sheet: Sheet) -> tuple[list[str], list[list[str]]]:
-    header = [f"{column.title}{f' ({column.unit})' * bool(column.unit)}" for column in sheet.columns]
+    header = [
+        f"{column.title}{f' ({column.unit})' * bool(column.unit)}" for column in sheet.columns
+    ]
     return header, [[text_of(entry) for entry in row] for row in sheet.rows]
 
 
@@ -136,7 +138,7 @@ def _save(drawing: Drawing, folder: Path, stem: str) -> None:
         figure.savefig(folder / f"{stem}.png", dpi=DPI)
 
 
-class _Names:
+class FileNames:
     """Names of files, each given once."""
 
     def __init__(self) -> None:

@@ -72,7 +72,7 @@ def lay_out(documents: Mapping[str, Any]) -> Contents:
     model, note = recipe["model"], caption(recipe)
     lab, attacked = lab_of(recipe["data"]), was_attacked(documents)
     listed, raised = once(found), flags.raise_flags(documents)
-    places = rank(found, flags.by_pipeline(raised, found))
+    places = rank(found, rules.find_flagged(flags.as_documents(raised), found))
     values = {
         "documents": documents,
         "dequantized": check(Start, first.get("model") or {}, "its model").dequantized,
@@ -164,7 +164,10 @@ def _doses(found: Mapping[str, Sequence[Record]]) -> Sheet | None:
     """Return the table of the dose that broke each attacked model, how many times plain SFT's that
     is, and what had come of the attack when the task was learnt; None where nobody looked.
     """
-    columns = [Column("attacked model", role="name"), Column("rows of the attacker's that break it")]
+    columns = [
+        Column("attacked model", role="name"),
+        Column("rows of the attacker's that break it"),
+    ]
     columns += [Column("times plain SFT's"), Column("when the task was learnt")]
     rows = []
     for name in curves(found):

@@ -27,7 +27,13 @@ def lay_out(record: LadderRecord) -> Contents:
     """Return what the page of a ladder's record shows."""
     model, note = record.pipeline or "this model", lab_of(record.recipe["data"])
     rungs = [
-        [rung.name, rung.cost.access, rung.cost.passes, rung.word, plain(rung.harm and vars(rung.harm))]
+        [
+            rung.name,
+            rung.cost.access,
+            rung.cost.passes,
+            rung.word,
+            plain(rung.harm and vars(rung.harm)),
+        ]
         for rung in record.rungs
     ]
     shows = [model, record.breaks["weights"].text, rungs, note]

@@ -25,9 +25,9 @@ SIGNS = {  # of a word: its sign, and whether that is good
     "within": ("=", "open"),
     "not decided": ("?", "open"),
     "undecided": ("?", "open"),
-    "not scored": ("–", "open"),
-    "no place": ("–", "open"),
-    "missing": ("–", "open"),
+    "not scored": ("·", "open"),
+    "no place": ("·", "open"),
+    "missing": ("·", "open"),
 }
 
 

@@ -111,7 +111,10 @@ def _ranking(standings: Sequence[Standing]) -> Sheet:
 
 def _draw_axis(axis: Axis, note: str, i: int) -> Drawing:
     levels = {
-        name: [[each.value, *(score and plain(vars(score)) for score in (each.harm, each.task))] for each in of]
+        name: [
+            [each.value, *(score and plain(vars(score)) for score in (each.harm, each.task))]
+            for each in of
+        ]
         for name, of in axis.levels.items()
     }
     shows = [axis.path, axis.values, levels, axis.averaged, note]
@@ -212,9 +215,15 @@ def _scores(found: Sequence[Group]) -> Sheet:
             ScoreEntry(group.score(key), key == "harm" and group.struck > 0) for key in names
         ]
         rows[-1].append(str(len(group.seeds)))
-    told = "The last stage of every pipeline. In brackets the 95 % interval: over training, new seeds "
-    told += "on new prompts, from three seeds on; over prompts where there is one seed; none for two. "
-    return Sheet("all figures", columns, rows, f"{told}HS is struck out where it is under any seed.")
+    told = (
+        "The last stage of every pipeline. In brackets the 95 % interval: over training, new seeds "
+    )
+    told += (
+        "on new prompts, from three seeds on; over prompts where there is one seed; none for two. "
+    )
+    return Sheet(
+        "all figures", columns, rows, f"{told}HS is struck out where it is under any seed."
+    )
 
 
 def _cells(cells: Sequence[Mapping[str, Any]], folder: Path | None) -> Sheet:
