@@ -12,7 +12,7 @@ from test_frontier import cell
 from test_recipe import run as titer
 from test_report import document
 from titer import report
-from titer.report.export import to_csv, to_latex, to_markdown
+from titer.report.parts import to_csv, to_latex, to_markdown
 from titer.report.sheets import Column, Link, ScoreEntry, Sheet, Sign
 from titer.scoring.statistics import proportion
 
@@ -108,11 +108,11 @@ def test_what_is_there_already_is_left(monkeypatch, capsys, finished, tmp_path, 
 
 def test_an_empty_folder_is_taken_and_a_failed_export_leaves_none(monkeypatch, finished, tmp_path):
     (tmp_path / "parts").mkdir()
-    monkeypatch.setattr("titer.report.export.WRITERS", {".csv": lambda sheet: 1 / 0})
+    monkeypatch.setattr("titer.report.parts.WRITERS", {".csv": lambda sheet: 1 / 0})
     with pytest.raises(ZeroDivisionError):
         report.export(finished, tmp_path / "parts")
     assert list((tmp_path / "parts").iterdir()) == []
-    monkeypatch.setattr("titer.report.export.WRITERS", {".csv": to_csv})
+    monkeypatch.setattr("titer.report.parts.WRITERS", {".csv": to_csv})
     assert report.export(finished, tmp_path / "parts")
     assert {path.name for path in tmp_path.iterdir()} == {"run", "parts"}
 
@@ -122,9 +122,7 @@ def test_a_sweep_has_a_figure_an_axis_and_names_apart(tmp_path):
     bundle = {"recipe": "lab", "cells": cells, "flags": [], "missing": 0}
     (tmp_path / "sweep.json").write_text(json.dumps(bundle))
     files = {path.name for path in report.export(tmp_path, tmp_path / "parts")}
-    assert {name for name in files if name.endswith(".svg")} == {
-        "figure-HS-and-FA-by-attack.p.svg"
-    }
+    assert {name for name in files if name.endswith(".svg")} == {"figure-HS-and-FA-by-attack.p.svg"}
     assert {"table-by-attack.p.csv", "table-ranking.tex", "table-cells.md"} <= files
     with (tmp_path / "parts/table-by-attack.p.csv").open() as file:
         rows = [(row["pipeline"], row["attack.p"], row["HS"]) for row in csv.DictReader(file)]

@@ -67,6 +67,10 @@ class Group(Ends):
     seeds: Mapping[int, Sequence[Record]]
     # by seed, the red flags that bear on it
     marks: Mapping[int, Sequence[str]] = field(default_factory=dict)
+    # every one is asked for many times, and an interval over training takes some milliseconds
+    _scores: dict[str, Score | None] = field(
+        default_factory=dict, init=False, repr=False, compare=False
+    )
 
     def score(self, name: str) -> Score | None:
         """Return the mean over seeds of the last stage's figure; None where no seed has it.
@@ -74,6 +78,11 @@ class Group(Ends):
         Its interval is over training, and that of a single seed over prompts. It is made from the
         outcome of every prompt where the records have them, else from the seeds' figures alone.
         """
+        if name not in self._scores:
+            self._scores[name] = self._mean(name)
+        return self._scores[name]
+
+    def _mean(self, name: str) -> Score | None:
         ends = [stage for stage in self.last if stage.score(name)]
         if len(ends) < 2:
             return ends[0].score(name) if ends else None

@@ -69,7 +69,7 @@ def export(folder: Path, to: Path) -> list[Path]:
 
     Raises where `to` is there already and is not an empty folder.
     """
-    from titer.report.export import write_parts
+    from titer.report.parts import write_parts
 
     return write_parts(lay_out(folder), to)
 
