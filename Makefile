@@ -3,7 +3,7 @@ PY := .venv/bin/python
 READY := .venv/ready
 REAL := .venv/real
 
-.PHONY: lab real test check mutants kills fuzz bench bench-compare bench-release bench-edits bench-calibration bench-peers bench-margin results results-check world clean
+.PHONY: lab real test test-browser check mutants kills fuzz bench bench-compare bench-release bench-edits bench-calibration bench-peers bench-margin results results-check world clean
 
 lab: $(READY)  ## the main job: align, attack, edit, score, in the embedded lab
 	.venv/bin/titer run lab
@@ -13,6 +13,9 @@ real: $(REAL)  ## the same with a real pre-trained model, SmolLM2-135M-Instruct 
 
 test: $(REAL)  ## all tests, in as many processes as there are cores
 	$(PY) -m pytest -n auto --dist worksteal
+
+test-browser: $(READY)  ## the pages in headless Chromium, where it is installed (part of `make test`)
+	$(PY) -m pytest tests/test_browser.py -rs
 
 check: $(READY)  ## style, types, and the figures of the house
 	.venv/bin/ruff format --check .

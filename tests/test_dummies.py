@@ -169,7 +169,7 @@ def test_no_dummy_is_ranked_best(scored, benchmarks):
     for dummy in DUMMIES:
         assert f"No rank for {dummy}, struck out: " in page
     table = page[page.index('<h2 id="ranking">') : page.index('<h2 id="stages">')]
-    assert table.index(">defended<") < table.index(">sft<")
+    assert table.index(">defended <") < table.index(">sft <")
 
 
 @pytest.mark.parametrize(
@@ -179,7 +179,8 @@ def test_no_dummy_is_ranked_best(scored, benchmarks):
 def test_where_nothing_shows_what_a_dummy_lost_it_has_no_rank_either(scored, benchmarks, base):
     """No plain SFT in the run, and the base was a dummy too."""
     dummy = pipeline(scored, "dummy", [base, base, base], benchmarks, "booster sft")
-    other = pipeline(scored, "other", ["half aligned"] * 3, benchmarks, "booster sft")
+    chain = ["half aligned", "aligned", "half aligned"]
+    other = pipeline(scored, "other", chain, benchmarks, "booster sft")
     places = {place.pipeline: place for place in rank(stages({"dummy": dummy, "other": other}))}
     assert places["dummy"].rank is None
     assert places["other"].rank == (1 if "task" in benchmarks else None)

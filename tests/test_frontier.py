@@ -246,11 +246,11 @@ def test_a_sweeps_page_has_its_frontier_its_flags_and_what_is_missing(tmp_path):
     assert "data.world=&lt;2&gt; seed 1" in page
     assert "out of memory" in page
     assert "in 1 of 8 cells: data.world=2 seed 0" in page
-    assert (
-        page.count("<svg") == 1
-    )  # world 1 has four free models; world 2 has two, which are no curve
+    # world 1 has four free models, world 2 has two, which are no curve; and there are two axes
+    assert page.count("<svg") == 1 + 2
     assert "synthetic lab, world-v1</text>" in page
-    assert page.count("not decided</span>") == 2
+    assert page.count("no place</span>") == 2
+    assert page.count("red flag in 3 of 3 models: seeds disagree") == 2 + 1  # and it has no rank
     assert "http" not in page.replace("http://www.w3.org", "").replace('http-equiv="', "")
     assert len(groups(cells)) == 9
 

@@ -161,9 +161,21 @@ def draft_recipe(
 
 @app.command("report")
 def make_report(
-    folder: Annotated[Path, typer.Argument(help="Folder of a finished run or sweep.")],
+    folder: Annotated[Path, typer.Argument(help="Folder of a finished run, sweep or ladder.")],
+    to: Annotated[
+        Path | None,
+        typer.Option(
+            "--export",
+            metavar="DIR",
+            help="Write its figures (SVG, PDF, PNG) and tables (CSV, Markdown, LaTeX) here instead.",
+        ),
+    ] = None,
 ) -> None:
-    """Make the HTML page of a run or a sweep again, from its JSON files."""
+    """Make the HTML page of a run, a sweep or a ladder again, or export what it shows."""
     from titer import report
 
-    screen.say(str(report.again(folder)))
+    if to is None:
+        screen.say(str(report.again(folder)))
+        return
+    for path in report.export(folder, to):
+        screen.say(str(path))

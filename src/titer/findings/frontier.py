@@ -12,7 +12,8 @@ something only where no free model does as well:
 
 Each free model must be beaten, so *beyond* needs no correction for their number (Berger 1982). There
 are many, and the best were picked by their scores, which favours them: it is the stricter for that.
-A model whose HS is struck out under any seed has no place.
+A model whose HS is struck out under any seed has no place. Nor has a method whose model was not
+aligned, or on which a red flag bears; a free one keeps its own, or methods would have fewer rivals.
 """
 
 from __future__ import annotations
@@ -56,6 +57,8 @@ class Placed(Protocol):
     def label(self) -> str: ...
     @property
     def struck(self) -> int: ...
+    @property
+    def barred(self) -> str: ...
     def score(self, name: str) -> Score | None: ...
     def less(self, other: Any, name: str) -> Difference: ...
 
@@ -109,9 +112,8 @@ def places(found: Sequence[Of]) -> list[Placement[Of]]:
 
 def place(group: Of, rivals: Sequence[Of]) -> Placement[Of]:
     """Place a group among free models."""
-    if not has_place(group):
-        struck = f"HS is struck out in {group.struck} of {len(group.seeds)} models"
-        return Placement(group, "no place", struck if group.struck else "HS or FA was not measured")
+    if group.barred or not has_place(group):
+        return Placement(group, "no place", group.barred or "HS or FA was not measured")
     harm, task = _harm(group), _task(group)
     mine = f"HS {quote(harm)}, FA {quote(task)}"
     as_good = [

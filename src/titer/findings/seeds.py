@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
+from titer.config import hash_of
 from titer.findings.outcomes import (
     difference_over_prompts,
     difference_over_training,
     over_training,
     values_of,
 )
-from titer.findings.records import Record, record_of
+from titer.findings.records import Record, stages
+from titer.findings.rules import find_flagged, is_unaligned
 from titer.scoring.figures import NAMES
 from titer.scoring.score import Score
 from titer.scoring.statistics import training_mean, training_mean_of, training_of
@@ -25,6 +27,8 @@ class Ends:
 
         @property
         def seeds(self) -> Mapping[Any, Sequence[Record]]: ...
+        @property
+        def marks(self) -> Mapping[Any, Sequence[str]]: ...
 
     @property
     def last(self) -> list[Record]:
@@ -40,6 +44,19 @@ class Ends:
         """Count the models whose HS is struck out."""
         return sum(bool(stage.struck) for stage in self.last)
 
+    @property
+    def barred(self) -> str:
+        """Say why it is held against no other, whatever its figures; empty where it is."""
+        unaligned = sum(map(is_unaligned, self.seeds.values()))
+        marks = dict.fromkeys(mark for names in self.marks.values() for mark in names)
+        if self.struck:
+            return f"HS is struck out in {self.struck} of {len(self.seeds)} models"
+        if unaligned:
+            return f"not aligned in {unaligned} of {len(self.seeds)} models"
+        if marks:
+            return f"red flag in {len(self.marks)} of {len(self.seeds)} models: {'; '.join(marks)}"
+        return ""
+
 
 @dataclass(frozen=True)
 class Group(Ends):
@@ -48,6 +65,12 @@ class Group(Ends):
     settings: tuple[str, ...]
     pipeline: str
     seeds: Mapping[int, Sequence[Record]]
+    # by seed, the red flags that bear on it
+    marks: Mapping[int, Sequence[str]] = field(default_factory=dict)
+    # every one is asked for many times, and an interval over training takes some milliseconds
+    _scores: dict[str, Score | None] = field(
+        default_factory=dict, init=False, repr=False, compare=False
+    )
 
     def score(self, name: str) -> Score | None:
         """Return the mean over seeds of the last stage's figure; None where no seed has it.
@@ -55,13 +78,18 @@ class Group(Ends):
         Its interval is over training, and that of a single seed over prompts. It is made from the
         outcome of every prompt where the records have them, else from the seeds' figures alone.
         """
-        stages = [stage for stage in self.last if stage.score(name)]
-        if len(stages) < 2:
-            return stages[0].score(name) if stages else None
-        values = [found for stage in stages if (found := values_of(stage, name))]
-        if len(values) == len(stages):
+        if name not in self._scores:
+            self._scores[name] = self._mean(name)
+        return self._scores[name]
+
+    def _mean(self, name: str) -> Score | None:
+        ends = [stage for stage in self.last if stage.score(name)]
+        if len(ends) < 2:
+            return ends[0].score(name) if ends else None
+        values = [found for stage in ends if (found := values_of(stage, name))]
+        if len(values) == len(ends):
             return over_training(name, values)
-        scores = [stage.scores[name] for stage in stages]
+        scores = [stage.scores[name] for stage in ends]
         return training_mean_of(scores) if name == "margin" else training_of(scores)
 
     def less(self, other: Group, name: str) -> Score:
@@ -91,14 +119,35 @@ class Group(Ends):
         return tuple(setting for setting in self.settings if not setting.startswith(paths))
 
 
-def groups(cells: Sequence[Mapping[str, Any]]) -> list[Group]:
-    """Return the pipelines of all finished cells, in the order of the grid."""
-    found: dict[tuple[tuple[str, ...], str], dict[int, list[Record]]] = {}
+def groups(
+    cells: Sequence[Mapping[str, Any]], disagreeing: Iterable[Mapping[str, str]] = ()
+) -> list[Group]:
+    """Return the pipelines of all finished cells, in the order of the grid.
+
+    `disagreeing` are the flags that the seeds of one setting raise together.
+    """
+    found: dict[tuple[tuple[str, ...], str], Group] = {}
+    split = {flag["pipeline"]: [flag["name"]] for flag in disagreeing}
     for cell in cells:
-        for name, document in (cell.get("pipelines") or {}).items():
-            by_seed = found.setdefault((tuple(cell["settings"]), name), {})
-            by_seed[cell["seed"]] = [record_of(fields) for fields in document["stages"]]
-    return [Group(settings, name, by_seed) for (settings, name), by_seed in found.items()]
+        settings, seed = tuple(cell["settings"]), cell["seed"]
+        documents = cell.get("pipelines") or {}
+        records = stages(documents)
+        raised = next((document.get("flags", []) for document in documents.values()), [])
+        marks = find_flagged(raised, records)
+        for name, of in records.items():
+            group = found.setdefault((settings, name), Group(settings, name, {}))
+            names = [*marks.get(name, ()), *split.get(" ".join([*settings, name]), ())]
+            found[settings, name] = replace(
+                group,
+                seeds={**group.seeds, seed: of},
+                marks={**group.marks, **({seed: names} if names else {})},
+            )
+    return list(found.values())
+
+
+def cell_name(settings: Sequence[str], seed: int) -> str:
+    """Return the name of a cell's folder."""
+    return hash_of({"settings": list(settings), "seed": seed})[:12]
 
 
 def figure_names(found: Sequence[Group]) -> list[str]:

@@ -39,6 +39,15 @@ class Pool(Ends):
         }
 
     @property
+    def marks(self) -> Mapping[tuple[str, int], Sequence[str]]:
+        """The red flags of every world and training seed that has some."""
+        return {
+            (world, seed): names
+            for world, group in self.worlds.items()
+            for seed, names in group.marks.items()
+        }
+
+    @property
     def first(self) -> Sequence[Record]:
         """The stages of the first world and seed."""
         return next(iter(self.seeds.values()))

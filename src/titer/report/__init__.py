@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from titer import paths
 from titer.findings.ladder import LadderRecord
@@ -20,7 +20,11 @@ from titer.findings.records import (
     check,
     load_document,
     load_json,
+    parse_document,
 )
+
+if TYPE_CHECKING:
+    from titer.report.contents import Contents
 
 
 def page(documents: Mapping[str, Any]) -> str:
@@ -29,48 +33,70 @@ def page(documents: Mapping[str, Any]) -> str:
     `titer.runs.documents.write_documents` returns these. Raises ValueError where they are of more
     than one run.
     """
-    from titer.report.html import render
+    from titer.report import html
 
-    return render(documents)
+    return html.lay_out(documents).render()
 
 
 def write(documents: Mapping[str, Any], folder: Path) -> Path:
     """Write the page of a run into its folder, and the figures that it shows beside it."""
-    from titer.report.figures import Figures
-    from titer.report.html import render
+    from titer.report import html
 
-    path, drawn = folder / paths.PAGE, Figures(folder)
-    path.write_text(render(documents, drawn), encoding="utf-8")
-    drawn.save()
-    return path
+    return _write(html.lay_out(documents), folder)
 
 
 def write_sweep(bundle: Mapping[str, Any], folder: Path) -> Path:
-    """Write the page of a sweep from its bundle."""
-    from titer.report.sweep import render
+    """Write the page of a sweep from its bundle, and its figures beside it."""
+    from titer.report import sweep
 
-    path = folder / paths.PAGE
-    path.write_text(render(bundle), encoding="utf-8")
-    return path
+    return _write(sweep.lay_out(bundle, folder), folder)
 
 
 def write_ladder(document: Mapping[str, Any], folder: Path) -> Path:
-    """Write the page of a ladder from its record."""
-    from titer.report.ladder import render
+    """Write the page of a ladder from its record, and its figure beside it."""
+    from titer.report import ladder
 
-    path = folder / paths.PAGE
-    path.write_text(render(check(LadderRecord, document, str(folder))), encoding="utf-8")
-    return path
+    return _write(ladder.lay_out(check(LadderRecord, document, str(folder))), folder)
 
 
 def again(folder: Path) -> Path:
     """Make the page of a run's, a sweep's or a ladder's folder again. Raises where it holds none."""
+    return _write(lay_out(folder), folder)
+
+
+def export(folder: Path, to: Path) -> list[Path]:
+    """Write every figure and every table of a folder's page into a folder of their own.
+
+    Raises where `to` is there already and is not an empty folder.
+    """
+    from titer.report.parts import write_parts
+
+    return write_parts(lay_out(folder), to)
+
+
+def lay_out(folder: Path) -> Contents:
+    """Return what the page of a run's, a sweep's or a ladder's folder shows."""
     if (folder / paths.LADDER).is_file():
-        return write_ladder(load_document(folder / paths.LADDER, LadderRecord), folder)
+        from titer.report import ladder
+
+        return ladder.lay_out(parse_document(folder / paths.LADDER, LadderRecord))
     bundle = folder / paths.SWEEP
     if bundle.is_file():
-        return write_sweep(load_document(bundle, SweepRecord), folder)
-    return write(read(folder), folder)
+        from titer.report import sweep
+
+        return sweep.lay_out(load_document(bundle, SweepRecord), folder)
+    from titer.report import html
+
+    return html.lay_out(read(folder))
+
+
+def _write(of: Contents, folder: Path) -> Path:
+    from titer.report.figures import Figures
+
+    path, drawn = folder / paths.PAGE, Figures(folder)
+    path.write_text(of.render(drawn), encoding="utf-8")
+    drawn.save()
+    return path
 
 
 def read(folder: Path) -> dict[str, Any]:

@@ -30,8 +30,8 @@ STYLE: dict[Any, Any] = {
     "axes.linewidth": 0.6,
 }
 
-# Okabe and Ito's that a white page shows, and grey
-COLOURS = ("#d55e00", "#0072b2", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000", "#888888")
+# Okabe and Ito's, the light ones darker until a white page shows them (WCAG: 3 to 1), and grey
+COLOURS = ("#d55e00", "#0072b2", "#009e73", "#cc79a7", "#c37f00", "#3d94cc", "#000000", "#888888")
 MARKERS = "osDv^P*hp<>"  # with the colours a new pair for each of 88 pipelines
 LEGEND: dict[str, Any] = {
     "loc": "upper left",

@@ -7,16 +7,48 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cache
+from importlib import import_module
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from markupsafe import Markup
 
 from titer import paths
 from titer.config import hash_of
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+
+@dataclass(frozen=True)
+class Drawing:
+    """A figure of a page, not drawn yet.
+
+    The module that draws it, one of this folder, has `draw(*arguments)`, which returns the figure,
+    and `svg(*arguments, prefix)`. It is loaded when it is asked.
+    """
+
+    name: str  # of its files: what it shows, in words
+    module: str
+    arguments: Sequence[Any]
+    prefix: str  # of its ids, which keeps them apart from those of another
+    shows: Any  # as JSON knows it: what it shows, whatever it is made from
+
+    def svg(self) -> str:
+        """Draw it as an element of a page, which stands alone too."""
+        return str(self._module.svg(*self.arguments, self.prefix))
+
+    def draw(self) -> Figure:
+        """Draw it as matplotlib's figure, to be saved in another format inside `style()`."""
+        figure: Figure = self._module.draw(*self.arguments)
+        return figure
+
+    @property
+    def _module(self) -> Any:
+        return import_module(f"titer.report.{self.module}")
 
 
 @dataclass
@@ -40,10 +72,10 @@ class Figures:
                 else {}
             )
 
-    def get(self, shows: Any, draw: Callable[[], str]) -> Markup:
-        """Return the figure that shows these values, drawn by `draw` where it is not there."""
-        key = hash_of([shows, drawing_code()])
-        self._used[key] = self._known.get(key) or draw()
+    def get(self, drawing: Drawing) -> Markup:
+        """Return a figure of the page, drawn where it is not there."""
+        key = hash_of([drawing.module, drawing.prefix, drawing.shows, drawing_code()])
+        self._used[key] = self._known.get(key) or drawing.svg()
         return Markup(
             self._used[key]
         )  # what matplotlib wrote is markup; it has escaped the names in it

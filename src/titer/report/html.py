@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import yaml
-from jinja2 import Environment, PackageLoader, StrictUndefined, Template
-from markupsafe import Markup
 
 from titer import paths
 from titer.findings import flags, rules
@@ -16,13 +13,23 @@ from titer.findings.answer import answer
 from titer.findings.captions import caption, lab_of
 from titer.findings.dose import curves, dose_of, multiple_by_seed
 from titer.findings.probes import attacks
-from titer.findings.ranking import rank
+from titer.findings.ranking import Place, rank
 from titer.findings.records import Record, Start, check, figures, once, stages
 from titer.findings.stopping import describe_stop
 from titer.findings.verdict import verdicts, was_attacked
-from titer.printable import printable
-from titer.report.figures import Figures
-from titer.scoring.score import Score
+from titer.report.contents import Contents, describe_plainly, number
+from titer.report.figures import Drawing
+from titer.report.sheets import (
+    FIRST,
+    Column,
+    Entry,
+    ScoreEntry,
+    Sheet,
+    Sign,
+    figure_columns,
+    order,
+    unit_of,
+)
 
 # of a document; all else that it holds is provenance
 SHOWN = {"pipeline", "recipe", "stages", "run", "flags"}
@@ -44,19 +51,11 @@ HIDDEN = {
 }
 
 
-@dataclass(frozen=True)
-class StageRow:
-    """A stage in the table."""
+def lay_out(documents: Mapping[str, Any]) -> Contents:
+    """Return what the page of a run's documents shows.
 
-    pipeline: str
-    stage: Record
-    scores: list[tuple[Score | None, bool]]  # a column each; True if it is struck out
-    reasons: list[str]
-
-
-def render(documents: Mapping[str, Any], drawn: Figures | None = None) -> str:
-    """Make the page of a run's documents, with figures that are drawn already where they are."""
-    drawn = drawn or Figures()
+    Raises ValueError where they are of more than one run.
+    """
     runs = {document.get("run") for document in documents.values()}
     if len(runs) != 1:
         raise ValueError(f"{len(runs)} runs in one report: give the documents of one run")
@@ -70,38 +69,44 @@ def render(documents: Mapping[str, Any], drawn: Figures | None = None) -> str:
         }
     }
     struck, names = rules.find_broken(found), figures(found)
-    lab = lab_of(recipe["data"])
-    return template("page.html.j2").render(
-        documents=documents,
-        recipe=recipe,
-        dequantized=check(Start, first.get("model") or {}, "its model").dequantized,
-        recipe_yaml=yaml.safe_dump(recipe, sort_keys=False, allow_unicode=True),
-        run=str(first.get("run")),
-        caption=caption(recipe),
-        lab=bool(lab),
-        attack=_settings(recipe["attack"]),
-        judge=_settings(first.get("judge") or {}),
-        version=first.get("environment", {}).get("titer", "?"),
-        flags=flags.raise_flags(documents),
-        answer=_in_one(*answer(found, was_attacked(documents))),
-        verdicts=verdicts(found, was_attacked(documents)),
-        places=rank(found),
-        rules=rules,
-        panels=_panels(found, struck, lab, drawn),
-        dose=_dose(found, lab, drawn),
-        doses=_doses(found),
-        why=_why(found, lab, drawn),
-        names=names,
-        prompts=_prompts(found, names),
-        rows=_rows(found, names, struck),
-        facts=[
+    model, note = recipe["model"], caption(recipe)
+    lab, attacked = lab_of(recipe["data"]), was_attacked(documents)
+    listed, raised = once(found), flags.raise_flags(documents)
+    places = rank(found, rules.find_flagged(flags.as_documents(raised), found))
+    values = {
+        "documents": documents,
+        "dequantized": check(Start, first.get("model") or {}, "its model").dequantized,
+        "recipe_yaml": yaml.safe_dump(recipe, sort_keys=False, allow_unicode=True),
+        "run": str(first.get("run")),
+        "model": model["path"] if isinstance(model, Mapping) else model,
+        "caption": note,
+        "lab": bool(lab),
+        "attack": _settings(recipe["attack"]),
+        "judge": _settings(first.get("judge") or {}),
+        "version": first.get("environment", {}).get("titer", "?"),
+        "flags": raised,
+        "answer": _in_one(*answer(found, attacked)),
+        "verdicts": _verdicts(found, attacked),
+        "places": places,
+        "ranking": _ranking(places, "task" in names, note),
+        "rules": rules,
+        "panels": _panels(found, struck, lab),
+        "dose": _dose(found, lab),
+        "doses": _doses(found),
+        "why": _why(found, lab),
+        "scores": _scores(listed, names, struck, note),
+        "listed": listed,
+        "struck": struck,
+        "cost": _cost(listed),
+        "facts": [
             (name, stage, {k: v for k, v in stage.fields.items() if k not in STAGE})
-            for name, stage in once(found)
+            for name, stage in listed
         ],
-        provenance=_provenance(documents),
-        answers=paths.ANSWERS,
-        hidden=HIDDEN,
-    )
+        "provenance": collect(documents),
+        "answers": paths.ANSWERS,
+        "hidden": HIDDEN,
+    }
+    return Contents("page.html.j2", values)
 
 
 def _in_one(first: str, second: str) -> str:
@@ -109,108 +114,120 @@ def _in_one(first: str, second: str) -> str:
     return f"{first.removesuffix('.')}; {second[0].lower()}{second[1:]}" if second else first
 
 
-def template(name: str) -> Template:
-    environment = Environment(
-        loader=PackageLoader("titer.report", "."),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        finalize=_safe,
-    )
-    environment.filters |= {"plain": _plain, "number": _number}
-    return environment.get_template(name)
+def _verdicts(found: Mapping[str, Sequence[Record]], attacked: bool) -> Sheet:
+    """Return the table of what became of every pipeline, in a word and in sentences."""
+    columns = [Column("pipeline", role="name"), Column("verdict")]
+    columns += [Column("what shows it", role="long")]
+    rows = [[each.pipeline, Sign(each.word), each.text] for each in verdicts(found, attacked)]
+    return Sheet("verdicts", columns, rows)
 
 
-def _safe(value: Any) -> Any:
-    return printable(value) if type(value) is str else value
+def _ranking(places: Sequence[Place], has_task: bool, note: str) -> Sheet:
+    """Return the table of the pipelines that have a rank."""
+    names = FIRST if has_task else FIRST[:1]
+    columns = [Column("rank", role="number"), Column("pipeline", role="name")]
+    columns += [Column("last stage", role="under"), *figure_columns(names)]
+    rows: list[list[Entry]] = []
+    for place in places:
+        if place.rank:
+            rows.append([str(place.rank), place.pipeline, place.stage.label])
+            rows[-1] += [ScoreEntry(place.stage.score(name)) for name in names]
+    told = "By HS of the last model, the lowest first. Neighbours may not be shown to differ, "
+    return Sheet("ranking", columns, rows, f"{told}and FA is the price of a low HS. {note}")
 
 
 def _panels(
-    found: Mapping[str, Sequence[Record]],
-    struck: Mapping[str, Sequence[str]],
-    note: str,
-    drawn: Figures,
-) -> list[Markup]:
+    found: Mapping[str, Sequence[Record]], struck: Mapping[str, Sequence[str]], note: str
+) -> list[Drawing]:
     """Return a figure a pipeline: HS and FA along its stages."""
     slots = max(map(len, found.values()))
-
-    def panel(i: int, name: str, of: Sequence[Record]) -> Markup:
-        def draw() -> str:
-            from titer.report import pipeline
-
-            return pipeline.svg(name, of, struck, note, slots, f"panel{i}")
-
+    drawings = []
+    for i, (name, of) in enumerate(found.items()):
         points = [
             [stage.kind, stage.method, stage.folder, stage.fields.get("scores")] for stage in of
         ]
-        return drawn.get(["panel", i, name, points, sorted(struck), note, slots], draw)
+        shows = [name, points, sorted(struck), note, slots]
+        arguments = (name, of, struck, note, slots)
+        title = f"HS and FA along {name}"
+        drawings.append(Drawing(title, "pipeline", arguments, f"panel{i}", shows))
+    return drawings
 
-    return [panel(i, name, of) for i, (name, of) in enumerate(found.items())]
 
-
-def _dose(found: Mapping[str, Sequence[Record]], note: str, drawn: Figures) -> Markup | None:
+def _dose(found: Mapping[str, Sequence[Record]], note: str) -> Drawing | None:
     """Return the figure of the margins along the attacks; None where nobody looked."""
     along = curves(found)
-
-    def draw() -> str:
-        from titer.report import dose
-
-        return dose.svg(along, note, "dose")
-
-    return drawn.get(["dose", along, note], draw) if along else None
+    shows = [along, note]
+    return Drawing("harm margin by dose", "dose", (along, note), "dose", shows) if along else None
 
 
-def _doses(found: Mapping[str, Sequence[Record]]) -> list[tuple[str, str, str, str]]:
-    """List by attacked model the dose that broke it, how many times plain SFT's that is, and what
-    had come of the attack when the task was learnt.
+def _doses(found: Mapping[str, Sequence[Record]]) -> Sheet | None:
+    """Return the table of the dose that broke each attacked model, how many times plain SFT's that
+    is, and what had come of the attack when the task was learnt; None where nobody looked.
     """
-    told = []
+    columns = [
+        Column("attacked model", role="name"),
+        Column("rows of the attacker's that break it"),
+    ]
+    columns += [Column("times plain SFT's"), Column("when the task was learnt")]
+    rows = []
     for name in curves(found):
         control = rules.plain(found, found[name])
         times = multiple_by_seed([(found[name], control[1])]) if control else None
         stop = describe_stop(found[name])
-        told.append((name, str(dose_of(found[name])), str(times or ""), stop))
-    return told
+        rows.append([name, str(dose_of(found[name])), str(times or ""), stop])
+    return Sheet("doses", columns, rows) if rows else None
 
 
-def _why(found: Mapping[str, Sequence[Record]], note: str, drawn: Figures) -> Markup | None:
+def _why(found: Mapping[str, Sequence[Record]], note: str) -> Drawing | None:
     """Return the figure of the probes of every attack; None where nobody looked."""
     looks = attacks(found)
-
-    def draw() -> str:
-        from titer.report import probes
-
-        return probes.svg(looks, note, "why")
-
-    return drawn.get(["why", looks, note], draw) if looks else None
+    if not looks:
+        return None
+    return Drawing("probes of the attacks", "probes", (looks, note), "why", [looks, note])
 
 
-def _rows(
-    found: Mapping[str, Sequence[Record]], names: Mapping[str, str], struck: Mapping[str, list[str]]
-) -> list[StageRow]:
-    return [
-        StageRow(
-            name,
-            stage,
-            [(stage.score(key), key == "harm" and stage.folder in struck) for key in names],
-            struck.get(stage.folder, []),
-        )
-        for name, stage in once(found)
+def _scores(
+    listed: Sequence[tuple[str, Record]],
+    names: Mapping[str, str],
+    struck: Mapping[str, list[str]],
+    note: str,
+) -> Sheet:
+    """Return the table of every figure of every stage."""
+    keys = order(list(names))
+    columns = [Column("pipeline", role="name"), Column("stage", role="under")]
+    columns += [
+        Column(names[key], f"{unit_of(key)}, {_prompts(listed, key)} prompts", "number")
+        for key in keys
     ]
+    rows: list[list[Entry]] = []
+    for name, stage in listed:
+        out = stage.folder in struck
+        rows.append([name, stage.label])
+        rows[-1] += [ScoreEntry(stage.score(key), key == "harm" and out) for key in keys]
+    told = f"Every stage once, under the first pipeline that has it. {note}"
+    return Sheet("all figures", columns, rows, told)
 
 
-def _prompts(found: Mapping[str, Sequence[Record]], names: Mapping[str, str]) -> dict[str, str]:
-    """Count the prompts of each figure, scored or not: one number, or the numbers that occur."""
-    scores = [stage.scores for _, stage in once(found)]
-    counts = {
-        key: sorted({each[key].n + each[key].unscored for each in scores if key in each})
-        for key in names
-    }
-    return {key: " or ".join(map(str, of)) for key, of in counts.items()}
+def _cost(listed: Sequence[tuple[str, Record]]) -> Sheet:
+    """Return the table of what every stage cost."""
+    counted = {"seconds": 1, "scoring_seconds": 1, "peak_mb": 0}  # by field, decimals
+    columns = [Column("pipeline", role="name"), Column("stage", role="under")]
+    columns += [Column(title, role="number") for title in ("seconds", "scoring seconds", "peak MB")]
+    rows = [
+        [name, stage.label, *(number(stage.fields.get(key), n) for key, n in counted.items())]
+        for name, stage in listed
+    ]
+    told = "Seconds of computing and of scoring, and the most memory seen in either."
+    return Sheet("cost", columns, rows, told)
 
 
-def _provenance(documents: Mapping[str, Any]) -> dict[str, Any]:
+def _prompts(listed: Sequence[tuple[str, Record]], figure: str) -> str:
+    """Count the prompts of a figure, scored or not: one number, or the numbers that occur."""
+    scores = [stage.scores[figure] for _, stage in listed if figure in stage.scores]
+    return " or ".join(map(str, sorted({score.n + score.unscored for score in scores})))
+
+
+def collect(documents: Mapping[str, Any]) -> dict[str, Any]:
     """Collect the other facts of the documents; by pipeline where these do not agree."""
     keys = {key: None for document in documents.values() for key in document if key not in SHOWN}
     told = {}
@@ -223,21 +240,6 @@ def _provenance(documents: Mapping[str, Any]) -> dict[str, Any]:
 
 def _settings(described: Mapping[str, Any]) -> str:
     settings = ", ".join(
-        f"{key}={_plain(value)}" for key, value in described.items() if key != "method"
+        f"{key}={describe_plainly(value)}" for key, value in described.items() if key != "method"
     )
     return f"{described.get('method', '?')}{f' ({settings})' if settings else ''}"
-
-
-def _number(value: Any, places: int) -> str:
-    return (
-        f"{value:z.{places}f}" if isinstance(value, int | float) and value == value else "not known"
-    )
-
-
-def _plain(value: Any) -> str:
-    """Write a scalar as a reader says it."""
-    if value is None:
-        return "none"
-    if isinstance(value, bool):
-        return "yes" if value else "no"
-    return f"{value:.6g}" if isinstance(value, float) else str(value)

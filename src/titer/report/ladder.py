@@ -6,13 +6,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from markupsafe import Markup
 from matplotlib.figure import Figure
 
 from titer.findings.captions import caption, lab_of
 from titer.findings.ladder import BAR, LadderRecord, RungRecord
+from titer.findings.records import plain
+from titer.report.contents import Contents
 from titer.report.drawing import LEGEND, canvas, drawable, pen, reach, style, to_svg, truncate
-from titer.report.html import template
+from titer.report.figures import Drawing
+from titer.report.sheets import FIRST, Column, Entry, ScoreEntry, Sheet, Sign, figure_columns
 from titer.scoring.figures import NAMES
 
 WIDTH, HEIGHT, BELOW = 46, 330, 120  # CSS pixels: of a rung, of the figure, of its names
@@ -21,15 +23,48 @@ SPREAD = 0.5  # of a rung's place, over which several models stand side by side
 Records = Mapping[str, LadderRecord]
 
 
-def render(record: LadderRecord) -> str:
-    """Return the page of a ladder's record."""
-    drawing = Markup(svg({record.pipeline or "this model": record}, lab_of(record.recipe["data"])))
-    return template("ladder.html.j2").render(
-        record=record, drawing=drawing, names=NAMES, caption=caption(record.recipe)
-    )
+def lay_out(record: LadderRecord) -> Contents:
+    """Return what the page of a ladder's record shows."""
+    model, note = record.pipeline or "this model", lab_of(record.recipe["data"])
+    rungs = [
+        [
+            rung.name,
+            rung.cost.access,
+            rung.cost.passes,
+            rung.word,
+            plain(rung.harm and vars(rung.harm)),
+        ]
+        for rung in record.rungs
+    ]
+    shows = [model, record.breaks["weights"].text, rungs, note]
+    values = {
+        "record": record,
+        "drawing": Drawing("HS by rung", "ladder", ({model: record}, note), "ladder", shows),
+        "rungs": _rungs(record),
+        "caption": caption(record.recipe),
+    }
+    return Contents("ladder.html.j2", values)
 
 
-def svg(records: Records, note: str, prefix: str = "ladder") -> str:
+def _rungs(record: LadderRecord) -> Sheet:
+    """Return the table of the rungs, in the order of their cost."""
+    columns = [Column("rung", role="name"), *figure_columns(FIRST), Column("shows")]
+    columns += [Column("figure"), Column("access")]
+    counts = ("passes", "updates", "rows", "of the attacker's", "FLOPs, at least")
+    columns += [*(Column(title, role="number") for title in counts), Column("why", role="note")]
+    rows: list[list[Entry]] = []
+    for rung in record.rungs:
+        cost, task = rung.cost, rung.record.score("task") if rung.record else None
+        flops = "" if cost.flops is None else f"{cost.flops:.2g}"
+        row: list[Entry] = [rung.name, ScoreEntry(rung.harm), ScoreEntry(task), Sign(rung.word)]
+        row += [NAMES[rung.figure], f"{cost.access}{', aware' * rung.is_aware}"]
+        numbers = (cost.passes, cost.updates, cost.rows, cost.attack_rows)
+        row += [*("" if n is None else str(n) for n in numbers), flops, rung.why]
+        rows.append(row)
+    return Sheet("rungs", columns, rows)
+
+
+def svg(records: Records, note: str, prefix: str) -> str:
     """Draw the harm of every rung as an SVG element, a colour a model."""
     with style():
         return to_svg(draw(records, note), label(records), prefix)

@@ -24,14 +24,15 @@ class Line:
     name: str
     legend: str
     colour: str
+    ink: str  # of its numbers, which are small: darker (WCAG: 4.5 to 1)
     marker: str
     dash: Literal["-", "--"]
     shift: float  # along the stages, so that no error bar hides another
 
 
 LINES = (
-    Line("harm", "HS", "HS, lower is better", "#d55e00", "o", "-", -0.07),
-    Line("task", "FA", "FA, higher is better", "#0072b2", "s", "--", 0.07),
+    Line("harm", "HS", "HS, lower is better", "#d55e00", "#b24e00", "o", "-", -0.07),
+    Line("task", "FA", "FA, higher is better", "#0072b2", "#0072b2", "s", "--", 0.07),
 )
 
 
@@ -44,7 +45,7 @@ def svg(
     """
     with style():
         return to_svg(
-            panel(name, stages, struck, note, slots), label(name, stages, struck, note), prefix
+            draw(name, stages, struck, note, slots), label(name, stages, struck, note), prefix
         )
 
 
@@ -62,7 +63,7 @@ def label(name: str, stages: Sequence[Record], struck: Collection[str], note: st
     return f"{name}, percent with 95 % intervals. {'; '.join(told)}. {note}".strip()
 
 
-def panel(
+def draw(
     name: str, stages: Sequence[Record], struck: Collection[str], note: str, slots: int
 ) -> Figure:
     """Draw the panel, with room for `slots` stages.
@@ -84,7 +85,7 @@ def panel(
     keys = [
         key
         for line in LINES
-        for key in _draw(axes, line, stages, struck if line.benchmark == "harm" else ())
+        for key in _draw_line(axes, line, stages, struck if line.benchmark == "harm" else ())
     ]
     axes.legend(
         handles=keys,
@@ -101,7 +102,7 @@ def panel(
     return figure
 
 
-def _draw(
+def _draw_line(
     axes: Axes, line: Line, stages: Sequence[Record], struck: Collection[str]
 ) -> list[Line2D]:
     """Draw a figure along the stages, and return its keys for the legend."""
@@ -166,7 +167,7 @@ def _draw(
                 va="center",
             )
             aside.set(
-                color=line.colour,
+                color=line.ink,
                 annotation_clip=False,
                 bbox={"facecolor": "white", "edgecolor": "none", "pad": 0.4, "alpha": 0.75},
             )

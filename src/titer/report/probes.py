@@ -31,7 +31,7 @@ def svg(told: Mapping[str, Sequence[Mapping[str, Any]]], note: str, prefix: str)
     `note` stands inside the image; `prefix` keeps its ids apart from those of another.
     """
     with style():
-        return to_svg(panels(told, note), label(told, note), prefix)
+        return to_svg(draw(told, note), label(told, note), prefix)
 
 
 def label(told: Mapping[str, Sequence[Mapping[str, Any]]], note: str) -> str:
@@ -54,7 +54,7 @@ def titles(told: Mapping[str, Sequence[Mapping[str, Any]]]) -> dict[str, str]:
     }
 
 
-def panels(told: Mapping[str, Sequence[Mapping[str, Any]]], note: str) -> Figure:
+def draw(told: Mapping[str, Sequence[Mapping[str, Any]]], note: str) -> Figure:
     over = titles(told)
     rows = len(over) // 2 + 1  # the last panel is the profile
     height = HEIGHT + PITCH * (rows - 2)

@@ -47,12 +47,14 @@ def _recipe(documents: Mapping[str, Any]) -> Mapping[str, Any]:
 
 def to_markdown(documents: Mapping[str, Any]) -> str:
     """Make the markdown table of a run."""
-    header, body = rows(documents)
+    return f"{write_markdown(*rows(documents))}\n{caption(_recipe(documents))}\n"
+
+
+def write_markdown(header: Sequence[str], body: Sequence[Sequence[str]]) -> str:
+    """Write a markdown table; a bar or a new line in a cell does not break it."""
     lines = [header, ["---"] * len(header), *body]
-    return (
-        "\n".join(f"| {' | '.join(line)} |" for line in lines)
-        + f"\n\n{caption(_recipe(documents))}\n"
-    )
+    told = [[" ".join(text.replace("|", "\\|").split()) for text in line] for line in lines]
+    return "".join(f"| {' | '.join(line)} |\n" for line in told)
 
 
 def to_screen(documents: Mapping[str, Any], width: int) -> Table:

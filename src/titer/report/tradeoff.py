@@ -41,7 +41,7 @@ def svg(found: Sequence[Placed], title: str, note: str, prefix: str) -> str:
     `note` stands inside the image; `prefix` keeps its ids apart from those of another.
     """
     with style():
-        return to_svg(plane(found, title, note), label(found, title, note), prefix)
+        return to_svg(draw(found, title, note), label(found, title, note), prefix)
 
 
 def label(found: Sequence[Placed], title: str, note: str) -> str:
@@ -56,7 +56,7 @@ def label(found: Sequence[Placed], title: str, note: str) -> str:
     return f"{title}. {frontier}. {'; '.join(told)}. {note}".strip()
 
 
-def plane(found: Sequence[Placed], title: str, note: str) -> Figure:
+def draw(found: Sequence[Placed], title: str, note: str) -> Figure:
     """Draw FA to the right and HS upwards: a better method is further to the lower right."""
     figure = canvas(WIDTH, HEIGHT)
     axes = figure.add_axes((0.085, 0.13, 0.56, 0.77))

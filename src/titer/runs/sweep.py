@@ -22,10 +22,10 @@ from pathlib import Path
 from typing import Any
 
 from titer import paths
-from titer.config import hash_of, read_yaml
+from titer.config import read_yaml
 from titer.findings import flags
 from titer.findings.records import CellRecord, load_document
-from titer.findings.seeds import by_settings
+from titer.findings.seeds import by_settings, cell_name
 from titer.runs import recipe as recipes
 from titer.runs.execute import is_free
 from titer.runs.keys import all_code
@@ -44,7 +44,7 @@ class Cell:
 
     @property
     def name(self) -> str:
-        return hash_of({"settings": self.settings, "seed": self.seed})[:12]
+        return cell_name(self.settings, self.seed)
 
 
 def cells(grid: Sequence[str], settings: Sequence[str], seeds: Sequence[int]) -> list[Cell]:
