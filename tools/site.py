@@ -37,7 +37,10 @@ PAGES = {
     "SECURITY.md": "security.md",
 }
 FILES = "files"  # the folder of the site for files that are no pages
-LINK = re.compile(r"(?<=\]\()(?P<path>[^)#\s:]+)(?=[)#])")  # the path of a link within the repository
+# the path of a link within the repository
+LINK = re.compile(r"(?<=\]\()(?P<path>[^)#\s:]+)(?=[)#])")
+# what a style loads from another host
+STYLE = re.compile(r"(?:url\(|@import\s*)['\"]?((?:https?:)?//[^'\")\s]+)")
 API = """# Functions
 
 Made from the docstrings of the package. [titer from Python](../python.md) has examples.
@@ -122,7 +125,7 @@ def find_requests(site: Path) -> Iterator[str]:
         parser.feed(path.read_text(encoding="utf-8"))
         yield from (f"{path.relative_to(site)}: {url}" for url in parser.urls)
     for path in site.rglob("*.css"):
-        for url in re.findall(r"(?:url\(|@import\s*)['\"]?((?:https?:)?//[^'\")\s]+)", path.read_text()):
+        for url in STYLE.findall(path.read_text(encoding="utf-8")):
             yield f"{path.relative_to(site)}: {url}"
 
 
