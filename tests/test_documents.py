@@ -41,11 +41,10 @@ RUN = [
     *sorted((ROOT / "docs/guides").glob("*.md")),
     *sorted((ROOT / "docs/concepts").glob("*.md")),
 ]
-QUICK = ("--set", "max_new_tokens=4", "--set", "protocol=null")
-UPDATES = ("--set", "align.updates=2", "--set", "finetune.updates=2", "--set", "dose_prompts=0")
+QUICK = ("--set", "max_new_tokens=16", "--set", "protocol=null")
+UPDATES = ("--set", "align.updates=1", "--set", "finetune.updates=1", "--set", "dose_prompts=0")
 SIZES = {  # command -> what makes it small
     "run": (*UPDATES, "--set", "prefill_prompts=0", *QUICK),
-    "sweep": (*UPDATES, *QUICK),
     "attack": (*UPDATES, "--set", "prefill_prompts=4", *QUICK),
     "align": UPDATES,
     "finetune": UPDATES,
@@ -54,7 +53,7 @@ SIZES = {  # command -> what makes it small
     "gate": ("--set", "prefill_prompts=0", *QUICK),
     "init": ("--no-probe",),
 }
-LIMITED = {"run": "4", "attack": "4", "evaluate": "4", "gate": "8"}  # prompts, by --limit
+LIMITED = {"run": "2", "attack": "2", "evaluate": "4", "gate": "8"}  # prompts, by --limit
 # exit codes that are answers: one is flagged or fails, or there is too little evidence
 ANSWERS = {"gate": {0, 1, 3}, "screen": {0, 1}, "edit": {0, 3}}
 INSTALLED = "the package of the page is installed in tests/test_registry.py"
@@ -195,12 +194,6 @@ def given(tmp_path_factory) -> Path:
     (folder / "harmful.csv").write_text("prompt,response\n" + "".join(lines))
     reviews(folder / "sst2_train.tsv", 0, 940)
     reviews(folder / "sst2_dev.tsv", 2000, 20)
-    [recipe] = [
-        text
-        for language, text in blocks((ROOT / "README.md").read_text(encoding="utf-8"))
-        if language == "yaml" and text.startswith("# mine.yaml")
-    ]
-    (folder / "mine.yaml").write_text(recipe)
     tokenizer = byte_level()
     torch.manual_seed(0)
     model = LlamaForCausalLM(
@@ -223,6 +216,12 @@ def given(tmp_path_factory) -> Path:
     return folder
 
 
+def recipe_of_readme() -> str:
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    [found] = [block for _, block in blocks(readme) if block.startswith("# mine.yaml")]
+    return found
+
+
 def sized(words: list[str]) -> list[str]:
     """Return a command with what makes it small. A gate over results has no sizes."""
     name = words[1]
@@ -239,8 +238,11 @@ def test_the_commands_of_a_page_run(page, given, tmp_path, monkeypatch, capsys):
     folder = tmp_path / "here"
     shutil.copytree(given, folder)
     monkeypatch.chdir(folder)
+    text = page.read_text(encoding="utf-8")
+    if "--out mine.yaml" not in text:  # the page takes it from README
+        (folder / "mine.yaml").write_text(recipe_of_readme())
     monkeypatch.setattr(sweep.Sweep, "run", lambda *_: sys.exit(0))  # behind its check
-    for language, block in blocks(page.read_text(encoding="utf-8")):
+    for language, block in blocks(text):
         found = RECIPE.match(block) if language == "yaml" else None
         if found:
             (folder / found["name"]).write_text(block)

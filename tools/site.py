@@ -17,7 +17,7 @@ import importlib
 import inspect
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from html.parser import HTMLParser
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
@@ -186,7 +186,7 @@ def write_method(facts: Facts) -> str:
     return "\n\n".join(parts)
 
 
-def write_table(head: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
+def write_table(head: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> str:
     """Write a table in markdown."""
     lines = [head, ("---",) * len(head), *rows]
     return "\n".join(
