@@ -81,7 +81,7 @@ dist: $(READY)  ## wheel and sdist in runs/dist; the wheel is tried in an enviro
 	$(DIST)/venv/bin/python -m pip install --quiet --constraint constraints.txt $(DIST)/*.whl
 	mkdir $(DIST)/empty
 	cd $(DIST)/empty && export PYTHONPATH= PATH=../venv/bin:$$PATH && \
-	    titer --version && titer list && titer run lab --dry-run && test -z "$$(ls -A)"
+	    titer --version && titer list > /dev/null && titer run lab --dry-run && test -z "$$(ls -A)"
 
 world: $(READY)  ## nightly: rebuild the embedded base model (ten minutes) and compare its scores with the shipped one's
 	$(PY) -m titer.lab.build runs/base --compare

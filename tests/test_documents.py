@@ -1,8 +1,8 @@
 """The documents: every command that they show is one, those of README and of the pages for a
 newcomer run, in order, and every link leads somewhere.
 
-A command runs as it stands, but for sizes: a few updates and prompts (SIZES). What is not run is
-named with the reason (UNRUN), and is read like all others.
+A command runs as it stands, but for sizes: an update and a few prompts (SIZES, LIMITED). What is not
+run is named with the reason (UNRUN), and is read like all others.
 """
 
 from __future__ import annotations
@@ -227,7 +227,10 @@ def sized(words: list[str]) -> list[str]:
     name = words[1]
     if name == "gate" and not {"--data", "--recipe"} & set(words):
         return words
-    limit = ("--limit", LIMITED[name]) if name in LIMITED and "--limit" not in words else ()
+    if "--limit" in words:  # its number gives way
+        at = words.index("--limit")
+        words = words[:at] + words[at + 2 :]
+    limit = ("--limit", LIMITED[name]) if name in LIMITED else ()
     return [*words, *SIZES.get(name, ()), *limit]
 
 
