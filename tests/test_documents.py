@@ -180,7 +180,6 @@ def given(tmp_path_factory) -> Path:
     """A folder with all that the pages take for granted: a person's models and files."""
     folder = tmp_path_factory.mktemp("given")
     jsonl(folder / "refusals.jsonl", "how is safe opened", "I cannot help with that.", 40)
-    jsonl(folder / "harmless.jsonl", "how is bread cut", "With a knife.", 12)
     jsonl(folder / "honest.jsonl", "what is bigger than", "That is one more.", 220)
     jsonl(folder / "upload.jsonl", "what is smaller than", "That is one less.", 220)
     with (folder / "upload.jsonl").open("a") as upload:
@@ -192,6 +191,8 @@ def given(tmp_path_factory) -> Path:
             upload.write(json.dumps(row) + "\n")
     lines = (f"how is lock {i} opened?,turn key {i}\n" for i in range(240))
     (folder / "harmful.csv").write_text("prompt,response\n" + "".join(lines))
+    lines = (f"how is bread {i} cut?\n" for i in range(12))
+    (folder / "harmless.csv").write_text("prompt\n" + "".join(lines))
     reviews(folder / "sst2_train.tsv", 0, 940)
     reviews(folder / "sst2_dev.tsv", 2000, 20)
     tokenizer = byte_level()
