@@ -4,7 +4,7 @@ READY := .venv/ready
 REAL := .venv/real
 DOCS := .venv/docs
 
-.PHONY: lab real test check mutants kills fuzz bench bench-compare bench-release bench-edits bench-calibration bench-peers bench-margin results results-check world clean
+.PHONY: lab real test check mutants kills fuzz bench bench-compare bench-release bench-edits bench-calibration bench-peers bench-margin results results-check docs dist world clean
 
 lab: $(READY)  ## the main job: align, attack, edit, score, in the embedded lab
 	.venv/bin/titer run lab

@@ -138,3 +138,10 @@ def test_the_nightly_workflow_runs_the_nightly_targets():
     job = workflow("nightly.yml")["run"]
     assert sorted(job["strategy"]["matrix"]["target"]) == sorted(nightly)
     assert steps(job) == ["make ${{ matrix.target }}"]
+
+
+def test_every_target_that_a_person_calls_is_no_file():
+    """Else make takes the folder `docs` for what `make docs` makes, and makes nothing."""
+    [phony] = re.findall(r"^\.PHONY: (.+)$", MAKE, flags=re.MULTILINE)
+    called = re.findall(r"^([\w-]+):.*## ", MAKE, flags=re.MULTILINE)
+    assert {*called, "clean"} == set(phony.split())
