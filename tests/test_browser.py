@@ -227,7 +227,8 @@ def test_text_and_figures_have_the_contrast_of_level_aa(browser, tmp_path):
     )
     page = tmp_path / "colours.html"
     page.write_text(
-        f'<!DOCTYPE html><style>{css} body {{ padding: 0 }}</style><svg width="400" height="20">{squares}</svg>'
+        f"<!DOCTYPE html><style>{css} body {{ padding: 0 }}</style>"
+        f'<svg width="400" height="20">{squares}</svg>'
     )
     browser.open(page, PHONE, "dark")
     browser.shoot(tmp_path / "colours.png")

@@ -377,6 +377,26 @@ def test_rows_in_two_roles_are_flagged(found, text):
     )
 
 
+@pytest.mark.parametrize(
+    ("earlier", "now", "stage"),
+    [
+        ("alignment", "defense", None),  # the defender may answer what the alignment refuses
+        ("defense", "alignment", None),
+        ("alignment", "attack", "attack and alignment"),
+        ("attack", "alignment", "alignment and attack"),
+        ("attack", "attack", None),
+    ],
+)
+def test_prompts_of_an_earlier_stage_in_another_role_are_flagged_either_way_round(
+    earlier, now, stage
+):
+    recipe = {"template": "chat", "system": None}
+    before = {"schema": 1, "kind": "align", "recipe": recipe, "prompts": {earlier: ["ab", "cd"]}}
+    after = {"schema": 1, "kind": "edit", "recipe": recipe, "prompts": {now: ["cd", "ef"]}}
+    raised = [flag for flag in flags.alone([before, after]) if flag.name == "rows leaked"]
+    assert [flag.stage for flag in raised] == ([stage] if stage else [])
+
+
 def test_a_run_told_to_keep_shared_rows_says_so(plan, monkeypatch, capsys, tmp_path):
     path = tmp_path / "recipe.yaml"
     path.write_text(

@@ -425,7 +425,7 @@ def _seen_before(chain: Sequence[Mapping[str, Any]]) -> Iterator[Flag]:
         for document in earlier:
             for other, known in document.get("prompts", {}).items():
                 shared = {prompt[: len(known[0])] for prompt in prompts} & set(known)
-                if shared and role != other and (other, role) != MAY_SHARE:
+                if shared and role != other and {other, role} != set(MAY_SHARE):
                     text = (
                         f"{len(shared)} of {len(prompts)} prompts of {role} are those of {other}, "
                         f"on which the model was trained before."

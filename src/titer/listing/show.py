@@ -105,32 +105,9 @@ def describe_method(name: str) -> Facts:
 
 def page(facts: Facts) -> str:
     """Write the facts of a method as `titer show` prints them."""
-    fidelity = facts.fidelity
-    told = {
-        "kind": f"{registry.noun(facts.kind)}, from the package {facts.package}",
-        "stage": ", ".join(facts.stages),
-        "meant for": ", ".join(facts.acts) if facts.acts != facts.stages else "",
-        "control": "it is there for others to beat" if facts.control else "",
-        "rows": "; ".join(row_words(facts)),
-        "other models": ", ".join(facts.models),
-        "works on": model_words(facts),
-        "passes": f"{facts.passes} an update" if facts.passes else "",
-        "paper": f"arXiv {facts.paper} ({ARXIV}{facts.paper})" if facts.paper else "",
-        "equation": fidelity.equation,
-        "authors' code": fidelity.code,
-        "real model": fidelity.real_model,
-        "who knows it": aware_words(facts.aware) if facts.aware else "",
-    }
+    told = tell_facts(facts)
     width = max(map(len, told)) + 2
-    rows = [
-        (
-            each.name,
-            each.type,
-            "required" if each.required else write_default(each.default),
-            each.meaning,
-        )
-        for each in facts.fields
-    ]
+    rows = tell_fields(facts)
     widths = [max((len(row[i]) for row in rows), default=0) + 2 for i in range(3)]
     return "\n".join(
         [
@@ -145,6 +122,39 @@ def page(facts: Facts) -> str:
             ),
         ]
     )
+
+
+def tell_facts(facts: Facts) -> dict[str, str]:
+    """Put the facts of a method into words, by name; empty where there is nothing to say."""
+    fidelity = facts.fidelity
+    return {
+        "kind": f"{registry.noun(facts.kind)}, from the package {facts.package}",
+        "stage": ", ".join(facts.stages),
+        "meant for": ", ".join(facts.acts) if facts.acts != facts.stages else "",
+        "control": "it is there for others to beat" if facts.control else "",
+        "rows": "; ".join(row_words(facts)),
+        "other models": ", ".join(facts.models),
+        "works on": model_words(facts),
+        "passes": f"{facts.passes} an update" if facts.passes else "",
+        "paper": f"arXiv {facts.paper} ({ARXIV}{facts.paper})" if facts.paper else "",
+        "equation": fidelity.equation,
+        "authors' code": fidelity.code,
+        "real model": fidelity.real_model,
+        "who knows it": aware_words(facts.aware) if facts.aware else "",
+    }
+
+
+def tell_fields(facts: Facts) -> list[tuple[str, str, str, str]]:
+    """List the fields of a method: name, type, default and meaning."""
+    return [
+        (
+            each.name,
+            each.type,
+            "required" if each.required else write_default(each.default),
+            each.meaning,
+        )
+        for each in facts.fields
+    ]
 
 
 def document(facts: Facts) -> dict[str, Any]:
