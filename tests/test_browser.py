@@ -60,7 +60,7 @@ def pages(tmp_path_factory) -> dict[str, Path]:
         path = ("sft sft", "sft sft antidote", "booster sft")[i]
         coherent = (100, 100, 20) if i == 2 else (100,) * 4
         made = document(name, harm, path, tag=path[0], coherent=coherent)
-        (folders["run"] / f"{i}.json").write_text(json.dumps(made))
+        (folders["run"] / f"{name}.json").write_text(json.dumps(made))
     cells = [cell([setting], seed, 40 + seed) for setting in GRID for seed in range(3)]
     bundle = {"recipe": "lab", "cells": cells, "flags": [], "missing": 0}
     (folders["sweep"] / "sweep.json").write_text(json.dumps(bundle))
@@ -105,13 +105,12 @@ def _number(text: str) -> tuple[float, ...]:
 
 
 def test_the_numbers_of_a_run_are_those_of_its_json(browser, pages):
-    documents = [
-        json.loads(path.read_text()) for path in sorted(pages["run"].parent.glob("?.json"))
-    ]
+    folder = pages["run"].parent
+    documents = {name: json.loads((folder / f"{name}.json").read_text()) for name in NAMES}
     browser.open(pages["run"], DESK, "light")
     wanted = {
-        (made["pipeline"], stage["label"]): stage["scores"]
-        for made in reversed(documents)
+        (name, stage["label"]): stage["scores"]
+        for name, made in documents.items()
         for stage in made["stages"]
     }
     heads = browser.ask(
@@ -226,10 +225,8 @@ def test_text_and_figures_have_the_contrast_of_level_aa(browser, tmp_path):
         for i, (colour, _) in enumerate(drawn)
     )
     page = tmp_path / "colours.html"
-    page.write_text(
-        f"<!DOCTYPE html><style>{css} body {{ padding: 0 }}</style>"
-        f'<svg width="400" height="20">{squares}</svg>'
-    )
+    drawing_of_all = f'<svg width="400" height="20">{squares}</svg>'
+    page.write_text(f"<!DOCTYPE html><style>{css} body {{ padding: 0 }}</style>{drawing_of_all}")
     browser.open(page, PHONE, "dark")
     browser.shoot(tmp_path / "colours.png")
     from PIL import Image
