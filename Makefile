@@ -3,7 +3,7 @@ PY := .venv/bin/python
 READY := .venv/ready
 REAL := .venv/real
 
-.PHONY: lab real test check mutants kills fuzz bench bench-compare bench-release bench-edits bench-calibration bench-peers bench-margin results results-check world clean
+.PHONY: lab real test check mutants kills fuzz bench bench-compare bench-release bench-edits bench-calibration bench-peers bench-margin bench-size results results-check world clean
 
 lab: $(READY)  ## the main job: align, attack, edit, score, in the embedded lab
 	.venv/bin/titer run lab
@@ -68,6 +68,9 @@ bench-peers: $(READY)  ## an SFT update beside transformers' Trainer and, where 
 
 bench-margin: $(READY)  ## what harm margins cost beside the answers alone (four minutes)
 	$(PY) -m bench.margin $(if $(OUT),--out $(OUT)) $(if $(QUICK),--quick)
+
+bench-size: $(READY)  ## a million rows, a store of 10,000 stages, a sweep of 1,000 cells: seconds and memory (four minutes)
+	$(PY) -m bench.size $(FILES) $(if $(OUT),--out $(OUT)) $(if $(QUICK),--quick)
 
 world: $(READY)  ## nightly: rebuild the embedded base model (ten minutes) and compare its scores with the shipped one's
 	$(PY) -m titer.lab.build runs/base --compare
