@@ -30,6 +30,8 @@ PATIENT = {  # Ray's own limits are those of a machine that does nothing else
     "RAY_agent_register_timeout_ms": f"{START}000",
     "RAY_raylet_start_wait_time_s": f"{START}",
     "RAY_worker_register_timeout_seconds": f"{START}",
+    "RAY_health_check_timeout_ms": f"{START}000",
+    "RAY_health_check_failure_threshold": "100",
     "RAY_USAGE_STATS_ENABLED": "0",
 }
 SMALL = [

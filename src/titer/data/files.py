@@ -132,25 +132,17 @@ def _text(path: Path) -> str:
         raise ValueError(f"{path}: not UTF-8 text (byte {error.start})") from None
 
 
-def _byte_lines(path: Path) -> Iterator[bytes]:
-    """Yield the lines of a file, decompressed, one at a time: a large one is not held whole."""
-    if path.suffix not in PACKED:
-        with path.open("rb") as file:
-            yield from file
-        return
-    with reading(f"{path}", "is it compressed as its name says?"), _file(path, "rb") as file:
-        yield from file
-
-
 def _lines(path: Path) -> Iterator[str]:
+    """Yield the lines of a text one at a time: a large one, unless compressed, is not held whole."""
     start = 0  # of the line, in bytes
-    # not splitlines: a JSON text may hold U+2028
-    for line in _byte_lines(path):
-        try:
-            yield line.decode("utf-8" if start else "utf-8-sig")
-        except UnicodeDecodeError as error:
-            raise ValueError(f"{path}: not UTF-8 text (byte {start + error.start})") from None
-        start += len(line)
+    with io.BytesIO(read_bytes(path)) if path.suffix in PACKED else path.open("rb") as file:
+        # not splitlines: a JSON text may hold U+2028
+        for line in file:
+            try:
+                yield line.removesuffix(b"\n").decode("utf-8" if start else "utf-8-sig")
+            except UnicodeDecodeError as error:
+                raise ValueError(f"{path}: not UTF-8 text (byte {start + error.start})") from None
+            start += len(line)
 
 
 def _json_lines(path: Path, known: Collection[str]) -> Iterator[RawRecord]:

@@ -12,6 +12,7 @@ import itertools
 import json
 import os
 import signal
+import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -78,6 +79,7 @@ class Sweep:
     store: Path
     only: Sequence[str] = ()  # these pipelines; none named: all
     workers: Workers = field(default_factory=Processes)
+    _stopping: threading.Event = field(default_factory=threading.Event)
 
     def check(self) -> None:
         """Raise before any cell is run where the settings of one are wrong.
@@ -137,6 +139,8 @@ class Sweep:
         while ended.lost and tries < TRIES:
             report(cell, "running")
             ended, tries = self.workers.run(job), tries + 1
+            if self._stopping.is_set():
+                threading.Event().wait()  # for the end of this process: nothing more is begun
             if ended.pipelines is None:
                 report(cell, "failed")
                 told: dict[str, Any] = {"status": "missing", "error": ended.error}
@@ -151,6 +155,7 @@ class Sweep:
         """End the running cells at once on Ctrl-C or SIGTERM inside; the store has their stages."""
 
         def stop(number: int, frame: Any) -> None:
+            self._stopping.set()
             self.workers.stop()
             os._exit(130)
 
