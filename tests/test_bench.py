@@ -23,8 +23,8 @@ from bench import (
     margin,
     peers,
     release,
-    size,
     shapes,
+    size,
     subjects,
     tau,
 )

@@ -211,9 +211,8 @@ def _decode(text: str, place: str) -> Any:
     """Decode JSON in which no key stands twice."""
 
     def unique(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
-        fields = {
-            intern(name): value for name, value in pairs
-        }  # else every row has names of its own
+        # else every row would have names of its own
+        fields = {intern(name): value for name, value in pairs}
         if len(fields) < len(pairs):
             names = [name for name, _ in pairs]
             twice = next(name for name in names if names.count(name) > 1)
