@@ -28,6 +28,7 @@ from titer.report import progress
 from titer.runs import recipe
 from titer.runs.documents import cpu_make, environment
 from titer.runs.sweep import Cell, Sweep, cells
+from titer.runs.workers import Processes
 from titer.scoring.curve import FACT
 
 RUNS = bundles.HERE.parent / "runs"
@@ -258,8 +259,8 @@ def main() -> int:
             points,
             RUNS / f"results-{name}",
             RUNS / "store",
-            jobs=os.cpu_count() or 1,
-            only=claim.get("only", []),
+            claim.get("only", []),
+            Processes(os.cpu_count() or 1),
         )
         now = recipe.load(claim["recipe"])
         bundle = compute(name, plan, None if arguments.afresh else pipelines_to_keep(name, now))

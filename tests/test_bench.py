@@ -25,6 +25,7 @@ from bench import (
     peers,
     release,
     shapes,
+    size,
     subjects,
     tau,
 )
@@ -475,6 +476,23 @@ def test_both_passes_read_the_same_rows_and_antidotes_sees_every_layer():
         assert torch.equal(*seen)
         assert seen[0].shape == (16, TINY.length)
         assert len(found) == len(layers) == {"adapter on q, v": 4}.get(name, 14)
+
+
+def test_much_is_measured_and_held_to_the_bars(tmp_path, capsys, monkeypatch):
+    quick = ["--quick", "--out", str(tmp_path)]
+    monkeypatch.setattr(size, "BAR_FILE", 1000.0)  # of so small a file
+    assert size.main(quick) == 0
+    assert capsys.readouterr().out.endswith("every bar is met\n")
+    found = json.loads((tmp_path / "size.json").read_text(encoding="utf-8"))
+    assert (found["rows"]["rows"], found["store"]["stages"], found["sweep"]["cells"]) == (
+        2000,
+        24,
+        20,
+    )
+    assert all(value > 0 for name in ("rows", "store", "sweep") for value in found[name].values())
+    monkeypatch.setattr(size, "BAR_SECONDS", 1e-9)
+    assert size.main(["sweep", *quick]) == 1
+    assert "begun_seconds is" in capsys.readouterr().out
 
 
 def test_quartiles():

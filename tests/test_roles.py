@@ -69,7 +69,7 @@ def test_the_lab_has_pairs_for_every_harmful_row_of_the_defender():
     assert len(b["harmful"]) + len(b["held_out"]) == len(setting.roles.defense)
     assert all(row.other for row in b["held_out"])
     aligned = setting.pipelines()["a"][1]
-    assert aligned.about["rows"] != {"rows": setting.roles.digests()["alignment"]}
+    assert aligned.about["rows"] != {"rows": setting.roles.digests["alignment"]}
 
 
 def test_a_method_for_pairs_is_refused_where_there_are_none():

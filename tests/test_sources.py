@@ -2,6 +2,7 @@
 
 import csv
 import json
+import tracemalloc
 from pathlib import Path
 
 import datasets
@@ -209,6 +210,32 @@ def test_a_bad_file_is_named_with_its_line(tmp_path, name, text, message):
     (tmp_path / name).write_text(text)
     with pytest.raises(ValueError, match=message):
         rows(tmp_path / name)
+
+
+def test_a_large_file_is_not_held_twice(tmp_path, monkeypatch):
+    path = tmp_path / "many.jsonl"
+    text = "".join(
+        json.dumps({"prompt": f"{i} " + "why " * 30, "response": f"{i} " + "so " * 40}) + "\n"
+        for i in range(3000)
+    )
+    path.write_text(text)
+    source, data = Source(str(path)), Data(task=Source(str(path)))
+    roles(data, None, frozenset({"task"}))  # what is imported and known for good
+    monkeypatch.setattr(files, "read_bytes", lambda path: pytest.fail(f"{path} is read whole"))
+    tracemalloc.start()
+    found = roles(data, None, frozenset({"task"})).task
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert len(found) == 3000
+    assert peak < 3 * len(text)
+
+    records = sources.SourceReader().records(source)
+    first, second = (record.fields for record in records[:2])
+    assert all(a is b for a, b in zip(first, second, strict=True))  # one name for all
+    found = schemas.rows(records, Kind.ANSWERS, {}).rows
+    assert (found[0].prompt, found[1].response) == (first["prompt"], second["response"])
+    assert found[0].prompt is first["prompt"]
+    assert records == []  # each went when its row was there
 
 
 def test_a_file_in_another_encoding_is_named(tmp_path):

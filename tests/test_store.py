@@ -335,6 +335,38 @@ def test_the_store_has_commands(small, expected, tmp_path, monkeypatch, capsys):
     assert "holds no store of stages" in err
 
 
+def test_a_look_at_a_store_reads_each_manifest_once_and_no_weights(tmp_path, monkeypatch, capsys):
+    kept, read, hashed = Store(tmp_path), list[str](), list[str]()
+    keys = sorted(compute(kept, ABOUT | {"seed": seed}, filled).name for seed in range(5))
+    parse, sha256 = store.parse_document, store.sha256
+    monkeypatch.setattr(
+        store, "parse_document", lambda path, of: read.append(path.parent.name) or parse(path, of)
+    )
+    monkeypatch.setattr(store, "sha256", lambda path: hashed.append(path.name) or sha256(path))
+    for command in (["ls"], ["du"], ["verify", "--no-weights"], ["gc"]):
+        code, out, _ = titer(monkeypatch, capsys, "store", *command, str(tmp_path))
+        assert (code, sorted(read)) == (0, keys)
+        read.clear()
+    assert {*hashed} == {"stage.json"}
+    assert "0.0 MB freed" in out
+    assert not list(tmp_path.rglob("*.safetensors"))
+
+
+def test_weights_that_are_not_there_are_found_without_reading_any(tmp_path, monkeypatch, capsys):
+    kept = Store(tmp_path)
+    folders = [compute(kept, ABOUT | {"seed": seed}, filled) for seed in range(3)]
+    (folders[0] / "model.safetensors").unlink()
+    (folders[1] / "model.safetensors").write_bytes(b"weighty")
+    assert sorted(kept.verify()) == sorted(folder.name for folder in folders[:2])
+    command = ["store", "verify", "--no-weights", str(tmp_path)]
+    code, out, _ = titer(monkeypatch, capsys, *command)
+    assert code == 1
+    assert out.splitlines() == [
+        f"{folders[0].name}  model.safetensors",
+        "1 of 3 stages are not as they were written",
+    ]
+
+
 def test_what_is_written_is_whole(tmp_path):
     store.write(tmp_path / "a.json", {"x": 1})
     assert json.loads((tmp_path / "a.json").read_text()) == {"x": 1}

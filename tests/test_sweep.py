@@ -18,6 +18,7 @@ from titer.runs.execute import Run, claim
 from titer.runs.plan import Plan
 from titer.runs.store import Store
 from titer.runs.sweep import Cell, Sweep, cells
+from titer.runs.workers import Ended, Job, Processes, Workers
 
 
 def test_the_cells_are_all_combinations():
@@ -88,7 +89,7 @@ def test_a_sweep_says_what_its_cells_came_to_and_counts_the_missing(
     assert json.loads((tmp_path / "out/sweep.json").read_text()) == bundle
     assert [cell["status"] for cell in bundle["cells"]] == ["done", "done", "missing"]
     assert bundle["missing"] == 1
-    assert {cell["tries"] for cell in bundle["cells"]} == {1, 2}
+    assert {cell["tries"] for cell in bundle["cells"]} == {1}  # its own error would come again
     assert "ask for 200 harmful rows but there are 50" in bundle["cells"][2]["error"]
     assert "pipelines" not in bundle["cells"][2]
     for n in (50, 49):
@@ -174,22 +175,104 @@ def _read(path: Path) -> bytes:
         return b""  # it has ended meanwhile
 
 
+class Scripted(Workers):
+    """Ends jobs as it is told, in this order."""
+
+    at_once = 1
+
+    def __init__(self, *ends: Ended):
+        self.ends, self.ran = list(ends), []
+
+    def run(self, job: Job) -> Ended:
+        self.ran.append(job)
+        job.folder.mkdir(exist_ok=True)
+        return self.ends.pop(0)
+
+    def stop(self) -> None:
+        raise AssertionError("nobody interrupted it")
+
+
+@pytest.mark.parametrize(
+    ("ends", "tries", "told"),
+    [
+        ([Ended({})], 1, ["running", "done"]),
+        ([Ended(error="error: x")], 1, ["running", "failed", "missing"]),
+        ([Ended(error="k", lost=True), Ended({})], 2, ["running", "failed", "running", "done"]),
+        (
+            [Ended(error="k", lost=True), Ended(error="error: x")],
+            2,
+            ["running", "failed", "running", "failed", "missing"],
+        ),
+        (
+            [Ended(error="k", lost=True), Ended(error="error: x", lost=True)],
+            2,
+            ["running", "failed", "running", "failed", "missing"],
+        ),
+    ],
+)
+def test_a_cell_whose_worker_was_lost_is_tried_again_and_one_that_failed_is_not(
+    tmp_path, ends, tries, told
+):
+    workers, heard = Scripted(*ends), []
+    sweep = Sweep("lab", [Cell((), 0)], tmp_path, tmp_path / "store", workers=workers)
+    [cell] = sweep.run(lambda _, status: heard.append(status))["cells"]
+    assert (cell["tries"], heard, workers.ends) == (tries, told, [])
+    assert cell.get("error") == (None if told[-1] == "done" else "error: x")
+
+
 def test_a_cell_of_other_code_is_not_done(monkeypatch, tmp_path):
-    ran = []
-    sweep = Sweep("lab", [Cell((), 0)], tmp_path, tmp_path / "store")
-    monkeypatch.setattr(
-        Sweep,
-        "_process",
-        lambda self, cell, folder: ran.append(folder.mkdir(exist_ok=True)) or (0, "{}", ""),
-    )
+    workers = Scripted(Ended({}), Ended({}), Ended({}))
+    sweep = Sweep("lab", [Cell((), 0)], tmp_path, tmp_path / "store", workers=workers)
     for version in ("a", "a", "b"):
         monkeypatch.setattr("titer.runs.sweep.all_code", lambda version=version: version)
         assert sweep.run(lambda *_: None)["missing"] == 0
-    assert len(ran) == 2
+    assert len(workers.ran) == 2
     assert sorted(os.listdir(tmp_path / "cells")) == [Cell((), 0).name, f"{Cell((), 0).name}.json"]
     (tmp_path / "cells" / Cell((), 0).name).rmdir()
     sweep.run(lambda *_: None)
-    assert len(ran) == 3  # without its folder it is not done
+    assert len(workers.ran) == 3  # without its folder it is not done
+
+
+def test_a_killed_local_process_is_lost_and_one_that_fails_tells_its_error(monkeypatch, tmp_path):
+    job = Job("nosuch", [], 0, [], tmp_path / "out", tmp_path / "store")
+    failed = Processes().run(job)
+    assert failed.error.startswith("error: unknown recipe")
+    assert not failed.lost
+    shell = tmp_path / "python"
+    shell.write_text("#!/bin/sh\nkill -9 $$\n")
+    shell.chmod(0o700)
+    monkeypatch.setattr("titer.runs.workers.sys.executable", str(shell))
+    assert Processes().run(job) == Ended(error="killed by signal 9", lost=True)
+
+
+def test_the_cells_of_a_sweep_read_their_recipe_and_rows_once(monkeypatch, recipe_file, tmp_path):
+    points = cells(["finetune.lr=1e-3,2e-3", "attack.n=50,40"], [], [0, 1])
+    sweep = Sweep(recipe_file, points, tmp_path / "out", tmp_path / "store")
+    for cell in points:
+        with claim(
+            sweep._folder(cell), Plan.read(recipe.load(recipe_file, cell.settings, cell.seed))
+        ):
+            pass
+    read: list[str] = []
+
+    def spy(where: str, name: str) -> None:
+        from importlib import import_module
+
+        module = import_module(where)
+        function = getattr(module, name)
+
+        def noted(*given, **rest):
+            read.append(str(given[0]))
+            return function(*given, **rest)
+
+        monkeypatch.setattr(module, name, noted)
+
+    spy("titer.runs.recipe", "read")
+    spy("titer.data.files", "read")
+    sweep.check()
+    assert len(points) == 8
+    names = sorted(Path(path).name for path in read)
+    assert names == ["alignment.jsonl", "harmful.jsonl", "mine.yaml", "task.jsonl", "test.jsonl"]
 
 
 def test_cells_of_another_recipe_or_of_other_rows_are_not_taken_for_this_one(

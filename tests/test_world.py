@@ -37,7 +37,7 @@ def manifest() -> dict[str, Any]:
             for path in sorted(folders.locate(Checkpoint()).folder.iterdir())
         },
         "rows": {
-            f"world {seed}, {split}": roles(Data(world=seed, split=split)).digests()
+            f"world {seed}, {split}": roles(Data(world=seed, split=split)).digests
             for seed in range(3)
             for split in ("test", "validation")
         },

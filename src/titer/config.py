@@ -9,6 +9,7 @@ import re
 import types
 import typing
 from collections.abc import Callable, Mapping
+from functools import cache
 from typing import Annotated, Any, ClassVar
 
 import pydantic
@@ -37,9 +38,15 @@ def validate(cls: type, fields: Any) -> Any:
     Raises a ValueError of one line for the first fault: where it is, and what would do.
     """
     try:
-        return pydantic.TypeAdapter(cls).validate_python(fields)
+        return _adapter(cls).validate_python(fields)
     except pydantic.ValidationError as error:
         raise _explain(cls, error) from None
+
+
+@cache
+def _adapter(cls: type) -> pydantic.TypeAdapter[Any]:
+    """Make what checks the types of a class, which takes longer than the check."""
+    return pydantic.TypeAdapter(cls)
 
 
 def read_yaml(text: str, what: str) -> Any:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -26,6 +26,9 @@ from titer.cli.options import (
     read_seeds,
     with_limit,
 )
+
+if TYPE_CHECKING:
+    from titer.runs.workers import Workers
 
 app = typer.Typer()
 
@@ -92,7 +95,32 @@ def run_sweep(
     settings: Settings = None,
     only: Only = None,
     limit: Limit = None,
-    jobs: Annotated[int, typer.Option(min=1, help="Cells at a time.")] = 1,
+    jobs: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            help="Cells at a time (default: 1; with --ray, as many as the cluster has room for).",
+        ),
+    ] = None,
+    ray: Annotated[
+        str | None,
+        typer.Option(
+            "--ray",
+            metavar="auto|ADDRESS",
+            help="Run the cells on a Ray cluster that shares this file system (pip install 'titer[ray]').",
+        ),
+    ] = None,
+    ray_cpus: Annotated[
+        int | None,
+        typer.Option(
+            "--ray-cpus",
+            min=1,
+            help="CPUs that a cell takes (default: the recipe's threads, or 1).",
+        ),
+    ] = None,
+    ray_gpus: Annotated[
+        float, typer.Option("--ray-gpus", min=0, help="GPUs that a cell takes, or a part of one.")
+    ] = 0.0,
     out: Annotated[
         Path | None, typer.Option(help="Folder of the sweep (default: runs/sweep-<recipe>).")
     ] = None,
@@ -107,14 +135,19 @@ def run_sweep(
     from titer.report import progress, tables
     from titer.runs import sweep
 
+    if ray is None and (ray_cpus or ray_gpus):
+        raise ValueError(
+            "--ray-cpus and --ray-gpus are of a cluster: give --ray auto or its address"
+        )
+
     folder = out or Path("runs") / f"sweep-{Path(recipe).stem}"
     plan = sweep.Sweep(
         recipe,
         sweep.cells(grid or [], with_limit(settings, limit), read_seeds(seeds)),
         folder,
         store or folder.parent / paths.STORE,
-        jobs,
         only or [],
+        _workers(jobs, ray, ray_cpus, ray_gpus),
     )
     plan.check()
     console = screen.console(sys.stderr)
@@ -133,6 +166,17 @@ def run_sweep(
     screen.print_flags(bundle)
     if missing:
         raise typer.Exit(1)
+
+
+def _workers(jobs: int | None, ray: str | None, cpus: int | None, gpus: float) -> Workers:
+    """Choose where the cells of a sweep run."""
+    if ray is None:
+        from titer.runs.workers import Processes
+
+        return Processes(jobs or 1)
+    from titer.integrations.cluster import RayCluster
+
+    return RayCluster(ray, jobs, cpus, gpus)
 
 
 @app.command("init")

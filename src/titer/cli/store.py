@@ -48,17 +48,25 @@ def measure_stages(root: Root = DEFAULT) -> None:
 
 
 @app.command("verify")
-def verify_stages(root: Root = DEFAULT) -> None:
+def verify_stages(
+    root: Root = DEFAULT,
+    weights: Annotated[
+        bool,
+        typer.Option(
+            "--weights/--no-weights",
+            help="Read weights too, or ask only that they are there.",
+        ),
+    ] = True,
+) -> None:
     """Compare every file with its hash.
 
     Exit code 1 where one is not as it was written; the next run computes its stage again.
     """
     store = _open(root)
-    faults = store.verify()
+    faults = store.verify(weights)
     for key, files in faults.items():
         say(f"{key}  {', '.join(files)}")
-    count = len(store.entries()) + sum(store.entry(key) is None for key in faults)
-    say(f"{len(faults)} of {count} stages are not as they were written")
+    say(f"{len(faults)} of {len(store.keys())} stages are not as they were written")
     if faults:
         raise typer.Exit(1)
 

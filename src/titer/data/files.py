@@ -13,6 +13,7 @@ from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
+from sys import intern
 from typing import Any
 
 from titer.errors import reading
@@ -20,7 +21,7 @@ from titer.errors import reading
 PACKED = (".gz", ".bz2", ".xz", ".zst")  # suffixes of compressed files
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class RawRecord:
     """A record with the fields that the file gives it."""
 
@@ -38,7 +39,7 @@ def read(
     Raises where nothing can be read.
     """
     if path.is_dir():
-        records = list(_folder(path, split, subset))
+        found = _folder(path, split, subset)
     elif not path.is_file():
         raise ValueError(f"no such file: {path}")
     elif not is_readable(path):
@@ -52,12 +53,24 @@ def read(
                 f"{path}: a single file has no split {split or subset!r}: leave it out, or name "
                 "the folder"
             )
-        records = list(READERS[suffix_of(path)](path, known))
+        found = READERS[suffix_of(path)](path, known)
+    records = []
+    for record in found:
+        _check_text(record.place, record.fields)
+        records.append(record)
     if not records:
         raise ValueError(f"{path}: holds no rows")
-    for record in records:
-        _check_text(record.place, record.fields)
     return records
+
+
+def drain(records: list[RawRecord]) -> Iterator[RawRecord]:
+    """Take the records out of a list, the first one first.
+
+    What is made of them takes their place in memory: a large file is not held twice.
+    """
+    records.reverse()
+    while records:
+        yield records.pop()
 
 
 def in_memory(what: str, rows: Any) -> list[RawRecord]:
@@ -119,9 +132,21 @@ def _text(path: Path) -> str:
         raise ValueError(f"{path}: not UTF-8 text (byte {error.start})") from None
 
 
+def _lines(path: Path) -> Iterator[str]:
+    """Yield the lines of a text one at a time: a large one, unless compressed, is not held whole."""
+    start = 0  # of the line, in bytes
+    with io.BytesIO(read_bytes(path)) if path.suffix in PACKED else path.open("rb") as file:
+        # not splitlines: a JSON text may hold U+2028
+        for line in file:
+            try:
+                yield line.removesuffix(b"\n").decode("utf-8" if start else "utf-8-sig")
+            except UnicodeDecodeError as error:
+                raise ValueError(f"{path}: not UTF-8 text (byte {start + error.start})") from None
+            start += len(line)
+
+
 def _json_lines(path: Path, known: Collection[str]) -> Iterator[RawRecord]:
-    # not splitlines: a JSON text may hold U+2028
-    for number, line in enumerate(_text(path).split("\n"), 1):
+    for number, line in enumerate(_lines(path), 1):
         if line.strip():
             place = f"{path}:{number}"
             found = _decode(line, place)
@@ -186,7 +211,8 @@ def _decode(text: str, place: str) -> Any:
     """Decode JSON in which no key stands twice."""
 
     def unique(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
-        fields = dict(pairs)
+        # else every row would have names of its own
+        fields = {intern(name): value for name, value in pairs}
         if len(fields) < len(pairs):
             names = [name for name, _ in pairs]
             twice = next(name for name in names if names.count(name) > 1)

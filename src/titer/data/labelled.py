@@ -81,10 +81,7 @@ def read_labels(given: Sequence[Source], threshold: float | None = None) -> Labe
     known |= {f"{layout[2]}_{i}" for layout in LAYOUTS for i in range(1, 10)}
     for source, place in files:
         records = let_through(source, place, known)
-        renamed = [
-            RawRecord(record.place, schemas.rename(record.fields, source.columns))
-            for record in records
-        ]
+        renamed = schemas.rename_all(records, source.columns)
         kept = [_answer(record, _layout(renamed), threshold) for record in renamed]
         found += kept[source.skip :][: source.limit]
     return _each_once(found, [str(place.name) for _, place in files])

@@ -19,7 +19,7 @@ class Turn:
     content: str
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)  # there may be millions
 class Row:
     """A question by the user and the answer that the model should give, with the turns before them.
 
@@ -138,11 +138,20 @@ def under(prompt: str, rows: Iterable[Row]) -> list[Row]:
 
 def check_disjoint(roles: Mapping[str, Sequence[Row]], but: tuple[str, str] | None = None) -> None:
     """Raise where two roles share a prompt, unless they are the pair `but`."""
-    prompts = {role: {identity(row): row.question for row in rows} for role, rows in roles.items()}
-    for (a, first), (b, second) in combinations(prompts.items(), 2):
+    largest = max(roles, key=lambda role: len(roles[role]), default="")
+    prompts = {
+        role: {identity(row): row for row in rows}
+        for role, rows in roles.items()
+        if role != largest
+    }
+    elsewhere = {key for found in prompts.values() for key in found}
+    prompts[largest] = {  # there may be millions, of which no more is held
+        key: row for row in roles.get(largest, ()) if (key := identity(row)) in elsewhere
+    }
+    for a, b in combinations(roles, 2):
         if (a, b) == but:
             continue
-        shared = [first[key] for key in first if key in second]
+        shared = [row.question for key, row in prompts[a].items() if key in prompts[b]]
         if shared:
             example = shared[0] if len(shared[0]) <= 60 else shared[0][:60] + "..."
             raise ValueError(

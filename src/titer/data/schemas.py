@@ -6,11 +6,11 @@ All records decide on the layout of a file, and what a layout does not read is c
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence, Set
 from dataclasses import dataclass, replace
 from typing import Any
 
-from titer.data.files import RawRecord
+from titer.data.files import RawRecord, drain
 from titer.data.rows import Row, Turn
 from titer.methods import Answers, Kind, Prompts, Refusals
 
@@ -62,8 +62,8 @@ class Parsed:
     unused: dict[str, int]
 
 
-def rows(records: Sequence[RawRecord], kind: Kind, columns: Mapping[str, str]) -> Parsed:
-    """Return the rows of a kind.
+def rows(records: list[RawRecord], kind: Kind, columns: Mapping[str, str]) -> Parsed:
+    """Return the rows of a kind. The records are taken out of their list, which is empty then.
 
     `columns` renames a file's columns: schema's name -> file's name. Raises, naming the record,
     where no schema fits or a text is missing or empty.
@@ -74,19 +74,20 @@ def rows(records: Sequence[RawRecord], kind: Kind, columns: Mapping[str, str]) -
         raise ValueError(
             f"{records[0].place}: no column {absent[0]!r}; {describe_columns(records[0])}"
         )
-    named = [RawRecord(record.place, rename(record.fields, columns)) for record in records]
-    schema = _choose(named, kind)
-    made = []
-    for record in named:
+    named = rename_all(records, columns)
+    schema = _choose(named, known | columns.keys(), kind)
+    used = {*schema.columns, *schema.beside, *columns.values()}
+    made, unused = [], Counter[str]()
+    for record in drain(named):
         row = _make(schema, record, kind)
+        unused.update(name_unused(record, used))
         if row is not None:
             if kind is not Prompts and not row.response.strip():
                 raise ValueError(
                     f"{record.place}: the response is empty; a row without an answer trains nothing"
                 )
             made.append(with_cluster(row, record.fields, columns))
-    used = {*schema.columns, *schema.beside, *columns.values()}
-    return Parsed(made, schema.name, count_unused(named, used))
+    return Parsed(made, schema.name, dict(unused))
 
 
 def with_cluster(row: Row, fields: Fields, columns: Mapping[str, str]) -> Row:
@@ -94,10 +95,12 @@ def with_cluster(row: Row, fields: Fields, columns: Mapping[str, str]) -> Row:
     return replace(row, cluster=str(fields.get(CLUSTER) or "")) if CLUSTER in columns else row
 
 
-def _choose(records: Sequence[RawRecord], kind: Kind) -> Schema:
-    """Return the first schema whose columns are in the file. Raises where a record lacks one."""
+def _choose(records: Sequence[RawRecord], known: Set[str], kind: Kind) -> Schema:
+    """Return the first schema whose columns are `known`, those of the file.
+
+    Raises where a record lacks one.
+    """
     wanted = [schema for schema in SCHEMAS if kind is Prompts or schema.name != "prompts"]
-    known = all_columns(records)
     schema = next((each for each in wanted if known >= set(each.columns)), None)
     if schema is None:
         layouts = "; ".join(f"{' + '.join(each.columns)} ({each.name})" for each in wanted)
@@ -143,17 +146,12 @@ def _refuse(name: str) -> str:
     )
 
 
-def count_unused(records: Sequence[RawRecord], used: set[str]) -> dict[str, int]:
-    """Count the records with something in a column, or in a key of a turn, that is not used."""
-    counts: Counter[str] = Counter()
-    for record in records:
-        counts.update(
-            name for name, value in record.fields.items() if name not in used and _says(value)
-        )
-        turns = record.fields.get("messages", record.fields.get("conversations"))
-        keys = {key for turn in turns or [] for key in turn if key not in READ_OF_TURNS}
-        counts.update(f"turn key {key}" for key in sorted(keys))
-    return dict(counts)
+def name_unused(record: RawRecord, used: Set[str]) -> list[str]:
+    """Name what a record says and nobody uses: columns, and keys of its turns."""
+    found = [name for name, value in record.fields.items() if name not in used and _says(value)]
+    turns = record.fields.get("messages", record.fields.get("conversations"))
+    keys = {key for turn in turns or [] for key in turn if key not in READ_OF_TURNS}
+    return found + [f"turn key {key}" for key in sorted(keys)]
 
 
 def _says(value: Any) -> bool:
@@ -170,6 +168,13 @@ def describe_columns(record: RawRecord) -> str:
         for key, value in record.fields.items()
     ]
     return f"the columns found are {', '.join(names) or 'none'}"
+
+
+def rename_all(records: Sequence[RawRecord], columns: Mapping[str, str]) -> Sequence[RawRecord]:
+    """Return records with their fields under the schema's names as well as the file's."""
+    if not columns:
+        return records
+    return [RawRecord(record.place, rename(record.fields, columns)) for record in records]
 
 
 def rename(fields: Fields, columns: Mapping[str, str]) -> dict[str, Any]:

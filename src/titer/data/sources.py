@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import logging
 import random
-from collections.abc import Collection, Mapping, Sequence
+from collections import Counter
+from collections.abc import Collection, Mapping, Sequence, Set
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
@@ -18,7 +19,7 @@ from pydantic import BeforeValidator
 from titer import paths, registry
 from titer.config import Config
 from titer.data import catalog, files, hub, packages, schemas
-from titer.data.files import RawRecord
+from titer.data.files import RawRecord, drain
 from titer.data.rows import Row
 from titer.errors import unknown
 from titer.methods import Benchmark, Kind
@@ -60,7 +61,8 @@ Given = Annotated[
 def recognize(records: Sequence[RawRecord]) -> Benchmark | None:
     """Return the benchmark whose published columns and values the records have, or None."""
     given = [record.fields for record in records]
-    return next((found for found in _alike(records) if found.recognizes(given)), None)
+    alike = _alike(schemas.all_columns(records))
+    return next((found for found in alike if found.recognizes(given)), None)
 
 
 def _published() -> list[Benchmark]:
@@ -70,14 +72,13 @@ def _published() -> list[Benchmark]:
     return [found for found in built if found.layouts]
 
 
-def _alike(records: Sequence[RawRecord]) -> list[Benchmark]:
-    """List the benchmarks whose published columns the records have."""
-    return [found for found in _published() if _layout(found, records)]
+def _alike(known: Set[str]) -> list[Benchmark]:
+    """List the benchmarks whose published columns are among the known ones."""
+    return [found for found in _published() if _layout(found, known)]
 
 
-def _layout(benchmark: Benchmark, records: Sequence[RawRecord]) -> tuple[str, ...] | None:
-    """Return the published columns of a benchmark that the records have, or None."""
-    known = schemas.all_columns(records)
+def _layout(benchmark: Benchmark, known: Set[str]) -> tuple[str, ...] | None:
+    """Return the published columns of a benchmark that are among the known ones, or None."""
     return next((each for each in benchmark.layouts if known >= set(each)), None)
 
 
@@ -90,39 +91,43 @@ class SourceReader:
     def rows(self, role: str, source: Source, kind: Kind) -> list[Row]:
         """Return the rows of a kind. Raises where the source has none."""
         records = self.records(source)
-        return self._keep(role, source, schemas.rows(records, kind, source.columns), len(records))
+        count = len(records)
+        return self._keep(role, source, schemas.rows(records, kind, source.columns), count)
 
     def task_rows(
-        self, role: str, source: Source, records: Sequence[RawRecord], benchmark: Benchmark
+        self, role: str, source: Source, records: list[RawRecord], benchmark: Benchmark
     ) -> list[Row]:
         """Return the rows of a task, as its benchmark asks them.
 
-        Records that are conversations already are taken as they are.
+        Records that are conversations already are taken as they are. They are all taken out of
+        their list.
         """
-        renamed = [
-            RawRecord(record.place, schemas.rename(record.fields, source.columns))
-            for record in records
-        ]
-        layout = _layout(benchmark, renamed)
+        count = len(records)
+        known = schemas.all_columns(records)
+        named = {name for name, given in source.columns.items() if given in known}
+        layout = _layout(benchmark, known | named)
         if layout is None:
-            made = self._conversations(source, records)
+            made = self._conversations(source, records, known)
         else:
+            renamed = schemas.rename_all(records, source.columns)
             schemas.check_columns(renamed, layout)
-            rows = [
-                schemas.with_cluster(_task_row(record, benchmark), record.fields, source.columns)
-                for record in renamed
-            ]
             used = {*layout, *source.columns, *source.columns.values()}
-            unused = schemas.count_unused(renamed, used)
-            made = schemas.Parsed(rows, registry.name_of(benchmark), unused)
-        return self._keep(role, source, made, len(records))
+            rows, unused = [], Counter[str]()
+            for record in drain(renamed):
+                row = _task_row(record, benchmark)
+                rows.append(schemas.with_cluster(row, record.fields, source.columns))
+                unused.update(schemas.name_unused(record, used))
+            made = schemas.Parsed(rows, registry.name_of(benchmark), dict(unused))
+        return self._keep(role, source, made, count)
 
-    def _conversations(self, source: Source, records: Sequence[RawRecord]) -> schemas.Parsed:
+    def _conversations(
+        self, source: Source, records: list[RawRecord], known: Set[str]
+    ) -> schemas.Parsed:
         """Read rows of no published task; where the columns are one's, the error asks for it."""
         try:
             return schemas.rows(records, Kind.ANSWERS, source.columns)
         except ValueError as error:
-            alike = [registry.name_of(found) for found in _alike(records)]
+            alike = [registry.name_of(found) for found in _alike(known)]
             if not alike:
                 raise
             raise ValueError(

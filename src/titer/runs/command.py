@@ -172,7 +172,7 @@ def provenance(plan: Plan, kind: str) -> dict[str, Any]:
     return {
         "recipe": {name: recipe[name] for name in used},
         "model": plan.named,
-        "data": plan.roles.digests(),
+        "data": plan.roles.digests,
         "prompts": plan.prompts,
         "sources": plan.roles.sources,
         "environment": environment(),

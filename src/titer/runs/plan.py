@@ -7,7 +7,7 @@ here first.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Collection, Mapping, Set
+from collections.abc import Callable, Collection, Mapping, Set
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any, TypeVar
@@ -103,16 +103,18 @@ class Plan:
         references: Mapping[str, Checkpoint] | None = None,
         whole: bool | None = None,
         also: Set[str] = frozenset(),
+        read_rows: Callable[..., Roles] = roles,
     ) -> Plan:
         """Find the rows and the model of stages of these kinds, which is enough to tell one run
         from another.
 
-        `also` names roles that stages of other plans will draw from.
+        `also` names roles that stages of other plans will draw from. `read_rows` reads them as
+        `roles` does; it may know them from another plan.
         """
         start = folders.locate(recipe.model)
         earlier = chain.trained_on(recipe.model.path)
         wanted = needed_roles(recipe, kinds) | also
-        found = roles(recipe.data, recipe.benchmark, wanted, earlier)
+        found = read_rows(recipe.data, recipe.benchmark, wanted, earlier)
         attacks = recipe.attacks if "finetune" in kinds else []
         sent = {attack: Sent.of(attack, found, recipe.seed) for attack in attacks}
         return Plan(recipe, found, sent, start, references or {}, whole)
@@ -413,7 +415,7 @@ class Plan:
         ).hexdigest()
         facts: list[Any] = [
             recipe_digest(self.recipe),
-            self.roles.digests(),
+            self.roles.digests,
             start,
             __version__,
             self.whole,
@@ -476,7 +478,7 @@ class Plan:
         held_out = {
             f"{self.recipe.data.split} {name}": rows for name, rows in self.roles.benchmarks.items()
         }
-        same = hash_of([self.recipe.data.split, self.roles.digests()])
+        same = hash_of([self.recipe.data.split, self.roles.digests])
         if same not in AUDITS:
             AUDITS[same] = self._audit(held_out)
         return AUDITS[same]
@@ -600,7 +602,7 @@ class Plan:
         return {
             "judge": describe(self.judge) | dict(self.judge.provenance),
             "benchmark": describe(self.roles.scorer),
-            "rows": self.roles.digests(),
+            "rows": self.roles.digests,
             "sources": self.roles.sources,
             "decoding": {name: value for name, value in GREEDY.items() if value is not None},
         }

@@ -229,7 +229,7 @@ def load(name: str, settings: Sequence[str] = (), seed: int | None = None) -> Re
 
     Raises on the first thing that is wrong.
     """
-    return from_mapping(_read(name), settings, seed)
+    return from_mapping(read(name), settings, seed)
 
 
 def load_single(
@@ -244,7 +244,7 @@ def load_single(
 
     The method's fields are set as `method.field=value`.
     """
-    raw = _read(name) | {
+    raw = read(name) | {
         "model": {"path": model},
         "pipelines": {SINGLE: {kind: method} if method else {}},
     }
@@ -312,7 +312,7 @@ def digest(recipe: Recipe) -> str:
     return hash_of(describe(recipe))
 
 
-def _read(name: str, above: tuple[Path, ...] = ()) -> dict[str, Any]:
+def read(name: str, above: tuple[Path, ...] = ()) -> dict[str, Any]:
     """Read the mapping of a recipe file, laid over the recipe that it `extends`.
 
     `above` are the files that extend it. A path is one beside the file that names it, or else from
@@ -346,7 +346,7 @@ def _extend(raw: dict[str, Any], above: tuple[Path, ...] = ()) -> dict[str, Any]
         return raw
     if not isinstance(parent, str):
         raise ValueError(f"extends: {parent!r} is neither the name of a recipe nor a path")
-    below = _read(parent, above)
+    below = read(parent, above)
     if "pipelines" in raw:
         below.pop(
             "pipelines", None

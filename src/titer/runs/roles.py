@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass, field, fields, replace
+from functools import cached_property
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Literal
@@ -149,8 +150,9 @@ class Roles:
             for name, rows in found.items()
         }
 
+    @cached_property
     def digests(self) -> dict[str, str]:
-        """Return the SHA-256 of the rows of every role that has some."""
+        """The SHA-256 of the rows of every role that has some."""
         single = {name: digest(rows) for name in TRAINING if (rows := getattr(self, name))}
         return single | {
             f"benchmark {name}": digest(rows) for name, rows in self.benchmarks.items()

@@ -55,7 +55,7 @@ class ServedPlan(Plan):
 
     @cached_property
     def identity(self) -> str:
-        told = [recipe_digest(self.recipe), self.roles.digests(), describe(self.endpoint)]
+        told = [recipe_digest(self.recipe), self.roles.digests, describe(self.endpoint)]
         return hash_of([*told, __version__])
 
     def given(self, kind: str, checkpoint: Checkpoint) -> ModelStage:

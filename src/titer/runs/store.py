@@ -17,6 +17,7 @@ import hashlib
 import json
 import os
 import re
+import secrets
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -95,13 +96,22 @@ class Entry:
             if (self.folder / name).is_file()
         )
 
-    def faults(self) -> list[str]:
-        """List the files that are not as they were written."""
-        kept = [name for name in self.files if name not in self.dropped]
+    def faults(self, weights: bool = True) -> list[str]:
+        """List the files that are not as they were written.
+
+        Without `weights` those are not read, and need only be there.
+        """
         return [
             name
-            for name in kept
-            if not (self.folder / name).is_file() or sha256(self.folder / name) != self.files[name]
+            for name, written in self.files.items()
+            if name not in self.dropped
+            and not (
+                (self.folder / name).is_file()
+                and (
+                    (name.endswith(WEIGHTS) and not weights)
+                    or sha256(self.folder / name) == written
+                )
+            )
         ]
 
 
@@ -159,12 +169,14 @@ class Store:
             return None
         return Entry(key, path.parent, manifest.files, tuple(manifest.dropped), manifest.about)
 
+    def keys(self) -> list[str]:
+        """List the keys of the finished stages, also of those whose manifest cannot be read."""
+        return [folder.name for folder in self._folders(paths.FINISHED)]
+
     def entries(self) -> list[Entry]:
         """List the finished stages, the oldest first."""
-        folders = sorted(
-            self._folders(paths.FINISHED), key=lambda folder: folder.stat().st_mtime_ns
-        )
-        return [entry for folder in folders if (entry := self.entry(folder.name))]
+        keys = sorted(self.keys(), key=lambda key: self.place(key).stat().st_mtime_ns)
+        return [entry for key in keys if (entry := self.entry(key))]
 
     def strays(self) -> list[Path]:
         """List what lies in the store and is none of its own, or cannot be read."""
@@ -202,50 +214,58 @@ class Store:
         yield
         marker.unlink(missing_ok=True)
 
-    def verify(self) -> dict[str, list[str]]:
-        """Return the faults of every entry that has some.
+    def verify(self, weights: bool = True) -> dict[str, list[str]]:
+        """Return the faults of every entry that has some; without `weights` those are not read.
 
         A folder without a readable manifest is a fault itself.
         """
         found: dict[str, list[str]] = {}
-        for folder in self._folders(paths.FINISHED):
-            entry = self.entry(folder.name)
-            faults = [MANIFEST] if entry is None else entry.faults()
+        for key in self.keys():
+            entry = self.entry(key)
+            faults = [MANIFEST] if entry is None else entry.faults(weights)
             if faults:
-                found[folder.name] = faults
+                found[key] = faults
         return found
 
     def gc(self) -> int:
         """Take the attacked weights that no unfinished run needs, and what is broken.
 
-        Returns the bytes that were freed.
+        Weights are not read for it: who uses them compares their hashes. Returns the bytes that
+        were freed.
         """
         kept = {key for keys in self._needs().values() for key in keys or ()}
         freed = 0
-        for key in self.verify():
-            freed += _size(self.place(key))
-            shutil.rmtree(self.root / paths.FINISHED / key)
-        for entry in self.entries():
-            taken = [
-                name for name in entry.files if name.endswith(WEIGHTS) and name not in entry.dropped
-            ]
-            if entry.key in kept or not taken or entry.kind not in ATTACKED:
-                continue
-            with FileLock(self.root / paths.LOCKS / f"{entry.key}.lock"):
-                freed += sum((entry.folder / name).stat().st_size for name in taken)
-                manifest = {
-                    "files": entry.files,
-                    "dropped": sorted({*entry.dropped, *taken}),
-                    "about": entry.about,
-                }
-                # first: a file that is gone before is a fault
-                write(entry.folder / MANIFEST, manifest)
-                for name in taken:
-                    (entry.folder / name).unlink()
+        for key in self.keys():
+            entry = self.entry(key)
+            if entry is None or entry.faults(weights=False):
+                freed += _size(self.place(key))
+                shutil.rmtree(self.place(key))
+            elif key not in kept and entry.kind in ATTACKED:
+                freed += self._take_weights(entry)
         for partial in self._folders(paths.PARTIAL):
             if partial.name not in kept:
                 freed += _size(partial)
                 shutil.rmtree(partial)
+        return freed
+
+    def _take_weights(self, entry: Entry) -> int:
+        """Take the weights of a stage away, and note that in its manifest. Returns their bytes."""
+        taken = [
+            name for name in entry.files if name.endswith(WEIGHTS) and name not in entry.dropped
+        ]
+        if not taken:
+            return 0
+        with FileLock(self.root / paths.LOCKS / f"{entry.key}.lock"):
+            freed = sum((entry.folder / name).stat().st_size for name in taken)
+            manifest = {
+                "files": entry.files,
+                "dropped": sorted({*entry.dropped, *taken}),
+                "about": entry.about,
+            }
+            # first: a file that is gone before is a fault
+            write(entry.folder / MANIFEST, manifest)
+            for name in taken:
+                (entry.folder / name).unlink()
         return freed
 
 
@@ -269,7 +289,8 @@ def hashes(folder: Path) -> dict[str, str]:
 
 def write(path: Path, value: Any) -> None:
     """Write JSON, whole or not at all."""
-    fresh = path.with_name(f"{path.name}.{os.getpid()}.new")
+    # machines that share the store may have the same process ids
+    fresh = path.with_name(f"{path.name}.{secrets.token_hex(4)}.new")
     fresh.write_text(json.dumps(value, indent=2), encoding="utf-8")
     os.replace(fresh, path)
 

@@ -1,8 +1,9 @@
 """A recipe over a grid of settings and seeds.
 
-Every cell is a `titer run` in a process of its own; the stages that they share are computed once. A
-cell that fails is tried once more and then is missing, with its error: never a result. A sweep that
-was interrupted goes on when it is started again.
+Every cell is a `titer run`, by default in a process of its own (`runs.workers`); the stages that
+they share are computed once. A cell that fails is missing, with its error: never a result. One
+whose worker was killed is tried once more. A sweep that was interrupted goes on when it is started
+again.
 """
 
 from __future__ import annotations
@@ -11,28 +12,31 @@ import itertools
 import json
 import os
 import signal
-import subprocess
-import sys
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from copy import deepcopy
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from titer import paths
-from titer.config import read_yaml
+from titer.config import hash_of, read_yaml
 from titer.findings import flags
 from titer.findings.records import CellRecord, load_document
 from titer.findings.seeds import by_settings, cell_name
+from titer.methods import Benchmark
+from titer.registry import describe
 from titer.runs import recipe as recipes
 from titer.runs.execute import is_free
 from titer.runs.keys import all_code
 from titer.runs.plan import Plan
+from titer.runs.roles import Data, Roles, roles
 from titer.runs.store import write
+from titer.runs.workers import Ended, Job, Processes, Workers
 
-TRIES = 2
+TRIES = 2  # of a cell whose worker was killed
 
 
 @dataclass(frozen=True)
@@ -67,26 +71,29 @@ def cells(grid: Sequence[str], settings: Sequence[str], seeds: Sequence[int]) ->
 
 @dataclass
 class Sweep:
-    """Cells to be run in a folder, at most `jobs` at a time, over one store."""
+    """Cells to be run in a folder by some workers, over one store."""
 
     recipe: str
     cells: Sequence[Cell]
     folder: Path
     store: Path
-    jobs: int = 1
     only: Sequence[str] = ()  # these pipelines; none named: all
-    _running: set[subprocess.Popen[str]] = field(default_factory=set)
-    _lock: threading.Lock = field(default_factory=threading.Lock)
+    workers: Workers = field(default_factory=Processes)
+    _stopping: threading.Event = field(default_factory=threading.Event)
 
     def check(self) -> None:
         """Raise before any cell is run where the settings of one are wrong.
 
         So it does where the folder holds cells of another recipe or of other rows.
         """
+        raw, read_rows = recipes.read(self.recipe), _read_once()
         for cell in self.cells:
-            recipe = recipes.load(self.recipe, cell.settings, cell.seed)
+            recipe = recipes.from_mapping(deepcopy(raw), cell.settings, cell.seed)
             recipe, folder = recipes.only(recipe, self.only), self._folder(cell)
-            if folder.exists() and not is_free(folder, f"run {Plan.read(recipe).identity}"):
+            if not folder.exists():
+                continue
+            plan = Plan.read(recipe, read_rows=read_rows)
+            if not is_free(folder, f"run {plan.identity}"):
                 raise ValueError(
                     f"{self.folder} holds cells of another recipe or of other rows: "
                     "give another --out, or remove it"
@@ -101,7 +108,11 @@ class Sweep:
         `report(cell, status)` is called as it goes: running, done, failed, missing.
         """
         self.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-        with ThreadPoolExecutor(self.jobs) as pool, self._interruptible():
+        with (
+            self.workers,
+            ThreadPoolExecutor(self.workers.at_once) as pool,
+            self._interruptible(),
+        ):
             found = list(pool.map(lambda cell: self._cell(cell, report), self.cells))
         bundle = {
             "recipe": self.recipe,
@@ -123,62 +134,29 @@ class Sweep:
                 return found
         folder.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
         about = {"settings": list(cell.settings), "seed": cell.seed, "code": all_code()}
-        for attempt in range(TRIES):
+        job = Job(self.recipe, cell.settings, cell.seed, self.only, folder, self.store)
+        ended, tries = Ended(lost=True), 0
+        while ended.lost and tries < TRIES:
             report(cell, "running")
-            status, out, error = self._process(cell, folder)
-            if status == 0:
-                write(
-                    marker,
-                    about | {"status": "done", "tries": attempt + 1, "pipelines": json.loads(out)},
-                )
-                report(cell, "done")
-                break
-            report(cell, "failed")
-            lines = error.strip().splitlines() or [f"exit code {status}"]
-            write(marker, about | {"status": "missing", "tries": attempt + 1, "error": lines[-1]})
-        else:
-            report(cell, "missing")
+            ended, tries = self.workers.run(job), tries + 1
+            if self._stopping.is_set():
+                threading.Event().wait()  # for the end of this process: nothing more is begun
+            if ended.pipelines is None:
+                report(cell, "failed")
+                told: dict[str, Any] = {"status": "missing", "error": ended.error}
+            else:
+                told = {"status": "done", "pipelines": ended.pipelines}
+            write(marker, about | {"tries": tries} | told)
+        report(cell, "missing" if ended.pipelines is None else "done")
         return load_document(marker, CellRecord)
-
-    def _process(self, cell: Cell, folder: Path) -> tuple[int, str, str]:
-        settings = [part for setting in cell.settings for part in ("--set", setting)]
-        settings += [part for name in self.only for part in ("--only", name)]
-        command = [sys.executable, "-m", "titer", "run", self.recipe, *settings]
-        command += [
-            "--seed",
-            str(cell.seed),
-            "--out",
-            str(folder),
-            "--store",
-            str(self.store),
-            "--json",
-        ]
-        threads = max(1, (os.cpu_count() or 1) // self.jobs)
-        # threads that wait for one another must not spin: several processes share the cores
-        environment = {"OMP_NUM_THREADS": str(threads), **os.environ, "OMP_WAIT_POLICY": "PASSIVE"}
-        process = subprocess.Popen(
-            command,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-            env=environment,
-            start_new_session=True,
-        )
-        with self._lock:
-            self._running.add(process)
-        out, error = process.communicate()
-        with self._lock:
-            self._running.discard(process)
-        return process.returncode, out, error
 
     @contextmanager
     def _interruptible(self) -> Iterator[None]:
         """End the running cells at once on Ctrl-C or SIGTERM inside; the store has their stages."""
 
         def stop(number: int, frame: Any) -> None:
-            with self._lock:
-                for process in self._running:
-                    os.killpg(process.pid, signal.SIGKILL)
+            self._stopping.set()
+            self.workers.stop()
             os._exit(130)
 
         before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
@@ -187,6 +165,25 @@ class Sweep:
         finally:
             for number, handler in before.items():
                 signal.signal(number, handler)
+
+
+def _read_once() -> Callable[..., Roles]:
+    """Return a reader of rows that knows those that it has read, as most cells have the same."""
+    known: dict[Any, Roles] = {}
+
+    def read(
+        data: Data,
+        benchmark: Benchmark | None,
+        wanted: Set[str],
+        earlier: Mapping[str, frozenset[str]],
+    ) -> Roles:
+        asked = hash_of([describe(data), describe(benchmark), sorted(wanted)])
+        key = asked, frozenset(earlier.items())
+        if key not in known:
+            known[key] = roles(data, benchmark, wanted, earlier)
+        return known[key]
+
+    return read
 
 
 def disagreeing(cells: Sequence[Mapping[str, Any]]) -> list[dict[str, str]]:
