@@ -64,8 +64,8 @@ def predict(name: str, full: bool) -> dict[str, Any]:
 
     from titer import registry
     from titer.methods import Defense
-    from titer.runs.machine import count_bytes, find_machine, probe
-    from titer.training.rehearse import adapt, rehearse, size_batches
+    from titer.runs.machine import find_machine, probe
+    from titer.training.rehearse import adapt, count_bytes, rehearse, size_batches
     from titer.weights import checkpoints
 
     shape, given = SHAPES[name], _given(name)

@@ -17,9 +17,9 @@ from titer.data.batches import Stream, collate
 from titer.methods import Answers, Defense
 from titer.phase import Phase
 from titer.training.loop import Loop
+from titer.training.rehearse import weigh_phases
 from titer.training.settings import Training
 from titer.training.step import Step
-from titer.training.train import weigh_phases
 from titer.weights.checkpoints import trainable
 from titer.weights.settings import Lora
 

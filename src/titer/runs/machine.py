@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import re
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from statistics import median
 
@@ -16,10 +16,10 @@ from transformers import PreTrainedModel
 from titer.data.batches import Encoded
 from titer.defenses.sft import SFT
 from titer.training.count import Work
-from titer.training.rehearse import Size, adapt, rehearse
+from titer.training.rehearse import Size, adapt, count_bytes, rehearse
 from titer.training.settings import Training
 from titer.training.train import accelerator_for, train
-from titer.weights import adapters, checkpoints
+from titer.weights import adapters
 
 UNITS = {"": 1, "K": 1e3, "M": 1e6, "G": 1e9, "T": 1e12, "KI": 2**10, "MI": 2**20, "GI": 2**30}
 CONTEXT = 0.6e9  # bytes that CUDA takes of a GPU before there is a tensor on it
@@ -136,15 +136,6 @@ def probe(
     return _solve(found, byte)
 
 
-def count_bytes(model: PreTrainedModel) -> int:
-    """Count the bytes of a model's weights and buffers, each storage once."""
-    held = {
-        tensor.untyped_storage()._cdata: tensor.untyped_storage().nbytes()
-        for tensor in (*model.parameters(), *model.buffers())
-    }
-    return sum(held.values())
-
-
 def _small(settings: Training, size: Size) -> Training:
     """Return the settings of a probe with micro-batches of a size."""
     return replace(settings, updates=UPDATES, batch=size.rows, accumulate=1)
@@ -184,3 +175,28 @@ def _solve(found: Sequence[tuple[Work, float]], byte: float) -> Rates:
     flop = min(flop, max(seconds_two, 0.0) / two.flops)
     kernel = max(seconds_two - flop * two.flops, 0.0) / two.kernels
     return Rates(kernel, flop, byte)
+
+
+def rough_rates() -> Rates:
+    """Find a machine's rates without a model, from a few small tensors: right to a factor of two or
+    so.
+    """
+    device, size = accelerator_for().device, 512
+    matrix = torch.randn(size, size, device=device)
+    flop = min(_time(lambda: matrix @ matrix) for _ in range(5)) / (2 * size**3)
+    vector = torch.zeros(64, 64, device=device, requires_grad=True)
+
+    def chain() -> None:
+        value = vector
+        for _ in range(20):
+            value = value * 1.5
+        value.sum().backward()
+
+    kernel = min(_time(chain) for _ in range(5)) / 40  # forward and backward
+    return Rates(kernel, flop, _time_writing())
+
+
+def _time(action: Callable[[], object]) -> float:
+    start = clock()
+    action()
+    return clock() - start

@@ -58,6 +58,10 @@ class Work:
 
     __rmul__ = __mul__
 
+    def shrink(self, share: float) -> Work:
+        """Return the work with a share of the tokens, by as many kernels."""
+        return Work(self.kernels, share * self.flops, share * self.written)
+
 
 class Alive(TorchDispatchMode):
     """Follows the storages that operations return, but those of `lasting` tensors, for as long as

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from statistics import fmean
 
@@ -13,12 +13,13 @@ from transformers import PreTrainedModel
 from titer.attributes import swap
 from titer.data.batches import Encoded, Stream
 from titer.methods import Defense
+from titer.phase import Phase
 from titer.training.count import Attention, Imagined, Work
 from titer.training.layers import recompute_layers
 from titer.training.loop import Loop
 from titer.training.settings import Training
 from titer.training.step import Step
-from titer.training.train import accelerator_for, weigh_phases
+from titer.training.train import accelerator_for
 from titer.weights import adapters, checkpoints
 from titer.weights.checkpoints import trainable
 from titer.weights.settings import Checkpoint, Lora
@@ -47,6 +48,10 @@ class Size:
     length: int  # tokens of a row, pads included
     learned: int  # tokens of a row that carry loss
     other: Size | None = None  # of the other answers of pairs
+
+    @property
+    def tokens(self) -> int:
+        return self.rows * self.length + (self.other.tokens if self.other else 0)
 
     def encode(self, token: int) -> list[Encoded]:
         """Make rows of this size of one token, in two kinds; of pairs, as many with another answer."""
@@ -97,10 +102,13 @@ def _measure(rows: Sequence[Encoded]) -> Size:
     )
 
 
-def _join(sizes, by) -> Size:
+def _join(sizes: Sequence[Size], by: Callable[[list[int]], float]) -> Size:
+    """Make one size of several, by their mean, say, or the largest."""
     others = [size.other for size in sizes if size.other]
     return Size(
-        *(round(by([getattr(size, name) for size in sizes])) for name in ("rows", "length", "learned")),
+        round(by([size.rows for size in sizes])),
+        round(by([size.length for size in sizes])),
+        round(by([size.learned for size in sizes])),
         _join(others, by) if others else None,
     )
 
@@ -158,23 +166,86 @@ def _follow(
         loop.state = defense.prepare(step)
         once, update = counted.work, Work()
         for phase, share in weigh_phases(defense, settings.updates):
-            numbers = _spread(defense.period)
             found = []
-            for number in numbers:
+            for number in _spread(defense.period):
                 before = counted.work
                 loop.follow(number, phase)
                 found.append(counted.work + -1 * before)
             mean = (1 / len(found[1:])) * sum(found[1:], Work())
-            first = found[0] + -1 * mean
-            period = min(
-                defense.period if defense.period > LONGEST else settings.updates, settings.updates
-            )
-            update += share * (mean + (1 / period) * first)
+            again_after = defense.period if defense.period > LONGEST else settings.updates
+            first = (1 / min(again_after, settings.updates)) * (found[0] + -1 * mean)
+            update += share * (mean + first)
         resting, before = counted.now, counted.work
         defense.finish(replace(step, logged={}, _batches={}), loop.state)
         once += counted.work + -1 * before
     trained = sum(p.numel() * p.element_size() for p in parameters.values())
     return Counted(counted.peak, resting, trained, once, update)
+
+
+def weigh_phases(defense: Defense, updates: int) -> list[tuple[Phase, float]]:
+    """Return the first phase of every name, with its updates per counted update of a stage."""
+    first: dict[str, Phase] = {}
+    made: dict[str, int] = {}
+    counted = 0
+    for phase in defense.schedule(updates):
+        first.setdefault(phase.name, phase)
+        made[phase.name] = made.get(phase.name, 0) + phase.updates
+        counted += phase.updates * phase.counted
+    return [(phase, made[name] / counted) for name, phase in first.items()]
+
+
+def count_bytes(model: PreTrainedModel) -> int:
+    """Count the bytes of a model's weights and buffers, each storage once."""
+    held = {
+        tensor.untyped_storage()._cdata: tensor.untyped_storage().nbytes()
+        for tensor in (*model.parameters(), *model.buffers())
+    }
+    return sum(held.values())
+
+
+@dataclass(frozen=True)
+class Passes:
+    """What forward passes without a graph take beside the weights of their model."""
+
+    peak: int  # bytes alive at once
+    work: Work
+
+
+def rehearse_reading(model: PreTrainedModel, rows: int, length: int) -> Passes:
+    """Count a pass over rows of so many tokens whose logits are all made, as where answers are read."""
+    ids = torch.ones(rows, length, dtype=torch.long)
+    with _imagined(model) as counted:
+        model(input_ids=ids, use_cache=False)
+    return Passes(counted.peak, counted.work)
+
+
+def rehearse_answers(model: PreTrainedModel, rows: int, length: int, new: int) -> Passes:
+    """Count the answers to a batch of prompts: they are read, and then every token is a pass.
+
+    The cache of keys and values is as large at the end as prompts and answers are long. Every
+    answer counts as if it had all its tokens.
+    """
+    ids = torch.ones(rows, length, dtype=torch.long)
+    with _imagined(model) as counted:
+        output = model(input_ids=ids, use_cache=True, logits_to_keep=1)
+        read, cache = counted.work, output.past_key_values
+        logits = 2 * output.logits.numel() * 4  # as the model made them, and in float32
+        del output
+        kept = counted.now
+        model(input_ids=ids[:, :1], past_key_values=cache, use_cache=True, logits_to_keep=1)
+    step = counted.work + -1 * read
+    grown = int(kept * (length + new) / length)
+    return Passes(max(counted.peak, grown) + logits, read + (new - 1) * step)
+
+
+@contextmanager
+def _imagined(model: PreTrainedModel) -> Iterator[Imagined]:
+    with (
+        torch.no_grad(),
+        Attention(),
+        Imagined([*model.parameters(), *model.buffers()]) as counted,
+    ):
+        yield counted
 
 
 def _spread(period: int) -> list[int]:

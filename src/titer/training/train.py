@@ -127,15 +127,3 @@ def list_phases(defense: Defense, updates: int) -> list[Phase]:
         f"{type(defense).__name__} schedules {counted} counted updates of {updates}"
     )
     return phases
-
-
-def weigh_phases(defense: Defense, updates: int) -> list[tuple[Phase, float]]:
-    """Return the first phase of every name, with its updates per counted update of a stage."""
-    first: dict[str, Phase] = {}
-    made: dict[str, int] = {}
-    counted = 0
-    for phase in defense.schedule(updates):
-        first.setdefault(phase.name, phase)
-        made[phase.name] = made.get(phase.name, 0) + phase.updates
-        counted += phase.updates * phase.counted
-    return [(phase, made[name] / counted) for name, phase in first.items()]
