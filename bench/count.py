@@ -15,6 +15,7 @@ from titer.training.count import Action, Alive, flops
 
 __all__ = ["bytes_for_backward", "copies", "flops", "peak"]
 
+
 class Held:
     """A tensor that a graph has saved; gone when the graph lets go of it."""
 

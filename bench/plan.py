@@ -151,7 +151,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     import torch
 
-    torch.set_num_threads(1)  # then the processor's time is that of a machine with nothing else to do
+    torch.set_num_threads(
+        1
+    )  # then the processor's time is that of a machine with nothing else to do
     if options.part:
         name, trained, *method = options.part
         full = trained == "full"

@@ -24,7 +24,9 @@ def plan_recipe(
     gpu_memory: Annotated[
         str | None,
         typer.Option(
-            "--gpu-memory", metavar="SIZE", help="Of a GPU, as 24GB. Without: this machine's memory."
+            "--gpu-memory",
+            metavar="SIZE",
+            help="Of a GPU, as 24GB. Without: this machine's memory.",
         ),
     ] = None,
     probe: Annotated[

@@ -30,7 +30,7 @@ from titer.runs.stages.edit import EditStage
 from titer.runs.stages.margin import MarginStage
 from titer.runs.stages.repair import CALIBRATION_BATCH
 from titer.runs.stages.retrain import RetrainStage
-from titer.runs.stages.stage import Given, ModelStage, Stage
+from titer.runs.stages.stage import Given, Stage
 from titer.runs.stages.train import UPDATES, TrainStage
 from titer.runs.store import Store
 from titer.scoring import curve
@@ -91,7 +91,9 @@ class Estimator:
         self.plan, self.machine = plan, machine
         self._sizes: dict[tuple[str, Training], dict[str, tuple[Size, Size]]] = {}
         self._models: dict[tuple[Lora | None, str], PreTrainedModel] = {}
-        self._counted: dict[Any, Counted] = {}  # stages that differ in where they start cost the same
+        self._counted: dict[
+            Any, Counted
+        ] = {}  # stages that differ in where they start cost the same
         self._passes: dict[Any, Passes] = {}
 
     def steps(self, store: Store | None = None) -> list[list[Stage]]:
@@ -135,7 +137,9 @@ class Estimator:
         try:
             counted = self._rehearse(stage, change)
         except (ValueError, NotImplementedError, RuntimeError) as error:
-            why = f"not counted, it asks for values of the model: {str(error).splitlines()[0][:120]}"
+            why = (
+                f"not counted, it asks for values of the model: {str(error).splitlines()[0][:120]}"
+            )
             return Need(stage.step, stage.kind, weights, None, why=why)
         work = counted.once + training.updates * counted.update
         made = self._peak(counted, training)
@@ -153,9 +157,7 @@ class Estimator:
         if key not in self._counted:
             largest = {name: size for name, (_, size) in sizes.items()}
             model = self.model(change.training.lora, change.dtype)
-            found = rehearse(
-                model, defense, largest, change.training, recompute=change.recompute
-            )
+            found = rehearse(model, defense, largest, change.training, recompute=change.recompute)
             share = sum(size.tokens for size, _ in sizes.values()) / sum(
                 size.tokens for size in largest.values()
             )
@@ -256,7 +258,10 @@ class Estimator:
             for row in rows[:1]
             for form in forms
         )
-        read = [len(self.template.prompt_ids(row, 0)) + len(self.template.answer_ids(row)) for row in rows]
+        read = [
+            len(self.template.prompt_ids(row, 0)) + len(self.template.answer_ids(row))
+            for row in rows
+        ]
         return sum(read) + refusals * len(rows)
 
     def model(self, lora: Lora | None, dtype: str) -> PreTrainedModel:
@@ -285,7 +290,10 @@ class Estimator:
         found: dict[Lora | None, Rates] = {}
         for stages in self.steps():
             for stage in stages:
-                if isinstance(stage, TrainStage | RetrainStage) and stage.training.lora not in found:
+                if (
+                    isinstance(stage, TrainStage | RetrainStage)
+                    and stage.training.lora not in found
+                ):
                     training, recipe = stage.training, self.plan.recipe
                     sizes = self.sizes(stage, training)
                     model, _ = self.plan.asking.open(recipe.model)

@@ -16,7 +16,8 @@ from titer.runs.stages.stage import Stage
 from titer.runs.stages.train import TrainStage
 from titer.runs.store import Store
 from titer.scoring.figures import NAMES
-from titer.scoring.statistics import training
+from titer.scoring.score import SEEDS
+from titer.scoring.statistics import proportion, training
 from titer.training.settings import Training
 from titer.weights.settings import Lora
 
@@ -171,16 +172,23 @@ def intervals(plan: Plan, seeds: int) -> Iterator[dict[str, Any]]:
     """Yield how wide the interval of every score will be at 50 %, where it is widest, and with fewer
     prompts.
 
-    Of several training seeds it is the interval over training, where the seeds agree.
+    Of three training seeds and more it is the interval over training, where the seeds agree; of
+    fewer that over the prompts.
     """
     for name, rows in plan.roles.benchmarks.items():
         counts = sorted({len(rows), *(n for n in PROMPTS if n < len(rows))})
         for n in counts:
-            found = training([[i % 2 == 0 for i in range(n)]] * seeds, [list(range(n))] * seeds)
+            half = [i % 2 == 0 for i in range(n)]
+            over = seeds >= SEEDS
+            found = (
+                training([half] * seeds, [list(range(n))] * seeds)
+                if over
+                else proportion(sum(half), n)
+            )
             yield {
                 "score": NAMES.get(name, name),
                 "prompts": n,
                 "asked": n == len(rows),
-                "seeds": seeds,
+                "seeds": seeds if over else 1,
                 "points": round((found.high - found.low) / 2, 1),
             }

@@ -28,8 +28,8 @@ from torch.utils.flop_counter import (
 Action = Callable[[], object]
 aten = torch.ops.aten
 CPU_ATTENTION: dict[Any, Any] = {  # the attention kernels that torch does not count
-    aten._scaled_dot_product_flash_attention_for_cpu: lambda q, k, v, *_, **__: (
-        sdpa_flop_count(q, k, v)
+    aten._scaled_dot_product_flash_attention_for_cpu: lambda q, k, v, *_, **__: sdpa_flop_count(
+        q, k, v
     ),
     aten._scaled_dot_product_flash_attention_for_cpu_backward: lambda g, q, k, v, *_, **__: (
         sdpa_backward_flop_count(g, q, k, v)
@@ -121,9 +121,7 @@ class Imagined(Alive):
     """
 
     def call(self, function: Any, arguments: Any, keywords: dict[str, Any]) -> Any:
-        tensors = [
-            each for each in tree_leaves((arguments, keywords)) if isinstance(each, Tensor)
-        ]
+        tensors = [each for each in tree_leaves((arguments, keywords)) if isinstance(each, Tensor)]
         if not any(tensor.is_meta for tensor in tensors):
             if keywords.get("generator") and _is_meta(keywords.get("device")):
                 keywords = keywords | {"generator": None}  # one of the CPU

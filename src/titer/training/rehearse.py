@@ -25,7 +25,8 @@ from titer.weights.checkpoints import trainable
 from titer.weights.settings import Checkpoint, Lora
 
 MOST = 2000  # micro-batches of a stream that are looked at for their size
-LONGEST = 8  # updates; of a longer period some are counted, spread over it
+LONGEST = 8  # updates; of a longer period SAMPLES are counted, a tenth of it apart
+SAMPLES = 4
 PARTS = 3  # micro-batches of an update that are counted; each further one adds as much as the last
 
 
@@ -57,9 +58,7 @@ class Size:
         """Make rows of this size of one token, in two kinds; of pairs, as many with another answer."""
         answer = max(self.length - max(self.learned, 1), 1)
         others = self.other.encode(token) if self.other else []
-        rows = [
-            Encoded((i % 2, *(token,) * (self.length - 1)), answer) for i in range(self.rows)
-        ]
+        rows = [Encoded((i % 2, *(token,) * (self.length - 1)), answer) for i in range(self.rows)]
         return [
             *(replace(row, other=other) for row, other in zip(rows, others, strict=False)),
             *rows[len(others) :],
@@ -249,7 +248,7 @@ def _imagined(model: PreTrainedModel) -> Iterator[Imagined]:
 
 
 def _spread(period: int) -> list[int]:
-    """Return the updates to count: the first, and a period after it, or eight updates of a long one."""
+    """Return the updates to count: the first, and a period after it, or some of a long one."""
     if period <= LONGEST:
         return [1, *range(2, 2 + period)]
-    return [1 + i * max(period // 10, 1) for i in range(LONGEST + 1)]
+    return [1 + i * max(period // 10, 1) for i in range(SAMPLES)]
