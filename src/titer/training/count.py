@@ -41,26 +41,26 @@ FORMULAS = dict(flop_registry) | {
 
 
 @dataclass(frozen=True)
-class Work:
+class Effort:
     """What a machine has to do: kernels to start, operations to make, bytes to write."""
 
     kernels: float = 0.0  # but those that only look at a tensor otherwise
     flops: float = 0.0  # of matrix products, convolutions and attention, two per multiply-add
     written: float = 0.0  # bytes, of what kernels return
 
-    def __add__(self, other: Work) -> Work:
-        return Work(
+    def __add__(self, other: Effort) -> Effort:
+        return Effort(
             self.kernels + other.kernels, self.flops + other.flops, self.written + other.written
         )
 
-    def __mul__(self, times: float) -> Work:
-        return Work(self.kernels * times, self.flops * times, self.written * times)
+    def __mul__(self, times: float) -> Effort:
+        return Effort(self.kernels * times, self.flops * times, self.written * times)
 
     __rmul__ = __mul__
 
-    def shrink(self, share: float) -> Work:
+    def shrink(self, share: float) -> Effort:
         """Return the work with a share of the tokens, by as many kernels."""
-        return Work(self.kernels, share * self.flops, share * self.written)
+        return Effort(self.kernels, share * self.flops, share * self.written)
 
 
 class Alive(TorchDispatchMode):
@@ -74,7 +74,7 @@ class Alive(TorchDispatchMode):
         self.own = {tensor.untyped_storage()._cdata for tensor in lasting}
         self.alive: dict[int, weakref.ref[torch.UntypedStorage]] = {}
         self.now = self.peak = 0  # bytes
-        self.work = Work()
+        self.work = Effort()
 
     def __torch_dispatch__(
         self, function: Any, types: Any, arguments: Any = (), keywords: Any = None
@@ -89,7 +89,7 @@ class Alive(TorchDispatchMode):
         if not function.is_view:
             formula = FORMULAS.get(function.overloadpacket)
             flops = formula(*arguments, **(keywords or {}), out_val=out) if formula else 0
-            self.work += Work(1, flops, written)
+            self.work += Effort(1, flops, written)
         return out
 
     def call(self, function: Any, arguments: Any, keywords: dict[str, Any]) -> Any:

@@ -14,7 +14,7 @@ from titer.attributes import swap
 from titer.data.batches import Encoded, Stream
 from titer.methods import Defense
 from titer.phase import Phase
-from titer.training.count import Attention, Imagined, Work
+from titer.training.count import Attention, Effort, Imagined
 from titer.training.layers import recompute_layers
 from titer.training.loop import Loop
 from titer.training.settings import Training
@@ -37,8 +37,8 @@ class Counted:
     peak: int  # bytes alive at once, at the most
     resting: int  # bytes alive between two updates: moments, a reference, a method's state
     trained: int  # bytes of the trained weights
-    once: Work  # what is done but once, before the first update and after the last
-    update: Work  # of a counted update, a mean over the stage
+    once: Effort  # what is done but once, before the first update and after the last
+    update: Effort  # of a counted update, a mean over the stage
 
 
 @dataclass(frozen=True)
@@ -163,14 +163,14 @@ def _follow(
         )
         loop = Loop(step, defense, settings)
         loop.state = defense.prepare(step)
-        once, update = counted.work, Work()
+        once, update = counted.work, Effort()
         for phase, share in weigh_phases(defense, settings.updates):
             found = []
             for number in _spread(defense.period):
                 before = counted.work
                 loop.follow(number, phase)
                 found.append(counted.work + -1 * before)
-            mean = (1 / len(found[1:])) * sum(found[1:], Work())
+            mean = (1 / len(found[1:])) * sum(found[1:], Effort())
             again_after = defense.period if defense.period > LONGEST else settings.updates
             first = (1 / min(again_after, settings.updates)) * (found[0] + -1 * mean)
             update += share * (mean + first)
@@ -207,7 +207,7 @@ class Passes:
     """What forward passes without a graph take beside the weights of their model."""
 
     peak: int  # bytes alive at once
-    work: Work
+    work: Effort
 
 
 def rehearse_reading(model: PreTrainedModel, rows: int, length: int) -> Passes:
