@@ -25,6 +25,7 @@ __all__ = [
     "finetune",
     "list_methods",
     "load",
+    "plan",
     "release",
     "run",
 ]
@@ -42,6 +43,7 @@ if TYPE_CHECKING:
         finetune,
         list_methods,
         load,
+        plan,
         release,
         run,
     )

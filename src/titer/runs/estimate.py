@@ -277,7 +277,8 @@ class Estimator:
         """The model on the meta device, to be asked."""
         model = checkpoints.skeleton(self.plan.recipe.model)
         model.to(dtype=getattr(torch, self.plan.recipe.model.dtype))  # type: ignore[call-arg]
-        return model.eval()
+        model.eval()
+        return model
 
     @cached_property
     def template(self) -> Template:

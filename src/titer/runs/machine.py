@@ -127,7 +127,7 @@ def probe(
         )
     trained = adapters.add_lora(model, settings.lora) if settings.lora else model
     if settings.lora is None:
-        trained.requires_grad_(True).float()  # type: ignore[operator]
+        trained.requires_grad_(True).float()
     small = _halve(large)
     found = [
         (each, _time_updates(trained, one.encode(1), _small(settings, one)) - byte * each.written)

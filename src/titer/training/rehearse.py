@@ -81,7 +81,8 @@ def adapt(model: PreTrainedModel, dtype: torch.dtype, lora: Lora | None) -> PreT
     if lora:
         with torch.device("meta"):
             model = adapters.add_lora(model, lora)
-    return model.eval()
+    model.eval()
+    return model
 
 
 def size_batches(rows: Sequence[Encoded], settings: Training, seed: int) -> tuple[Size, Size]:
