@@ -25,7 +25,7 @@ UNITS = {"": 1, "K": 1e3, "M": 1e6, "G": 1e9, "T": 1e12, "KI": 2**10, "MI": 2**2
 CONTEXT = 0.6e9  # bytes that CUDA takes of a GPU before there is a tensor on it
 # bytes that an allocator takes for one that is alive: that of the C library keeps what was freed
 # (measured by bench/plan.py), that of CUDA rounds up and has gaps
-SLACK = {"cpu": 1.3, "cuda": 1.1}
+SLACK = {"cpu": 1.5, "cuda": 1.1}
 LOADED = 50e6  # bytes that a process takes for what torch and its kernels load as they are used
 UPDATES, SETTLING = 4, 2  # of a probe, and those of them that do not count
 LARGE = 2**24  # floats, more than any cache holds
