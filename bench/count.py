@@ -6,37 +6,14 @@ It is counted in operations, bytes kept for backward, and copies of the trainabl
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable, Container, Iterable, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
-from torch.multiprocessing.reductions import StorageWeakRef
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
-from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
 
-Action = Callable[[], object]
-CPU_ATTENTION = {  # the attention kernels that torch does not count
-    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: lambda q, k, v, *_, **__: (
-        sdpa_flop_count(q, k, v)
-    ),
-    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward: lambda g, q, k, v, *_, **__: (
-        sdpa_backward_flop_count(g, q, k, v)
-    ),
-}
+from titer.training.count import Action, Alive, flops
 
-
-def flops(action: Action) -> int:
-    """Floating-point operations of the matrix products, convolutions and attentions, two per
-    multiply-add, forward and backward.
-
-    Not counted: all that is linear in the activations or in the weights (norms, nonlinearities,
-    softmax, embeddings, the optimizer).
-    """
-    with FlopCounterMode(display=False, custom_mapping=CPU_ATTENTION) as counter:
-        action()
-    return int(counter.get_total_flops())
+__all__ = ["bytes_for_backward", "copies", "flops", "peak"]
 
 
 class Held:
@@ -76,36 +53,6 @@ def bytes_for_backward(model: nn.Module, action: Action) -> int:
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda held: held.tensor):
         action()
     return peak
-
-
-class Alive(TorchDispatchMode):
-    """Follows the storages that operations return, but those of `lasting` tensors, for as long as
-    they are alive.
-    """
-
-    def __init__(self, lasting: Iterable[Tensor], sizes: Container[int] | None = None) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
-        self.sizes = sizes  # in bytes, of those that are followed; None: all
-        self.own = {tensor.untyped_storage()._cdata for tensor in lasting}
-        self.alive: dict[int, tuple[StorageWeakRef, int]] = {}
-        self.peak = 0  # bytes
-
-    def __torch_dispatch__(
-        self, function: Any, types: Any, arguments: Any = (), keywords: Any = None
-    ) -> Any:
-        out = function(*arguments, **(keywords or {}))
-        for tensor in tree_leaves(out):
-            if isinstance(tensor, Tensor):
-                self._see(tensor.untyped_storage())
-        return out
-
-    def _see(self, storage: torch.UntypedStorage) -> None:
-        size, key = storage.nbytes(), storage._cdata
-        if key in self.own or (self.sizes is not None and size not in self.sizes):
-            return
-        self.alive = {key: entry for key, entry in self.alive.items() if not entry[0].expired()}
-        self.alive[key] = (StorageWeakRef(storage), size)
-        self.peak = max(self.peak, sum(size for _, size in self.alive.values()))
 
 
 def copies(model: nn.Module, action: Action) -> float:

@@ -17,6 +17,7 @@ from titer.data.batches import Stream, collate
 from titer.methods import Answers, Defense
 from titer.phase import Phase
 from titer.training.loop import Loop
+from titer.training.rehearse import weigh_phases
 from titer.training.settings import Training
 from titer.training.step import Step
 from titer.weights.checkpoints import trainable
@@ -89,7 +90,7 @@ def defense_updates(
 
         return Kind(lambda: loop.follow(next(number), phase), gradient, share)
 
-    kinds = [kind(phase, share) for phase, share in phases(defense)]
+    kinds = [kind(phase, share) for phase, share in weigh_phases(defense, STAGE)]
 
     def prepare() -> None:
         loop.state = defense.prepare(step)
@@ -98,18 +99,6 @@ def defense_updates(
 
     period = 1 if defense.period > LONGEST else defense.period
     return Subject(model, kinds, period, loop.optimizer, prepare, list((step.start or {}).values()))
-
-
-def phases(defense: Defense) -> list[tuple[Phase, float]]:
-    """Return the first phase of every name, with its updates per counted update of a stage."""
-    first: dict[str, Phase] = {}
-    updates: dict[str, int] = {}
-    counted = 0
-    for phase in defense.schedule(STAGE):
-        first.setdefault(phase.name, phase)
-        updates[phase.name] = updates.get(phase.name, 0) + phase.updates
-        counted += phase.updates * phase.counted
-    return [(phase, updates[name] / counted) for name, phase in first.items()]
 
 
 def bare(shape: Shape, lora: Lora | None, accelerator: Accelerator) -> Subject:

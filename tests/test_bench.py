@@ -35,6 +35,7 @@ from titer.defenses.sft import SFT
 from titer.defenses.vaccine import Vaccine
 from titer.methods import Answers, Defense, Pairs
 from titer.phase import Phase
+from titer.training.rehearse import weigh_phases
 from titer.weights.settings import Lora
 
 QUICK, LORA = shapes.load(quick=True)
@@ -287,7 +288,7 @@ class Sweeping(Defense):
 
 
 def test_phases_count_by_their_share_and_periods_by_their_mean(accelerator):
-    assert [(phase.name, share) for phase, share in subjects.phases(Sweeping())] == [
+    assert [(phase.name, share) for phase, share in weigh_phases(Sweeping(), subjects.STAGE)] == [
         ("train", 1.0),
         ("sweep", 0.25),
     ]

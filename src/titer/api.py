@@ -307,6 +307,31 @@ def preview(recipe: Recipe, store: Path) -> list[str]:
     return preview(Plan.prepare(recipe), Store(store))
 
 
+def plan(
+    recipe: Recipe,
+    *,
+    gpu_memory: str | None = None,
+    probe: bool = True,
+    seeds: int = 1,
+    store: str | Path | None = None,
+) -> dict[str, Any]:
+    """Say the memory and the time of every step of a recipe, what fits and what to change.
+
+    It is for this machine, or for a GPU with `gpu_memory`, as "24GB". With a `probe` the real model
+    trains for a few updates here, for the times. Steps that a `store` has are left out.
+    """
+    from titer.runs.fitting import weigh
+    from titer.runs.machine import find_machine
+    from titer.runs.plan import Plan
+    from titer.runs.store import Store
+
+    if seeds < 1:
+        raise ValueError(f"seeds={seeds}: must be at least 1")
+    found = Plan.prepare(recipe)
+    machine = find_machine(gpu_memory)
+    return weigh(found, machine, Store(Path(store)) if store else None, probe, seeds)
+
+
 def align(model: Model, method: Any = "sft", *, data: Data, **options: Any) -> Result:
     """Align a model with a defense: `data` has `alignment`, and for a defense that simulates
     attacks `harmful` or `defense`.

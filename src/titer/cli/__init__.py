@@ -13,7 +13,20 @@ from typing import Annotated
 
 import typer
 
-from titer.cli import assay, attack, gate, judge, lists, new, run, screen, stages, store, uploads
+from titer.cli import (
+    assay,
+    attack,
+    gate,
+    judge,
+    lists,
+    new,
+    plan,
+    run,
+    screen,
+    stages,
+    store,
+    uploads,
+)
 from titer.errors import EvidenceError
 from titer.version import __version__
 
@@ -24,7 +37,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 DEBUG = "--debug"
-GROUPS = (run, stages, attack, assay, gate, uploads, lists, new)
+GROUPS = (run, plan, stages, attack, assay, gate, uploads, lists, new)
 for group in GROUPS:
     app.add_typer(group.app)
 app.add_typer(store.app, name="store")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+from titer.progress import span
 from titer.registry import name_of
 from titer.runs.plan import Plan
 from titer.runs.roles import TRAINING
@@ -21,8 +22,30 @@ def preview(plan: Plan, store: Store) -> list[str]:
     for name, of in plan.pipelines().items():
         way = " -> ".join(f"{stage.label}{' (stored)' if stage in stored else ''}" for stage in of)
         told.append(f"{name}: {way}")
+    told += tell_needs(plan, store)
     told.append(f"{len(stages)} stages, {len(stored)} of them in the store; nothing was computed")
     return told
+
+
+def tell_needs(plan: Plan, store: Store) -> list[str]:
+    """Say in a line what all that is not stored takes of this machine, counted and roughly timed."""
+    from titer.runs.estimate import Estimator
+    from titer.runs.machine import find_machine, rough_rates
+
+    machine, rates = find_machine(None), rough_rates()
+    estimator = Estimator(plan, machine)
+    needs = [estimator.need(stages) for stages in estimator.steps(store)]
+    taken = {need.step: need.bytes(machine) or 0.0 for need in needs}
+    if not taken:
+        return []
+    most = max(taken, key=lambda step: taken[step])
+    seconds = sum(rates.seconds(need.work) for need in needs)
+    open_ = sum(need.made is None for need in needs)
+    return [
+        f"memory: about {taken[most] / 1e9:.2f} GB of {machine.name}, at {most}; time: roughly "
+        f"{span(seconds)} (`titer plan` probes it)"
+        + (f"; {open_} steps cannot be counted" if open_ else "")
+    ]
 
 
 def tell_rows(plan: Plan) -> list[str]:

@@ -1,0 +1,152 @@
+"""What a recipe takes, said before it is computed: against real updates of the lab's model."""
+
+import json
+from dataclasses import replace
+
+import pytest
+
+from bench.shapes import Shape
+from test_recipe import run as titer
+from titer import registry
+from titer.data.batches import Encoded, Stream
+from titer.runs.machine import Rates, _solve, read_bytes
+from titer.training.count import Alive, Effort, flops
+from titer.training.loop import Loop
+from titer.training.rehearse import Size, count_bytes, imagine, rehearse, size_batches
+from titer.training.settings import Training
+from titer.training.step import Step
+from titer.weights import adapters, checkpoints
+from titer.weights.checkpoints import trainable
+from titer.weights.settings import Checkpoint, Lora
+
+LAB = Checkpoint("lab")
+ROWS = Shape(355, 1, 1, 1, 1, length=16, answer=0.5, batch=4, pairs=1)
+SMALL = ("--only", "sft", "--set", "align.updates=2", "--set", "finetune.updates=2")
+
+
+def count_really(accelerator, defense, settings):
+    """The peak of bytes and the operations of two real updates, of rows that are all of one size."""
+    model = checkpoints.load(LAB)[0]
+    model = adapters.add_lora(model, settings.lora) if settings.lora else model
+    streams = {
+        name: Stream(name, ROWS.rows(name, kind), 0) for name, kind in defense.needs.streams.items()
+    }
+    step = Step(model, trainable(model), streams, accelerator, settings.batch, settings.accumulate)
+    loop = Loop(step, defense, settings)
+    [phase] = defense.schedule(2)
+    with Alive([*model.parameters(), *model.buffers()]) as counted:
+        loop.follow(1, phase)
+        loop.follow(2, phase)
+    return counted.peak, flops(lambda: loop.follow(3, phase)), count_bytes(model)
+
+
+@pytest.mark.parametrize("lora", [None, Lora(r=4)], ids=["full", "lora"])
+@pytest.mark.parametrize("accumulate", [1, 5])
+@pytest.mark.parametrize("method", ["sft", "booster", "repnoise", "vaccine"])
+def test_a_rehearsal_counts_what_real_updates_take(accelerator, method, lora, accumulate):
+    if accumulate > 1 and method != "booster":
+        pytest.skip("one method shows it")
+    defense = registry.build("defenses", {"method": method})
+    settings = Training(updates=2, lr=1e-4, batch=4, accumulate=accumulate, lora=lora)
+    sizes = {
+        name: size_batches(ROWS.rows(name, kind), settings, 0)[1]
+        for name, kind in defense.needs.streams.items()
+    }
+    model = imagine(LAB, lora)
+    assert all(parameter.is_meta for parameter in model.parameters())
+    found = rehearse(model, defense, sizes, settings)
+    peak, operations, weights = count_really(accelerator, defense, settings)
+    assert found.peak == pytest.approx(peak, rel=0.02)
+    assert found.update.flops == pytest.approx(operations, rel=0.001)
+    assert count_bytes(model) == weights
+
+
+def test_layers_that_are_computed_again_keep_less_and_cost_more():
+    settings = Training(updates=2, lr=1e-4, batch=32, lora=None)
+    size = {"rows": Size(32, 48, 8)}
+    model, sft = imagine(LAB, None), registry.build("defenses", "sft")
+    plain = rehearse(model, sft, size, settings)
+    again = rehearse(model, sft, size, settings, recompute=True)
+    assert again.peak < 0.7 * plain.peak
+    assert again.update.flops > 1.2 * plain.update.flops
+
+
+def test_sizes_are_those_of_the_micro_batches_that_a_stream_hands_out():
+    short, long = Encoded((5,) * 4, 2), Encoded((5,) * 12, 2)
+    settings = Training(updates=50, lr=1.0, batch=1)
+    typical, largest = size_batches([short, long], settings, 0)
+    assert (typical.length, typical.learned) == (8, 6)
+    assert (largest.length, largest.learned) == (12, 10)
+    paired = [replace(long, other=Encoded((5,) * 6, 2)), long]
+    pair = size_batches(paired, replace(settings, batch=2), 0)[1]
+    assert (pair.rows, pair.other.rows, pair.other.length) == (2, 1, 6)
+    rows = pair.encode(3)
+    assert [row.other is not None for row in rows] == [True, False]
+
+
+def test_rates_are_found_from_two_works():
+    truth = Rates(2e-6, 3e-11, 1e-10)
+    works = [Effort(1000, 1e9, 5e6), Effort(1000, 4e9, 2e7)]
+    found = _solve([(w, truth.seconds(w) - truth.byte * w.written) for w in works], truth.byte)
+    assert found.kernel == pytest.approx(truth.kernel)
+    assert found.flop == pytest.approx(truth.flop)
+
+
+@pytest.mark.parametrize(
+    ("text", "size"), [("24GB", 24e9), ("24 GiB", 24 * 2**30), ("1.5g", 1.5e9), ("512MB", 512e6)]
+)
+def test_sizes_of_memory_are_read(text, size):
+    assert read_bytes(text) == size
+
+
+@pytest.mark.parametrize("text", ["24 bananas", "", "-3GB", "0GB", "GB"])
+def test_what_is_no_size_of_memory_is_refused(text):
+    with pytest.raises(ValueError, match="24GB"):
+        read_bytes(text)
+
+
+def test_a_recipe_that_fits_has_exit_code_0(monkeypatch, capsys):
+    code, said, noted = titer(
+        monkeypatch, capsys, "plan", "lab", *SMALL, "--gpu-memory", "24GB", "--json", "--seeds", "3"
+    )
+    assert code == 0, noted
+    found = json.loads(said)
+    assert found["fits"]
+    assert found["seconds"] is None
+    kinds = {step["kind"] for step in found["steps"]}
+    assert kinds == {"align", "finetune", "score"}
+    assert all(step["flops"] > 0 for step in found["steps"])
+    harm = [each for each in found["intervals"] if each["score"] == "HS"]
+    assert [each["prompts"] for each in harm] == [50, 100, 144]
+    assert harm[0]["points"] > harm[-1]["points"] > 0
+
+
+def test_a_recipe_that_does_not_fit_says_what_to_change(monkeypatch, capsys):
+    many = ("--set", "align.batch=4096", "--gpu-memory", "1GB")
+    code, said, noted = titer(monkeypatch, capsys, "plan", "lab", *SMALL, *many, "--json")
+    assert code == 1, noted
+    found = json.loads(said)
+    [change] = found["changes"]
+    batch, accumulate = (int(text.split("=")[1]) for text in change["settings"])
+    assert batch * accumulate == 4096
+    assert 1 < batch < 4096
+    assert change["bytes"] <= 1e9
+    settings = [part for text in change["settings"] for part in ("--set", text)]
+    code, said, _ = titer(
+        monkeypatch, capsys, "plan", "lab", *SMALL, "--gpu-memory", "1GB", *settings
+    )
+    assert code == 0
+    assert "align sft" in said
+
+
+def test_bad_input_has_exit_code_2(monkeypatch, capsys):
+    code, _, noted = titer(monkeypatch, capsys, "plan", "lab", "--gpu-memory", "much")
+    assert code == 2
+    assert "'much'" in noted
+
+
+def test_a_dry_run_says_it_in_a_line(monkeypatch, capsys):
+    code, said, noted = titer(monkeypatch, capsys, "run", "lab", *SMALL, "--dry-run")
+    assert code == 0, noted
+    assert "memory: about" in said
+    assert "time: roughly" in said
