@@ -69,7 +69,7 @@ class Step:
         rows than an update has, the last ranks have none. Raises where the method declares no such
         stream.
         """
-        return self._collate(stream, self._take(stream, self.size if count is None else count))
+        return self.collate(stream, self._take(stream, self.size if count is None else count))
 
     def prompts(self, stream: str, count: int) -> Batch:
         """Draw the next `count` prompts of a stream.
@@ -77,7 +77,7 @@ class Step:
         Of an answer the first token alone is kept. So `Part.answered` is where every prompt ends, and
         `grad` takes a mean over prompts. Micro-batches are no larger than others; a rank may have none.
         """
-        return self._collate(stream, [row.opening for row in self._take(stream, count)])
+        return self.collate(stream, [row.opening for row in self._take(stream, count)])
 
     def mix(self, stream: str, other: str, share: float) -> Batch:
         """Draw the next batch of two streams together, a `share` of its rows from the other one.
@@ -88,7 +88,7 @@ class Step:
         done = [round(update * share * self.size) for update in (self.update - 1, self.update)]
         theirs = done[1] - done[0]
         rows = [*self._take(stream, self.size - theirs), *self._take(other, theirs)]
-        return self._collate(f"{stream} and {other}", rows)
+        return self.collate(f"{stream} and {other}", rows)
 
     def grad(self, batch: Batch, loss: Loss = cross_entropy) -> Vec:
         """Return the gradient of the token-weighted mean of `loss` over the whole update.
@@ -165,7 +165,7 @@ class Step:
                 )
                 total += value.detach()
         mean = float(self.accelerator.reduce(total, "sum"))
-        acts = self.acts(batch, parts, mean)
+        acts = self.acts(batch, parts, mean, list(modules))
         self._check(mean, all(math.isfinite(square) for square in acts.squares.values()), batch)
         return acts
 
@@ -188,12 +188,23 @@ class Step:
         return found
 
     def acts(
-        self, batch: Batch, parts: Sequence[Mapping[int, Tensor]], loss: float | None = None
+        self,
+        batch: Batch,
+        parts: Sequence[Mapping[int, Tensor]],
+        loss: float | None = None,
+        chosen: Sequence[int] | None = None,
     ) -> Acts:
-        """Make the vector of tensors (B, T, D) by layer, for each of the batch's micro-batches."""
-        chosen = list(parts[0])
+        """Make the vector of tensors (B, T, D) by layer, for each of the batch's micro-batches.
+
+        The layers may be named, for a rank that has no micro-batch.
+        """
+        chosen = list(parts[0]) if chosen is None else chosen
+        none = torch.zeros((), dtype=torch.float64, device=self.accelerator.device)
         squares = torch.stack(
-            [torch.stack([square(part[i]) for part in parts]).sum() for i in chosen]
+            [
+                torch.stack([square(part[i]) for part in parts]).sum() if parts else none
+                for i in chosen
+            ]
         )  # (layers,)
         over_ranks = self.accelerator.reduce(squares, "sum").tolist()
         return Acts(
@@ -341,7 +352,7 @@ class Step:
             raise ValueError(f"no stream {stream!r}: the method declares {', '.join(self.streams)}")
         return self.streams[stream].take(count)
 
-    def _collate(self, name: str, rows: Sequence[Encoded]) -> Batch:
+    def collate(self, name: str, rows: Sequence[Encoded]) -> Batch:
         """Make a batch of rows, in micro-batches of which this rank keeps its share."""
         size, rank = self.batch_size, self.accelerator.process_index
         chunks = [rows[i : i + size] for i in range(0, len(rows), size)]

@@ -17,6 +17,7 @@ from titer.methods import Defense
 from titer.phase import Phase
 from titer.training import checkpoint
 from titer.training.loop import Loop
+from titer.training.ranks import check_launch
 from titer.training.settings import Training, Watch, unwatched
 from titer.training.step import Step
 from titer.weights.checkpoints import hash_tensors, trainable
@@ -25,8 +26,9 @@ from titer.weights.checkpoints import hash_tensors, trainable
 def accelerator_for(device: str | None = None) -> Accelerator:
     """Return an accelerator on `device`: "cpu", or None for the best one there is.
 
-    Raises where a launch of several ranks did not connect them.
+    Raises where a launch of several ranks did not connect them, or asks for what is not done here.
     """
+    check_launch()
     accelerator = Accelerator(cpu=device == "cpu" or not torch.accelerator.is_available())
     ranks = int(os.environ.get("WORLD_SIZE", "1"))
     if accelerator.num_processes != ranks:
@@ -53,8 +55,9 @@ def train(
 ) -> list[dict[str, float]]:
     """Train the model's trainable weights in place; return the terms of every update.
 
-    `data` has the rows of every stream that the defense declares. With `autocast` the passes
-    compute in a coarser dtype than that of the weights. The results of `probe` after an update are
+    `data` has the rows of every stream that the defense declares. Of several ranks each makes as many
+    micro-batches, as large, as the settings say. With `autocast` the passes compute in a coarser
+    dtype than that of the weights. The results of `probe` after an update are
     kept with its terms.
 
     With `resume`, a checkpoint is written there after every `every` updates. If one is there at the

@@ -7,13 +7,15 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from titer import paths
 from titer.data.rows import Answer, Row, digest
 from titer.runs.stages.stage import AskingStage, Work
 from titer.scoring.evaluate import answer_all
 from titer.scoring.generate import GREEDY
+from titer.training.ranks import Ranks
+from titer.training.train import accelerator_for
 from titer.weights import checkpoints
 
 
@@ -21,6 +23,7 @@ from titer.weights import checkpoints
 class AnswerStage(AskingStage):
     """Let a model answer greedily."""
 
+    joint: ClassVar[bool] = True
     benchmarks: Mapping[str, Sequence[Row]]
     max_new_tokens: int
     at_once: int
@@ -45,7 +48,10 @@ class AnswerStage(AskingStage):
             self.at_once,
             said.append,
             work.progress.advance,
+            Ranks.of(accelerator_for()),
         )
+        if not work.leads:
+            return {}
         write_answers(folder, answers)
         return {"weights": checkpoints.fingerprint(model), "notes": said}
 

@@ -13,6 +13,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from titer.data.template import CLOCK, Template
 from titer.data.texts import Style
+from titer.training.ranks import Ranks
 from titer.training.train import accelerator_for
 from titer.weights import checkpoints, folders
 from titer.weights.settings import Checkpoint
@@ -50,9 +51,12 @@ class Asking:
     @property
     def about(self) -> dict[str, Any]:
         """What of it determines a result, and what the machine adds."""
+        accelerator = accelerator_for()
+        ranks = Ranks.of(accelerator)
         return {
             "template": [self.template, self.system, self.max_length, CLOCK.isoformat()],
             "threads": torch.get_num_threads(),
-            "device": accelerator_for().device.type,
+            "device": accelerator.device.type,
+            "ranks": [ranks.count, ranks.sharded],
             "versions": {name: version(name) for name in LIBRARIES},
         }

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, ClassVar, cast
 
 import torch
 from torch import nn
@@ -23,6 +23,7 @@ from titer.runs.stages.stage import ModelStage, Work
 from titer.scoring import curve
 from titer.training import effect, probes
 from titer.training.layers import recompute_layers
+from titer.training.ranks import Ranks
 from titer.training.settings import Training, Watch
 from titer.training.train import accelerator_for, list_phases, train
 from titer.weights import adapters, checkpoints, folders, language
@@ -55,6 +56,7 @@ class TrainStage(ModelStage):
     weights.
     """
 
+    joint: ClassVar[bool] = True
     training: Training
     streams: Mapping[str, Sequence[Row]]
     seed: int
@@ -84,12 +86,14 @@ class TrainStage(ModelStage):
         under = folders.locate(start)
         if under.base is not None:  # the fresh adapter lies over the model after the stage before
             model = adapters.merge_adapter(model)
-            if self.training.lora and not self.whole:
+            if self.training.lora and not self.whole and work.leads:
                 checkpoints.save(model, template.tokenizer, folder / paths.BASE)
                 made = folders.locate(Checkpoint(str(folder / paths.BASE)))
                 under = replace(made, name=str(work.place(self) / paths.BASE))
         resume = folder / paths.RESUME
         model, facts = self.train(model, template, resume, work.progress.advance)
+        if not work.leads:
+            return {}
         lora = self.training.lora
         # experts alone are merged in every pass
         if lora and (self.whole or lora.experts) and torch.finfo(model.dtype).bits < 32:
@@ -109,7 +113,7 @@ class TrainStage(ModelStage):
         training.
         """
         assert isinstance(self.method, Defense)
-        training = self.training
+        training, ranks = self.training, Ranks.of(accelerator_for())
         autocast, start, adapted = None, None, dict[str, Any]()
         streams, chosen = self._choose(model, template)
         torch.manual_seed(self.seed)  # of the fresh adapter's weights
@@ -123,21 +127,21 @@ class TrainStage(ModelStage):
         with recompute_layers(model) if self.recompute else nullcontext():
             looking = self._probes(model, template, autocast)
             start_probe = looking.measure() if looking else {}
-            start_look = self.curve.look(model, template) if self.curve else {}
+            start_look = self.curve.look(model, template, ranks) if self.curve else {}
             last = len(list_phases(self.method, training.updates))
 
             def probe(update: int) -> dict[str, float]:
                 due = self.looks and update % self.looks.every == 0
                 terms = looking.measure() if looking and due else {}
                 if self.curve and curve.is_due(update, last):
-                    terms |= self.curve.look(model, template)
+                    terms |= self.curve.look(model, template, ranks)
                 return terms
 
             def show(done: int, of: int, terms: Mapping[str, float]) -> None:
                 watch(done, of, curve.summarize(terms))
 
             history = train(
-                model, self.method, encoded, training, self.seed,
+                model, self.method, encoded, training.among(ranks.count), self.seed,
                 autocast=autocast, resume=resume, every=UPDATES, watch=show, probe=probe,
             )  # fmt: skip
         if autocast is not None:
