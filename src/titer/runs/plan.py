@@ -54,6 +54,7 @@ from titer.runs.stages.train import Looks, TrainStage
 from titer.scoring import curve
 from titer.scoring.generate import GREEDY
 from titer.training.layers import layers, sparse_layers
+from titer.training.ranks import Ranks
 from titer.training.train import accelerator_for
 from titer.version import __version__
 from titer.weights import adapters, checkpoints, folders, language
@@ -161,6 +162,11 @@ class Plan:
             if lora := recipe.training(kind).lora:
                 adapters.check_targets(skeleton, lora)
         for (kind, defense, sent), name in trains.items():
+            if defense.needs.unsharded and Ranks.of(accelerator_for()).sharded:
+                raise ValueError(
+                    f"pipelines.{name}.{kind}: {name_of(defense)!r} cannot train a model that is divided "
+                    f"among ranks: {defense.needs.unsharded}"
+                )
             if defense.needs.sparse:
                 sparse_layers(layers(skeleton), name_of(defense))
             for each in (kind, *([BEFORE] if sent and sent.first else [])):

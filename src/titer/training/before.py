@@ -54,6 +54,8 @@ def list_harmful(step: Step, prompts: int) -> Sequence[Encoded]:
 
 def recall(before: Mapping[str, Tensor], part: Part) -> Tensor:
     """Return what `read_before` kept of the rows of a micro-batch: (N, ...), on the CPU."""
+    if not len(part.answered):  # of an idle rank
+        return next(iter(before.values()))[:0]
     return torch.cat([before[name] for name in name_rows(part)])
 
 

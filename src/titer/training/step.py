@@ -5,22 +5,24 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Literal
 
 import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule
 from transformers import PreTrainedModel
 
-from titer.data.batches import Batch, Encoded, Part, Stream
+from titer.data.batches import Batch, Encoded, Part, Stream, collate
 from titer.phase import Phase
 from titer.training.activations import Acts
 from titer.training.layers import Layer, layers, once, recompute_layers
 from titer.training.losses import Loss, cross_entropy, pad_of, run
 from titer.training.vector import Vec
 from titer.weights.norms import square
+from titer.weights.shards import is_sharded, whole
 
 PREPARING = Phase("prepare", 0)
 
@@ -102,14 +104,21 @@ class Step:
             for part in self._pass_over(batch):
                 with self.computing():
                     value = loss(self.model, part) / batch.tokens
+                self._gather_head()
                 value.backward()  # accelerate's own divides by a count that the environment may set
                 total += value.detach()
             reached = self._reduce()
         finally:
             self._clear()
         mean = float(self.accelerator.reduce(total, "sum"))
-        self._check(mean, bool(nn.utils.get_total_norm(reached.values()).isfinite()), batch)
+        norm = whole(nn.utils.get_total_norm(reached.values()))
+        self._check(mean, bool(norm.isfinite()), batch)
         return Vec.of(reached, mean)
+
+    @property
+    def sharded(self) -> bool:
+        """Whether of every weight this rank holds a part alone."""
+        return is_sharded(self.parameters.values())
 
     @property
     def depth(self) -> int:
@@ -154,6 +163,7 @@ class Step:
                 outputs.clear()
                 with self.computing():
                     value = loss(self.model, part) / batch.tokens
+                self._gather_head()
                 parts.append(
                     dict(
                         zip(
@@ -312,13 +322,20 @@ class Step:
     def reference(self) -> Iterator[None]:
         """Inside, the model is the one that the stage began with, and nothing has a gradient.
 
-        No weight is copied. Raises where the method does not declare that it needs the reference.
+        No weight is copied, but for shards. Raises where the method does not declare that it needs
+        the reference.
         """
         if self.start is None:
             raise ValueError(
                 'this method keeps no reference model: give its needs `references=("start",)`'
             )
         cached = torch.is_autocast_cache_enabled()
+        if self.sharded:  # whose passes gather from storage of their own
+            with torch.no_grad(), self.scratch():
+                for name, value in self.start.items():
+                    self.parameters[name].copy_(value)
+                yield
+            return
         with torch.no_grad():
             now = {name: parameter.data for name, parameter in self.parameters.items()}
             try:
@@ -353,12 +370,19 @@ class Step:
         return self.streams[stream].take(count)
 
     def collate(self, name: str, rows: Sequence[Encoded]) -> Batch:
-        """Make a batch of rows, in micro-batches of which this rank keeps its share."""
+        """Make a batch of rows, in micro-batches of which this rank keeps its share.
+
+        Of shards every rank makes as many passes as any other: one that has fewer micro-batches gets
+        the first one again, without an answer.
+        """
         size, rank = self.batch_size, self.accelerator.process_index
         chunks = [rows[i : i + size] for i in range(0, len(rows), size)]
         share = math.ceil(len(chunks) / self.accelerator.num_processes)
         mine = slice(rank * share, (rank + 1) * share)
-        return Batch.of(name, chunks, pad_of(self.model), self.accelerator.device, mine)
+        batch = Batch.of(name, chunks, pad_of(self.model), self.accelerator.device, mine)
+        idle = share - len(batch.parts) if self.sharded else 0
+        more = [collate(chunks[0], pad_of(self.model), self.accelerator.device).idle] * idle
+        return replace(batch, parts=(*batch.parts, *more))
 
     def _pass_over(self, batch: Batch) -> Iterator[Part]:
         """Yield the micro-batches. Each is the current one, `_part`, while a pass works on it."""
@@ -386,6 +410,14 @@ class Step:
             for parameter in free:
                 parameter.requires_grad_(True)
 
+    def _gather_head(self) -> None:
+        """Gather, of shards, the weights outside of all layers for a backward pass, which frees them.
+
+        A pass that begins below the logits would not, and would read what is no longer there.
+        """
+        if isinstance(self.model, FSDPModule):
+            self.model.unshard()
+
     def _check(self, mean: float, finite: bool, batch: Batch) -> None:
         """Raise where the loss or the gradient is not finite."""
         if math.isfinite(mean) and finite:
@@ -402,8 +434,11 @@ class Step:
             parameter.grad = None
 
     def _reduce(self) -> dict[str, Tensor]:
-        """Return the gradients summed over ranks, taken from the parameters without a copy."""
-        if self.accelerator.num_processes > 1:
+        """Return the gradients summed over ranks, taken from the parameters without a copy.
+
+        Those of shards are summed already.
+        """
+        if self.accelerator.num_processes > 1 and not self.sharded:
             here = torch.tensor(
                 [p.grad is not None for p in self.parameters.values()], dtype=torch.long
             )

@@ -15,6 +15,7 @@ from titer.runs.stages.stage import AskingStage, Work
 from titer.scoring.evaluate import answer_all
 from titer.scoring.generate import GREEDY
 from titer.training.ranks import Ranks
+from titer.training.sharding import shard
 from titer.training.train import accelerator_for
 from titer.weights import checkpoints
 
@@ -40,6 +41,9 @@ class AnswerStage(AskingStage):
     def compute(self, work: Work, folder: Path) -> dict[str, Any]:
         said: list[str] = []
         model, template = self.open(work)
+        weights, accelerator = checkpoints.fingerprint(model), accelerator_for()
+        if Ranks.of(accelerator).sharded:
+            model = shard(model, accelerator)
         answers = answer_all(
             model,
             template,
@@ -48,12 +52,12 @@ class AnswerStage(AskingStage):
             self.at_once,
             said.append,
             work.progress.advance,
-            Ranks.of(accelerator_for()),
+            Ranks.of(accelerator),
         )
         if not work.leads:
             return {}
         write_answers(folder, answers)
-        return {"weights": checkpoints.fingerprint(model), "notes": said}
+        return {"weights": weights, "notes": said}
 
 
 def write_answers(folder: Path, answers: Mapping[str, Sequence[Answer]]) -> None:

@@ -40,8 +40,13 @@ class Asking:
         return self._template(checkpoints.tokenizer(self.model, files), skeleton)
 
     def open(self, checkpoint: Checkpoint) -> tuple[PreTrainedModel, Template]:
-        """Load a model on the best device there is, and say how it is asked."""
-        model, tokenizer = checkpoints.load(checkpoint, accelerator_for().device)
+        """Load a model on the best device there is, and say how it is asked.
+
+        One that will be divided among ranks is loaded on the CPU.
+        """
+        accelerator = accelerator_for()
+        device = "cpu" if Ranks.of(accelerator).sharded else accelerator.device
+        model, tokenizer = checkpoints.load(checkpoint, device)
         return model, self._template(tokenizer, model)
 
     def _template(self, words: PreTrainedTokenizerBase, model: PreTrainedModel) -> Template:

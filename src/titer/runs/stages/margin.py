@@ -15,6 +15,7 @@ from titer.data.rows import Row, digest
 from titer.runs.stages.stage import AskingStage, Work
 from titer.scoring.margin import harm_margins
 from titer.training.ranks import Ranks
+from titer.training.sharding import shard
 from titer.training.train import accelerator_for
 
 
@@ -36,7 +37,9 @@ class MarginStage(AskingStage):
 
     def compute(self, work: Work, folder: Path) -> dict[str, Any]:
         model, template = self.open(work)
-        ranks, watch = Ranks.of(accelerator_for()), work.progress.advance
+        ranks, watch = Ranks.of(accelerator := accelerator_for()), work.progress.advance
+        if ranks.sharded:
+            model = shard(model, accelerator)
         margins = harm_margins(model, template, self.rows, self.refusals, watch, ranks)
         if work.leads:
             (folder / paths.MARGINS).write_text(json.dumps(margins), encoding="utf-8")

@@ -17,6 +17,7 @@ from titer.runs.stages.edit import EditStage
 from titer.runs.stages.stage import Work
 from titer.runs.stages.train import widen
 from titer.training.settings import Training
+from titer.training.sharding import copy_shards, take_back
 from titer.training.train import accelerator_for, train
 from titer.weights import adapters, checkpoints, folders
 from titer.weights.finetuned import FineTuned
@@ -68,9 +69,11 @@ class RetrainStage(EditStage):
         model, template = self.asking.open(work.checkpoint(self.start))
         dtype = None if adapters.has_adapter(model) else widen(model)
         rows = {"rows": template.encode_all(self.rows, "rows")}
-        settings = self.training.among(accelerator_for().num_processes)
-        watch = work.progress.advance
-        train(model, SFT(), rows, settings, self.seed, autocast=dtype, watch=watch)
+        accelerator, watch = accelerator_for(), work.progress.advance
+        settings = self.training.among(accelerator.num_processes)
+        trained = copy_shards(model, accelerator)
+        train(trained, SFT(), rows, settings, self.seed, autocast=dtype, watch=watch)
+        take_back(model, trained)
         if dtype is not None:
             cast(nn.Module, model).to(dtype)
         return model, template
