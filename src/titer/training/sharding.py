@@ -11,7 +11,7 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FSDPModule, fully_shard
 from transformers import PreTrainedModel
 
-from titer.training.layers import decoder_layers
+from titer.training.layers import base_of, decoder_layers
 from titer.training.ranks import Ranks
 from titer.weights.checkpoints import hash_tensors
 from titer.weights.shards import whole
@@ -25,7 +25,7 @@ def shard(model: PreTrainedModel, accelerator: Accelerator) -> PreTrainedModel:
     """
     check_alike(model.state_dict(), accelerator)
     mesh = init_device_mesh(accelerator.device.type, (accelerator.num_processes,))
-    for module in [*decoder_layers(model), model]:
+    for module in [*decoder_layers(model), base_of(model)]:
         fully_shard(module, mesh=mesh, reshard_after_forward=True)
     for module in model.modules():
         if isinstance(module, FSDPModule):

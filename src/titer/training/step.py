@@ -18,7 +18,7 @@ from transformers import PreTrainedModel
 from titer.data.batches import Batch, Encoded, Part, Stream, collate
 from titer.phase import Phase
 from titer.training.activations import Acts
-from titer.training.layers import Layer, layers, once, recompute_layers
+from titer.training.layers import Layer, base_of, layers, once, recompute_layers
 from titer.training.losses import Loss, cross_entropy, pad_of, run
 from titer.training.vector import Vec
 from titer.weights.norms import square
@@ -415,8 +415,8 @@ class Step:
 
         A pass that begins below the logits would not, and would read what is no longer there.
         """
-        if isinstance(self.model, FSDPModule):
-            self.model.unshard()
+        if isinstance(root := base_of(self.model), FSDPModule):
+            root.unshard()
 
     def _check(self, mean: float, finite: bool, batch: Batch) -> None:
         """Raise where the loss or the gradient is not finite."""
