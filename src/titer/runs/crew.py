@@ -72,9 +72,7 @@ class Crew:
     """The ranks of a command, which talk apart from the passes that they make together."""
 
     talk: Any  # a process group, whose time limit is its own: a leader may be busy for days
-    apart: bool = (
-        False  # the ranks are no longer at the same place, so that none may wait for another
-    )
+    apart: bool = False  # ranks may be at different places, so that none may wait for another
 
     def compute(self, errand: Errand, work: Work) -> dict[str, Any]:
         """Compute a stage with all ranks, as the leader; return its facts."""
@@ -100,17 +98,23 @@ class Crew:
 
     @contextmanager
     def _together(self) -> Iterator[None]:
-        """Inside, all ranks compute a stage. They go on after an error that each of them has."""
+        """Inside, all ranks compute a stage, and behind it they meet.
+
+        They go on after an error that each of them has, or the leader alone once the others are done.
+        """
         self.apart = True
         try:
             yield
         except (ValueError, OSError) as error:
             try:
-                distributed.monitored_barrier(self.talk, SAME, wait_all_ranks=True)
-            except RuntimeError:
+                self._meet(SAME)
+            except RuntimeError:  # the others are in the midst of it
                 raise error from None
-            self.apart = False
             raise
+        self._meet(AS_LONG_AS_IT_TAKES)
+
+    def _meet(self, limit: timedelta) -> None:
+        distributed.monitored_barrier(self.talk, limit, wait_all_ranks=True)
         self.apart = False
 
 

@@ -6,7 +6,7 @@ All ranks have to call these functions at the same point, but for `local`.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 
 import torch
 from torch import Tensor, distributed
@@ -15,7 +15,7 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 
 def is_sharded(tensors: Iterable[Tensor]) -> bool:
     """Tell whether tensors are divided among ranks. All of them are, or none."""
-    return any(isinstance(tensor, DTensor) for tensor in tensors)
+    return isinstance(next(iter(tensors), None), DTensor)
 
 
 def local(tensor: Tensor) -> Tensor:
@@ -24,8 +24,8 @@ def local(tensor: Tensor) -> Tensor:
 
 
 def whole(tensor: Tensor) -> Tensor:
-    """Return a tensor with the parts of all ranks."""
-    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+    """Return a tensor with the parts of all ranks, one that was sharded on the CPU."""
+    return tensor.full_tensor().cpu() if isinstance(tensor, DTensor) else tensor
 
 
 def like(tensor: Tensor, pattern: Tensor) -> Tensor:
@@ -37,16 +37,15 @@ def like(tensor: Tensor, pattern: Tensor) -> Tensor:
     return distribute_tensor(there, mesh, placements, src_data_rank=None)
 
 
-def norm_over(value: float, tensors: Iterable[Tensor]) -> float:
+def norm_over(value: float, tensors: Collection[Tensor]) -> float:
     """Return the L2 norm over ranks of what each has one of, its parts of tensors."""
-    found = list(tensors)
-    return math.sqrt(sum_over(value**2, found)) if is_sharded(found) else value
+    return math.sqrt(sum_over(value**2, tensors)) if is_sharded(tensors) else value
 
 
 def sum_over(value: float, tensors: Iterable[Tensor]) -> float:
     """Sum over ranks what each has computed of its parts of tensors; of whole ones it is the value."""
-    first = next((tensor for tensor in tensors if isinstance(tensor, DTensor)), None)
-    if first is None:
+    first = next(iter(tensors), None)
+    if not isinstance(first, DTensor):
         return value
     total = torch.tensor(value, dtype=torch.float64, device=first.device)
     distributed.all_reduce(total, group=first.device_mesh.get_group())
