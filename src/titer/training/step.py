@@ -330,24 +330,33 @@ class Step:
                 'this method keeps no reference model: give its needs `references=("start",)`'
             )
         cached = torch.is_autocast_cache_enabled()
-        if self.sharded:  # whose passes gather from storage of their own
-            with torch.no_grad(), self.scratch():
-                for name, value in self.start.items():
-                    self.parameters[name].copy_(value)
-                yield
-            return
-        with torch.no_grad():
-            now = {name: parameter.data for name, parameter in self.parameters.items()}
+        with torch.no_grad(), self._swap(self.start):
             try:
                 # else a pass of the trained weights would take casts of these
                 torch.set_autocast_cache_enabled(False)
-                for name, value in self.start.items():
-                    self.parameters[name].data = value
                 yield
             finally:
                 torch.set_autocast_cache_enabled(cached)
-                for name, value in now.items():
-                    self.parameters[name].data = value
+
+    @contextmanager
+    def _swap(self, values: Mapping[str, Tensor]) -> Iterator[None]:
+        """Inside, these tensors are the weights, or of shards, which have a storage of their own, their
+        values.
+        """
+        if self.sharded:
+            with self.scratch(values):
+                for name, value in values.items():
+                    self.parameters[name].copy_(value)
+                yield
+            return
+        now = {name: self.parameters[name].data for name in values}
+        try:
+            for name, value in values.items():
+                self.parameters[name].data = value
+            yield
+        finally:
+            for name, value in now.items():
+                self.parameters[name].data = value
 
     def log(self, **terms: float | None) -> None:
         """Keep terms to show and to store with the run, by the names that the paper gives them."""
