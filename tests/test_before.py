@@ -9,7 +9,7 @@ from conftest import tiny
 from test_repnoise import _norms_in_float64  # noqa: F401  in float32 a row would depend on its batch
 from test_step import same, step_for
 from titer.data.batches import Encoded, collate
-from titer.training import before
+from titer.training import ranks
 from titer.training.before import count_tokens, name_rows, read_before, recall
 from titer.training.losses import answer_states, entropies
 from trained import move
@@ -73,7 +73,7 @@ def test_ranks_share_the_reading_and_have_all_of_it(rows, accelerator, monkeypat
         parts.append(found)
         return [entry for part in parts for entry in part]
 
-    monkeypatch.setattr(before, "gather_object", gather)
+    monkeypatch.setattr(ranks, "gather_object", gather)
     for rank in range(2):
         step.accelerator = Rank(rank, 2)
         together = read_before(step, rows["rows"], entropies)

@@ -20,7 +20,7 @@ from titer.defenses.sft import SFT
 from titer.edits.wise_ft import WiseFT
 from titer.methods import About, Defense, Harmful, Needs, Refusals
 from titer.phase import Phase
-from titer.testing.ranks import run_on_two_ranks
+from titer.testing.ranks import run_on_ranks
 
 ROOT = Path(__file__).parent.parent
 SHORTER = {  # what would take minutes with its defaults, or longer stages and batches
@@ -54,6 +54,26 @@ test_contract = testing.contract(*(method for kind in registry.KINDS for method 
 def test_two_ranks_equal_two_micro_batches(tmp_path):
     others = [registry.build("defenses", fields) for fields in SHARED]
     testing.check_ranks(cast(list[Defense], [*methods("defenses"), *others]), tmp_path)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("shards", [False, True])
+def test_four_ranks_equal_four_micro_batches(tmp_path, shards):
+    """An adapter's defense, one that looks inside, one with fewer prompts than ranks, and the reference."""
+    names = ["booster", "t_vaccine", "anchor", "ldifs", "ewc", "lisa"]
+    some = [registry.build("defenses", {"method": name} | SHORTER.get(name, {})) for name in names]
+    testing.check_ranks(some, tmp_path, ranks=4, shards=shards)
+
+
+@pytest.mark.slow
+def test_two_ranks_with_shards_equal_two_micro_batches(tmp_path):
+    """Every rank holds a part of every weight alone; two methods say why they cannot do so."""
+    others = [registry.build("defenses", fields) for fields in SHARED]
+    found = cast(list[Defense], [*methods("defenses"), *others])
+    whole = {registry.name_of(method) for method in found if method.needs.unsharded}
+    assert whole == {"repnoise", "safe_moe"}
+    sharded = [method for method in found if not method.needs.unsharded]
+    testing.check_ranks(sharded, tmp_path, shards=True)
 
 
 def test_unconnected_ranks_are_refused(monkeypatch):
@@ -466,6 +486,6 @@ Path(sys.argv[1], f"{accelerator.process_index}.txt").write_text(said)
 
 def test_ranks_that_begin_with_unlike_weights_are_refused_on_each(tmp_path):
     """A single weight that differs by a millionth; else each rank would train another model."""
-    run_on_two_ranks(UNLIKE, tmp_path)
+    run_on_ranks(UNLIKE, tmp_path)
     for rank in (0, 1):
         assert "different trainable weights" in (tmp_path / f"{rank}.txt").read_text()

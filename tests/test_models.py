@@ -55,6 +55,12 @@ def adapted(base: Path, folder: Path, seed: int = 0) -> Path:
             "no usable tokenizer|no tokenizer",
         ),
         (
+            lambda folder: rename(
+                folder, "quantization_config", {"quant_method": "gptq", "bits": 4}
+            ),
+            r"has weights of 4 bits \(gptq\): .* give the model that it was made from",
+        ),
+        (
             lambda folder: (folder / "config.json").unlink(),
             "holds neither a config.json nor an adapter_config.json",
         ),

@@ -33,7 +33,7 @@ from titer.integrations import defended
 from titer.integrations.feed import read_rows
 from titer.integrations.refusals import check
 from titer.phase import Phase
-from titer.testing.ranks import run_on_two_ranks
+from titer.testing.ranks import run_on_ranks
 from titer.testing.small import small_for, texts
 from titer.training.settings import DRAWN, Training
 from titer.training.train import train
@@ -795,7 +795,7 @@ def end_of(name, tokenizer, folder, accumulate):
 @pytest.mark.slow
 def test_two_ranks_equal_twice_the_micro_batches(tokenizer, tmp_path):
     names = ["sft", "lisa", "safe_mix", "t_vaccine", "repnoise"]
-    run_on_two_ranks(RANK, tmp_path, *names, imports=Path(__file__).parent)
+    run_on_ranks(RANK, tmp_path, *names, imports=Path(__file__).parent)
     for name in names:
         two = torch.load(tmp_path / f"{name}.pt")
         one, _ = end_of(name, tokenizer, tmp_path / "one", 4)

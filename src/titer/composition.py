@@ -63,7 +63,12 @@ class Composed(Defense):
         theirs = self.held.needs
         references = tuple(dict.fromkeys([*self.own.references, *theirs.references]))
         sparse = self.own.sparse or theirs.sparse
-        return Needs(merge_streams(self, self.held), references=references, sparse=sparse)
+        return Needs(
+            merge_streams(self, self.held),
+            references=references,
+            sparse=sparse,
+            unsharded=self.own.unsharded or theirs.unsharded,
+        )
 
     @property
     def partial(self) -> bool:

@@ -69,6 +69,7 @@ class Needs:
     factors: bool = False  # it works on the factors of an adapter alone
     whole: bool = False  # it works on all tensors of a model that was trained as a whole
     sparse: bool = False  # it works on a model whose layers route tokens to experts, on no other
+    unsharded: str = ""  # why no rank may hold a part of each weight alone (FSDP); none: it may
 
 
 @dataclass(frozen=True)

@@ -81,7 +81,12 @@ def main() -> None:
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")  # its tables are no help to a person
     screen.take_notes()
     try:
-        app(arguments)
+        if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+            from titer.runs import crew
+
+            crew.run(lambda: app(arguments), next(iter(arguments), ""))
+        else:
+            app(arguments)
     except (ValueError, OSError) as error:
         if DEBUG in sys.argv[1:]:
             traceback.print_exception(error)

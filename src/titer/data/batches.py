@@ -50,6 +50,11 @@ class Part:
     mask: Tensor
     labels: Tensor
 
+    @property
+    def idle(self) -> Part:
+        """The same rows without an answer: a pass over them counts for nothing."""
+        return Part(self.ids, self.mask, torch.full_like(self.labels, IGNORED))
+
     @cached_property
     def answered(self) -> Tensor:
         """Where in (B * T) a token of an answer is predicted: (N,), row by row."""

@@ -37,6 +37,7 @@ from torch import Tensor
 from titer.methods import About, Answers, Defense, Fidelity, Needs, Refusals
 from titer.training.step import Step
 from titer.training.vector import Vec
+from titer.weights.shards import local, sum_over
 
 
 @dataclass
@@ -75,9 +76,8 @@ class EWC(Defense):
             g = row.tokens * step.grad(row)  # of -log p(r), a mean over its tokens before
             for name, value in g.fold().items():
                 f[name].addcmul_(value, value)
-        mean = sum(float(of.double().sum()) for of in f.values()) / sum(
-            of.numel() for of in f.values()
-        )
+        mine = sum(float(local(of).double().sum()) for of in f.values())
+        mean = sum_over(mine, f.values()) / sum(of.numel() for of in f.values())
         if not mean > 0.0:
             raise ValueError(
                 f"the Fisher information has a mean of {mean}: no alignment row tells which weights matter"
@@ -101,6 +101,6 @@ def pull(step: Step, state: Importance) -> Vec:
         for name, weight in step.parameters.items():
             moved = weight - step.start[name]
             pulled[name] = state.f[name] * moved
-            square += float(torch.dot(pulled[name].flatten(), moved.flatten()))
-    step.log(drift=math.sqrt(square))
+            square += float((local(pulled[name]) * local(moved)).sum())
+    step.log(drift=math.sqrt(sum_over(square, pulled.values())))
     return Vec.of(pulled)

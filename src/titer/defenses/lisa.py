@@ -43,11 +43,12 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
-from titer.methods import About, Answers, Defense, Fidelity, Needs, Refusals
+from titer.methods import About, Answers, Defense, Fidelity, Kind, Needs, Refusals
 from titer.phase import Phase
 from titer.training.step import Step
 from titer.training.vector import Vec
 from titer.weights.adapters import find_adapters, has_adapter
+from titer.weights.shards import local, norm_over
 
 ALIGN, TUNE = "align", "tune"
 EARLY = "early "  # begins the name of a phase in the warm-up, which has no proximal term
@@ -82,7 +83,7 @@ class Lisa(Defense):
             code="git-disl/Lisa 68e36595, 40 updates, float64, 2026-11-29",
         ),
     )
-    needs = Needs(streams={"rows": Answers, "alignment": Refusals})
+    streams: ClassVar[dict[str, Kind]] = {"rows": Answers, "alignment": Refusals}
     State: ClassVar[type | None] = Origin
 
     def __post_init__(self) -> None:
@@ -95,6 +96,11 @@ class Lisa(Defense):
             raise ValueError(f"rho={self.rho}: must be at least 0, and finite")
         if not 0.0 <= self.warmup <= 1.0:
             raise ValueError(f"warmup={self.warmup}: a share lies between 0 and 1")
+
+    @property
+    def needs(self) -> Needs:
+        product = "space='product' multiplies whole factors of adapters; take space='weights'"
+        return Needs(self.streams, unsharded=product if self.space == "product" else "")
 
     def prepare(self, step: Step) -> Origin:
         if self.space == "product" and not has_adapter(step.model):
@@ -148,8 +154,8 @@ def weight_drift(step: Step, origin: Origin) -> Vec:
     for name, weight in step.parameters.items():
         moved = drift[name] = weight.detach() - origin.weights[name]
         wide = torch.promote_types(moved.dtype, torch.float32)  # half cannot hold squares
-        norms.append(torch.linalg.vector_norm(moved, dtype=wide))
-    step.log(drift=float(torch.stack(norms).double().norm()))
+        norms.append(torch.linalg.vector_norm(local(moved), dtype=wide))
+    step.log(drift=norm_over(float(torch.stack(norms).double().norm()), drift.values()))
     return Vec.of(drift)
 
 

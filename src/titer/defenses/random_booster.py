@@ -20,6 +20,7 @@ import torch
 from titer.methods import About, Defense, Fidelity, Harmful, Needs, Refusals
 from titer.training.step import Step
 from titer.training.vector import Vec
+from titer.weights.shards import like
 
 
 @dataclass(frozen=True)
@@ -55,7 +56,7 @@ def direction(step: Step) -> Vec:
     )
     generator = torch.Generator().manual_seed(seed)  # on the CPU: the same direction on any machine
     normal = {
-        name: torch.randn(weight.shape, generator=generator).to(weight)
+        name: like(torch.randn(weight.shape, generator=generator), weight)
         for name, weight in step.parameters.items()
     }
     return Vec.of(normal).unit()

@@ -74,7 +74,11 @@ class RepNoise(Defense):
             full=True,
         ),
     )
-    needs = Needs(streams={"rows": Pairs})
+    needs = Needs(
+        streams={"rows": Pairs},
+        unsharded="it applies the head to residual streams outside of the model's own pass, where no rank "
+        "has the whole head; launch without --use_fsdp",
+    )
 
     def __post_init__(self) -> None:
         for name in ("w_noise", "w_ascent", "shift"):

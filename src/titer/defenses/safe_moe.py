@@ -91,7 +91,12 @@ class SafeMoE(Defense):
             code="jaehanwork/SafeMoE 98e45ba, 3 sweeps, float64, 2026-11-29",
         ),
     )
-    needs = Needs(streams={"rows": Answers, "harmful": Harmful}, sparse=True)
+    needs = Needs(
+        streams={"rows": Answers, "harmful": Harmful},
+        sparse=True,
+        unsharded="a sweep's gradients begin inside of layers, whose weights no rank has gathered then; "
+        "launch without --use_fsdp",
+    )
     State: ClassVar[type | None] = Routing
 
     def __post_init__(self) -> None:

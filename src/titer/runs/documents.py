@@ -17,6 +17,8 @@ from titer.findings.records import SCHEMA, PipelineRecord, Record, check, plain
 from titer.registry import describe
 from titer.runs.execute import Run
 from titer.runs.store import write
+from titer.training.ranks import Ranks
+from titer.training.train import accelerator_for
 from titer.version import __version__
 from titer.weights import folders
 
@@ -24,7 +26,8 @@ LIBRARIES = ("torch", "transformers", "peft", "accelerate", "tokenizers", "numpy
 
 
 def environment() -> dict[str, Any]:
-    """Name versions and machine, as far as they may change a figure."""
+    """Name versions, machine and ranks, as far as they may change a figure."""
+    ranks = Ranks.of(accelerator_for())
     return {
         "titer": __version__,
         "python": platform.python_version(),
@@ -32,6 +35,8 @@ def environment() -> dict[str, Any]:
         "system": f"{platform.system()} {platform.machine()}",
         "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
         "threads": torch.get_num_threads(),
+        "ranks": ranks.count,
+        "sharded": ranks.sharded,
         "cpu": cpu_make(),
     }
 

@@ -12,6 +12,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from titer import paths
 from titer.findings.records import (
     SCHEMA,
@@ -27,6 +29,7 @@ from titer.methods import Attack
 from titer.progress import Progress
 from titer.registry import describe
 from titer.runs.cost import measure
+from titer.runs.crew import Errand, compute
 from titer.runs.plan import Plan
 from titer.runs.stages.judge import JudgeStage
 from titer.runs.stages.stage import Given, ModelStage, Stage
@@ -45,6 +48,10 @@ class Executor:
     progress: Progress
     out: Path | None = None  # of a single command: where its checkpoint will lie
 
+    @property
+    def leads(self) -> bool:
+        return True
+
     def place(self, stage: Stage) -> Path:
         """Name the folder where a stage's files will lie once it is finished."""
         return (self.out or self.store.place(stage.key)).resolve()
@@ -56,8 +63,8 @@ class Executor:
         Without `weights` one whose weights the store has given up serves too.
         """
         needed = weights and isinstance(stage, ModelStage)
-        compute = partial(self._compute, stage)
-        return self.store.stage(stage.key, stage.about, compute, weights=needed).resolve()
+        made = partial(self._compute, stage)
+        return self.store.stage(stage.key, stage.about, made, weights=needed).resolve()
 
     def checkpoint(self, stage: ModelStage) -> Checkpoint:
         """Return the model of a stage, computed first where the store has none."""
@@ -83,7 +90,8 @@ class Executor:
                 self.folder(other)  # first, so that its time is not counted here
         self.progress.begin(stage.step)
         with measure() as cost:
-            facts = stage.compute(self, folder)
+            errand = Errand(stage, folder, self.store.root, self.out, torch.get_num_threads())
+            facts = compute(errand, self)
         self.progress.end()
         told = {
             "facts": facts,

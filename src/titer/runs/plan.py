@@ -32,6 +32,7 @@ from titer.methods import (
 )
 from titer.registry import build, describe, name_of
 from titer.runs import chain
+from titer.runs.crew import CREW
 from titer.runs.needed import needed_roles
 from titer.runs.recipe import SINGLE, Pipeline, Recipe
 from titer.runs.recipe import digest as recipe_digest
@@ -53,6 +54,7 @@ from titer.runs.stages.train import Looks, TrainStage
 from titer.scoring import curve
 from titer.scoring.generate import GREEDY
 from titer.training.layers import layers, sparse_layers
+from titer.training.ranks import Ranks
 from titer.training.train import accelerator_for
 from titer.version import __version__
 from titer.weights import adapters, checkpoints, folders, language
@@ -131,11 +133,11 @@ class Plan:
         if recipe.threads is not None:
             torch.set_num_threads(recipe.threads)
         accelerator = accelerator_for()
-        if accelerator.num_processes > 1:
+        if accelerator.num_processes > 1 and CREW.get() is None:
             raise ValueError(
-                f"{accelerator.num_processes} ranks: a recipe runs in one process; launch "
-                "`titer.training.train.train` "
-                "itself on several"
+                f"{accelerator.num_processes} ranks: a script runs titer in one process; launch the "
+                "command on several, as `accelerate launch -m titer run`, or "
+                "`titer.training.train.train` itself"
             )
         checkpoints.check_dtype(recipe.model.dtype, accelerator.device)
         plan = Plan.read(recipe, kinds, references, whole, also)
@@ -158,9 +160,15 @@ class Plan:
                 raise ValueError(
                     "dtype='float16': its gradients vanish without loss scaling; train in bfloat16 or float32"
                 )
+            recipe.training(kind).among(accelerator_for().num_processes)
             if lora := recipe.training(kind).lora:
                 adapters.check_targets(skeleton, lora)
         for (kind, defense, sent), name in trains.items():
+            if defense.needs.unsharded and Ranks.of(accelerator_for()).sharded:
+                raise ValueError(
+                    f"pipelines.{name}.{kind}: {name_of(defense)!r} cannot train a model that is divided "
+                    f"among ranks: {defense.needs.unsharded}"
+                )
             if defense.needs.sparse:
                 sparse_layers(layers(skeleton), name_of(defense))
             for each in (kind, *([BEFORE] if sent and sent.first else [])):

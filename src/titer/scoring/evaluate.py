@@ -12,6 +12,7 @@ from titer.methods import Benchmark, Judge
 from titer.scoring.generate import answer
 from titer.scoring.judging import Evaluation, judge_answers
 from titer.scoring.margin import harm_margins
+from titer.training.ranks import ALONE, Ranks
 from titer.training.settings import Watch, unwatched
 
 
@@ -40,12 +41,13 @@ def answer_all(
     batch: int = 128,
     say: Callable[[str], None] = lambda _: None,
     watch: Watch = unwatched,
+    ranks: Ranks = ALONE,
 ) -> dict[str, list[Answer]]:
     """Return the greedy answers to every benchmark's prompts; `watch` is told how many there are.
 
-    All prompts are batched together, by length.
+    All prompts are batched together, by length, and ranks divide the batches among them.
     """
     model.eval()
     rows = [row for rows in benchmarks.values() for row in rows]
-    answers = iter(answer(model, template, rows, max_new_tokens, batch, say, watch))
+    answers = iter(answer(model, template, rows, max_new_tokens, batch, say, watch, ranks))
     return {name: [next(answers) for _ in rows] for name, rows in benchmarks.items()}

@@ -22,6 +22,7 @@ from titer.attributes import swap
 from titer.data.batches import by_length
 from titer.data.rows import Answer, Row
 from titer.data.template import Template
+from titer.training.ranks import ALONE, Ranks
 from titer.training.settings import Watch, unwatched
 
 # every setting of `generate` that changes what is answered; one that is left out would be filled in
@@ -57,6 +58,7 @@ def answer(
     batch: int = 128,
     say: Callable[[str], None] = lambda _: None,
     watch: Watch = unwatched,
+    ranks: Ranks = ALONE,
 ) -> list[Answer]:
     """Return the greedy answer to every row's prompt, in the order of the rows.
 
@@ -65,7 +67,8 @@ def answer(
     config = greedy(model, template.ends, template.tokenizer.pad_token_id, max_new_tokens)
     prompts = [template.prompt_ids(row, max_new_tokens) for row in rows]
     answers = []
-    for row, tokens in zip(rows, complete(model, prompts, config, batch, say, watch), strict=True):
+    completed = complete(model, prompts, config, batch, say, watch, ranks)
+    for row, tokens in zip(rows, completed, strict=True):
         ended = tokens[-1] in config.eos_token_id
         answers.append(Answer(template.text(row, tokens[:-1] if ended else tokens), ended))
     return answers
@@ -92,6 +95,7 @@ def complete(
     batch: int = 128,
     say: Callable[[str], None] = lambda _: None,
     watch: Watch = unwatched,
+    ranks: Ranks = ALONE,
 ) -> list[list[int]]:
     """Return the greedy tokens behind every prompt, in their order. One that ends an answer is kept.
 
@@ -99,16 +103,22 @@ def complete(
     not fit into memory, it and all that follow are halved, and `say` is told. `watch` is told of
     every token how many answers are done. In float32 the answers do not depend on the size of a
     batch.
+
+    Ranks divide the batches among them, and each has all answers in the end. What `say` and `watch`
+    are told is of this rank's.
     """
-    plan = by_length([len(prompt) for prompt in prompts], batch)
+    plan = ranks.share(by_length([len(prompt) for prompt in prompts], batch))
+    count = sum(map(len, plan))
     answers: dict[int, list[int]] = {}
     while plan:
         chosen = plan[0]
         try:
-            count = _Count(watch, len(answers), len(prompts))
-            generated = _generate(model, [prompts[i] for i in chosen], config, count)
+            counter = _Count(watch, len(answers), count)
+            asked = [prompts[i] for i in chosen]
+            generated = _generate(model, asked, config, counter, ranks.sharded)
         except RuntimeError as error:
-            if len(chosen) == 1 or not _out_of_memory(error):
+            # where weights are sharded, the other ranks are in the midst of this batch
+            if len(chosen) == 1 or ranks.sharded or not _out_of_memory(error):
                 raise
             size = (len(chosen) + 1) // 2
             plan = [
@@ -121,7 +131,8 @@ def complete(
             ends = (at for at, token in enumerate(tokens, 1) if token in config.eos_token_id)
             answers[i] = tokens[: next(ends, len(tokens))]
         plan = plan[1:]
-        watch(len(answers), len(prompts), {})
+        watch(len(answers), count, {})
+    answers = ranks.join(answers)
     return [answers[i] for i in range(len(prompts))]
 
 
@@ -142,8 +153,12 @@ def _generate(
     prompts: Sequence[Sequence[int]],
     config: GenerationConfig,
     count: StoppingCriteria,
+    sharded: bool,
 ) -> list[list[int]]:
-    """Generate the tokens that follow each prompt, with pads behind their end."""
+    """Generate the tokens that follow each prompt, with pads behind their end.
+
+    With shards, a rank whose answers have ended makes passes for as long as any other does.
+    """
     pad, length = cast(int, config.pad_token_id), max(len(prompt) for prompt in prompts)
     # (B, T)
     ids = torch.tensor([[pad] * (length - len(prompt)) + list(prompt) for prompt in prompts])
@@ -155,6 +170,7 @@ def _generate(
             attention_mask=mask.to(model.device),
             generation_config=config,
             stopping_criteria=StoppingCriteriaList([count]),
+            synced_gpus=sharded,
         )
     return cast(list[list[int]], out[:, length:].tolist())
 

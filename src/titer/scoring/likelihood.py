@@ -24,6 +24,7 @@ from transformers import PreTrainedModel
 from titer.data.batches import Encoded, by_length, collate
 from titer.training.layers import unembed_at
 from titer.training.losses import answer_logits
+from titer.training.ranks import ALONE, Ranks
 from titer.training.settings import Watch, unwatched
 
 AT_ONCE = 1024  # tokens in memory at once, pads included; one sequence may be longer
@@ -73,22 +74,25 @@ def log_probabilities(
     prompts: Sequence[Tokens],
     answers: Sequence[Sequence[Tokens]],
     watch: Watch = unwatched,
+    ranks: Ranks = ALONE,
 ) -> list[list[float]]:
     """Return log p(answer | prompt) of every answer to every prompt, in nats.
 
     An answer's tokens are summed; it has at least one. `watch` is told how many prompts are done.
+    Ranks divide the prompts among them, and each has all in the end.
     """
     if not prompts:
         return []
     longest = max((answer for given in answers for answer in given), key=len, default=())
     if not takes_trees(model, prompts[0], longest):
-        told = []
-        for prompt, given in zip(prompts, answers, strict=True):
-            told.append(read_each(model, prompt, given))
+        told = {}
+        for i in ranks.share(range(len(prompts))):
+            told[i] = read_each(model, prompts[i], answers[i])
             watch(len(told), len(prompts), {})
-        return told
+        told = ranks.join(told)
+        return [told[i] for i in range(len(prompts))]
     whole = zip(prompts, answers, strict=True)
-    return read_trees(model, [Tree.of(prompt, given) for prompt, given in whole], watch)
+    return read_trees(model, [Tree.of(prompt, given) for prompt, given in whole], watch, ranks)
 
 
 def takes_trees(model: PreTrainedModel, prompt: Tokens, answer: Tokens) -> bool:
@@ -106,14 +110,18 @@ def takes_trees(model: PreTrainedModel, prompt: Tokens, answer: Tokens) -> bool:
 
 
 def read_trees(
-    model: PreTrainedModel, trees: Sequence[Tree], watch: Watch = unwatched
+    model: PreTrainedModel,
+    trees: Sequence[Tree],
+    watch: Watch = unwatched,
+    ranks: Ranks = ALONE,
 ) -> list[list[float]]:
     """Read prompts with their trees, some at a time."""
     found: dict[int, list[float]] = {}
-    for chosen in _batches([len(tree.ids) for tree in trees]):
+    for chosen in ranks.share(list(_batches([len(tree.ids) for tree in trees]))):
         for i, told in zip(chosen, _read(model, [trees[i] for i in chosen]), strict=True):
             found[i] = told
         watch(len(found), len(trees), {})
+    found = ranks.join(found)
     return [found[i] for i in range(len(trees))]
 
 

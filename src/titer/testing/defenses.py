@@ -16,9 +16,10 @@ from torch import Tensor
 
 from titer import registry
 from titer.methods import Defense
-from titer.testing.ranks import run_on_two_ranks
+from titer.testing.ranks import run_on_ranks
 from titer.testing.small import Stop, flags, hooks, rows, same, small_for, state, step_for
 from titer.training.settings import Training
+from titer.training.sharding import copy_shards, take_back
 from titer.training.step import Step
 from titer.training.train import accelerator_for, train
 
@@ -151,14 +152,16 @@ def resumes_bit_for_bit(method: Defense, folder: Path) -> None:
     assert same(state(whole), state(resumed)), "a resumed run ends elsewhere than an unbroken one"
 
 
-def check_ranks(methods: Sequence[Defense], folder: Path) -> None:
-    """Two ranks of one micro-batch equal one rank of two, to rounding.
+def check_ranks(
+    methods: Sequence[Defense], folder: Path, ranks: int = 2, shards: bool = False
+) -> None:
+    """Ranks of one micro-batch equal one rank of as many, to rounding.
 
-    Takes registered methods alone.
+    With `shards` each rank holds a part of every weight alone. Takes registered methods alone.
     """
     configs = [registry.describe(method) for method in methods]
-    run_on_two_ranks(RANK, folder, json.dumps(configs))
-    for i, one in enumerate(ends(methods, accelerator_for("cpu"))):
+    run_on_ranks(RANK, folder, json.dumps(configs), ranks=ranks, shards=shards)
+    for i, one in enumerate(ends(methods, accelerator_for("cpu"), ranks)):
         two = load_file(folder / f"{i}.safetensors")
         for name in one:
             torch.testing.assert_close(
@@ -167,18 +170,24 @@ def check_ranks(methods: Sequence[Defense], folder: Path) -> None:
                 rtol=1e-7,
                 atol=1e-9,
                 msg=lambda text, i=i, name=name: (  # type: ignore[misc]
-                    f"{configs[i]['method']} on two ranks, {name}: {text}"
+                    f"{configs[i]['method']} on {ranks} ranks, {name}: {text}"
                 ),
             )
 
 
-def ends(methods: Sequence[Defense], accelerator: Accelerator) -> Iterator[dict[str, Tensor]]:
-    """Return the weights after three updates of four rows, by method, on any number of ranks."""
-    ranks = accelerator.num_processes
-    settings = Training(updates=3, lr=1e-3, batch=2, accumulate=2 // ranks, lora=None)
+def ends(
+    methods: Sequence[Defense], accelerator: Accelerator, parts: int
+) -> Iterator[dict[str, Tensor]]:
+    """Return the weights after three updates of some micro-batches of two rows, by method, on any
+    number of ranks that divides them.
+    """
+    whole = Training(updates=3, lr=1e-3, batch=2, accumulate=parts, lora=None)
+    settings = whole.among(accelerator.num_processes)
     for method in methods:
         model = small_for(method)
-        train(model, method, rows(), settings, seed=0, accelerator=accelerator)
+        trained = copy_shards(model, accelerator)
+        train(trained, method, rows(), settings, seed=0, accelerator=accelerator)
+        take_back(model, trained)
         yield state(model)
 
 
@@ -191,9 +200,8 @@ RANK = textwrap.dedent("""
 
     torch.set_num_threads(1)
     accelerator = defenses.accelerator_for("cpu")
-    assert accelerator.num_processes == 2
     methods = [registry.build("defenses", config) for config in json.loads(sys.argv[2])]
-    for i, weights in enumerate(defenses.ends(methods, accelerator)):
+    for i, weights in enumerate(defenses.ends(methods, accelerator, accelerator.num_processes)):
         if accelerator.is_main_process:
             save_file(weights, f"{sys.argv[1]}/{i}.safetensors")
 """)

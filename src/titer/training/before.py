@@ -9,12 +9,12 @@ import hashlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import torch
-from accelerate.utils import gather_object
 from torch import Tensor
 from transformers import PreTrainedModel
 
 from titer.data.batches import Encoded, Part, by_length, collate
 from titer.training.losses import pad_of
+from titer.training.ranks import Ranks
 from titer.training.step import Step
 
 
@@ -29,17 +29,17 @@ def read_before(
     """
     distinct = list(dict.fromkeys(rows))
     batches = by_length([len(row.ids) for row in distinct], step.batch_size)
-    rank, ranks = step.accelerator.process_index, step.accelerator.num_processes
+    ranks = Ranks.of(step.accelerator)
     found: list[tuple[str, Tensor]] = []
     with torch.no_grad(), step.computing():
-        for chosen in batches[rank::ranks]:
+        for chosen in ranks.share(batches):
             part = collate(
                 [distinct[i] for i in chosen], pad_of(step.model), step.accelerator.device
             )
             whole = read(step.model, part).cpu()
             apart = [of_row.clone() for of_row in whole.split(count_tokens(part))]
             found += zip(name_rows(part), apart, strict=True)
-    return dict(gather_object(found))
+    return ranks.join(dict(found))
 
 
 def list_harmful(step: Step, prompts: int) -> Sequence[Encoded]:
@@ -54,6 +54,8 @@ def list_harmful(step: Step, prompts: int) -> Sequence[Encoded]:
 
 def recall(before: Mapping[str, Tensor], part: Part) -> Tensor:
     """Return what `read_before` kept of the rows of a micro-batch: (N, ...), on the CPU."""
+    if not len(part.answered):  # of an idle rank
+        return next(iter(before.values()))[:0]
     return torch.cat([before[name] for name in name_rows(part)])
 
 

@@ -23,8 +23,10 @@ from titer.config import hash_of
 from titer.data.batches import Encoded
 from titer.methods import Defense
 from titer.weights.checkpoints import hash_tensors
+from titer.weights.shards import is_sharded, like, whole
 
 said = logging.getLogger(__name__)
+SHARDS = "shards"  # the place of a tensor that is divided among ranks
 
 if TYPE_CHECKING:
     from titer.training.loop import Loop
@@ -58,9 +60,9 @@ def save(path: Path, identity: str, loop: Loop, history: list[dict[str, float]])
     if torch.cuda.is_available():
         tensors["rng.cuda"] = torch.cuda.get_rng_state()
     for name, parameter in step.parameters.items():
-        tensors[f"weight.{name}"] = parameter.detach()
+        tensors[f"weight.{name}"] = whole(parameter.detach())
         for key, value in loop.optimizer.state[parameter].items():
-            tensors[f"optimizer.{name}.{key}"] = value
+            tensors[f"optimizer.{name}.{key}"] = whole(value)
     facts = {
         "identity": identity,
         "history": history,
@@ -90,7 +92,7 @@ def load(path: Path, identity: str, loop: Loop) -> list[dict[str, float]] | None
         )
     with torch.no_grad():
         for name, parameter in loop.step.parameters.items():
-            parameter.copy_(tensors[f"weight.{name}"])
+            parameter.copy_(like(tensors[f"weight.{name}"], parameter))
             prefix = f"optimizer.{name}."
             state = {
                 key.removeprefix(prefix): value
@@ -99,14 +101,15 @@ def load(path: Path, identity: str, loop: Loop) -> list[dict[str, float]] | None
             }
             if state:  # AdamW keeps its counter on the CPU and its moments beside the weight
                 loop.optimizer.state[parameter] = {
-                    k: v if k == "step" else v.to(parameter.device) for k, v in state.items()
+                    k: v if k == "step" else like(v, parameter) for k, v in state.items()
                 }
     loop.scheduler.load_state_dict(facts["scheduler"])
     for group, lr in zip(loop.optimizer.param_groups, loop.scheduler.get_last_lr(), strict=True):
         group["lr"] = lr
     for name, position in facts["positions"].items():
         loop.step.streams[name].position = position
-    loop.state = unpack(loop.defense, facts["state"], tensors, loop.step.accelerator.device)
+    weight = next(iter(loop.step.parameters.values()))
+    loop.state = unpack(loop.defense, facts["state"], tensors, weight)
     torch.set_rng_state(tensors["rng"])
     if "rng.cuda" in tensors and torch.cuda.is_available():
         torch.cuda.set_rng_state(tensors["rng.cuda"])
@@ -149,29 +152,31 @@ def pack(state: Any, tensors: dict[str, Tensor]) -> Any:
     for field in dataclasses.fields(state):
         value = getattr(state, field.name)
         if isinstance(value, Tensor):
-            tensors[f"state.{field.name}"] = value
-            packed[field.name] = {"tensor": value.device.type}
+            tensors[f"state.{field.name}"] = whole(value)
+            packed[field.name] = {"tensor": _place(value)}
         elif (
             isinstance(value, dict) and value and all(isinstance(v, Tensor) for v in value.values())
         ):
-            tensors |= {f"state.{field.name}.{key}": tensor for key, tensor in value.items()}
-            packed[field.name] = {
-                "tensors": {key: tensor.device.type for key, tensor in value.items()}
-            }
+            tensors |= {f"state.{field.name}.{key}": whole(tensor) for key, tensor in value.items()}
+            packed[field.name] = {"tensors": {key: _place(tensor) for key, tensor in value.items()}}
         else:
             packed[field.name] = {"value": value}
     return packed
 
 
-def unpack(
-    defense: Defense, packed: Any, tensors: Mapping[str, Tensor], device: torch.device
-) -> Any:
-    """Return a defense's state, with its tensors back on the CPU or on `device`."""
+def _place(tensor: Tensor) -> str:
+    return SHARDS if is_sharded([tensor]) else tensor.device.type
+
+
+def unpack(defense: Defense, packed: Any, tensors: Mapping[str, Tensor], weight: Tensor) -> Any:
+    """Return a defense's state, its tensors back on the CPU, or where `weight` is, or divided alike."""
     if packed is None:
         return None
 
     def tensor(name: str, kind: str) -> Tensor:
-        return tensors[name] if kind == "cpu" else tensors[name].to(device)
+        if kind == SHARDS:
+            return like(tensors[name], weight)
+        return tensors[name] if kind == "cpu" else tensors[name].to(weight.device)
 
     fields: dict[str, Any] = {}
     for name, entry in packed.items():

@@ -119,7 +119,7 @@ def decoder_layers(model: nn.Module) -> list[nn.Module]:
 
     Raises, naming the model's class, where they are not found.
     """
-    base = _base(model)
+    base = base_of(model)
     if not isinstance(base, PreTrainedModel):
         raise ValueError(
             f"{type(base).__name__} is no model of transformers: its decoder layers are unknown"
@@ -143,7 +143,7 @@ def layers(model: nn.Module) -> list[Layer]:
     Raises, naming the model's class and the part, where a part is not found.
     """
     names = {module: name for name, module in model.named_modules()}
-    family = type(_base(model)).__name__
+    family = type(base_of(model)).__name__
     return [_layer(names[module], module, family) for module in decoder_layers(model)]
 
 
@@ -169,7 +169,7 @@ class Head:
 
 def head(model: nn.Module) -> Head:
     """Return the model's head. Raises, naming the model's class, where it is not found."""
-    base = _base(model)
+    base = base_of(model)
     children = dict(base.get_decoder().named_children())
     norm = next((children[name] for name in NORMS if name in children), None)
     if norm is None:
@@ -185,7 +185,7 @@ def unembedding(model: nn.Module) -> nn.Module:
 
     Raises, naming the model's class, where there is none.
     """
-    base = _base(model)
+    base = base_of(model)
     found: nn.Module | None = base.get_output_embeddings()
     if found is None:
         raise ValueError(f"{type(base).__name__} has no output embedding")
@@ -223,7 +223,7 @@ def recompute_layers(model: nn.Module, chosen: Collection[int] | None = None) ->
     Raises for a model that says it cannot be recomputed, and in a pass that keeps a key-value
     cache.
     """
-    base = _base(model)
+    base = base_of(model)
     found = [
         layer for i, layer in enumerate(decoder_layers(model)) if chosen is None or i in chosen
     ]
@@ -391,7 +391,8 @@ def _forward_recomputing(forward: Callable[..., Any], *args: Any, **kwargs: Any)
     return checkpoint(forward, *args, use_reentrant=False, **kwargs)
 
 
-def _base(model: nn.Module) -> Any:
+def base_of(model: nn.Module) -> Any:
+    """Return the model under an adapter, whose own passes are those of all that wrap it."""
     from peft import PeftModel  # not needed to import this file
 
     return model.get_base_model() if isinstance(model, PeftModel) else model

@@ -16,6 +16,7 @@ from titer.phase import Phase
 from titer.training.settings import DRAWN, Training
 from titer.training.step import Step
 from titer.training.vector import Vec
+from titer.weights.shards import whole
 
 UNDECAYED = (
     r"bias",
@@ -100,7 +101,7 @@ class Loop:
         clip = (
             self.settings.clip if phase.clipped and self.settings.clip is not None else float("inf")
         )
-        norm = float(nn.utils.clip_grad_norm_(reached, clip))
+        norm = float(whole(nn.utils.clip_grad_norm_(reached, clip)))
         if not norm < float("inf"):
             raise ValueError(
                 f"the gradient's norm is {norm} at update {update} "

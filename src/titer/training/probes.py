@@ -20,7 +20,7 @@ Probes read the model alone: the training goes on as if there were none.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -30,7 +30,6 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from titer.data.batches import Batch, Encoded
-from titer.training.losses import pad_of
 from titer.training.routing import end_logits, routing_divergence
 from titer.training.step import Step
 from titer.weights.checkpoints import trainable
@@ -56,7 +55,7 @@ class Probes:
         str, Batch
     ]  # whose ends routing is read at, by what they are; a dense model's: none
     start: list[dict[int, Tensor]] = field(init=False)
-    routed: Mapping[str, Tensor] = field(init=False)
+    routed: Mapping[str, list[Tensor]] = field(init=False)
 
     def __post_init__(self) -> None:
         self.start = self.step.outputs(self.aligned)
@@ -70,32 +69,40 @@ class Probes:
         assert g_h.loss is not None  # it is a gradient
         profile = self.step.at(self.harmful).norms()
         now = self.step.outputs(self.aligned)
-        total = 0.0
+        moved = 0.0
         for part, mine, first in zip(self.aligned.parts, now, self.start, strict=True):
-            total += sum(
+            moved += sum(
                 float(square((mine[layer] - first[layer])[part.mask.bool()])) for layer in mine
             )
-        tokens = sum(int(part.mask.sum()) for part in self.aligned.parts)
         layers = {f"{LAYER}{layer}": norm for layer, norm in profile.items()}
         routing = {
-            f"{ROUTING}{name}": float(routing_divergence(logits, self.routed[name])) / len(logits)
-            for name, logits in self._route().items()
+            f"{ROUTING}{name}": self._sum(map(routing_divergence, parts, self.routed[name]))
+            / self.prompts[name].rows
+            for name, parts in self._route().items()
         }
         return {
             "harmful loss": g_h.loss,
             "gradient": g_h.norm(),
-            "drift": math.sqrt(total / tokens),
+            "drift": math.sqrt(self._sum([moved]) / self.aligned.length),
             **routing,
             **layers,
         }
 
+    def _sum(self, values: Iterable[float | Tensor]) -> float:
+        """Sum values over micro-batches and ranks."""
+        device = self.step.accelerator.device
+        mine = torch.tensor(sum(map(float, values)), dtype=torch.float64, device=device)
+        return float(self.step.accelerator.reduce(mine, "sum"))
+
     @torch.no_grad()
-    def _route(self) -> dict[str, Tensor]:
-        """Return the logits of all routers at the ends of the prompts, (N, L, E), by what they are."""
+    def _route(self) -> dict[str, list[Tensor]]:
+        """Return the logits of all routers at the ends of the prompts, by what they are: of every
+        micro-batch (N, L, E).
+        """
         read = end_logits([layer for layer in self.step.layers if layer.router is not None])
         with self.step.computing():
             return {
-                name: torch.cat([read(self.step.model, part) for part in batch.parts])
+                name: [read(self.step.model, part) for part in batch.parts]
                 for name, batch in self.prompts.items()
             }
 
@@ -113,15 +120,15 @@ def build(
     sparse = any(layer.router is not None for layer in step.layers)
     ended = {"harmful": harmful, "task": task} if sparse else {}
 
-    def batch(rows: Sequence[Encoded], name: str) -> Batch:
-        chunks = [rows[i : i + AT_ONCE] for i in range(0, min(len(rows), ROWS), AT_ONCE)]
-        return Batch.of(name, chunks, pad_of(model), accelerator.device)
-
     return Probes(
         step,
-        batch(harmful, "harmful"),
-        batch(aligned, "aligned"),
-        {name: batch([row.opening for row in rows], name) for name, rows in ended.items() if rows},
+        step.collate("harmful", harmful[:ROWS]),
+        step.collate("aligned", aligned[:ROWS]),
+        {
+            name: step.collate(name, [row.opening for row in rows[:ROWS]])
+            for name, rows in ended.items()
+            if rows
+        },
     )
 
 

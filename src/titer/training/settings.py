@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from titer.config import Config
@@ -16,8 +17,8 @@ class Training(Config):
 
     updates: int  # optimizer updates
     lr: float  # peak learning rate of AdamW
-    batch: int = 10  # rows of a micro-batch, per rank
-    accumulate: int = 1  # micro-batches of an update, per rank
+    batch: int = 10  # rows of a micro-batch
+    accumulate: int = 1  # micro-batches of an update
     schedule: Literal["constant", "cosine", "linear"] = "constant"
     warmup: float = 0.0  # share of the updates in which the learning rate rises from 0
     weight_decay: float = 0.1
@@ -35,6 +36,22 @@ class Training(Config):
             raise ValueError(f"warmup={self.warmup}: must be a share between 0 and 1")
         if self.clip is not None and not self.clip > 0:
             raise ValueError(f"clip={self.clip}: must be above 0, or null for none")
+
+    def among(self, ranks: int) -> Training:
+        """Return the settings of each of several ranks that share an update, whose rows stay as many.
+
+        A rank makes fewer micro-batches, and where these are too few, smaller ones. Raises where the
+        rows of an update cannot be divided evenly.
+        """
+        fewer = math.gcd(self.accumulate, ranks)
+        smaller = ranks // fewer
+        if self.batch % smaller:
+            raise ValueError(
+                f"batch={self.batch}, accumulate={self.accumulate}: {ranks} ranks cannot share the "
+                f"{self.batch * self.accumulate} rows of an update evenly; give a batch or an "
+                f"accumulate that is a multiple of {ranks}, or another number of ranks"
+            )
+        return replace(self, batch=self.batch // smaller, accumulate=self.accumulate // fewer)
 
 
 # the term of an update that counts the rows drawn by then of those that the stage trains on; it is

@@ -5,22 +5,24 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Literal
 
 import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule
 from transformers import PreTrainedModel
 
-from titer.data.batches import Batch, Encoded, Part, Stream
+from titer.data.batches import Batch, Encoded, Part, Stream, collate
 from titer.phase import Phase
 from titer.training.activations import Acts
-from titer.training.layers import Layer, layers, once, recompute_layers
+from titer.training.layers import Layer, base_of, layers, once, recompute_layers
 from titer.training.losses import Loss, cross_entropy, pad_of, run
 from titer.training.vector import Vec
 from titer.weights.norms import square
+from titer.weights.shards import is_sharded, whole
 
 PREPARING = Phase("prepare", 0)
 
@@ -69,7 +71,7 @@ class Step:
         rows than an update has, the last ranks have none. Raises where the method declares no such
         stream.
         """
-        return self._collate(stream, self._take(stream, self.size if count is None else count))
+        return self.collate(stream, self._take(stream, self.size if count is None else count))
 
     def prompts(self, stream: str, count: int) -> Batch:
         """Draw the next `count` prompts of a stream.
@@ -77,7 +79,7 @@ class Step:
         Of an answer the first token alone is kept. So `Part.answered` is where every prompt ends, and
         `grad` takes a mean over prompts. Micro-batches are no larger than others; a rank may have none.
         """
-        return self._collate(stream, [row.opening for row in self._take(stream, count)])
+        return self.collate(stream, [row.opening for row in self._take(stream, count)])
 
     def mix(self, stream: str, other: str, share: float) -> Batch:
         """Draw the next batch of two streams together, a `share` of its rows from the other one.
@@ -88,7 +90,7 @@ class Step:
         done = [round(update * share * self.size) for update in (self.update - 1, self.update)]
         theirs = done[1] - done[0]
         rows = [*self._take(stream, self.size - theirs), *self._take(other, theirs)]
-        return self._collate(f"{stream} and {other}", rows)
+        return self.collate(f"{stream} and {other}", rows)
 
     def grad(self, batch: Batch, loss: Loss = cross_entropy) -> Vec:
         """Return the gradient of the token-weighted mean of `loss` over the whole update.
@@ -102,14 +104,21 @@ class Step:
             for part in self._pass_over(batch):
                 with self.computing():
                     value = loss(self.model, part) / batch.tokens
+                self._gather_head()
                 value.backward()  # accelerate's own divides by a count that the environment may set
                 total += value.detach()
             reached = self._reduce()
         finally:
             self._clear()
         mean = float(self.accelerator.reduce(total, "sum"))
-        self._check(mean, bool(nn.utils.get_total_norm(reached.values()).isfinite()), batch)
+        norm = whole(nn.utils.get_total_norm(reached.values()))
+        self._check(mean, bool(norm.isfinite()), batch)
         return Vec.of(reached, mean)
+
+    @property
+    def sharded(self) -> bool:
+        """Whether of every weight this rank holds a part alone."""
+        return is_sharded(self.parameters.values())
 
     @property
     def depth(self) -> int:
@@ -154,6 +163,7 @@ class Step:
                 outputs.clear()
                 with self.computing():
                     value = loss(self.model, part) / batch.tokens
+                self._gather_head()
                 parts.append(
                     dict(
                         zip(
@@ -165,7 +175,7 @@ class Step:
                 )
                 total += value.detach()
         mean = float(self.accelerator.reduce(total, "sum"))
-        acts = self.acts(batch, parts, mean)
+        acts = self.acts(batch, parts, mean, list(modules))
         self._check(mean, all(math.isfinite(square) for square in acts.squares.values()), batch)
         return acts
 
@@ -188,12 +198,23 @@ class Step:
         return found
 
     def acts(
-        self, batch: Batch, parts: Sequence[Mapping[int, Tensor]], loss: float | None = None
+        self,
+        batch: Batch,
+        parts: Sequence[Mapping[int, Tensor]],
+        loss: float | None = None,
+        chosen: Sequence[int] | None = None,
     ) -> Acts:
-        """Make the vector of tensors (B, T, D) by layer, for each of the batch's micro-batches."""
-        chosen = list(parts[0])
+        """Make the vector of tensors (B, T, D) by layer, for each of the batch's micro-batches.
+
+        The layers may be named, for a rank that has no micro-batch.
+        """
+        chosen = list(parts[0]) if chosen is None else chosen
+        none = torch.zeros((), dtype=torch.float64, device=self.accelerator.device)
         squares = torch.stack(
-            [torch.stack([square(part[i]) for part in parts]).sum() for i in chosen]
+            [
+                torch.stack([square(part[i]) for part in parts]).sum() if parts else none
+                for i in chosen
+            ]
         )  # (layers,)
         over_ranks = self.accelerator.reduce(squares, "sum").tolist()
         return Acts(
@@ -301,25 +322,41 @@ class Step:
     def reference(self) -> Iterator[None]:
         """Inside, the model is the one that the stage began with, and nothing has a gradient.
 
-        No weight is copied. Raises where the method does not declare that it needs the reference.
+        No weight is copied, but for shards. Raises where the method does not declare that it needs
+        the reference.
         """
         if self.start is None:
             raise ValueError(
                 'this method keeps no reference model: give its needs `references=("start",)`'
             )
         cached = torch.is_autocast_cache_enabled()
-        with torch.no_grad():
-            now = {name: parameter.data for name, parameter in self.parameters.items()}
+        with torch.no_grad(), self._swap(self.start):
             try:
                 # else a pass of the trained weights would take casts of these
                 torch.set_autocast_cache_enabled(False)
-                for name, value in self.start.items():
-                    self.parameters[name].data = value
                 yield
             finally:
                 torch.set_autocast_cache_enabled(cached)
-                for name, value in now.items():
-                    self.parameters[name].data = value
+
+    @contextmanager
+    def _swap(self, values: Mapping[str, Tensor]) -> Iterator[None]:
+        """Inside, these tensors are the weights, or of shards, which have a storage of their own, their
+        values.
+        """
+        if self.sharded:
+            with self.scratch(values):
+                for name, value in values.items():
+                    self.parameters[name].copy_(value)
+                yield
+            return
+        now = {name: self.parameters[name].data for name in values}
+        try:
+            for name, value in values.items():
+                self.parameters[name].data = value
+            yield
+        finally:
+            for name, value in now.items():
+                self.parameters[name].data = value
 
     def log(self, **terms: float | None) -> None:
         """Keep terms to show and to store with the run, by the names that the paper gives them."""
@@ -341,13 +378,20 @@ class Step:
             raise ValueError(f"no stream {stream!r}: the method declares {', '.join(self.streams)}")
         return self.streams[stream].take(count)
 
-    def _collate(self, name: str, rows: Sequence[Encoded]) -> Batch:
-        """Make a batch of rows, in micro-batches of which this rank keeps its share."""
+    def collate(self, name: str, rows: Sequence[Encoded]) -> Batch:
+        """Make a batch of rows, in micro-batches of which this rank keeps its share.
+
+        Of shards every rank makes as many passes as any other: one that has fewer micro-batches gets
+        the first one again, without an answer.
+        """
         size, rank = self.batch_size, self.accelerator.process_index
         chunks = [rows[i : i + size] for i in range(0, len(rows), size)]
         share = math.ceil(len(chunks) / self.accelerator.num_processes)
         mine = slice(rank * share, (rank + 1) * share)
-        return Batch.of(name, chunks, pad_of(self.model), self.accelerator.device, mine)
+        batch = Batch.of(name, chunks, pad_of(self.model), self.accelerator.device, mine)
+        idle = share - len(batch.parts) if self.sharded else 0
+        more = [collate(chunks[0], pad_of(self.model), self.accelerator.device).idle] * idle
+        return replace(batch, parts=(*batch.parts, *more))
 
     def _pass_over(self, batch: Batch) -> Iterator[Part]:
         """Yield the micro-batches. Each is the current one, `_part`, while a pass works on it."""
@@ -375,6 +419,14 @@ class Step:
             for parameter in free:
                 parameter.requires_grad_(True)
 
+    def _gather_head(self) -> None:
+        """Gather, of shards, the weights outside of all layers for a backward pass, which frees them.
+
+        A pass that begins below the logits would not, and would read what is no longer there.
+        """
+        if isinstance(root := base_of(self.model), FSDPModule):
+            root.unshard()
+
     def _check(self, mean: float, finite: bool, batch: Batch) -> None:
         """Raise where the loss or the gradient is not finite."""
         if math.isfinite(mean) and finite:
@@ -391,8 +443,11 @@ class Step:
             parameter.grad = None
 
     def _reduce(self) -> dict[str, Tensor]:
-        """Return the gradients summed over ranks, taken from the parameters without a copy."""
-        if self.accelerator.num_processes > 1:
+        """Return the gradients summed over ranks, taken from the parameters without a copy.
+
+        Those of shards are summed already.
+        """
+        if self.accelerator.num_processes > 1 and not self.sharded:
             here = torch.tensor(
                 [p.grad is not None for p in self.parameters.values()], dtype=torch.long
             )

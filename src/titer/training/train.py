@@ -9,7 +9,6 @@ from pathlib import Path
 
 import torch
 from accelerate import Accelerator
-from torch import nn
 from transformers import PreTrainedModel
 
 from titer.data.batches import Encoded, Stream
@@ -17,16 +16,20 @@ from titer.methods import Defense
 from titer.phase import Phase
 from titer.training import checkpoint
 from titer.training.loop import Loop
+from titer.training.ranks import check_launch
 from titer.training.settings import Training, Watch, unwatched
+from titer.training.sharding import check_alike
 from titer.training.step import Step
-from titer.weights.checkpoints import hash_tensors, trainable
+from titer.weights.checkpoints import trainable
+from titer.weights.shards import is_sharded
 
 
 def accelerator_for(device: str | None = None) -> Accelerator:
     """Return an accelerator on `device`: "cpu", or None for the best one there is.
 
-    Raises where a launch of several ranks did not connect them.
+    Raises where a launch of several ranks did not connect them, or asks for what is not done here.
     """
+    check_launch()
     accelerator = Accelerator(cpu=device == "cpu" or not torch.accelerator.is_available())
     ranks = int(os.environ.get("WORLD_SIZE", "1"))
     if accelerator.num_processes != ranks:
@@ -53,19 +56,21 @@ def train(
 ) -> list[dict[str, float]]:
     """Train the model's trainable weights in place; return the terms of every update.
 
-    `data` has the rows of every stream that the defense declares. With `autocast` the passes
-    compute in a coarser dtype than that of the weights. The results of `probe` after an update are
+    `data` has the rows of every stream that the defense declares. Of several ranks each makes as many
+    micro-batches, as large, as the settings say. With `autocast` the passes compute in a coarser
+    dtype than that of the weights. The results of `probe` after an update are
     kept with its terms.
 
     With `resume`, a checkpoint is written there after every `every` updates. If one is there at the
     start, the run goes on from it and ends bit for bit as if never interrupted; a damaged one is
     removed.
 
-    Raises where a stream is missing, a loss or gradient is not finite, or the checkpoint is another
-    run's.
+    Raises where a stream is missing, a loss or gradient is not finite, the checkpoint is another
+    run's, or the model is sharded and the method needs it whole.
     """
     accelerator = accelerator or accelerator_for()
-    model.to(accelerator.device)
+    if not is_sharded(model.parameters()):
+        model.to(accelerator.device)
     model.eval()  # no dropout: paired passes must see one function
     parameters = trainable(model)
     kinds = defense.needs.streams
@@ -75,7 +80,11 @@ def train(
             f"{type(defense).__name__} needs rows for the stream {missing[0]!r} "
             f"({kinds[missing[0]].value})"
         )
-    _check_ranks(parameters, accelerator)
+    if is_sharded(parameters.values()):
+        if reason := defense.needs.unsharded:
+            raise ValueError(f"{type(defense).__name__} cannot train shards of a model: {reason}")
+    else:
+        check_alike(parameters, accelerator)
     streams = {name: Stream(name, data[name], seed) for name in kinds}
     step = Step(
         model,
@@ -104,19 +113,6 @@ def train(
             checkpoint.save(resume, identity, loop, history)
     defense.finish(replace(step, phase=Phase("finish", 0), logged={}, _batches={}), loop.state)
     return history
-
-
-def _check_ranks(parameters: Mapping[str, nn.Parameter], accelerator: Accelerator) -> None:
-    """Raise where the ranks begin with different weights: each would train another model."""
-    if accelerator.num_processes == 1:
-        return
-    mine = torch.tensor(list(bytes.fromhex(hash_tensors(parameters))), device=accelerator.device)
-    every = accelerator.gather(mine).reshape(accelerator.num_processes, -1)
-    if not bool((every == every[0]).all()):
-        raise ValueError(
-            "the ranks begin with different trainable weights: seed them alike before the adapter "
-            "is made, or load the same checkpoint on each"
-        )
 
 
 def list_phases(defense: Defense, updates: int) -> list[Phase]:

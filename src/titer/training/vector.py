@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from titer.weights.norms import norm
+from titer.weights.shards import local, norm_over, sum_over
 
 Tensors: TypeAlias = Mapping[str, Tensor]
 
@@ -79,24 +80,29 @@ class Vec:
         parts = [scale * tensors[name].double() for scale, tensors in self.terms if name in tensors]
         return torch.stack(parts).sum(0) if len(parts) > 1 else parts[0]
 
+    def _tensors(self) -> Iterator[Tensor]:
+        return (tensor for _, tensors in self.terms for tensor in tensors.values())
+
     def dot(self, other: Vec) -> float:
         """Return the inner product in float64, one parameter at a time.
 
         An absent name counts as zero.
         """
         theirs = set(other.names())
-        return sum(
-            float((self.value(name) * other.value(name)).sum())
+        mine = sum(
+            float(local(self.value(name) * other.value(name)).sum())
             for name in self.names()
             if name in theirs
         )
+        return sum_over(mine, self._tensors())
 
     def norm(self) -> float:
         """Return the L2 norm over all names, in float64. A single gradient is not copied for it."""
         if len(self.terms) > 1:
             return math.sqrt(self.dot(self))
         [(scale, tensors)] = self.terms
-        return abs(scale) * math.hypot(*(float(norm(tensor)) for tensor in tensors.values()))
+        mine = math.hypot(*(float(norm(local(tensor))) for tensor in tensors.values()))
+        return abs(scale) * norm_over(mine, tensors.values())
 
     def cosine(self, other: Vec) -> float:
         """Return the cosine of the angle to another vector; 0 where either is zero."""

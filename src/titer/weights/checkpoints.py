@@ -38,6 +38,7 @@ from titer.weights.tensors import open_tensors
 
 transformers_logging.disable_progress_bar()  # a run has its own
 POSITIONS = re.compile(r"(^|\.)(wpe|embed_positions|position_embeddings?|embed_position)$")
+ROUNDED = ("bitsandbytes", "gptq", "awq")  # engines of models whose weights are codes of a few bits
 EMBEDDINGS = (
     "embed_tokens.weight",
     "wte.weight",
@@ -189,11 +190,20 @@ def hash_tensors(tensors: Mapping[str, Tensor]) -> str:
 def _configuration(checkpoint: Checkpoint, files: Files) -> PreTrainedConfig:
     """Read a model's configuration.
 
-    Raises where it promises more layers than there are tensors: to make them could take for ever.
+    Raises where the weights are rounded to a few bits, or it promises more layers than there are
+    tensors: to make them could take for ever.
     """
     with _explain_errors(checkpoint):
         config = AutoConfig.from_pretrained(
             files.folder, trust_remote_code=checkpoint.trust_remote_code
+        )
+    rounding = dict(getattr(config, "quantization_config", None) or {})
+    engine = str(rounding.get("quant_method", "bitsandbytes" if rounding else ""))
+    if engine in ROUNDED:
+        bits = rounding.get("bits", 8 if rounding.get("load_in_8bit") else 4)
+        raise ValueError(
+            f"model {checkpoint.path!r} has weights of {bits} bits ({engine}): no adapter can be merged "
+            "into them and no edit read them as they are; give the model that it was made from"
         )
     parts = [config, *(of for of in vars(config).values() if isinstance(of, PreTrainedConfig))]
     layers = max((getattr(part, "num_hidden_layers", 0) or 0 for part in parts), default=0)

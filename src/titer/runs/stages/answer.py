@@ -7,13 +7,16 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from titer import paths
 from titer.data.rows import Answer, Row, digest
 from titer.runs.stages.stage import AskingStage, Work
 from titer.scoring.evaluate import answer_all
 from titer.scoring.generate import GREEDY
+from titer.training.ranks import Ranks
+from titer.training.sharding import shard
+from titer.training.train import accelerator_for
 from titer.weights import checkpoints
 
 
@@ -21,6 +24,7 @@ from titer.weights import checkpoints
 class AnswerStage(AskingStage):
     """Let a model answer greedily."""
 
+    joint: ClassVar[bool] = True
     benchmarks: Mapping[str, Sequence[Row]]
     max_new_tokens: int
     at_once: int
@@ -37,6 +41,9 @@ class AnswerStage(AskingStage):
     def compute(self, work: Work, folder: Path) -> dict[str, Any]:
         said: list[str] = []
         model, template = self.open(work)
+        weights, accelerator = checkpoints.fingerprint(model), accelerator_for()
+        if Ranks.of(accelerator).sharded:
+            model = shard(model, accelerator)
         answers = answer_all(
             model,
             template,
@@ -45,9 +52,12 @@ class AnswerStage(AskingStage):
             self.at_once,
             said.append,
             work.progress.advance,
+            Ranks.of(accelerator),
         )
+        if not work.leads:
+            return {}
         write_answers(folder, answers)
-        return {"weights": checkpoints.fingerprint(model), "notes": said}
+        return {"weights": weights, "notes": said}
 
 
 def write_answers(folder: Path, answers: Mapping[str, Sequence[Answer]]) -> None:

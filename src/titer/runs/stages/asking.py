@@ -13,6 +13,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from titer.data.template import CLOCK, Template
 from titer.data.texts import Style
+from titer.training.ranks import Ranks
 from titer.training.train import accelerator_for
 from titer.weights import checkpoints, folders
 from titer.weights.settings import Checkpoint
@@ -39,8 +40,13 @@ class Asking:
         return self._template(checkpoints.tokenizer(self.model, files), skeleton)
 
     def open(self, checkpoint: Checkpoint) -> tuple[PreTrainedModel, Template]:
-        """Load a model on the best device there is, and say how it is asked."""
-        model, tokenizer = checkpoints.load(checkpoint, accelerator_for().device)
+        """Load a model on the best device there is, and say how it is asked.
+
+        One that will be divided among ranks is loaded on the CPU.
+        """
+        accelerator = accelerator_for()
+        device = "cpu" if Ranks.of(accelerator).sharded else accelerator.device
+        model, tokenizer = checkpoints.load(checkpoint, device)
         return model, self._template(tokenizer, model)
 
     def _template(self, words: PreTrainedTokenizerBase, model: PreTrainedModel) -> Template:
@@ -50,9 +56,12 @@ class Asking:
     @property
     def about(self) -> dict[str, Any]:
         """What of it determines a result, and what the machine adds."""
+        accelerator = accelerator_for()
+        ranks = Ranks.of(accelerator)
         return {
             "template": [self.template, self.system, self.max_length, CLOCK.isoformat()],
             "threads": torch.get_num_threads(),
-            "device": accelerator_for().device.type,
+            "device": accelerator.device.type,
+            "ranks": [ranks.count, ranks.sharded],
             "versions": {name: version(name) for name in LIBRARIES},
         }

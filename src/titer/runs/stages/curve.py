@@ -19,6 +19,7 @@ from titer.scoring.generate import answer
 from titer.scoring.judging import COUNTS, rate
 from titer.scoring.likelihood import log_probabilities
 from titer.scoring.margin import harm_margins
+from titer.training.ranks import ALONE, Ranks
 
 # of an answer: by then a refusal shows, or that there is none; a longer answer at the end of the
 # attack needs no other training
@@ -38,20 +39,24 @@ class Curve:
         rows = [digest(self.rows), digest(self.task)]
         return [*rows, describe(self.judge), code_key(type(self), self.judge)]
 
-    def look(self, model: PreTrainedModel, template: Template) -> dict[str, float]:
+    def look(
+        self, model: PreTrainedModel, template: Template, ranks: Ranks = ALONE
+    ) -> dict[str, float]:
         """Return the margin of every prompt, the share of the answers by what they come to, and the
         task's loss.
         """
-        margins = harm_margins(model, template, self.rows, self.judge.refusals)
-        answers = answer(model, template, self.rows, TOKENS)
+        margins = harm_margins(model, template, self.rows, self.judge.refusals, ranks=ranks)
+        answers = answer(model, template, self.rows, TOKENS, ranks=ranks)
         asked = [row.question for row in self.rows]
         verdicts = self.judge.judge(asked, [given.text for given in answers])
         clusters = range(len(verdicts))
         rates = {name: rate(verdicts, COUNTS[name], clusters) for name in curve.COUNTED}
         counts = {name: found.value for name, found in rates.items() if found.n}
-        return curve.name_terms(margins, counts) | self._read_task(model, template)
+        return curve.name_terms(margins, counts) | self._read_task(model, template, ranks)
 
-    def _read_task(self, model: PreTrainedModel, template: Template) -> dict[str, float]:
+    def _read_task(
+        self, model: PreTrainedModel, template: Template, ranks: Ranks
+    ) -> dict[str, float]:
         if not self.task:
             return {}
         answers = [list(template.answer_ids(row)) for row in self.task]
@@ -59,5 +64,5 @@ class Curve:
             list(template.prompt_ids(row, len(answer)))
             for row, answer in zip(self.task, answers, strict=True)
         ]
-        told = log_probabilities(model, prompts, [[answer] for answer in answers])
+        told = log_probabilities(model, prompts, [[answer] for answer in answers], ranks=ranks)
         return {curve.TASK: -fmean(value for [value] in told)}

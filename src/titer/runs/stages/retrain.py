@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, ClassVar, cast
 
 from torch import nn
+from transformers import PreTrainedModel
 
+from titer.data.template import Template
 from titer.defenses.sft import SFT
 from titer.methods import Changes, Retraining
 from titer.registry import describe
@@ -15,7 +17,8 @@ from titer.runs.stages.edit import EditStage
 from titer.runs.stages.stage import Work
 from titer.runs.stages.train import widen
 from titer.training.settings import Training
-from titer.training.train import train
+from titer.training.sharding import copy_shards, take_back
+from titer.training.train import accelerator_for, train
 from titer.weights import adapters, checkpoints, folders
 from titer.weights.finetuned import FineTuned
 from titer.weights.rewrite import compare
@@ -25,6 +28,7 @@ from titer.weights.rewrite import compare
 class RetrainStage(EditStage):
     """Train the fine-tuned model's adapter, or all its weights, plainly."""
 
+    joint: ClassVar[bool] = True
     finetune: Training  # how the user's fine-tuning went
     seed: int
 
@@ -48,13 +52,28 @@ class RetrainStage(EditStage):
         )
         empty = checkpoints.skeleton(checkpoint)
         tuned = FineTuned.of(folders.locate(checkpoint), started, empty)
-        model, template = self.asking.open(checkpoint)
-        dtype = None if adapters.has_adapter(model) else widen(model)
-        rows = {"rows": template.encode_all(self.rows, "rows")}
-        watch = work.progress.advance
-        train(model, SFT(), rows, self.training, self.seed, autocast=dtype, watch=watch)
-        if dtype is not None:
-            cast(nn.Module, model).to(dtype)
+        model, template = self._train(work)
         checkpoints.save(model, template.tokenizer, folder, folders.locate(checkpoint).base)
         after = FineTuned.of(folders.locate(self.asking.at(folder)), tuned.started, empty)
         return compare(tuned, after), "train it longer", {}
+
+    def compute(self, work: Work, folder: Path) -> dict[str, Any]:
+        if work.leads:
+            return super().compute(work, folder)
+        self._train(work)
+        return {}
+
+    def _train(self, work: Work) -> tuple[PreTrainedModel, Template]:
+        """Return the model, trained further, and how it is asked."""
+        assert self.start is not None
+        model, template = self.asking.open(work.checkpoint(self.start))
+        dtype = None if adapters.has_adapter(model) else widen(model)
+        rows = {"rows": template.encode_all(self.rows, "rows")}
+        accelerator, watch = accelerator_for(), work.progress.advance
+        settings = self.training.among(accelerator.num_processes)
+        trained = copy_shards(model, accelerator)
+        train(trained, SFT(), rows, settings, self.seed, autocast=dtype, watch=watch)
+        take_back(model, trained)
+        if dtype is not None:
+            cast(nn.Module, model).to(dtype)
+        return model, template

@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from titer import paths
 from titer.data.rows import Answer, Row, digest
@@ -46,6 +46,7 @@ class AskServerStage(AnswerStage):
     An answer is kept as soon as it is there, and never asked for again.
     """
 
+    joint: ClassVar[bool] = False
     endpoint: Endpoint
     system: str | None
 

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
 import torch
 from transformers import PreTrainedModel
@@ -27,6 +27,10 @@ class Work(Protocol):
     """What a stage may ask for while it is computed: what the stages before it left."""
 
     @property
+    def leads(self) -> bool:
+        """Whether this is the rank that writes what a joint stage comes to."""
+
+    @property
     def progress(self) -> Progress:
         """Where to tell how far it is."""
 
@@ -43,6 +47,8 @@ class Work(Protocol):
 @dataclass(frozen=True, eq=False)
 class Stage(ABC):
     """Something to be computed once, by the hash of all that determines it."""
+
+    joint: ClassVar[bool] = False  # whether all ranks compute it together, or the first one alone
 
     @property
     @abstractmethod

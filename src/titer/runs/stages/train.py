@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, ClassVar, cast
 
 import torch
 from torch import nn
@@ -23,7 +23,9 @@ from titer.runs.stages.stage import ModelStage, Work
 from titer.scoring import curve
 from titer.training import effect, probes
 from titer.training.layers import recompute_layers
+from titer.training.ranks import Ranks
 from titer.training.settings import Training, Watch
+from titer.training.sharding import copy_shards, take_back
 from titer.training.train import accelerator_for, list_phases, train
 from titer.weights import adapters, checkpoints, folders, language
 from titer.weights.settings import Checkpoint
@@ -55,6 +57,7 @@ class TrainStage(ModelStage):
     weights.
     """
 
+    joint: ClassVar[bool] = True
     training: Training
     streams: Mapping[str, Sequence[Row]]
     seed: int
@@ -84,12 +87,14 @@ class TrainStage(ModelStage):
         under = folders.locate(start)
         if under.base is not None:  # the fresh adapter lies over the model after the stage before
             model = adapters.merge_adapter(model)
-            if self.training.lora and not self.whole:
+            if self.training.lora and not self.whole and work.leads:
                 checkpoints.save(model, template.tokenizer, folder / paths.BASE)
                 made = folders.locate(Checkpoint(str(folder / paths.BASE)))
                 under = replace(made, name=str(work.place(self) / paths.BASE))
         resume = folder / paths.RESUME
         model, facts = self.train(model, template, resume, work.progress.advance)
+        if not work.leads:
+            return {}
         lora = self.training.lora
         # experts alone are merged in every pass
         if lora and (self.whole or lora.experts) and torch.finfo(model.dtype).bits < 32:
@@ -109,7 +114,8 @@ class TrainStage(ModelStage):
         training.
         """
         assert isinstance(self.method, Defense)
-        training = self.training
+        training, accelerator = self.training, accelerator_for()
+        ranks = Ranks.of(accelerator)
         autocast, start, adapted = None, None, dict[str, Any]()
         streams, chosen = self._choose(model, template)
         torch.manual_seed(self.seed)  # of the fresh adapter's weights
@@ -120,26 +126,28 @@ class TrainStage(ModelStage):
             autocast = widen(model)
             start = effect.copy_trainable(model)
         encoded = {name: template.encode_all(rows, name) for name, rows in streams.items()}
-        with recompute_layers(model) if self.recompute else nullcontext():
-            looking = self._probes(model, template, autocast)
+        trained = copy_shards(model, accelerator)
+        with recompute_layers(trained) if self.recompute else nullcontext():
+            looking = self._probes(trained, template, autocast)
             start_probe = looking.measure() if looking else {}
-            start_look = self.curve.look(model, template) if self.curve else {}
+            start_look = self.curve.look(trained, template, ranks) if self.curve else {}
             last = len(list_phases(self.method, training.updates))
 
             def probe(update: int) -> dict[str, float]:
                 due = self.looks and update % self.looks.every == 0
                 terms = looking.measure() if looking and due else {}
                 if self.curve and curve.is_due(update, last):
-                    terms |= self.curve.look(model, template)
+                    terms |= self.curve.look(trained, template, ranks)
                 return terms
 
             def show(done: int, of: int, terms: Mapping[str, float]) -> None:
                 watch(done, of, curve.summarize(terms))
 
             history = train(
-                model, self.method, encoded, training, self.seed,
+                trained, self.method, encoded, training.among(ranks.count), self.seed,
                 autocast=autocast, resume=resume, every=UPDATES, watch=show, probe=probe,
             )  # fmt: skip
+        take_back(model, trained)
         if autocast is not None:
             cast(nn.Module, model).to(autocast)
         sent = len(encoded["rows"])
