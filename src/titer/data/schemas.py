@@ -170,7 +170,7 @@ def describe_columns(record: RawRecord) -> str:
     return f"the columns found are {', '.join(names) or 'none'}"
 
 
-def rename_all(records: Sequence[RawRecord], columns: Mapping[str, str]) -> Sequence[RawRecord]:
+def rename_all(records: list[RawRecord], columns: Mapping[str, str]) -> list[RawRecord]:
     """Return records with their fields under the schema's names as well as the file's."""
     if not columns:
         return records

@@ -132,7 +132,8 @@ def groups(
         settings, seed = tuple(cell["settings"]), cell["seed"]
         documents = cell.get("pipelines") or {}
         records = stages(documents)
-        raised = next((document.get("flags", []) for document in documents.values()), [])
+        first: Mapping[str, Any] = next(iter(documents.values()), {})
+        raised = first.get("flags", [])
         marks = find_flagged(raised, records)
         for name, of in records.items():
             group = found.setdefault((settings, name), Group(settings, name, {}))

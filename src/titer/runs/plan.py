@@ -32,11 +32,12 @@ from titer.methods import (
 )
 from titer.registry import build, describe, name_of
 from titer.runs import chain
+from titer.runs import roles as roles_of
 from titer.runs.crew import CREW
 from titer.runs.needed import needed_roles
 from titer.runs.recipe import SINGLE, Pipeline, Recipe
 from titer.runs.recipe import digest as recipe_digest
-from titer.runs.roles import TRAINING, Roles, roles
+from titer.runs.roles import TRAINING, Roles
 from titer.runs.sent import Sent
 from titer.runs.stages.ablate import AblateStage
 from titer.runs.stages.answer import AnswerStage
@@ -105,7 +106,7 @@ class Plan:
         references: Mapping[str, Checkpoint] | None = None,
         whole: bool | None = None,
         also: Set[str] = frozenset(),
-        read_rows: Callable[..., Roles] = roles,
+        read_rows: Callable[..., Roles] = roles_of.roles,
     ) -> Plan:
         """Find the rows and the model of stages of these kinds, which is enough to tell one run
         from another.
