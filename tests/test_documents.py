@@ -1,7 +1,7 @@
 """The documents: every command that they show is one, those of README and of the pages for a
 newcomer run, in order, and every link leads somewhere.
 
-A command runs as it stands, but for sizes: an update and a few prompts (SIZES, LIMITED). What is not
+A command runs as it stands, but for sizes: two updates and a few prompts (SIZES, LIMITED). What is not
 run is named with the reason (UNRUN), and is read like all others.
 """
 
@@ -42,7 +42,7 @@ RUN = [
     *sorted((ROOT / "docs/concepts").glob("*.md")),
 ]
 QUICK = ("--set", "max_new_tokens=16", "--set", "protocol=null")
-UPDATES = ("--set", "align.updates=1", "--set", "finetune.updates=1", "--set", "dose_prompts=0")
+UPDATES = ("--set", "align.updates=2", "--set", "finetune.updates=2", "--set", "dose_prompts=0")
 SIZES = {  # command -> what makes it small
     "run": (*UPDATES, "--set", "prefill_prompts=0", *QUICK),
     "attack": (*UPDATES, "--set", "prefill_prompts=4", *QUICK),
