@@ -171,10 +171,13 @@ def describe_columns(record: RawRecord) -> str:
 
 
 def rename_all(records: list[RawRecord], columns: Mapping[str, str]) -> list[RawRecord]:
-    """Return records with their fields under the schema's names as well as the file's."""
+    """Return records with their fields under the schema's names as well as the file's.
+
+    Where there is something to rename, they are taken out of their list.
+    """
     if not columns:
         return records
-    return [RawRecord(record.place, rename(record.fields, columns)) for record in records]
+    return [RawRecord(record.place, rename(record.fields, columns)) for record in drain(records)]
 
 
 def rename(fields: Fields, columns: Mapping[str, str]) -> dict[str, Any]:

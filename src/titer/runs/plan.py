@@ -32,12 +32,11 @@ from titer.methods import (
 )
 from titer.registry import build, describe, name_of
 from titer.runs import chain
-from titer.runs import roles as roles_of
 from titer.runs.crew import CREW
 from titer.runs.needed import needed_roles
 from titer.runs.recipe import SINGLE, Pipeline, Recipe
 from titer.runs.recipe import digest as recipe_digest
-from titer.runs.roles import TRAINING, Roles
+from titer.runs.roles import TRAINING, Roles, roles
 from titer.runs.sent import Sent
 from titer.runs.stages.ablate import AblateStage
 from titer.runs.stages.answer import AnswerStage
@@ -106,18 +105,18 @@ class Plan:
         references: Mapping[str, Checkpoint] | None = None,
         whole: bool | None = None,
         also: Set[str] = frozenset(),
-        read_rows: Callable[..., Roles] = roles_of.roles,
+        read_rows: Callable[..., Roles] | None = None,
     ) -> Plan:
         """Find the rows and the model of stages of these kinds, which is enough to tell one run
         from another.
 
-        `also` names roles that stages of other plans will draw from. `read_rows` reads them as
-        `roles` does; it may know them from another plan.
+        `also` names roles that stages of other plans will draw from. `read_rows` reads them in the
+        place of `roles`; it may know them from another plan.
         """
         start = folders.locate(recipe.model)
         earlier = chain.trained_on(recipe.model.path)
         wanted = needed_roles(recipe, kinds) | also
-        found = read_rows(recipe.data, recipe.benchmark, wanted, earlier)
+        found = (read_rows or roles)(recipe.data, recipe.benchmark, wanted, earlier)
         attacks = recipe.attacks if "finetune" in kinds else []
         sent = {attack: Sent.of(attack, found, recipe.seed) for attack in attacks}
         return Plan(recipe, found, sent, start, references or {}, whole)
