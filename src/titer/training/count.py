@@ -9,12 +9,12 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Callable, Container, Iterable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
 from torch.utils.flop_counter import (
@@ -24,6 +24,8 @@ from torch.utils.flop_counter import (
     sdpa_flop_count,
     shape_wrapper,
 )
+
+from titer.attributes import swap
 
 Action = Callable[[], object]
 aten = torch.ops.aten
@@ -143,26 +145,29 @@ class Imagined(Alive):
         return into if isinstance(into, Tensor) else out  # a real one stays what it was
 
 
-class Attention(TorchFunctionMode):
-    """Computes attention of tensors on the meta device by the kernel that never holds all scores,
-    as devices do; torch itself would take them for tensors that have no such kernel.
-    """
+OWN = nn.functional.scaled_dot_product_attention
 
-    def __torch_function__(
-        self, function: Any, types: Any, arguments: Any = (), keywords: Any = None
-    ) -> Any:
-        keywords = keywords or {}
-        if function is nn.functional.scaled_dot_product_attention and arguments[0].is_meta:
-            query, key, value = arguments[:3]
-            return aten._scaled_dot_product_flash_attention_for_cpu(
-                query,
-                key,
-                value,
-                is_causal=keywords.get("is_causal", False),
-                attn_mask=keywords.get("attn_mask"),
-                scale=keywords.get("scale"),
-            )[0]
-        return function(*arguments, **keywords)
+
+def attend(query: Tensor, key: Tensor, value: Tensor, *arguments: Any, **keywords: Any) -> Tensor:
+    """Compute attention; of tensors on the meta device by the kernel that never holds all scores,
+    as devices do. Torch itself would take them for tensors that have no such kernel.
+    """
+    if not query.is_meta:
+        return OWN(query, key, value, *arguments, **keywords)
+    out: Tensor = aten._scaled_dot_product_flash_attention_for_cpu(
+        query,
+        key,
+        value,
+        is_causal=keywords.get("is_causal", False),
+        attn_mask=keywords.get("attn_mask"),
+        scale=keywords.get("scale"),
+    )[0]
+    return out
+
+
+def attention() -> AbstractContextManager[None]:
+    """Inside, attention is that of `attend`, also where a backward pass computes it again."""
+    return swap(nn.functional, "scaled_dot_product_attention", attend)
 
 
 def _is_meta(device: torch.device | str | None) -> bool:

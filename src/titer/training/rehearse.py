@@ -14,7 +14,7 @@ from titer.attributes import swap
 from titer.data.batches import Encoded, Stream
 from titer.methods import Defense
 from titer.phase import Phase
-from titer.training.count import Attention, Effort, Imagined
+from titer.training.count import Effort, Imagined, attention
 from titer.training.layers import recompute_layers
 from titer.training.loop import Loop
 from titer.training.settings import Training
@@ -158,7 +158,7 @@ def _follow(
     parameters = trainable(model)
     again = recompute_layers(model) if recompute else nullcontext()
     plain = swap(torch, "autocast", lambda *_, **__: nullcontext())  # it knows no meta device
-    with plain, Attention(), Imagined(weights) as counted, again:
+    with plain, attention(), Imagined(weights) as counted, again:
         step = Step(
             model, parameters, streams, accelerator_for(), settings.batch, settings.accumulate
         )
@@ -242,7 +242,7 @@ def rehearse_answers(model: PreTrainedModel, rows: int, length: int, new: int) -
 def _imagined(model: PreTrainedModel) -> Iterator[Imagined]:
     with (
         torch.no_grad(),
-        Attention(),
+        attention(),
         Imagined([*model.parameters(), *model.buffers()]) as counted,
     ):
         yield counted
