@@ -118,7 +118,9 @@ def _verdicts(found: Mapping[str, Sequence[Record]], attacked: bool) -> Sheet:
     """Return the table of what became of every pipeline, in a word and in sentences."""
     columns = [Column("pipeline", role="name"), Column("verdict")]
     columns += [Column("what shows it", role="long")]
-    rows = [[each.pipeline, Sign(each.word), each.text] for each in verdicts(found, attacked)]
+    rows: list[list[Entry]] = [
+        [each.pipeline, Sign(each.word), each.text] for each in verdicts(found, attacked)
+    ]
     return Sheet("verdicts", columns, rows)
 
 

@@ -86,7 +86,7 @@ def _recipe(bundle: Mapping[str, Any], cell: Mapping[str, Any]) -> dict[str, Any
         shared = bundle["recipe"]
         return dict(shared) if isinstance(shared, Mapping) else {}
     pipelines = {k: v for of in recipes for k, v in of.get("pipelines", {}).items()}
-    return recipes[0] | ({"pipelines": pipelines} if pipelines else {})
+    return dict(recipes[0]) | ({"pipelines": pipelines} if pipelines else {})
 
 
 def _title(bundle: Mapping[str, Any]) -> str:
@@ -150,13 +150,13 @@ def _planes(found: Sequence[Group], note: str) -> list[tuple[Drawing, Sheet]]:
         told = places(of)
         if told:
             title = " ".join(settings) or "one setting"
-            shows = [title, note]
+            shows: list[Any] = [title, note]
             shows += [[each.settings, each.pipeline, each.label, _shown(each)] for each in of]
             name = f"HS against FA {title}"
             plane = Drawing(name, "tradeoff", (of, title, note), f"plane{i}", shows)
             columns = [Column("pipeline", role="name"), Column("settings", role="under")]
             columns += [Column("place"), Column("what shows it", role="long")]
-            rows = [
+            rows: list[list[Entry]] = [
                 [each.group.pipeline, " ".join(each.group.settings), Sign(each.word), each.text]
                 for each in told
             ]
