@@ -408,6 +408,16 @@ def load_document(path: Path, schema: type[Document]) -> dict[str, Any]:
     return dict(fields)
 
 
+def load_sweep(path: Path) -> dict[str, Any]:
+    """Read a sweep's bundle. Its stages are records: of many cells, reading them twice takes long."""
+    fields = load_json(path)
+    found = check(SweepRecord, fields, str(path))
+    for cell, read_cell in zip(fields["cells"], found.cells, strict=True):
+        for name, document in (read_cell.pipelines or {}).items():
+            cell["pipelines"][name]["stages"] = document.stages
+    return dict(fields)
+
+
 def stages(documents: Mapping[str, Any]) -> dict[str, list[Record]]:
     """Read every pipeline's stages in order."""
     return {

@@ -132,8 +132,9 @@ def groups(
         settings, seed = tuple(cell["settings"]), cell["seed"]
         documents = cell.get("pipelines") or {}
         records = stages(documents)
-        first: Mapping[str, Any] = next(iter(documents.values()), {})
-        raised = first.get("flags", [])
+        raised: Sequence[Mapping[str, str]] = next(
+            (document.get("flags", []) for document in documents.values()), []
+        )
         marks = find_flagged(raised, records)
         for name, of in records.items():
             group = found.setdefault((settings, name), Group(settings, name, {}))

@@ -16,10 +16,10 @@ from titer.findings.ladder import LadderRecord
 from titer.findings.records import (
     Claim,
     PipelineRecord,
-    SweepRecord,
     check,
     load_document,
     load_json,
+    load_sweep,
     parse_document,
 )
 
@@ -84,7 +84,7 @@ def lay_out(folder: Path) -> Contents:
     if bundle.is_file():
         from titer.report import sweep
 
-        return sweep.lay_out(load_document(bundle, SweepRecord), folder)
+        return sweep.lay_out(load_sweep(bundle), folder)
     from titer.report import html
 
     return html.lay_out(read(folder))

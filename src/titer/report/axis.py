@@ -92,8 +92,7 @@ def draw(axis: Axis, note: str) -> Figure:
             line.set(color=colour, marker=marker, linestyle=dash)
             if j == 0:
                 key = Line2D([], [], color=colour, marker=marker, markersize=4)
-                key.set(linestyle=dash)
-                key.set_label(drawable(truncate(name, 22)))
+                key.set(linestyle=dash, label=drawable(truncate(name, 22)))
                 keys.append(key)
     panel.set_xlabel(drawable(truncate(axis.path, 50)))
     write_title(figure, f"by {axis.path}")

@@ -86,7 +86,7 @@ def _recipe(bundle: Mapping[str, Any], cell: Mapping[str, Any]) -> dict[str, Any
         shared = bundle["recipe"]
         return dict(shared) if isinstance(shared, Mapping) else {}
     pipelines = {k: v for of in recipes for k, v in of.get("pipelines", {}).items()}
-    return {**recipes[0], **({"pipelines": pipelines} if pipelines else {})}
+    return dict(recipes[0]) | ({"pipelines": pipelines} if pipelines else {})
 
 
 def _title(bundle: Mapping[str, Any]) -> str:
