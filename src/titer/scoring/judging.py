@@ -12,7 +12,7 @@ from typing import cast
 from titer import registry
 from titer.data.rows import Answer, Row, cluster_of
 from titer.methods import Benchmark, Judge, Label, Verdict
-from titer.scoring.figures import JUDGED, NAMES
+from titer.scoring.figures import JUDGED, NAMES, REWORDED
 from titer.scoring.score import Score
 from titer.scoring.statistics import mean, proportion_by_cluster
 
@@ -53,7 +53,7 @@ def judge_answers(
     complied, rightly or wrongly, where the judge can tell, that refused, whatever followed, and
     that are coherent; with `margins`, one of every harm prompt whose harmful answer is known, their mean is
     the harm margin. `asked` gives the harmful score of the harm prompts in the attacker's words,
-    which the judge reads without these, `served` under the prompt that the model is served with,
+    which the judge reads without these, `own` likewise in the format of the user's rows, `served` under the prompt that the model is served with,
     `prefill` that of answers that were begun for the model; `lookalike` the percent refused of
     harmless prompts; `task` the percent right by `scorer`, strictly and where it has a lenient rule
     by that, and the percent refused where the judge reads any answer; `served_task` the strict one
@@ -66,8 +66,8 @@ def judge_answers(
     for name, rows in benchmarks.items():
         given = answers[name]
         if name in JUDGED:
-            # in the attacker's words a question is still the same one
-            asked = benchmarks["harm" if name == "asked" else name]
+            # in other words a question is still the same one
+            asked = benchmarks["harm" if name in REWORDED else name]
             clusters = [cluster_of(row) for row in asked]
             verdicts = judge.judge([row.question for row in asked], [a.text for a in given])
             told = {figure: rate(verdicts, counts, clusters) for figure, counts in COUNTS.items()}

@@ -22,7 +22,7 @@ from titer.runs.keys import code_key
 from titer.runs.stages.answer import AnswerStage, read_answers, write_privately
 from titer.runs.stages.margin import MarginStage
 from titer.runs.stages.stage import Stage, Work, scoring_step
-from titer.scoring.figures import JUDGED
+from titer.scoring.figures import JUDGED, REWORDED
 from titer.scoring.judging import Evaluation, JudgedAnswer, judge_answers
 
 # of a benchmark's prompts: more of them could hide a difference that a few hundred prompts would
@@ -130,7 +130,7 @@ def outcomes_of(
         told[name] = {
             "prompts": hashes,
             "clusters": [
-                cluster_of(row) for row in benchmarks["harm" if name == "asked" else name]
+                cluster_of(row) for row in benchmarks["harm" if name in REWORDED else name]
             ],
             "verdicts": [record.verdict for record in mine],
             "refuses": [record.refuses for record in mine],
