@@ -22,12 +22,13 @@ from titer.findings.stopping import describe_stop
 from titer.findings.verdict import verdicts, was_attacked
 from titer.printable import printable
 from titer.report.figures import Figures
+from titer.scoring.figures import NAMES
 from titer.scoring.score import Score
 
 # of a document; all else that it holds is provenance
 SHOWN = {"pipeline", "recipe", "stages", "run", "flags"}
 # of a stage; the rest are its facts
-STAGE = {"kind", "label", "folder", "scores", "outcomes", "struck out"}
+STAGE = {"kind", "label", "folder", "scores", "outcomes", "struck out", "judges", "disagreements"}
 STAGE |= {"seconds", "scoring_seconds", "peak_mb"}
 HIDDEN = {
     "answer",
@@ -98,6 +99,8 @@ def render(documents: Mapping[str, Any], drawn: Figures | None = None) -> str:
             (name, stage, {k: v for k, v in stage.fields.items() if k not in STAGE})
             for name, stage in once(found)
         ],
+        panels_of_judges=[(name, stage) for name, stage in once(found) if stage.judges],
+        known=NAMES,
         provenance=_provenance(documents),
         answers=paths.ANSWERS,
         hidden=HIDDEN,
@@ -222,6 +225,9 @@ def _provenance(documents: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _settings(described: Mapping[str, Any]) -> str:
+    if described.get("judges"):
+        named = (_settings(each) for each in described["judges"])
+        return f"{' and '.join(named)}, of which the first decides"
     settings = ", ".join(
         f"{key}={_plain(value)}" for key, value in described.items() if key != "method"
     )

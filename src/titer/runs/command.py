@@ -108,7 +108,8 @@ def evaluate(plan: Plan, folder: Path, store: Store, progress: Progress) -> dict
     shutil.copy(work.folder(scoring) / paths.ANSWERS, folder)  # with its mode
     told = plan.provenance()
     found = {name: told[name] for name in TOLD if name in told}
-    kept = ("scores", "outcomes", "scoring_seconds", "peak_mb", "weights", "facts")
+    kept = {"scores", "outcomes", "judges", "disagreements"}
+    kept |= {"scoring_seconds", "peak_mb", "weights", "facts"}
     figures = {name: value for name, value in record.fields.items() if name in kept}
     fields = {"kind": "evaluate", "method": {}, **provenance(plan, "evaluate"), **found, **figures}
     return write_record(plan, fields, folder)

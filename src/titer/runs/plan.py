@@ -31,7 +31,7 @@ from titer.methods import (
     StreamEdit,
     TensorEdit,
 )
-from titer.registry import build, describe, name_of
+from titer.registry import build, describe, describe_judge, name_of
 from titer.runs import chain
 from titer.runs.needed import needed_roles
 from titer.runs.recipe import SINGLE, Pipeline, Recipe
@@ -609,7 +609,7 @@ class Plan:
     def provenance(self) -> dict[str, Any]:
         """What the records of this plan were made from, beside the recipe."""
         return {
-            "judge": describe(self.judge) | dict(self.judge.provenance),
+            "judge": describe_judge(self.judge),
             "benchmark": describe(self.roles.scorer),
             "rows": self.roles.digests(),
             "sources": self.roles.sources,
