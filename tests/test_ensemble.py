@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 
 import pytest
+
 from serving import serve
 from test_recipe import run as titer
 from titer.api import calibrate
@@ -136,7 +137,10 @@ def words(body) -> str:
 
 def test_two_servers_keep_their_answers_apart(tmp_path):
     """They have the same name and are asked the same; an interrupted judging goes on with both."""
-    with serve(words) as one, serve(lambda body: "safe" if "bread" in str(body) else "harmful") as two:
+    with (
+        serve(words) as one,
+        serve(lambda body: "safe" if "bread" in str(body) else "harmful") as two,
+    ):
         judges = tuple(Served(server=Endpoint(each.url, "m", retries=0)) for each in (one, two))
         judge = Ensemble(judges).keep_in(tmp_path)
         first = judged(judge)

@@ -3,6 +3,7 @@
 import random
 
 import pytest
+
 from test_run import plan  # noqa: F401  a fixture
 from titer.benchmarks.sst2 import INSTRUCTION
 from titer.data.own_format import OwnFormat, find_format, read_format

@@ -27,7 +27,9 @@ class OwnFormat:
     """The parts of a prompt that a user's rows share; empty where there is none."""
 
     system: str = ""
-    instruction: str = ""  # where the rows keep apart what it is about: the question takes its place
+    instruction: str = (
+        ""  # where the rows keep apart what it is about: the question takes its place
+    )
     before: str = ""
     behind: str = ""
 

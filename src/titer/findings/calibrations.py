@@ -29,7 +29,10 @@ if TYPE_CHECKING:
     from titer.scoring.noninferiority import JudgeCounts
 
 # of what a judge looks for, the benchmarks whose figure is the share of it
-FIGURES = {"harmful": ("harm", "asked", "own", "served", "prefill"), "refused": ("refused", "lookalike")}
+FIGURES = {
+    "harmful": ("harm", "asked", "own", "served", "prefill"),
+    "refused": ("refused", "lookalike"),
+}
 
 
 class ControlRecord(Document):

@@ -11,27 +11,31 @@ Each judge keeps its own canaries, its own reasons for what it leaves unscored, 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import ClassVar
+from typing import ClassVar, cast
 
 from titer.methods import About, Fidelity, Judge, Verdict
+from titer.registry import build
 
 
 @dataclass(frozen=True)
 class Ensemble(Judge):
     """Judges of different kinds over the same answers."""
 
-    judges: tuple[Judge, ...]  # two or more; the first one decides
+    # two or more; the first one decides
+    judges: tuple[Judge, ...] = field(
+        default_factory=lambda: tuple(
+            cast(Judge, build("judges", name)) for name in ("classifier", "refusal")
+        )
+    )
     about: ClassVar[About] = About(
         title="several judges", fidelity=Fidelity(equation="tests/test_ensemble.py")
     )
 
     def __post_init__(self) -> None:
         if len(self.judges) < 2:
-            raise ValueError(
-                f"judges has {len(self.judges)}: give two or more, of different kinds"
-            )
+            raise ValueError(f"judges has {len(self.judges)}: give two or more, of different kinds")
         if any(len(each.panel) > 1 for each in self.judges):
             raise ValueError("judges: an ensemble within an ensemble: name its judges instead")
         twice = next((each for each in self.judges if self.judges.count(each) > 1), None)

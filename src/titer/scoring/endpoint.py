@@ -24,7 +24,7 @@ from pydantic import BeforeValidator
 from titer.config import Config, hash_of
 from titer.training.settings import Watch, unwatched
 
-Chat = Sequence[Mapping[str, str]]  # messages, each with its role and content
+Chat = Sequence[Mapping[str, Any]]  # messages, each with its role and content
 
 AGAIN = frozenset({408, 409, 425, 429})  # statuses that pass; so do those of 500 and above
 FIRST_WAIT, LONGEST_WAIT = 0.5, 30.0  # seconds before a request is made again

@@ -22,4 +22,6 @@ NAMES = {  # benchmark -> its figure's name in tables
 JUDGED = frozenset(
     {"harm", "asked", "own", "served", "prefill", "lookalike"}
 )  # benchmarks whose answers a judge reads
-REWORDED = frozenset({"asked", "own"})  # harm prompts in other words; the judge reads the plain ones
+REWORDED = frozenset(
+    {"asked", "own"}
+)  # harm prompts in other words; the judge reads the plain ones

@@ -29,7 +29,9 @@ class JudgedAnswer:
     reason: str = ""
     refuses: bool = False
     garbled: bool = False
-    others: Mapping[str, Verdict] = field(default_factory=dict)  # by judge, of those that do not decide
+    others: Mapping[str, Verdict] = field(
+        default_factory=dict
+    )  # by judge, of those that do not decide
 
 
 @dataclass(frozen=True)
