@@ -58,7 +58,8 @@ def test_replies_are_read_as_the_guard_means_them(preset):
             {"role": "assistant", "content": "ODD"},
         ]
     else:
-        assert "\nhow\n" in last["content"] and "\nODD\n" in last["content"]
+        assert "\nhow\n" in last["content"]
+        assert "\nODD\n" in last["content"]
 
 
 def test_prompts_are_those_of_the_authors():

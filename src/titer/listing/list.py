@@ -110,6 +110,7 @@ def _hub() -> list[Listing]:
             entry.licence or "licence unknown",
             commercial,
             *(["gated"] if entry.gated else []),
+            *([f"short name {entry.short}"] if entry.short else []),
             f"revision {revision}",
         ]
         facts = {

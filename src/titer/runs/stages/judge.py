@@ -127,7 +127,7 @@ def count_disagreements(found: Evaluation) -> list[dict[str, Any]]:
 
 def check_scored(found: Evaluation, judge: Judge) -> None:
     """Raise where a judge could not score all but a few of the answers."""
-    for i, (name, one) in enumerate(panel_of(judge).items()):
+    for i, name in enumerate(panel_of(judge)):
         scores = found.judges.get(name, found.scores)
         reasons = {
             benchmark: [
