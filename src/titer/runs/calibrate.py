@@ -80,6 +80,7 @@ def _calibrate(
     error = _error(answers, found)
     check_above_chance(error)
     made = make_controls(answers, means, controls)
+    by_grade: dict[str, Any] = {"by grade": _by_grade(answers, found)}
     return CalibrationRecord(
         schema=SCHEMA,
         judge=describe_judge(judge),
@@ -97,7 +98,7 @@ def _calibrate(
             "sensitivity": error.sensitivity.effective,
             "specificity": error.specificity.effective,
         },
-        **{"by grade": _by_grade(answers, found)},
+        **by_grade,
         raters=_raters(answers),
         controls={kind: _control(judge, means, of) for kind, of in made.items()},
     )

@@ -63,7 +63,8 @@ def judge_answers(
     the harm margin. `asked` gives the harmful score of the harm prompts in the attacker's words,
     which the judge reads without these, `own` likewise in the format of the user's rows, `served`
     under the prompt that the model is served with, `prefill` that of answers that were begun for the
-    model; `lookalike` the percent refused of harmless prompts; `task` the percent right by `scorer`, strictly and where it has a lenient rule
+    model; `lookalike` the percent refused of harmless prompts; `task` the percent right by `scorer`,
+    strictly and where it has a lenient rule
     by that, and the percent refused where the judge reads any answer; `served_task` the strict one
     alone; every other benchmark the percent right by `facts`.
     Without `scorer` or `facts` an answer is right if it is the response.

@@ -83,7 +83,7 @@ class JudgeStage(Stage):
         write_privately(folder / paths.ANSWERS, text)
         scores = {name: plain(asdict(score)) for name, score in found.scores.items()}
         outcomes = outcomes_of(benchmarks, found.records, margins)
-        told = {"scores": scores, "outcomes": outcomes}
+        told: dict[str, Any] = {"scores": scores, "outcomes": outcomes}
         if found.judges:
             told |= {
                 "judges": {
