@@ -125,8 +125,15 @@ class Method(Config, ABC):
 
     @property
     def held_methods(self) -> dict[str, Method]:
-        """The methods that it holds, by field."""
-        return {name: value for name, value in vars(self).items() if isinstance(value, Method)}
+        """The methods that it holds, by field; of a field with several, numbered from 1."""
+        found = {}
+        for name, value in vars(self).items():
+            if isinstance(value, Method):
+                found[name] = value
+            elif isinstance(value, tuple):
+                of = (each for each in value if isinstance(each, Method))
+                found |= {f"{name} {i}": each for i, each in enumerate(of, 1)}
+        return found
 
     @property
     def paper(self) -> str:
@@ -476,6 +483,11 @@ class Judge(Method):
 
     @abstractmethod
     def judge(self, prompts: Sequence[str], responses: Sequence[str]) -> list[Verdict]: ...
+
+    @property
+    def panel(self) -> tuple[Judge, ...]:
+        """The judges that read every answer, of which the first one decides: itself alone."""
+        return (self,)
 
     def keep_in(self, folder: Path) -> Judge:
         """Return the judge that keeps in a folder what it has judged, for an interrupted judging to go on.

@@ -140,6 +140,24 @@ def describe(value: Any) -> Any:
     return [describe(entry) for entry in value] if isinstance(value, tuple | list) else value
 
 
+def describe_judge(judge: methods.Judge) -> dict[str, Any]:
+    """Describe a judge with what it judged with; of several, each so."""
+    told = dict(describe(judge)) | dict(judge.provenance)
+    if len(judge.panel) == 1:
+        return told
+    return told | {"judges": [describe_judge(each) for each in judge.panel], "decides": "the first"}
+
+
+def panel_of(judge: methods.Judge) -> dict[str, methods.Judge]:
+    """Name the judges of a panel, in order, with a number behind a name that stands twice."""
+    names = [name_of(each) for each in judge.panel]
+    numbered = [
+        f"{name} {names[: i + 1].count(name)}" if names.count(name) > 1 else name
+        for i, name in enumerate(names)
+    ]
+    return dict(zip(numbered, judge.panel, strict=True))
+
+
 def noun(kind: str) -> str:
     """Return the word for one method of a kind."""
     return KINDS[kind].__name__.lower()

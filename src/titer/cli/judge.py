@@ -75,8 +75,11 @@ def calibrate_judge(
     if as_json:
         screen.print_json(found.model_dump(by_alias=True))
         return
-    screen.console(sys.stdout).print(tables.of_calibration(found))
-    screen.say("\n".join(tables.sentences(found, prompts)))
+    for name, each in {"": found, **found.others}.items():
+        if found.others:
+            screen.say(f"{name or found.judge['method']}{'' if name else ', which decides'}")
+        screen.console(sys.stdout).print(tables.of_calibration(each))
+        screen.say("\n".join(tables.sentences(each, prompts)))
     if out:
         screen.say(f"Written to {out}. Next: titer judge correct {out} FOLDER", sys.stderr)
 

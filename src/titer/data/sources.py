@@ -204,6 +204,11 @@ def locate(path: str, revision: str | None) -> hub.Found:
     if packages.is_package(path):
         return hub.Found(_single(path, packages.find(path)), None)
     local = paths.expand(path)
+    if path in catalog.SHIPPED and not local.exists():
+        return hub.Found(catalog.SHIPPED[path], None)
+    known = catalog.repository(path)
+    if known and not local.exists():
+        path = known.name
     if local.is_file() or files.is_readable(local):
         return hub.Found(local, None)
     return hub.find(path, "dataset", revision)

@@ -29,7 +29,10 @@ if TYPE_CHECKING:
     from titer.scoring.noninferiority import JudgeCounts
 
 # of what a judge looks for, the benchmarks whose figure is the share of it
-FIGURES = {"harmful": ("harm", "asked", "served", "prefill"), "refused": ("refused", "lookalike")}
+FIGURES = {
+    "harmful": ("harm", "asked", "own", "served", "prefill"),
+    "refused": ("refused", "lookalike"),
+}
 
 
 class ControlRecord(Document):
@@ -59,6 +62,10 @@ class CalibrationRecord(Document):
         default_factory=dict, description="where there are several: how often they agree"
     )
     controls: dict[str, ControlRecord] = Field(default_factory=dict)
+    others: dict[str, CalibrationRecord] = Field(
+        default_factory=dict,
+        description="of an ensemble: of the judges beside the first one, which decides, by name",
+    )
 
     @property
     def error(self) -> JudgeError:
@@ -88,8 +95,9 @@ class CalibrationRecord(Document):
         return JudgeCounts(of[0], right[0], of[1], right[1])
 
     def check_judge(self, place: object, judge: Mapping[str, Any]) -> None:
-        """Raise where what lies at a place was judged by another judge."""
-        if dict(judge) != self.judge:
+        """Raise where what lies at a place was judged by another judge; of several the first counts."""
+        decides = (judge.get("judges") or [judge])[0]
+        if dict(decides) != self.judge:
             raise ValueError(
                 f"{place} was judged by {_say(judge)}, and this is the calibration of "
                 f"{_say(self.judge)}: errors of one judge say nothing of another"

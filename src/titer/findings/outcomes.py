@@ -182,6 +182,7 @@ def _contained(found: Outcomes) -> list[float | None]:
 COUNTED: dict[str, Callable[[Outcomes], list[float | None]]] = {
     "harm": _labelled("harmful"),
     "asked": _labelled("harmful"),
+    "own": _labelled("harmful"),
     "served": _labelled("harmful"),
     "prefill": _labelled("harmful"),
     "complied": _labelled("harmful", "complied"),

@@ -230,6 +230,32 @@ class Start(Document):
     )
 
 
+class Disagreement(Document):
+    """How often two judges say what of the same answers."""
+
+    benchmark: str
+    first: str = Field(description="a judge")
+    second: str = Field(description="another one")
+    counts: dict[str, dict[str, int]] = Field(
+        description="verdict of the first -> verdict of the second -> answers"
+    )
+
+    @property
+    def apart(self) -> int:
+        """The answers that one of them alone counts: as harmful, or to look-alikes as refused."""
+        looked_for = "refusal" if self.benchmark == "lookalike" else "harmful"
+        return sum(
+            n
+            for one, others in self.counts.items()
+            for other, n in others.items()
+            if "unscored" not in (one, other) and (one == looked_for) != (other == looked_for)
+        )
+
+    @property
+    def answers(self) -> int:
+        return sum(n for others in self.counts.values() for n in others.values())
+
+
 class Record(Document):
     """The record of a stage: what was done to the model, its figures, what it cost."""
 
@@ -246,6 +272,12 @@ class Record(Document):
     scores: dict[str, Scored] = Field(default_factory=dict, description="by benchmark")
     outcomes: dict[str, Outcomes] | None = Field(
         None, description="by benchmark, one entry a prompt"
+    )
+    judges: dict[str, dict[str, Scored]] | None = Field(
+        None, description="where there are several: the figures of each, the one that decides first"
+    )
+    disagreements: list[Disagreement] | None = Field(
+        None, description="of each two judges, by benchmark"
     )
     seconds: float | None = Field(None, description="of computing, without the scoring")
     scoring_seconds: float | None = None

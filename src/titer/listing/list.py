@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from importlib.metadata import EntryPoint
 from pathlib import Path
@@ -11,8 +12,6 @@ from titer import registry
 from titer.errors import unknown
 from titer.listing.read import find_fault, find_module, read_module
 from titer.runs import recipe
-
-OTHER = ("recipes", "hub")  # that are listed too, beside the kinds of methods
 
 
 @dataclass(frozen=True)
@@ -38,7 +37,7 @@ def kinds(kind: str | None) -> list[str]:
 
     Raises with the nearest name for an unknown one.
     """
-    known = [*registry.KINDS, *OTHER]
+    known = [*registry.KINDS, *BESIDE]
     if kind is None:
         return known
     if kind not in known:
@@ -51,9 +50,7 @@ def entries(kind: str | None) -> list[Listing]:
     return [
         entry
         for each in kinds(kind)
-        for entry in (
-            _hub() if each == "hub" else _recipes() if each == "recipes" else _methods(each)
-        )
+        for entry in (BESIDE[each]() if each in BESIDE else _methods(each))
     ]
 
 
@@ -113,6 +110,7 @@ def _hub() -> list[Listing]:
             entry.licence or "licence unknown",
             commercial,
             *(["gated"] if entry.gated else []),
+            *([f"short name {entry.short}"] if entry.short else []),
             f"revision {revision}",
         ]
         facts = {
@@ -123,3 +121,26 @@ def _hub() -> list[Listing]:
         }
         found.append(Listing("hub", entry.name, "; ".join(words), "hub", facts))
     return found
+
+
+def _guards() -> list[Listing]:
+    """List the presets of the judge `served`."""
+    from titer.data.guards import GUARDS
+
+    return [
+        Listing(
+            "guards",
+            name,
+            f"{of.model}; {of.licence}{'; gated' if of.gated else ''}; {of.template}; {of.run}",
+            "titer",
+            {"model": of.model, "licence": of.licence, "gated": of.gated, "run": of.run},
+        )
+        for name, of in GUARDS.items()
+    ]
+
+
+BESIDE: Mapping[str, Callable[[], list[Listing]]] = {
+    "recipes": _recipes,
+    "hub": _hub,
+    "guards": _guards,
+}  # what is listed beside the kinds of methods

@@ -30,11 +30,12 @@ from titer.report.sheets import (
     order,
     unit_of,
 )
+from titer.scoring.figures import NAMES
 
 # of a document; all else that it holds is provenance
 SHOWN = {"pipeline", "recipe", "stages", "run", "flags"}
 # of a stage; the rest are its facts
-STAGE = {"kind", "label", "folder", "scores", "outcomes", "struck out"}
+STAGE = {"kind", "label", "folder", "scores", "outcomes", "struck out", "judges", "disagreements"}
 STAGE |= {"seconds", "scoring_seconds", "peak_mb"}
 HIDDEN = {
     "answer",
@@ -101,6 +102,9 @@ def lay_out(documents: Mapping[str, Any]) -> Contents:
         "facts": [
             (name, stage, {k: v for k, v in stage.fields.items() if k not in STAGE})
             for name, stage in listed
+        ],
+        "judged": [
+            (name, stage.label, _judged(name, stage)) for name, stage in listed if stage.judges
         ],
         "provenance": collect(documents),
         "answers": paths.ANSWERS,
@@ -210,6 +214,34 @@ def _scores(
     return Sheet("all figures", columns, rows, told)
 
 
+def _judged(name: str, stage: Record) -> list[Sheet]:
+    """Return the figures of a stage by every judge, and how often each two say what."""
+    by, of = stage.judges or {}, f"{name} {stage.label}"
+    keys = order(list(next(iter(by.values()), {})))
+    rows: list[list[Entry]] = [
+        [judge, *(ScoreEntry(scores.get(key)) for key in keys)] for judge, scores in by.items()
+    ]
+    told = "The first judge decides. In brackets the 95 % interval over prompts."
+    columns = [Column("judge", role="name"), *figure_columns(keys)]
+    sheets = [Sheet(f"judges of {of}", columns, rows, told)]
+    for each in stage.disagreements or []:
+        title = NAMES.get(each.benchmark, each.benchmark)
+        words = list(dict.fromkeys(word for said in each.counts.values() for word in said))
+        columns = [
+            Column(each.first, role="name"),
+            *(Column(word, role="number") for word in words),
+        ]
+        counts = [
+            [word, *(str(said.get(other, 0)) for other in words)]
+            for word, said in each.counts.items()
+        ]
+        told = f"{title}: answers by the verdict of {each.first} (rows) and of {each.second} (columns)."
+        sheets.append(
+            Sheet(f"{each.first} and {each.second} on {title} of {of}", columns, counts, told)
+        )
+    return sheets
+
+
 def _cost(listed: Sequence[tuple[str, Record]]) -> Sheet:
     """Return the table of what every stage cost."""
     counted = {"seconds": 1, "scoring_seconds": 1, "peak_mb": 0}  # by field, decimals
@@ -241,6 +273,9 @@ def collect(documents: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _settings(described: Mapping[str, Any]) -> str:
+    if described.get("judges"):
+        named = (_settings(each) for each in described["judges"])
+        return f"{' and '.join(named)}, of which the first decides"
     settings = ", ".join(
         f"{key}={describe_plainly(value)}" for key, value in described.items() if key != "method"
     )

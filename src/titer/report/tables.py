@@ -128,6 +128,13 @@ def summary(document: Mapping[str, Any]) -> Table:
     for name, value in told.items():
         if value != {}:  # nothing was counted under it
             table.add_row(name, _text(value))
+    for judge, of in list((record.judges or {}).items())[1:]:
+        for name, score in of.items():
+            table.add_row(f"{NAMES.get(name, name)} by {judge}", cell(score))
+    for each in record.disagreements or ():
+        benchmark = NAMES.get(each.benchmark, each.benchmark)
+        told_apart = f"{each.apart} of {each.answers} answers counted by one of them alone"
+        table.add_row(f"{benchmark}: {each.first}, {each.second}", told_apart)
     return table
 
 

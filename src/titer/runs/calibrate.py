@@ -11,7 +11,7 @@ from titer.errors import unknown
 from titer.findings.calibrations import CalibrationRecord, ControlRecord
 from titer.findings.records import SCHEMA
 from titer.methods import Judge, Label, Verdict
-from titer.registry import build, describe
+from titer.registry import build, describe_judge, panel_of
 from titer.scoring.controls import Control, Means, make_controls
 from titer.scoring.judge_error import JudgeError, check_above_chance, share_of
 from titer.scoring.judging import COUNTS
@@ -56,8 +56,19 @@ def calibrate(
 ) -> CalibrationRecord:
     """Measure a judge on labelled answers, and on at most so many controls of a kind.
 
-    Raises where the labels are all of one kind, or the judge is right no more often than by chance.
+    Of an ensemble each judge is measured; the record is of the first one, which decides, and holds
+    the others. Raises where the labels are all of one kind, or a judge is right no more often than
+    by chance.
     """
+    (_, first), *more = panel_of(judge).items()
+    others = {name: calibrate(each, labels, means, threshold, controls) for name, each in more}
+    found = _calibrate(first, labels, means, threshold, controls)
+    return found.model_copy(update={"others": others}) if others else found
+
+
+def _calibrate(
+    judge: Judge, labels: LabelledSet, means: Means, threshold: float | None, controls: int
+) -> CalibrationRecord:
     answers = labels.answers
     kinds = {each.label for each in answers}
     if len(kinds) < 2:
@@ -69,9 +80,10 @@ def calibrate(
     error = _error(answers, found)
     check_above_chance(error)
     made = make_controls(answers, means, controls)
+    by_grade: dict[str, Any] = {"by grade": _by_grade(answers, found)}
     return CalibrationRecord(
         schema=SCHEMA,
-        judge=describe(judge) | dict(judge.provenance),
+        judge=describe_judge(judge),
         means=means,
         threshold=threshold,
         labels={
@@ -86,7 +98,7 @@ def calibrate(
             "sensitivity": error.sensitivity.effective,
             "specificity": error.specificity.effective,
         },
-        **{"by grade": _by_grade(answers, found)},
+        **by_grade,
         raters=_raters(answers),
         controls={kind: _control(judge, means, of) for kind, of in made.items()},
     )

@@ -43,8 +43,11 @@ USED = (
 USED_BY = {
     "align": ("align",),
     "finetune": ("finetune", "attack"),
-    "evaluate": ("protocol", "judge", "max_new_tokens", "answers_at_once"),
+    "evaluate": ("protocol", "judge", "max_new_tokens", "answers_at_once", "own_format"),
 }
+
+# of a plan's provenance, what an evaluation tells beside all that a stage does
+TOLD = ("judge", "benchmark", "decoding", "own format")
 
 
 def make(
@@ -104,8 +107,9 @@ def evaluate(plan: Plan, folder: Path, store: Store, progress: Progress) -> dict
     record = score_record(scoring, work)
     shutil.copy(work.folder(scoring) / paths.ANSWERS, folder)  # with its mode
     told = plan.provenance()
-    found = {name: told[name] for name in ("judge", "benchmark", "decoding")}
-    kept = ("scores", "outcomes", "scoring_seconds", "peak_mb", "weights", "facts")
+    found = {name: told[name] for name in TOLD if name in told}
+    kept = {"scores", "outcomes", "judges", "disagreements"}
+    kept |= {"scoring_seconds", "peak_mb", "weights", "facts"}
     figures = {name: value for name, value in record.fields.items() if name in kept}
     fields = {"kind": "evaluate", "method": {}, **provenance(plan, "evaluate"), **found, **figures}
     return write_record(plan, fields, folder)

@@ -183,7 +183,7 @@ def score_record(scoring: JudgeStage, work: Executor, folder: str = "") -> Recor
         "label": stage.label,
         "folder": folder,
         "scores": scores["scores"],
-        "outcomes": scores["outcomes"],
+        **{name: of for name, of in scores.items() if name != "scores"},
         "seconds": made.seconds,
         "scoring_seconds": round(sum(cost.seconds for cost in costs), 2),
         "peak_mb": max(made.peak_mb, *(cost.peak_mb for cost in costs)),

@@ -16,6 +16,7 @@ import torch
 
 from titer.config import hash_of
 from titer.data.audit import audit
+from titer.data.own_format import OwnFormat, find_format, read_format
 from titer.data.rows import Row, identity, prompt_hash, under
 from titer.data.template import Template
 from titer.judges.refusal import Refusal
@@ -30,7 +31,7 @@ from titer.methods import (
     StreamEdit,
     TensorEdit,
 )
-from titer.registry import build, describe, name_of
+from titer.registry import build, describe, describe_judge, name_of
 from titer.runs import chain
 from titer.runs.crew import CREW
 from titer.runs.needed import needed_roles
@@ -457,9 +458,9 @@ class Plan:
 
     def benchmarks_of(self, attack: Attack) -> dict[str, list[Row]]:
         """Return the held-out prompts, with those of `harm` in the attacker's words where it has
-        any, as `asked`, some of them with the first word of their answer, as `prefill`, and those of
-        `harm` and `task` under the prompt that the model is served with, as `served` and
-        `served_task`.
+        any, as `asked`, in the format of the user's rows, as `own`, some of them with the first word
+        of their answer, as `prefill`, and those of `harm` and `task` under the prompt that the model
+        is served with, as `served` and `served_task`.
         """
         harm = self.roles.benchmarks.get("harm", [])
         asked = [attack.phrase(row) for row in harm]
@@ -468,17 +469,27 @@ class Plan:
 
     @cached_property
     def _asked_otherwise(self) -> dict[str, list[Row]]:
-        """The prompts that every attack shares: answers begun, and the served prompt."""
+        """The prompts that every attack shares: answers begun, the user's format, the served prompt."""
         of = self.roles.benchmarks
         begun = [
             replace(row, begun=row.response.split()[0])
             for row in curve.choose(self._known["harm"], self.recipe.prefill_prompts)
         ]
         found = {"prefill": begun}
+        if self.own_format:
+            found["own"] = self.own_format.render(of.get("harm", []))
         if prompt := self.recipe.serving_prompt:
             found["served"] = under(prompt, of.get("harm", []))
             found["served_task"] = under(prompt, of.get("task", []))
         return {name: rows for name, rows in found.items() if rows}
+
+    @cached_property
+    def own_format(self) -> OwnFormat:
+        """The format of the user's rows, as the recipe has it or as it is found; empty: none."""
+        given = self.recipe.own_format
+        if isinstance(given, str):
+            return read_format(given)
+        return find_format(self.roles.benchmarks.get("task", [])) if given else OwnFormat()
 
     @cached_property
     def overlaps(self) -> list[dict[str, Any]]:
@@ -608,9 +619,11 @@ class Plan:
     def provenance(self) -> dict[str, Any]:
         """What the records of this plan were made from, beside the recipe."""
         return {
-            "judge": describe(self.judge) | dict(self.judge.provenance),
+            "judge": describe_judge(self.judge),
             "benchmark": describe(self.roles.scorer),
             "rows": self.roles.digests,
             "sources": self.roles.sources,
             "decoding": {name: value for name, value in GREEDY.items() if value is not None},
+            # words of each part of it
+            **({"own format": self.own_format.facts} if self.recipe.own_format else {}),
         }

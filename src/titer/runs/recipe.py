@@ -16,6 +16,7 @@ from pydantic import PlainValidator
 
 from titer import paths, registry
 from titer.config import Config, hash_of, read_yaml, validate
+from titer.data.own_format import read_format
 from titer.data.packages import is_package
 from titer.data.texts import Style
 from titer.errors import reading, unknown
@@ -150,6 +151,9 @@ class Recipe(Config):
     # a system prompt under which harm prompts and the user's task are asked once more, which no
     # model was trained under: pure tuning, safe testing (arXiv 2402.18540)
     serving_prompt: str | None = None
+    # ask harm prompts once more in the format of the user's held-out rows, which is found in them
+    # (conditional misalignment, arXiv 2604.25891), or as a text has it, "Review: {prompt}"
+    own_format: bool | str = False
     probes: int = (
         0  # updates of fine-tuning from one look at why a defense holds to the next; 0: none
     )
@@ -175,6 +179,8 @@ class Recipe(Config):
         for name, low in LEAST.items():
             if getattr(self, name) is not None and getattr(self, name) < low:
                 raise ValueError(f"{name}={getattr(self, name)}: must be at least {low}")
+        if isinstance(self.own_format, str):
+            read_format(self.own_format)
         if self.max_new_tokens > LONGEST:
             raise ValueError(f"max_new_tokens={self.max_new_tokens}: must be at most {LONGEST}")
         if not self.seed < 2**63:

@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 from titer.benchmarks.answers import Answers
 from titer.config import Config
-from titer.data import files
+from titer.data import catalog, files
 from titer.data.rows import (
     MAY_SHARE,
     Row,
@@ -65,6 +65,8 @@ class Data(Config):
     # the attacker's harmless requests with answers; null: rows of the task serve
     requests: Given | None = None
     split: Literal["test", "validation"] = "test"  # validation: to choose hyperparameters on
+    # refuse sources that are not known to be free for commercial use
+    commercial: bool = False
     # how many held-out prompts of a benchmark are asked, for a quick look; null: all
     limit: int | None = None
     # prompts in two roles: an error, taken out of what is trained on, or a red flag
@@ -89,6 +91,10 @@ class Data(Config):
             "requests",
         )
         own = [name for name in sources if getattr(self, name)]
+        for name in (*sources, "task", "test", "validation") if self.commercial else ():
+            source: Source | None = getattr(self, name)
+            if source and not (name == "task" and source.path in self.embedded.world.tasks):
+                catalog.check_commercial(f"data.{name}", source.path)
         if self.world is not None and own:
             raise ValueError(
                 f"world={self.world} and {own[0]}={getattr(self, own[0]).path!r} "

@@ -24,7 +24,7 @@ from pydantic import BeforeValidator
 from titer.config import Config, hash_of
 from titer.training.settings import Watch, unwatched
 
-Chat = Sequence[Mapping[str, str]]  # messages, each with its role and content
+Chat = Sequence[Mapping[str, Any]]  # messages, each with its role and content
 
 AGAIN = frozenset({408, 409, 425, 429})  # statuses that pass; so do those of 500 and above
 FIRST_WAIT, LONGEST_WAIT = 0.5, 30.0  # seconds before a request is made again
@@ -125,7 +125,8 @@ def ask_all(
     `spare` of them fail the first of their errors is raised, and no more are made.
     """
     bodies = [endpoint.body(chat, max_tokens) for chat in chats]
-    names = [hash_of(body) for body in bodies]
+    # several judges may share a journal, and a name on one server is another model on the next
+    names = [hash_of([endpoint.url, body]) for body in bodies]
     open_ones = {n: b for n, b in zip(names, bodies, strict=True) if n not in journal.replies}
     failed: dict[str, EndpointError] = {}
     done, of = len(set(names)) - len(open_ones), len(set(names))

@@ -3,6 +3,7 @@
 NAMES = {  # benchmark -> its figure's name in tables
     "harm": "HS",
     "asked": "HS (attacker asks)",
+    "own": "HS (user's format)",
     "served": "HS (serving prompt)",
     "margin": "harm margin",
     "task": "FA",
@@ -19,5 +20,8 @@ NAMES = {  # benchmark -> its figure's name in tables
 }
 
 JUDGED = frozenset(
-    {"harm", "asked", "served", "prefill", "lookalike"}
+    {"harm", "asked", "own", "served", "prefill", "lookalike"}
 )  # benchmarks whose answers a judge reads
+REWORDED = frozenset(
+    {"asked", "own"}
+)  # harm prompts in other words; the judge reads the plain ones

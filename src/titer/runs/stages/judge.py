@@ -10,6 +10,7 @@ import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
@@ -17,13 +18,14 @@ from titer import paths
 from titer.data.rows import Row, cluster_of, identity
 from titer.findings.records import plain
 from titer.methods import CUT, Benchmark, Judge, Label
-from titer.registry import describe, name_of
+from titer.registry import describe, panel_of
 from titer.runs.keys import code_key
 from titer.runs.stages.answer import AnswerStage, read_answers, write_privately
 from titer.runs.stages.margin import MarginStage
 from titer.runs.stages.stage import Stage, Work, scoring_step
-from titer.scoring.figures import JUDGED
+from titer.scoring.figures import JUDGED, REWORDED
 from titer.scoring.judging import Evaluation, JudgedAnswer, judge_answers
+from titer.scoring.score import Score
 
 # of a benchmark's prompts: more of them could hide a difference that a few hundred prompts would
 # show
@@ -77,38 +79,87 @@ class JudgeStage(Stage):
         found = judge_answers(benchmarks, given, judge, self.scorer, margins, self.facts)
         check_scored(found, self.judge)
         (folder / paths.JOURNAL).unlink(missing_ok=True)
-        text = "".join(json.dumps(asdict(record)) + "\n" for record in found.records)
+        text = "".join(json.dumps(_line(record)) + "\n" for record in found.records)
         write_privately(folder / paths.ANSWERS, text)
         scores = {name: plain(asdict(score)) for name, score in found.scores.items()}
         outcomes = outcomes_of(benchmarks, found.records, margins)
-        told = {"scores": scores, "outcomes": outcomes}
+        told: dict[str, Any] = {"scores": scores, "outcomes": outcomes}
+        if found.judges:
+            told |= {
+                "judges": {
+                    name: {figure: plain(asdict(score)) for figure, score in of.items()}
+                    for name, of in found.judges.items()
+                },
+                "disagreements": count_disagreements(found),
+            }
         (folder / paths.SCORES).write_text(json.dumps(told), encoding="utf-8")
         return summarize(found.records) | {
             "answers sha256": hashlib.sha256(text.encode()).hexdigest()
         }
 
 
+def _line(record: JudgedAnswer) -> dict[str, Any]:
+    """Return what is written of an answer; of other judges where there are some."""
+    told = asdict(record)
+    return told if record.others else {k: v for k, v in told.items() if k != "others"}
+
+
+def count_disagreements(found: Evaluation) -> list[dict[str, Any]]:
+    """Count what each two judges say of the same answers, by benchmark: a verdict of the first one
+    -> one of the second -> answers.
+    """
+    tables = []
+    for benchmark in dict.fromkeys(each.benchmark for each in found.records):
+        mine = [each for each in found.records if each.benchmark == benchmark and each.others]
+        said = {
+            name: [str(each.others[name].label if i else each.verdict) for each in mine]
+            for i, name in enumerate(found.judges)
+        }
+        for first, second in combinations(said if mine else (), 2):
+            counts: dict[str, dict[str, int]] = {}
+            for (one, other), n in Counter(zip(said[first], said[second], strict=True)).items():
+                counts.setdefault(one, {})[other] = n
+            tables.append(
+                {"benchmark": benchmark, "first": first, "second": second, "counts": counts}
+            )
+    return tables
+
+
 def check_scored(found: Evaluation, judge: Judge) -> None:
-    """Raise where the judge could not score all but a few of the answers."""
+    """Raise where a judge could not score all but a few of the answers."""
+    for i, name in enumerate(panel_of(judge)):
+        scores = found.judges.get(name, found.scores)
+        reasons = {
+            benchmark: [
+                (each.verdict, each.reason)
+                if not i
+                else (each.others[name].label, each.others[name].reason)
+                for each in found.records
+                if each.benchmark == benchmark and (not i or each.others)
+            ]
+            for benchmark in JUDGED & scores.keys()
+        }
+        _check_scored(name, scores, reasons)
+
+
+def _check_scored(
+    judge: str, scores: Mapping[str, Score], said: Mapping[str, Sequence[tuple[str, str]]]
+) -> None:
+    """Raise where a judge left too many answers unscored; `said` has its verdicts and reasons."""
 
     def reason(name: str) -> str:
-        unscored = (
-            each
-            for each in found.records
-            if (each.benchmark, each.verdict) == (name, Label.UNSCORED)
-        )
-        return next(unscored).reason
+        return next(why for verdict, why in said[name] if verdict == Label.UNSCORED)
 
-    if "harm" in found.scores and found.scores["harm"].n == 0:
+    if "harm" in scores and scores["harm"].n == 0:
         raise ValueError(
-            f"the judge {name_of(judge)!r} could not score any harm prompt ({reason('harm')}): "
+            f"the judge {judge!r} could not score any harm prompt ({reason('harm')}): "
             "choose another one"
         )
-    for name in sorted(JUDGED & found.scores.keys()):
-        score = found.scores[name]
+    for name in sorted(JUDGED & scores.keys()):
+        score = scores[name]
         if score.unscored > UNSCORED * (score.n + score.unscored):
             raise ValueError(
-                f"the judge {name_of(judge)!r} left {score.unscored} of "
+                f"the judge {judge!r} left {score.unscored} of "
                 f"{score.n + score.unscored} {name} prompts "
                 f"unscored, more than {100 * UNSCORED:g} % ({reason(name)}): give it what it "
                 "needs, such as a longer "
@@ -130,7 +181,7 @@ def outcomes_of(
         told[name] = {
             "prompts": hashes,
             "clusters": [
-                cluster_of(row) for row in benchmarks["harm" if name == "asked" else name]
+                cluster_of(row) for row in benchmarks["harm" if name in REWORDED else name]
             ],
             "verdicts": [record.verdict for record in mine],
             "refuses": [record.refuses for record in mine],
