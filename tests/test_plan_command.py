@@ -9,6 +9,7 @@ from bench.shapes import Shape
 from test_recipe import run as titer
 from titer import registry
 from titer.data.batches import Encoded, Stream
+from titer.runs import estimate
 from titer.runs.machine import Rates, _solve, read_bytes
 from titer.training.count import Alive, Effort, flops
 from titer.training.loop import Loop
@@ -137,6 +138,18 @@ def test_a_recipe_that_does_not_fit_says_what_to_change(monkeypatch, capsys):
     )
     assert code == 0
     assert "align sft" in said
+
+
+def test_what_cannot_be_counted_is_no_fit(monkeypatch, capsys):
+    def ask(*_):
+        raise NotImplementedError("the largest of no values")
+
+    monkeypatch.setattr(estimate.Estimator, "_rehearse", ask)
+    code, said, _ = titer(monkeypatch, capsys, "plan", "lab", *SMALL, "--no-probe")
+    assert code == 3
+    assert "not counted, it asks for values of the model: the largest of no values" in " ".join(
+        said.split()
+    )
 
 
 def test_bad_input_has_exit_code_2(monkeypatch, capsys):

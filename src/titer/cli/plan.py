@@ -45,7 +45,7 @@ def plan_recipe(
 ) -> None:
     """Say the memory and time of every step of a recipe, what fits, and what to change.
 
-    Exit code 1: something does not fit, or cannot be counted.
+    Exit code 1: something does not fit. 3: nothing does not, but something could not be counted.
     """
     from titer.runs import recipe as recipes
 
@@ -59,6 +59,8 @@ def plan_recipe(
         _show(found)
     if not found["fits"]:
         raise typer.Exit(1)
+    if any(step["fits"] is None for step in found["steps"]):
+        raise typer.Exit(3)
 
 
 def _show(found: dict[str, Any]) -> None:
