@@ -217,9 +217,9 @@ def given(tmp_path_factory) -> Path:
     return folder
 
 
-def recipe_of_readme() -> str:
-    readme = (ROOT / "README.md").read_text(encoding="utf-8")
-    [found] = [block for _, block in blocks(readme) if block.startswith("# mine.yaml")]
+def first_recipe() -> str:
+    guide = (ROOT / "docs/guides/my-model.md").read_text(encoding="utf-8")
+    [found] = [block for _, block in blocks(guide) if block.startswith("# mine.yaml")]
     return found
 
 
@@ -243,8 +243,8 @@ def test_the_commands_of_a_page_run(page, given, tmp_path, monkeypatch, capsys):
     shutil.copytree(given, folder)
     monkeypatch.chdir(folder)
     text = page.read_text(encoding="utf-8")
-    if "--out mine.yaml" not in text:  # the page takes it from README
-        (folder / "mine.yaml").write_text(recipe_of_readme())
+    if "--out mine.yaml" not in text:  # the page takes it from the guide
+        (folder / "mine.yaml").write_text(first_recipe())
     monkeypatch.setattr(sweep.Sweep, "run", lambda *_: sys.exit(0))  # behind its check
     for language, block in blocks(text):
         found = RECIPE.match(block) if language == "yaml" else None
