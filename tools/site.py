@@ -35,6 +35,7 @@ PAGES = {
     "CONTRIBUTING.md": "contributing.md",
     "CHANGELOG.md": "changelog.md",
     "SECURITY.md": "security.md",
+    "bench/README.md": "bench.md",
 }
 FILES = "files"  # the folder of the site for files that are no pages
 # the path of a link within the repository
@@ -47,8 +48,8 @@ Made from the docstrings of the package. [titer from Python](../python.md) has e
 
 ::: titer.api
     options:
-      members: [run, align, release, finetune, edit, evaluate, attack, calibrate, load, list_methods,
-                Result, Results, LadderResult]
+      members: [run, plan, align, release, finetune, edit, evaluate, attack, search_attack, assay, calibrate,
+                load, list_methods, choose, Result, Results, LadderResult]
 """
 
 
