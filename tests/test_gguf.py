@@ -473,8 +473,8 @@ def test_the_page_says_so(tmp_path):
     note = {"file": "<b>.gguf", "sha256": "0", "types": {"Q4_1": 1}, "converters": {}}
     start = {"name": "pip:small", "revision": None, "dequantized from": note | {"in words": words}}
     plain = document("sft", [100, 0, 86, 86])
-    assert "dequantized" not in html.render({"sft": plain})
-    page = html.render({"sft": plain | {"model": start}})
+    assert "dequantized" not in html.lay_out({"sft": plain}).render()
+    page = html.lay_out({"sft": plain | {"model": start}}).render()
     assert "The model was dequantized from &lt;b&gt;.gguf (Q4_1): another model." in page
 
 

@@ -17,7 +17,7 @@ from titer.cli import screen
 from titer.config import read_yaml
 from titer.errors import reading
 from titer.printable import printable
-from titer.report import html
+from titer.report import contents
 from titer.runs.store import Store
 
 ESCAPE = "\x1b[31mred\x1b[0m"
@@ -87,7 +87,7 @@ def test_an_error_is_one_line_whatever_it_names(monkeypatch, capsys):
 
 
 def test_a_page_writes_out_what_could_steer(tmp_path):
-    environment = html.template("page.html.j2").environment
+    environment = contents.template("page.html.j2").environment
     made = environment.from_string("{{ name }}").render(name=f"<b>{ESCAPE}")
     assert made == "&lt;b&gt;\\x1b[31mred\\x1b[0m"
 

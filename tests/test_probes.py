@@ -16,7 +16,7 @@ from test_step import same, state
 from test_vaccine import plain
 from titer.defenses.sft import SFT
 from titer.report.drawing import SVG
-from titer.report.probes import label, panels
+from titer.report.probes import draw, label
 from titer.testing.small import sparse
 from titer.training import probes
 from titer.training.settings import Training
@@ -138,14 +138,14 @@ def test_the_drift_of_routing_is_drawn_where_there_is_one():
         ]
     }
     for told, count in ((dense, 4), (sparse, 6)):
-        figure = panels(told, "")
+        figure = draw(told, "")
         assert len(figure.axes) == count
         boxes = [axes.get_window_extent() for axes in figure.axes]
         assert all(box.y0 > 0 and box.y1 < figure.bbox.height for box in boxes)
         assert not any(box.overlaps(other) for i, box in enumerate(boxes) for other in boxes[:i])
     assert "routing drift, harmful 0 to 0.2" in label(sparse, "")
     assert "routing" not in label(dense, "")
-    heights = [panels(told, "").bbox.height for told in (dense, sparse)]
+    heights = [draw(told, "").bbox.height for told in (dense, sparse)]
     assert heights[0] == 470 < heights[1]
 
 
