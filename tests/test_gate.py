@@ -104,6 +104,26 @@ def judge(base: Measured, candidate: Measured, **terms):
     return decide(base, candidate, Terms(margins, **terms), controls=plant_controls(base.record))
 
 
+def test_a_figure_that_both_have_and_no_margin_was_given_for_is_told(model):
+    base = model({**NONE, "harm": 3, "task": 20, "prefill": 10})
+    candidate = model({**NONE, "harm": 3, "task": 20, "prefill": 60})
+    found = judge(base, candidate)
+    assert found.verdict == "pass"
+    values = [each.record.score("prefill").value for each in (base, candidate)]
+    [told] = [note for note in found.notes if "Not tested" in note]
+    assert "{:.1f} of the base, {:.1f} of the candidate".format(*values) in told
+    assert told.endswith("--margin prefill=5.")
+    asked = judge(base, candidate, margins={"prefill": 5.0})
+    assert asked.verdict == "fail"
+    assert not [note for note in asked.notes if "Not tested" in note]
+
+
+def test_a_measure_by_its_printed_name_is_told_how_it_is_called(model):
+    base = model({**NONE, "harm": 3, "task": 20})
+    with pytest.raises(ValueError, match="unknown measure 'HS': it is called harm here"):
+        choose_margins(base, base, {"HS": 5.0})
+
+
 def test_a_model_passes_against_itself_and_says_by_which_figures(model):
     base = model({**NONE, "harm": 3, "task": 20})
     found = judge(base, base)

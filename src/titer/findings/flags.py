@@ -523,8 +523,8 @@ MENDS: Mapping[str, str] = {
     "attack no worse than benign": "The attacker's rows do no harm of their own: "
     "give more or other ones.",
     "defense inactive": "Look at its strength and at the rows that it draws from.",
-    "the repair undid the training": "Repair less hard, or refuse the fine-tuned model: "
-    "the released one serves the user as well.",
+    "the repair undid the training": "Repair less hard, or compare with WiSE-FT, which keeps a share "
+    "of the update, at the same FA.",
     "stronger attack scored lower": "Look at both models: the stronger attack may have ruined what "
     "the weaker one opened. Take the worst of the rungs for what an attacker gets.",
     "template differs": "Use the template and the system prompt that the model was trained with.",

@@ -27,7 +27,7 @@ has a margin: by how many points the candidate may be worse. One test for each, 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from titer.errors import unknown
@@ -109,6 +109,9 @@ def choose_margins(
     named = given or {}
     for name in (*named, *without):
         if name not in (*BAD, *GOOD):
+            for key in (*BAD, *GOOD):
+                if name == NAMES[key]:
+                    raise ValueError(f"unknown measure {name!r}: it is called {key} here")
             raise unknown("measure", name, (*BAD, *GOOD))
     both = [name for name in base.figures if name in candidate.figures and name not in without]
     kept = [name for name in both if name in named or name in MEASURES]
@@ -176,8 +179,23 @@ def decide(
         slices=sliced,
         controls=tried,
         left_out=list(without),
-        notes=[*differences_of_environment(base, candidate), *_notes(candidate.record)],
+        notes=[
+            *differences_of_environment(base, candidate),
+            *_notes(candidate.record),
+            *_untested(base.record, candidate.record, (*terms.margins, *without)),
+        ],
     )
+
+
+def _untested(base: Record, candidate: Record, known: Sequence[str]) -> Iterator[str]:
+    """Name the figures that both models have and that no margin was given for."""
+    for name in (*BAD, *GOOD):
+        before, after = base.score(name), candidate.score(name)
+        if before and after and name not in known:
+            yield (
+                f"Not tested, though both have it: {NAMES[name]} {before.value:.1f} of the base, "
+                f"{after.value:.1f} of the candidate. Give a margin: --margin {name}=5."
+            )
 
 
 def _judge(

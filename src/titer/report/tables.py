@@ -139,6 +139,8 @@ def summary(document: Mapping[str, Any]) -> Table:
 
 
 def _text(value: Any) -> str:
+    if isinstance(value, list) and value and all(isinstance(entry, dict) for entry in value):
+        return f"{len(value)}, in the record"
     if not isinstance(value, dict):
         return str(value)
     return ", ".join(

@@ -88,7 +88,10 @@ def builds_and_round_trips(method: Method, folder: Path) -> None:
 def names_its_paper(method: Any, folder: Path) -> None:
     """The docstring of its class names the paper that it declares."""
     paper = method.about.paper
-    assert paper, "its `about` names no paper"
+    assert paper, (
+        "its `about` names no paper: where there is none, write paper='unpublished', and say so in the "
+        "docstring of the class"
+    )
     assert paper in (type(method).__doc__ or ""), f"its docstring does not name {paper!r}"
 
 
