@@ -11,7 +11,7 @@ from test_recipe import run as titer
 from test_run import plan  # noqa: F401  a fixture
 from titer.data.rows import Row, check_disjoint
 from titer.lab.world import World
-from titer.methods import Label, Verdict
+from titer.methods import Judge, Label, Verdict
 from titer.progress import Silent
 from titer.runs import recipe
 from titer.runs.execute import Run
@@ -109,7 +109,7 @@ def test_how_the_attacker_asks_is_in_the_hash_of_scores_and_leaves_that_of_the_a
 def test_the_judge_reads_the_question_without_the_attackers_words(monkeypatch, template):
     read = {}
 
-    class Deaf:
+    class Deaf(Judge):
         refusals, tells_wrong = ("no",), False
 
         def judge(self, prompts, responses):

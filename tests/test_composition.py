@@ -1,6 +1,6 @@
 """What a method that holds another takes from it: needs, state, schedule, references."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import pytest
 
@@ -39,7 +39,9 @@ from titer.phase import Phase
 def test_the_needs_are_those_of_both():
     harm = {"rows": Refusals, "harmful": Harmful}
     assert Booster().needs == Booster(align=Vaccine()).needs == Needs(streams=harm)
-    assert Booster(align=RepNoise()).needs == Needs(streams={"rows": Pairs, "harmful": Harmful})
+    both = Booster(align=RepNoise()).needs
+    assert both.unsharded == RepNoise().needs.unsharded
+    assert replace(both, unsharded="") == Needs(streams={"rows": Pairs, "harmful": Harmful})
     tar = Needs(streams=harm | {"held_out": HeldOut}, references=("start",))
     assert Booster(align=TAR()).needs == RandomTerm(TAR()).needs == tar
     assert Booster(align=RandomTerm(TAR())).needs == RandomTerm(Booster(align=TAR())).needs == tar

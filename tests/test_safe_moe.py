@@ -567,5 +567,6 @@ def test_what_makes_no_sense_is_refused(rows, accelerator):
     lowest = {"method": "safe_moe", "every": 1, "sweep": 0, "prompts": 1, "lr": None}
     assert registry.build("defenses", lowest) == SafeMoE(0.1, 1, 0, 1, None)
     assert {SafeMoE(), SafeMoE(0.1, 172, 4, 25, 1e-4, 1.0, False)} == {SafeMoE()}
-    assert SafeMoE().needs == Needs(streams={"rows": Answers, "harmful": Harmful}, sparse=True)
+    needs = replace(SafeMoE().needs, unsharded="")
+    assert needs == Needs(streams={"rows": Answers, "harmful": Harmful}, sparse=True)
     assert SafeMoE().partial
