@@ -54,6 +54,7 @@ KINDS = ("defenses", "edits", "attacks", "benchmarks")
 SHARED = ("data/mixture.py", "findings/ladder.py", "findings/attack_search.py")
 # rules whose tests simulate, so that every mutant takes long: by name alone
 LONG = ("scoring/noninferiority.py", "findings/gate.py", "findings/assay.py")
+PAGES = ("test_browser",)  # tests that look at pages in a browser, which no mutant needs
 SECONDS = 180  # of processor time; a mutant that runs longer has been noticed
 
 # Twice a field in a check of its value, or in a draw: excused in every method, by call and field
@@ -567,7 +568,7 @@ def tests_of(path: Path) -> list[str]:
     found = [
         test
         for test in sorted((ROOT / "tests").glob("test_*.py"))
-        if re.search(rf"from {module} import", test.read_text())
+        if re.search(rf"from {module} import", test.read_text()) and test.stem not in PAGES
     ]
     return [
         str(test) for test in sorted(found, key=lambda test: test.stem != f"test_{path.stem}")
