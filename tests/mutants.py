@@ -528,6 +528,9 @@ def run(mutant: Mutant, tests: list[str], order: Order) -> int:
                         "-p",
                         "no:cacheprovider",
                         "--assert=plain",
+                        # processes of their own, which import the method as it is
+                        "-k",
+                        "not ranks",
                         "--tb=line",
                         files,
                         *tests,
