@@ -20,6 +20,7 @@ import json
 import shutil
 import tempfile
 import weakref
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -169,11 +170,11 @@ class Results:
 
 
 @dataclass(frozen=True)
-class LadderResult:
-    """What a ladder found of a model: its record, and the folder with everything."""
+class _Finding(ABC):
+    """What was found of a model: a record, and the folder with everything."""
 
     folder: Path
-    record: LadderRecord
+    record: Any
     _kept: tuple[Any, ...] = field(default=(), repr=False, compare=False)
 
     @property
@@ -182,59 +183,46 @@ class LadderResult:
         from titer.findings import flags
 
         return [str(flag) for flag in flags.from_documents(self.record.flags)]
+
+    @abstractmethod
+    def to_pandas(self) -> pandas.DataFrame:
+        """Return what it consists of, a row each."""
+
+    def _repr_html_(self) -> str:
+        return _html(self.to_pandas(), self.flags)
+
+
+@dataclass(frozen=True)
+class LadderResult(_Finding):
+    """What a ladder found of a model: its record, and the folder with everything."""
+
+    record: LadderRecord
 
     def to_pandas(self) -> pandas.DataFrame:
         """Return the rungs, a row each."""
         return _frame([_rung(rung) for rung in self.record.rungs])
 
-    def _repr_html_(self) -> str:
-        return _html(self.to_pandas(), self.flags)
-
 
 @dataclass(frozen=True)
-class AttackSearchResult:
+class AttackSearchResult(_Finding):
     """What a search of an attack came to: its record, and the folder with everything."""
 
-    folder: Path
     record: AttackSearchRecord
-    _kept: tuple[Any, ...] = field(default=(), repr=False, compare=False)
-
-    @property
-    def flags(self) -> list[str]:
-        """The red flags that it raises, a sentence each."""
-        from titer.findings import flags
-
-        return [str(flag) for flag in flags.from_documents(self.record.flags)]
 
     def to_pandas(self) -> pandas.DataFrame:
         """Return the trials, a row each."""
         return _frame([_trial(trial) for trial in self.record.trials])
 
-    def _repr_html_(self) -> str:
-        return _html(self.to_pandas(), self.flags)
-
 
 @dataclass(frozen=True)
-class AssayResult:
+class AssayResult(_Finding):
     """What an assay found of a model beside its original: its record, and the folder."""
 
-    folder: Path
     record: AssayRecord
-    _kept: tuple[Any, ...] = field(default=(), repr=False, compare=False)
-
-    @property
-    def flags(self) -> list[str]:
-        """The red flags that it raises, a sentence each."""
-        from titer.findings import flags
-
-        return [str(flag) for flag in flags.from_documents(self.record.flags)]
 
     def to_pandas(self) -> pandas.DataFrame:
         """Return the conditions, a row each."""
         return _frame([_condition(condition) for condition in self.record.conditions])
-
-    def _repr_html_(self) -> str:
-        return _html(self.to_pandas(), self.flags)
 
 
 def run(
