@@ -111,9 +111,10 @@ def versions(of: dict[str, Any]) -> dict[str, Any]:
     """Keep of an environment what a figure depends on.
 
     The recipe itself says how many threads a cell has, and another make of CPU moves last bits
-    alone.
+    alone. One that tells of no ranks is of one process.
     """
-    return {key: value for key, value in of.items() if key not in ("threads", "cpu")}
+    told = {"ranks": 1, "sharded": False} | of
+    return {key: value for key, value in told.items() if key not in ("threads", "cpu")}
 
 
 def compute(name: str, plan: Sweep, kept: Kept | None = None) -> dict[str, Any]:

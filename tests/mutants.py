@@ -55,7 +55,8 @@ SHARED = ("data/mixture.py", "findings/ladder.py", "findings/attack_search.py")
 # rules whose tests simulate, so that every mutant takes long: by name alone
 LONG = ("scoring/noninferiority.py", "findings/gate.py", "findings/assay.py")
 PAGES = ("test_browser",)  # tests that look at pages in a browser, which no mutant needs
-SECONDS = 180  # of processor time; a mutant that runs longer has been noticed
+PATIENCE = 3  # a mutant whose tests take so many times the method's own has been noticed
+LEAST = 60  # seconds that any mutant is given, since a few seconds are measured badly
 
 # Twice a field in a check of its value, or in a draw: excused in every method, by call and field
 CHECKED = {
@@ -498,8 +499,12 @@ def share_imports(module: str) -> None:
     gc.freeze()  # what is here stays, so that no collection in a fork walks through it
 
 
-def run(mutant: Mutant, tests: list[str], order: Order) -> int:
+def run(
+    mutant: Mutant, tests: list[str], order: Order, seconds: float = resource.RLIM_INFINITY
+) -> int:
     """Start the tests with the mutant in the method's place, in a fork; its process id.
+
+    They have so many seconds of processor time.
 
     Each has a folder of its own for the tests' files: pytest deletes those of earlier runs when it
     ends, and of two that do so at once one may fail, which would be taken for a mutant noticed.
@@ -509,10 +514,10 @@ def run(mutant: Mutant, tests: list[str], order: Order) -> int:
     if child == 0:
         code = 3
         try:
-            resource.setrlimit(resource.RLIMIT_CPU, (SECONDS, SECONDS))
-            signal.alarm(
-                10 * SECONDS
-            )  # for one that waits; on a busy machine the others take longer, too
+            if seconds != resource.RLIM_INFINITY:
+                resource.setrlimit(resource.RLIMIT_CPU, (seconds, seconds))
+                # for one that waits; on a busy machine the others take longer, too
+                signal.alarm(10 * seconds)
             said = os.open(order.folder / f"said-{os.getpid()}", os.O_WRONLY | os.O_CREAT)
             os.dup2(said, 1)
             os.dup2(said, 2)
@@ -528,7 +533,10 @@ def run(mutant: Mutant, tests: list[str], order: Order) -> int:
                         "-p",
                         "no:cacheprovider",
                         "--assert=plain",
-                        # processes of their own, which import the method as it is
+                        # whole runs, which look at no equation, and processes of their own, which
+                        # import the method as it is
+                        "-m",
+                        "not slow",
                         "-k",
                         "not ranks",
                         "--tb=line",
@@ -543,24 +551,33 @@ def run(mutant: Mutant, tests: list[str], order: Order) -> int:
     return child
 
 
-def noticed(mutants: list[Mutant], tests: list[str], slots: int) -> list[bool]:
-    """Say of each mutant if the tests fail on it. So many run at once as there are slots."""
+def noticed(path: Path, mutants: list[Mutant], tests: list[str], slots: int) -> list[bool]:
+    """Say of each mutant of a method if the tests fail on it. So many run at once as there are slots.
+
+    The method itself comes first: the tests must pass on it, and it says how long they take.
+    """
+    itself = Mutant(path, "nothing", path.read_text())
     found, running = [False] * len(mutants), dict[int, int]()
-    share_imports(mutants[0].module)
+    share_imports(itself.module)
     waiting = deque(range(len(mutants)))
     with tempfile.TemporaryDirectory() as folder:
         order = Order(Path(folder))
+        child, status, used = os.wait4(run(itself, tests, order), 0)
+        code = os.waitstatus_to_exitcode(status)
+        if code == pytest.ExitCode.NO_TESTS_COLLECTED:  # all of them are slow, or of ranks
+            return found
+        if code:
+            print((order.folder / f"said-{child}").read_text(), flush=True)
+        assert not code, f"the tests of {path.stem} fail on the method itself"
+        order.learn(child)
+        seconds = int(max(LEAST, PATIENCE * (used.ru_utime + used.ru_stime)))
         while waiting or running:
             while waiting and len(running) < slots:
                 i = waiting.popleft()
-                running[run(mutants[i], tests, order)] = i
+                running[run(mutants[i], tests, order, seconds)] = i
             child, status = os.wait()
-            code = os.waitstatus_to_exitcode(status)
-            assert code != 5, f"no test was collected from {tests}"
             i = running.pop(child)
-            found[i] = code != 0
-            if i == 0 and code:  # the method itself
-                print((order.folder / f"said-{child}").read_text(), flush=True)
+            found[i] = os.waitstatus_to_exitcode(status) != 0
             order.learn(child)
             shutil.rmtree(order.folder / f"files-{child}", ignore_errors=True)
     return found
@@ -573,20 +590,17 @@ def tests_of(path: Path) -> list[str]:
         for test in sorted((ROOT / "tests").glob("test_*.py"))
         if re.search(rf"from {module} import", test.read_text()) and test.stem not in PAGES
     ]
-    return [
-        str(test) for test in sorted(found, key=lambda test: test.stem != f"test_{path.stem}")
-    ]  # its own first
+    own = f"test_{path.stem}"
+    # its own first, and of the others the short ones
+    return [str(test) for test in sorted(found, key=lambda t: (t.stem != own, t.stat().st_size))]
 
 
-def killed_by(tests: list[str], path: Path, mutants: list[Mutant], slots: int) -> set[Mutant]:
-    """The mutants of a method that some of these tests notice. They must pass on the method."""
-    if not tests or not mutants:
+def killed_by(test: str, path: Path, mutants: list[Mutant], slots: int) -> set[Mutant]:
+    """The mutants of a method that a file of tests notices. It must pass on the method."""
+    if not mutants:
         return set()
     with ProcessPoolExecutor(1, get_context("fork")) as fork:  # which alone imports titer
-        failed, *kills = fork.submit(
-            noticed, [Mutant(path, "nothing", path.read_text()), *mutants], tests, slots
-        ).result()
-    assert not failed, f"the tests of {path.stem} fail on the method itself"
+        kills = fork.submit(noticed, path, mutants, [test], slots).result()
     return {mutant for mutant, kill in zip(mutants, kills, strict=True) if kill}
 
 
@@ -605,10 +619,11 @@ def mutate(path: Path, slots: int, part: int) -> tuple[list[Mutant], set[Mutant]
     assert tests, f"no test file imports {path.stem}"
     found = choose(list(mutants_of(path)), part)
     found.sort(key=lambda mutant: mutant.reason is None)  # the excused first: they take longest
-    killed = killed_by(tests[:1], path, found, slots)
-    # what the method's own tests let live, other tests that use it may notice
-    left = [mutant for mutant in found if mutant not in killed and not mutant.reason]
-    return found, killed | killed_by(tests[1:], path, left, slots), tests
+    killed, left = set[Mutant](), found
+    for test in tests:  # what the method's own tests let live, others that use it may notice
+        killed |= killed_by(test, path, left, slots)
+        left = [mutant for mutant in left if mutant not in killed and not mutant.reason]
+    return found, killed, tests
 
 
 def main() -> int:
