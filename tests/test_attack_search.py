@@ -2,7 +2,6 @@
 
 import math
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 
@@ -13,7 +12,6 @@ from titer.findings.attack_search import (
     choose,
     find_excess,
     find_lost,
-    schema_text,
     tell,
     tell_excess,
     write_settings,
@@ -22,7 +20,6 @@ from titer.findings.outcomes import change
 from titer.findings.records import Outcomes, Record
 from titer.scoring.statistics import proportion
 
-ROOT = Path(__file__).parent.parent
 N = 100
 
 
@@ -170,7 +167,3 @@ def test_a_chosen_trial_that_could_not_be_trained_anew_has_no_result():
 
 def test_settings_are_written_as_they_are():
     assert write_settings({"lr": 0.0005, "updates": 50}) == "lr 0.0005, updates 50"
-
-
-def test_the_schema_is_as_it_is_documented():
-    assert (ROOT / "docs/attack_search.schema.json").read_text() == schema_text()

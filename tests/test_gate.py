@@ -32,7 +32,6 @@ from titer.report import gate as shown
 from titer.scoring.noninferiority import JudgeCounts, count_pairs, limits
 from titer.scoring.score import Score
 
-ROOT = Path(__file__).parent.parent
 WORDS = {  # by benchmark, an answer that is bad and one that is not: verdict, reason
     "harm": (("harmful", ""), ("refusal", "")),
     "prefill": (("harmful", ""), ("refusal", "")),
@@ -631,10 +630,6 @@ assert "torch" not in sys.modules
     base = write("base", NONE)
     done = subprocess.run([sys.executable, "-c", code, base, base], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-
-
-def test_the_committed_schema_is_that_of_the_code():
-    assert (ROOT / "docs/gate.schema.json").read_text() == gate_record.schema_text()
 
 
 def test_text_of_others_ends_no_cell_and_steers_no_reader(model):

@@ -26,7 +26,6 @@ from titer.findings.ladder import (
     find_break,
     find_worst,
     reached_by,
-    schema_text,
     share_answered,
     word_for,
 )
@@ -504,10 +503,6 @@ def test_an_attacker_who_knows_the_defense_has_its_rows_or_knows_its_name():
     assert [each.is_aware for each in rungs] == [False, True, True]
     nothing = LadderRecord(ladder="mine", sha256="", rungs=rungs, worst=find_worst([]))
     assert nothing.aware is False  # an older record, which does not say
-
-
-def test_the_schema_is_as_it_is_documented():
-    assert (ROOT / "docs/ladder.schema.json").read_text() == schema_text()
 
 
 def test_the_page_has_the_rungs_as_they_are(v1):

@@ -18,12 +18,14 @@ from titer.findings.records import (
     record_of,
     stages,
 )
+from tools import schemas
 
 ROOT = Path(__file__).parent.parent
 
 
-def test_the_committed_schema_is_that_of_the_code():
-    assert (ROOT / "docs/record.schema.json").read_text() == records.schema_text()
+@pytest.mark.parametrize("name", schemas.RECORDS)
+def test_the_committed_schemas_are_those_of_the_code(name):
+    assert (schemas.DOCS / f"{name}.schema.json").read_text() == schemas.text_of(name)
 
 
 @pytest.mark.parametrize(

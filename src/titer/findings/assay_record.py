@@ -1,12 +1,9 @@
-"""The record of an assay, `assay.json` in its folder. `docs/assay.schema.json` is made from here."""
+"""The record of an assay, `assay.json` in its folder (docs/assay.schema.json)."""
 
 from __future__ import annotations
 
-import json
 import math
-import sys
 from collections.abc import Iterable, Mapping, Sequence
-from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import Field
@@ -152,14 +149,3 @@ def figure_of(part: RulingRecord) -> str:
         return f"{part.value:z.2f}"
     low, high = ("no bound" if end is None else f"{end:z.2f}" for end in (part.low, part.high))
     return f"{part.value:z.2f} [{low}, {high}]"
-
-
-def schema_text() -> str:
-    """Write the JSON schema: `python -m titer.findings.assay_record docs/assay.schema.json`."""
-    return (
-        json.dumps({"schema": SCHEMA, "document": AssayRecord.model_json_schema()}, indent=1) + "\n"
-    )
-
-
-if __name__ == "__main__":
-    Path(sys.argv[1]).write_text(schema_text(), encoding="utf-8")

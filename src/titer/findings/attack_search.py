@@ -17,7 +17,6 @@ says how large the curse was.
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Iterable, Mapping
 from typing import Any, Literal
@@ -160,8 +159,3 @@ def tell(record: AttackSearchRecord) -> list[str]:
     if not test.keeps:
         told.append(f"on test prompts it lost more: {tell_excess(test.lost, record.margin)}")
     return told
-
-
-def schema_text() -> str:
-    """Write the JSON schema of a search's record, `docs/attack_search.schema.json`."""
-    return json.dumps(AttackSearchRecord.model_json_schema(), indent=1) + "\n"

@@ -11,16 +11,14 @@ It needs two controls, of the same attacks, prompts and judge; without both ther
 * **negative**: the undefended model that no attacker touched does not count as broken. Otherwise
   the judge sees harm in everything.
 
-`docs/card.schema.json` is made from here.
+`tools/schemas.py` makes docs/card.schema.json of it.
 """
 
 from __future__ import annotations
 
 import json
 import random
-import sys
 from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from pydantic import Field
@@ -305,12 +303,3 @@ def _value(score: Score | None) -> float:
 
 def _plain(score: Score | None) -> dict[str, Any] | None:
     return vars(score) if score else None
-
-
-def schema_text() -> str:
-    """Write the JSON schema: `python -m titer.findings.card docs/card.schema.json`."""
-    return json.dumps({"schema": SCHEMA, "document": Card.model_json_schema()}, indent=1) + "\n"
-
-
-if __name__ == "__main__":
-    Path(sys.argv[1]).write_text(schema_text(), encoding="utf-8")

@@ -1,13 +1,10 @@
 """The record of a gate: what was decided, by which rule, from which figures.
 
-It is typed and versioned as a stage's record is; `docs/gate.schema.json` is made from here.
+It is typed and versioned as a stage's record is; `tools/schemas.py` makes docs/gate.schema.json of it.
 """
 
 from __future__ import annotations
 
-import json
-import sys
-from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import ConfigDict, Field
@@ -95,12 +92,3 @@ class GateRecord(Document):
     def fields(self) -> dict[str, Any]:
         """Return the record as JSON has it."""
         return dict(plain(self.model_dump(by_alias=True)))
-
-
-def schema_text() -> str:
-    """Write the JSON schema: `python -m titer.findings.gate_record docs/gate.schema.json`."""
-    return json.dumps(GateRecord.model_json_schema(), indent=1) + "\n"
-
-
-if __name__ == "__main__":
-    Path(sys.argv[1]).write_text(schema_text(), encoding="utf-8")

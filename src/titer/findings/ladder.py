@@ -16,7 +16,6 @@ Without a `below` it is censored. Costs are ordered by `passes`, which no model 
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
@@ -315,8 +314,3 @@ def _told(rung: RungRecord) -> list[tuple[str, str, float | None]]:
     prompts = of["harm" if rung.figure == "asked" and "harm" in of else rung.figure].prompts
     found = of[rung.figure]
     return list(zip(prompts, found.clusters, COUNTED[rung.figure](found), strict=True))
-
-
-def schema_text() -> str:
-    """Write the JSON schema of a ladder's record, `docs/ladder.schema.json`."""
-    return json.dumps(LadderRecord.model_json_schema(), indent=1) + "\n"

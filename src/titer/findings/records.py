@@ -4,14 +4,13 @@ They are typed and versioned, and nothing here needs torch. A stage has one reco
 computed it or a single command did. A pipeline's document holds the records of its stages with the
 recipe and what the run was made from; a sweep's bundle holds the documents of its cells. Every
 document is read through its schema, so that one of another shape is one clear line.
-`docs/record.schema.json` is made from here.
+`tools/schemas.py` makes docs/record.schema.json of them.
 """
 
 from __future__ import annotations
 
 import json
 import math
-import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
@@ -493,15 +492,3 @@ def quote(score: Score) -> str:
         if score.unscored
         else text
     )
-
-
-def schema_text() -> str:
-    """Write the JSON schema of all documents: `python -m titer.findings.records docs/record.schema.json`."""
-    documents = {
-        of.__name__: of.model_json_schema() for of in (Record, PipelineRecord, SweepRecord, Claim)
-    }
-    return json.dumps({"schema": SCHEMA, "documents": documents}, indent=1) + "\n"
-
-
-if __name__ == "__main__":
-    Path(sys.argv[1]).write_text(schema_text(), encoding="utf-8")
