@@ -22,6 +22,7 @@ from titer.attributes import swap
 from titer.data.batches import by_length
 from titer.data.rows import Answer, Row
 from titer.data.template import Template
+from titer.training.memory import free_memory, is_out_of_memory
 from titer.training.ranks import ALONE, Ranks
 from titer.training.settings import Watch, unwatched
 
@@ -118,13 +119,13 @@ def complete(
             generated = _generate(model, asked, config, counter, ranks.sharded)
         except RuntimeError as error:
             # where weights are sharded, the other ranks are in the midst of this batch
-            if len(chosen) == 1 or ranks.sharded or not _out_of_memory(error):
+            if len(chosen) == 1 or ranks.sharded or not is_out_of_memory(error):
                 raise
             size = (len(chosen) + 1) // 2
             plan = [
                 each[start : start + size] for each in plan for start in range(0, len(each), size)
             ]
-            torch.cuda.empty_cache()
+            free_memory()
             say(f"out of memory with {len(chosen)} answers at a time; going on with {size}")
             continue
         for i, tokens in zip(chosen, generated, strict=True):
@@ -173,11 +174,6 @@ def _generate(
             synced_gpus=sharded,
         )
     return cast(list[list[int]], out[:, length:].tolist())
-
-
-def _out_of_memory(error: RuntimeError) -> bool:
-    on_cpu = "can't allocate memory" in str(error)  # torch has no class for the CPU's
-    return isinstance(error, torch.OutOfMemoryError) or on_cpu
 
 
 def _ends(model: PreTrainedModel) -> list[int]:
