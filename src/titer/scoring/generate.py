@@ -7,7 +7,7 @@ say: those of many chat models ask for penalties on repetition, for sampling or 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, cast
+from typing import Any, Protocol, cast
 
 import torch
 from torch import Tensor
@@ -51,6 +51,22 @@ GREEDY: Mapping[str, Any] = {
 }
 
 
+class Engine(Protocol):
+    """What generates answers: `complete` below, in batches, or another one (`engines.ENGINES`)."""
+
+    def __call__(
+        self,
+        model: PreTrainedModel,
+        prompts: Sequence[Sequence[int]],
+        config: GenerationConfig,
+        batch: int = 128,
+        say: Callable[[str], None] = lambda _: None,
+        watch: Watch = unwatched,
+        ranks: Ranks = ALONE,
+    ) -> list[list[int]]:
+        """Return the greedy tokens behind every prompt, in their order, up to an answer's end."""
+
+
 def answer(
     model: PreTrainedModel,
     template: Template,
@@ -60,15 +76,16 @@ def answer(
     say: Callable[[str], None] = lambda _: None,
     watch: Watch = unwatched,
     ranks: Ranks = ALONE,
+    engine: Engine | None = None,
 ) -> list[Answer]:
     """Return the greedy answer to every row's prompt, in the order of the rows.
 
-    Prompts are completed as `complete` does it.
+    Prompts are completed by an engine, without one by `complete`.
     """
     config = greedy(model, template.ends, template.tokenizer.pad_token_id, max_new_tokens)
     prompts = [template.prompt_ids(row, max_new_tokens) for row in rows]
     answers = []
-    completed = complete(model, prompts, config, batch, say, watch, ranks)
+    completed = (engine or complete)(model, prompts, config, batch, say, watch, ranks)
     for row, tokens in zip(rows, completed, strict=True):
         ended = tokens[-1] in config.eos_token_id
         answers.append(Answer(template.text(row, tokens[:-1] if ended else tokens), ended))
