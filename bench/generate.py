@@ -90,7 +90,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         {name: timed(engine) for name, engine in engines.items()}
         for _ in range(1 if options.quick else TURNS)
     ]
-    told = {}
+    told: dict[str, dict[str, Any]] = {}
     for name in engines:
         ratio = Spread.of([turn[name][0] / turn["plain generate"][0] for turn in turns])
         told[name] = {
