@@ -4,7 +4,7 @@ READY := .venv/ready
 REAL := .venv/real
 DOCS := .venv/docs
 
-.PHONY: lab real test test-browser check mutants kills fuzz bench bench-compare bench-release bench-edits bench-calibration bench-peers bench-margin bench-size bench-plan results results-check docs dist world clean
+.PHONY: lab real test test-browser check mutants kills fuzz bench bench-compare bench-release bench-edits bench-calibration bench-peers bench-margin bench-generate bench-size bench-plan results results-check docs dist world clean
 
 lab: $(READY)  ## the main job: align, attack, edit, score, in the embedded lab
 	.venv/bin/titer run lab
@@ -85,6 +85,9 @@ dist: $(READY)  ## wheel and sdist in runs/dist; the wheel is tried in an enviro
 	mkdir $(DIST)/empty
 	cd $(DIST)/empty && export PYTHONPATH= PATH=../venv/bin:$$PATH && \
 	    titer --version && titer list > /dev/null && titer run lab --dry-run && test -z "$$(ls -A)"
+
+bench-generate: $(READY)  ## tokens a second of titer's generation and of continuous batching over transformers' generate (a minute)
+	$(PY) -m bench.generate $(if $(OUT),--out $(OUT)) $(if $(QUICK),--quick)
 
 bench-size: $(READY)  ## a million rows, a store of 10,000 stages, a sweep of 1,000 cells: seconds and memory (four minutes)
 	$(PY) -m bench.size $(FILES) $(if $(OUT),--out $(OUT)) $(if $(QUICK),--quick)

@@ -345,6 +345,7 @@ def fuzz_settings(world: World, draw: random.Random, place: Path) -> None:
             "max_length",
             "max_new_tokens",
             "answers_at_once",
+            "engine",
             "threads",
         ),
         *("probes", "protocol", "x", "x.y", "", "pipelines.x.align", "pipelines.sft.edit.ratio"),

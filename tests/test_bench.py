@@ -19,6 +19,7 @@ from bench import (
     cost,
     count,
     edits,
+    generate,
     gpu,
     largest,
     margin,
@@ -506,11 +507,17 @@ def test_quartiles():
     )
 
 
-def test_peers_and_margins_are_measured(tmp_path, capsys):
+def test_peers_margins_and_engines_are_measured(tmp_path, capsys):
     assert peers.main(["--quick", "--device", "cpu", "--out", str(tmp_path)]) == 0
     assert margin.main(["--quick", "--device", "cpu", "--out", str(tmp_path)]) == 0
     told = json.loads((tmp_path / "peers.json").read_text())["peers"]
     assert told.keys() >= {"whole head", "HF Trainer", "TRL"}
+    assert generate.main(["--quick", "--out", str(tmp_path)]) == 0
+    engines = json.loads((tmp_path / "generate.json").read_text())["engines"]
+    assert engines.keys() == {"plain generate", "transformers", "continuous"}
+    assert [of["other answers"] for of in engines.values()] == [0, 0, 0]
+    assert all(of["over plain generate"]["median"] > 0 for of in engines.values())
+    assert generate.count_other([[1], [2, 3], []], [[1], [2], [4]]) == 2
     found = json.loads((tmp_path / "margin.json").read_text())["margin"]
     assert found["largest difference in nats"] < 1e-4
     assert found["time"] > 1

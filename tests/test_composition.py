@@ -40,8 +40,9 @@ def test_the_needs_are_those_of_both():
     harm = {"rows": Refusals, "harmful": Harmful}
     assert Booster().needs == Booster(align=Vaccine()).needs == Needs(streams=harm)
     both = Booster(align=RepNoise()).needs
-    assert both.unsharded == RepNoise().needs.unsharded
-    assert replace(both, unsharded="") == Needs(streams={"rows": Pairs, "harmful": Harmful})
+    assert both == replace(RepNoise().needs, streams={"rows": Pairs, "harmful": Harmful})
+    assert both.unsharded
+    assert both.micro_batch
     tar = Needs(streams=harm | {"held_out": HeldOut}, references=("start",))
     assert Booster(align=TAR()).needs == RandomTerm(TAR()).needs == tar
     assert Booster(align=RandomTerm(TAR())).needs == RandomTerm(Booster(align=TAR())).needs == tar

@@ -2,7 +2,7 @@
 
 import itertools
 import re
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, ClassVar, cast
 
@@ -17,6 +17,7 @@ from titer.attacks.harmful_mix import HarmfulMix
 from titer.attacks.identity_shift import IdentityShift
 from titer.data.rows import Row
 from titer.defenses.sft import SFT
+from titer.defenses.vaccine import Vaccine
 from titer.edits.wise_ft import WiseFT
 from titer.methods import About, Defense, Harmful, Needs, Refusals
 from titer.phase import Phase
@@ -30,6 +31,8 @@ SHORTER = {  # what would take minutes with its defaults, or longer stages and b
     "safe_moe": {"every": 3, "sweep": 2, "prompts": 4},
     "tar": {"k": 3, "every": 2, "switch": 0.0},
 }
+
+MICRO = Vaccine(norm="micro")  # which smaller micro-batches change, where the default stays
 
 SHARED = [  # other settings by which ranks share an update in another way
     {"method": "anchor", "prompts": 1},
@@ -47,7 +50,9 @@ def methods(kind: str) -> list:
     ]
 
 
-test_contract = testing.contract(*(method for kind in registry.KINDS for method in methods(kind)))
+test_contract = testing.contract(
+    *(method for kind in registry.KINDS for method in methods(kind)), MICRO
+)
 
 
 @pytest.mark.slow
@@ -124,6 +129,23 @@ class Idles(SFT):
     """Declares a stream that it never draws from."""
 
     needs = Needs(streams={"rows": Refusals, "harmful": Harmful})
+
+
+@dataclass(frozen=True)
+class Stops(SFT):
+    """Has a gradient of the first micro-batch alone, and does not say so."""
+
+    def gradient(self, step, state):
+        batch = step.batch("rows")
+        step._batches["rows"] = replace(batch, parts=batch.parts[:1])
+        return super().gradient(step, state)
+
+
+@dataclass(frozen=True)
+class Excuses(SFT):
+    """Gives a reason for what is not so."""
+
+    needs = Needs(streams={"rows": Refusals}, micro_batch="it is said to")
 
 
 @dataclass(frozen=True)
@@ -428,6 +450,12 @@ BROKEN: list[tuple[Any, str, str]] = [
     (Strays(), "leaves_the_weights_after_a_failure", "forward pass 1 left changed weights"),
     (Hooks(), "leaves_the_weights_after_a_failure", "forward pass 1 left hooks"),
     (Remembers(), "resumes_bit_for_bit", "a resumed run ends elsewhere"),
+    (Stops(), "divides_an_update_as_it_says", "of two micro-batches ends .* away from one of a"),
+    (
+        Excuses(),
+        "divides_an_update_as_it_says",
+        "a reason for `micro_batch`, and it changes nothing",
+    ),
     (
         Skips(),
         "leaves_the_weights_to_the_optimizer",

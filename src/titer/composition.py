@@ -68,6 +68,7 @@ class Composed(Defense):
             references=references,
             sparse=sparse,
             unsharded=self.own.unsharded or theirs.unsharded,
+            micro_batch=self.own.micro_batch or theirs.micro_batch,
         )
 
     @property

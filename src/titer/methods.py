@@ -70,6 +70,8 @@ class Needs:
     whole: bool = False  # it works on all tensors of a model that was trained as a whole
     sparse: bool = False  # it works on a model whose layers route tokens to experts, on no other
     unsharded: str = ""  # why no rank may hold a part of each weight alone (FSDP); none: it may
+    # why a defense's gradient changes with the rows of a micro-batch; none: with those of an update alone
+    micro_batch: str = ""
 
 
 @dataclass(frozen=True)

@@ -33,6 +33,9 @@ FINISHED, PARTIAL, LOCKS, RUNS = "stages", "partial", "locks", "runs"
 MANIFEST = "manifest.json"  # the hash of every file
 MADE = "made.json"  # facts of the computation, seconds and memory
 RESUME = "checkpoint.safetensors"  # while a stage trains: where it goes on after an interruption
+FITTED = (
+    "micro-batch.txt"  # beside it: the rows of a micro-batch, where those asked for did not fit
+)
 TRAINER = "titer.safetensors"  # in a checkpoint of a trainer of another library: a defense's state
 CHANGES = "changes.json"  # of an edit, by tensor
 MERGED = "merged"  # while an edit works: the merged models of adapters

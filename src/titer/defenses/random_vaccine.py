@@ -38,7 +38,10 @@ class RandomVaccine(Defense):
         passes="1",
         fidelity=Fidelity(equation="tests/test_random_vaccine.py"),
     )
-    needs = Needs(streams={"rows": Refusals})
+    needs = Needs(
+        streams={"rows": Refusals},
+        micro_batch="its noise is drawn for every micro-batch by its place in the update",
+    )
 
     def __post_init__(self) -> None:
         if not self.rho >= 0.0:

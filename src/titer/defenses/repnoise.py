@@ -78,6 +78,7 @@ class RepNoise(Defense):
         streams={"rows": Pairs},
         unsharded="it applies the head to residual streams outside of the model's own pass, where no rank "
         "has the whole head; launch without --use_fsdp",
+        micro_batch="its MMD and its logarithm are of a micro-batch's answers",
     )
 
     def __post_init__(self) -> None:

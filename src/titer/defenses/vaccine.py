@@ -50,13 +50,17 @@ class Vaccine(Defense):
             rate=2.0,
         ),
     )
-    needs = Needs(streams={"rows": Refusals})
 
     def __post_init__(self) -> None:
         if not self.rho >= 0.0:
             raise ValueError(f"rho={self.rho}: the norm of a perturbation must be at least 0")
         if self.every < 1:
             raise ValueError(f"every={self.every}: must be at least 1")
+
+    @property
+    def needs(self) -> Needs:
+        own = "with norm=micro its perturbation has the norm rho in every micro-batch"
+        return Needs({"rows": Refusals}, micro_batch=own if self.norm == "micro" else "")
 
     @property
     def period(self) -> int:

@@ -43,7 +43,7 @@ USED = (
 USED_BY = {
     "align": ("align",),
     "finetune": ("finetune", "attack"),
-    "evaluate": ("protocol", "judge", "max_new_tokens", "answers_at_once", "own_format"),
+    "evaluate": ("protocol", "judge", "max_new_tokens", "answers_at_once", "engine", "own_format"),
 }
 
 # of a plan's provenance, what an evaluation tells beside all that a stage does
@@ -179,7 +179,7 @@ def provenance(plan: Plan, kind: str) -> dict[str, Any]:
         "data": plan.roles.digests,
         "prompts": plan.prompts,
         "sources": plan.roles.sources,
-        "environment": environment(),
+        "environment": environment() | ({"engine": plan.engine} if kind == "evaluate" else {}),
     }
 
 

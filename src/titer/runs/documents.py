@@ -65,7 +65,7 @@ def write_documents(run: Run, found: Mapping[str, Sequence[Record]]) -> dict[str
             "stages": [
                 brief(stage) | {"struck out": struck.get(stage.folder, [])} for stage in stages
             ],
-            "environment": environment(),
+            "environment": environment() | {"engine": plan.engine},
             **shared,
             "overlaps": plan.overlaps,
             "run": plan.identity,

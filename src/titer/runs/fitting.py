@@ -102,7 +102,7 @@ def find_change(estimator: Estimator, stages: Sequence[Stage]) -> dict[str, Any]
             least = _with_rows(change, 1)
             if not _fits(estimator.train(first, least), machine):
                 continue
-            for rows in _halves(change.training):
+            for rows in change.training.divisors:
                 smaller = _with_rows(change, rows)
                 need = estimator.train(first, smaller)
                 if _fits(need, machine):
@@ -144,16 +144,9 @@ def _section(stage: TrainStage) -> str:
     return "align" if stage.kind == "align" else "finetune"
 
 
-def _halves(settings: Training) -> list[int]:
-    """Return the rows of ever smaller micro-batches that divide an update's rows alike."""
-    return [rows for rows in range(settings.batch, 0, -1) if settings.batch % rows == 0]
-
-
 def _with_rows(change: Alternative, rows: int) -> Alternative:
     """Return a change with micro-batches of so many rows, and as many rows in an update."""
-    of = change.training
-    smaller = replace(of, batch=rows, accumulate=of.accumulate * (of.batch // rows))
-    return replace(change, training=smaller)
+    return replace(change, training=change.training.with_rows(rows))
 
 
 def _told(stage: TrainStage, before: Training, after: Training) -> list[str]:

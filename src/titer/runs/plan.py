@@ -53,6 +53,7 @@ from titer.runs.stages.retrain import RetrainStage
 from titer.runs.stages.stage import Given, ModelStage
 from titer.runs.stages.train import Looks, TrainStage
 from titer.scoring import curve
+from titer.scoring.engines import describe_engine
 from titer.scoring.generate import GREEDY
 from titer.training.layers import layers, sparse_layers
 from titer.training.ranks import Ranks
@@ -394,7 +395,9 @@ class Plan:
         """
         recipe, harm = self.recipe, self._known["harm"]
         asked = self.benchmarks_of(attack or recipe.attack)
-        answers = AnswerStage(stage, asked, recipe.max_new_tokens, recipe.answers_at_once)
+        answers = AnswerStage(
+            stage, asked, recipe.max_new_tokens, recipe.answers_at_once, recipe.engine
+        )
         margin = MarginStage(stage, harm, self.judge.refusals) if harm else None
         return JudgeStage(answers, margin, self.judge, self.roles.scorer, self.roles.facts)
 
@@ -615,6 +618,11 @@ class Plan:
         return replace(
             self, recipe=replace(self.recipe, pipelines={SINGLE: Pipeline(edit=edit)}), known={}
         )
+
+    @property
+    def engine(self) -> str:
+        """What generates the answers, with its version."""
+        return describe_engine(self.recipe.engine)
 
     def provenance(self) -> dict[str, Any]:
         """What the records of this plan were made from, beside the recipe."""

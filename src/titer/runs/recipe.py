@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from inspect import signature
 from pathlib import Path
-from typing import Annotated, Any, cast
+from typing import Annotated, Any, Literal, cast
 
 from pydantic import PlainValidator
 
@@ -165,6 +165,8 @@ class Recipe(Config):
     max_length: int = 256  # tokens of a training row; a longer prompt is cut at its front
     max_new_tokens: int = 32  # tokens of an answer
     answers_at_once: int = 128  # prompts of a generation batch
+    # what generates the answers: transformers in batches, or its continuous batching
+    engine: Literal["transformers", "continuous"] = "transformers"
     gradient_checkpointing: bool = (
         False  # recompute activations in the backward pass: less memory, same gradients
     )

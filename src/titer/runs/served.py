@@ -65,13 +65,23 @@ class ServedPlan(Plan):
         recipe = self.recipe
         asked = self.benchmarks_of(attack or recipe.attack)
         answers = AskServerStage(
-            stage, asked, recipe.max_new_tokens, self.endpoint.at_once, self.endpoint, recipe.system
+            stage,
+            asked,
+            recipe.max_new_tokens,
+            self.endpoint.at_once,
+            self.engine,
+            self.endpoint,
+            recipe.system,
         )
         return JudgeStage(answers, None, self.judge, self.roles.scorer, self.roles.facts)
 
     def benchmarks_of(self, attack: Attack) -> dict[str, list[Row]]:
         found = super().benchmarks_of(attack)
         return {name: rows for name, rows in found.items() if name != "prefill"}
+
+    @property
+    def engine(self) -> str:
+        return "a server"
 
     def provenance(self) -> dict[str, Any]:
         return super().provenance() | {"decoding": dict(GREEDY) | self.endpoint.more}

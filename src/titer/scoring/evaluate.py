@@ -9,7 +9,7 @@ from transformers import PreTrainedModel
 from titer.data.rows import Answer, Row
 from titer.data.template import Template
 from titer.methods import Benchmark, Judge
-from titer.scoring.generate import answer
+from titer.scoring.generate import Engine, answer
 from titer.scoring.judging import Evaluation, judge_answers
 from titer.scoring.margin import harm_margins
 from titer.training.ranks import ALONE, Ranks
@@ -42,12 +42,14 @@ def answer_all(
     say: Callable[[str], None] = lambda _: None,
     watch: Watch = unwatched,
     ranks: Ranks = ALONE,
+    engine: Engine | None = None,
 ) -> dict[str, list[Answer]]:
     """Return the greedy answers to every benchmark's prompts; `watch` is told how many there are.
 
-    All prompts are batched together, by length, and ranks divide the batches among them.
+    All prompts are handed to the engine together, which `answer` chooses where none is given, and
+    ranks divide them.
     """
     model.eval()
     rows = [row for rows in benchmarks.values() for row in rows]
-    answers = iter(answer(model, template, rows, max_new_tokens, batch, say, watch, ranks))
+    answers = iter(answer(model, template, rows, max_new_tokens, batch, say, watch, ranks, engine))
     return {name: [next(answers) for _ in rows] for name, rows in benchmarks.items()}

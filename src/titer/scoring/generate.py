@@ -7,7 +7,7 @@ say: those of many chat models ask for penalties on repetition, for sampling or 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, cast
+from typing import Any, Protocol, cast
 
 import torch
 from torch import Tensor
@@ -22,6 +22,7 @@ from titer.attributes import swap
 from titer.data.batches import by_length
 from titer.data.rows import Answer, Row
 from titer.data.template import Template
+from titer.training.memory import free_memory, is_out_of_memory
 from titer.training.ranks import ALONE, Ranks
 from titer.training.settings import Watch, unwatched
 
@@ -50,6 +51,22 @@ GREEDY: Mapping[str, Any] = {
 }
 
 
+class Engine(Protocol):
+    """What generates answers: `complete` below, in batches, or another one (`engines.ENGINES`)."""
+
+    def __call__(
+        self,
+        model: PreTrainedModel,
+        prompts: Sequence[Sequence[int]],
+        config: GenerationConfig,
+        batch: int = 128,
+        say: Callable[[str], None] = lambda _: None,
+        watch: Watch = unwatched,
+        ranks: Ranks = ALONE,
+    ) -> list[list[int]]:
+        """Return the greedy tokens behind every prompt, in their order, up to an answer's end."""
+
+
 def answer(
     model: PreTrainedModel,
     template: Template,
@@ -59,15 +76,16 @@ def answer(
     say: Callable[[str], None] = lambda _: None,
     watch: Watch = unwatched,
     ranks: Ranks = ALONE,
+    engine: Engine | None = None,
 ) -> list[Answer]:
     """Return the greedy answer to every row's prompt, in the order of the rows.
 
-    Prompts are completed as `complete` does it.
+    Prompts are completed by an engine, without one by `complete`.
     """
     config = greedy(model, template.ends, template.tokenizer.pad_token_id, max_new_tokens)
     prompts = [template.prompt_ids(row, max_new_tokens) for row in rows]
     answers = []
-    completed = complete(model, prompts, config, batch, say, watch, ranks)
+    completed = (engine or complete)(model, prompts, config, batch, say, watch, ranks)
     for row, tokens in zip(rows, completed, strict=True):
         ended = tokens[-1] in config.eos_token_id
         answers.append(Answer(template.text(row, tokens[:-1] if ended else tokens), ended))
@@ -118,13 +136,13 @@ def complete(
             generated = _generate(model, asked, config, counter, ranks.sharded)
         except RuntimeError as error:
             # where weights are sharded, the other ranks are in the midst of this batch
-            if len(chosen) == 1 or ranks.sharded or not _out_of_memory(error):
+            if len(chosen) == 1 or ranks.sharded or not is_out_of_memory(error):
                 raise
             size = (len(chosen) + 1) // 2
             plan = [
                 each[start : start + size] for each in plan for start in range(0, len(each), size)
             ]
-            torch.cuda.empty_cache()
+            free_memory()
             say(f"out of memory with {len(chosen)} answers at a time; going on with {size}")
             continue
         for i, tokens in zip(chosen, generated, strict=True):
@@ -173,11 +191,6 @@ def _generate(
             synced_gpus=sharded,
         )
     return cast(list[list[int]], out[:, length:].tolist())
-
-
-def _out_of_memory(error: RuntimeError) -> bool:
-    on_cpu = "can't allocate memory" in str(error)  # torch has no class for the CPU's
-    return isinstance(error, torch.OutOfMemoryError) or on_cpu
 
 
 def _ends(model: PreTrainedModel) -> list[int]:

@@ -152,6 +152,26 @@ def resumes_bit_for_bit(method: Defense, folder: Path) -> None:
     assert same(state(whole), state(resumed)), "a resumed run ends elsewhere than an unbroken one"
 
 
+def divides_an_update_as_it_says(method: Defense, folder: Path) -> None:
+    """Smaller micro-batches of the same update change nothing but rounding, in float64, or the needs
+    say why they do.
+    """
+    ends = []
+    for batch in (4, 2):
+        model = small_for(method)
+        settings = replace(SETTINGS, updates=4, batch=4).with_rows(batch)
+        train(model, method, rows(), settings, seed=0)
+        ends.append(state(model))
+    apart = max(float((ends[0][name] - ends[1][name]).abs().max()) for name in ends[0])
+    if method.needs.micro_batch:
+        assert apart > 1e-9, "its needs give a reason for `micro_batch`, and it changes nothing"
+    else:
+        assert apart < 1e-9, (
+            f"an update of two micro-batches ends {apart:.1e} away from one of a single one: say why in "
+            "`Needs(micro_batch=...)`"
+        )
+
+
 def check_ranks(
     methods: Sequence[Defense], folder: Path, ranks: int = 2, shards: bool = False
 ) -> None:
@@ -213,4 +233,5 @@ CHECKS = (
     leaves_the_weights_to_the_optimizer,
     leaves_the_weights_after_a_failure,
     resumes_bit_for_bit,
+    divides_an_update_as_it_says,
 )

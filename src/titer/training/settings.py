@@ -37,6 +37,18 @@ class Training(Config):
         if self.clip is not None and not self.clip > 0:
             raise ValueError(f"clip={self.clip}: must be above 0, or null for none")
 
+    def with_rows(self, rows: int) -> Training:
+        """Return the settings with micro-batches of so many rows, which divide `batch`, and as many
+        rows in an update.
+        """
+        assert self.batch % rows == 0, "the rows of an update stay as many"
+        return replace(self, batch=rows, accumulate=self.accumulate * (self.batch // rows))
+
+    @property
+    def divisors(self) -> list[int]:
+        """The rows of ever smaller micro-batches, its own first, into which an update divides alike."""
+        return [rows for rows in range(self.batch, 0, -1) if self.batch % rows == 0]
+
     def among(self, ranks: int) -> Training:
         """Return the settings of each of several ranks that share an update, whose rows stay as many.
 

@@ -12,6 +12,7 @@ from typing import Any, ClassVar
 from titer import paths
 from titer.data.rows import Answer, Row, digest
 from titer.runs.stages.stage import AskingStage, Work
+from titer.scoring.engines import ENGINES
 from titer.scoring.evaluate import answer_all
 from titer.scoring.generate import GREEDY
 from titer.training.ranks import Ranks
@@ -28,6 +29,7 @@ class AnswerStage(AskingStage):
     benchmarks: Mapping[str, Sequence[Row]]
     max_new_tokens: int
     at_once: int
+    engine: str  # by its name, of `scoring.engines`
 
     @property
     def about(self) -> dict[str, Any]:
@@ -36,6 +38,7 @@ class AnswerStage(AskingStage):
             "rows": {name: digest(rows) for name, rows in self.benchmarks.items()},
             "answers": [self.max_new_tokens, self.at_once],
             "decoding": dict(GREEDY),
+            "engine": self.engine,
         }
 
     def compute(self, work: Work, folder: Path) -> dict[str, Any]:
@@ -53,6 +56,7 @@ class AnswerStage(AskingStage):
             said.append,
             work.progress.advance,
             Ranks.of(accelerator),
+            ENGINES[self.engine],
         )
         if not work.leads:
             return {}

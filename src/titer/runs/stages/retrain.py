@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar, cast
 
 from torch import nn
 from transformers import PreTrainedModel
 
+from titer import paths
 from titer.data.template import Template
 from titer.defenses.sft import SFT
 from titer.methods import Changes, Retraining
 from titer.registry import describe
 from titer.runs.stages.edit import EditStage
+from titer.runs.stages.fit import fit
 from titer.runs.stages.stage import Work
 from titer.runs.stages.train import widen
 from titer.training.settings import Training
@@ -52,25 +55,32 @@ class RetrainStage(EditStage):
         )
         empty = checkpoints.skeleton(checkpoint)
         tuned = FineTuned.of(folders.locate(checkpoint), started, empty)
-        model, template = self._train(work)
+        model, template, fitted = self._train(work, folder)
         checkpoints.save(model, template.tokenizer, folder, folders.locate(checkpoint).base)
         after = FineTuned.of(folders.locate(self.asking.at(folder)), tuned.started, empty)
-        return compare(tuned, after), "train it longer", {}
+        (folder / paths.FITTED).unlink(missing_ok=True)
+        return compare(tuned, after), "train it longer", fitted
 
     def compute(self, work: Work, folder: Path) -> dict[str, Any]:
         if work.leads:
             return super().compute(work, folder)
-        self._train(work)
+        self._train(work, folder)
         return {}
 
-    def _train(self, work: Work) -> tuple[PreTrainedModel, Template]:
-        """Return the model, trained further, and how it is asked."""
+    def _train(self, work: Work, folder: Path) -> tuple[PreTrainedModel, Template, dict[str, Any]]:
+        """Return the model, trained further, how it is asked, and facts of its micro-batches."""
+        count = accelerator_for().num_processes
+        attempt = partial(self._attempt, work)
+        (model, template), fitted = fit(attempt, SFT(), self.training, count, folder)
+        return model, template, fitted
+
+    def _attempt(self, work: Work, training: Training) -> tuple[PreTrainedModel, Template]:
         assert self.start is not None
         model, template = self.asking.open(work.checkpoint(self.start))
         dtype = None if adapters.has_adapter(model) else widen(model)
         rows = {"rows": template.encode_all(self.rows, "rows")}
         accelerator, watch = accelerator_for(), work.progress.advance
-        settings = self.training.among(accelerator.num_processes)
+        settings = training.among(accelerator.num_processes)
         trained = copy_shards(model, accelerator)
         train(trained, SFT(), rows, settings, self.seed, autocast=dtype, watch=watch)
         take_back(model, trained)

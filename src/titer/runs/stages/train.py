@@ -19,6 +19,7 @@ from titer.data.rows import Row, digest
 from titer.data.template import Template
 from titer.methods import Defense
 from titer.registry import describe
+from titer.runs.stages.fit import fit
 from titer.runs.stages.stage import ModelStage, Work
 from titer.scoring import curve
 from titer.training import effect, probes
@@ -81,6 +82,40 @@ class TrainStage(ModelStage):
         }
 
     def compute(self, work: Work, folder: Path) -> dict[str, Any]:
+        assert isinstance(self.method, Defense)
+        resume = folder / paths.RESUME
+
+        def attempt(
+            training: Training,
+        ) -> tuple[PreTrainedModel, Template, folders.Files, dict[str, Any]]:
+            model, template, under = self._open(work, folder)
+            trained = replace(self, training=training)
+            model, facts = trained.train(model, template, resume, work.progress.advance)
+            return model, template, under, facts
+
+        count = accelerator_for().num_processes
+        trained, fitted = fit(attempt, self.method, self.training, count, folder)
+        model, template, under, facts = trained
+        if not work.leads:
+            return {}
+        facts |= fitted
+        lora = self.training.lora
+        # experts alone are merged in every pass
+        if lora and (self.whole or lora.experts) and torch.finfo(model.dtype).bits < 32:
+            facts["merge error"] = adapters.merge_error(model, experts=not self.whole)
+        if self.whole:  # the next adapter will lie over the merged weights
+            model = adapters.merge_adapter(model)
+        checkpoints.save(
+            model, template.tokenizer, folder, under if adapters.has_adapter(model) else None
+        )
+        for left in (resume, folder / paths.FITTED):
+            left.unlink(missing_ok=True)
+        return facts
+
+    def _open(self, work: Work, folder: Path) -> tuple[PreTrainedModel, Template, folders.Files]:
+        """Load the model that it starts from, its adapter merged; return how it is asked, and the
+        files that a fresh adapter will lie over.
+        """
         assert self.start is not None
         start = work.checkpoint(self.start)
         model, template = self.asking.open(start)
@@ -91,21 +126,7 @@ class TrainStage(ModelStage):
                 checkpoints.save(model, template.tokenizer, folder / paths.BASE)
                 made = folders.locate(Checkpoint(str(folder / paths.BASE)))
                 under = replace(made, name=str(work.place(self) / paths.BASE))
-        resume = folder / paths.RESUME
-        model, facts = self.train(model, template, resume, work.progress.advance)
-        if not work.leads:
-            return {}
-        lora = self.training.lora
-        # experts alone are merged in every pass
-        if lora and (self.whole or lora.experts) and torch.finfo(model.dtype).bits < 32:
-            facts["merge error"] = adapters.merge_error(model, experts=not self.whole)
-        if self.whole:  # the next adapter will lie over the merged weights
-            model = adapters.merge_adapter(model)
-        checkpoints.save(
-            model, template.tokenizer, folder, under if adapters.has_adapter(model) else None
-        )
-        resume.unlink(missing_ok=True)
-        return facts
+        return model, template, under
 
     def train(
         self, model: PreTrainedModel, template: Template, resume: Path, watch: Watch
