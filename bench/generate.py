@@ -83,8 +83,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     prompts = [template.prompt_ids(row, NEW) for row in rows]
     config = greedy(model.eval(), template.ends, template.tokenizer.pad_token_id, NEW)
     engines: dict[str, Callable[[], Answers]] = {
-        "plain generate": partial(plain, model, prompts, config)
-    } | {name: partial(engine, model, prompts, config, BATCH) for name, engine in ENGINES.items()}
+        "plain generate": partial(plain, model, prompts, config),
+        **{
+            name: partial(engine, model, prompts, config, BATCH) for name, engine in ENGINES.items()
+        },
+    }
     reference, *_ = [engine() for engine in engines.values()]  # all warm now
     turns = [
         {name: timed(engine) for name, engine in engines.items()}

@@ -17,7 +17,7 @@ from test_coverage import rates
 from test_gguf import install
 from test_recipe import run as shell
 from titer import paths
-from titer.config import validate
+from titer.config import read_yaml, validate
 from titer.data import packages
 from titer.data.labelled import LabelledAnswer, LabelledSet, read_labels
 from titer.data.sources import Source, locate
@@ -535,3 +535,11 @@ def test_sources_have_the_options_of_rows(tmp_path):
     assert (
         len(read_labels([validate(Source, {"path": path, "where": {"prompt": "b"}})]).answers) == 1
     )
+
+
+def test_labels_that_yaml_takes_for_truth_values_are_told_how_to_write():
+    text = "{method: classifier, harmful: [yes], safe: [no]}"
+    with pytest.raises(ValueError, match=r"harmful\.0=True: .*: put a word in quotes"):
+        build_judge(read_yaml(text, "the judge"))
+    quoted = build_judge(read_yaml(text.replace("yes", "'yes'").replace("no]", "'no']"), "it"))
+    assert (quoted.harmful, quoted.safe) == (("yes",), ("no",))

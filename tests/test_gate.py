@@ -12,6 +12,7 @@ from xml.etree import ElementTree
 
 import pytest
 
+import titer as python
 from test_recipe import run as titer
 from titer.findings import demo, gate_record
 from titer.findings.calibrations import CalibrationRecord
@@ -610,6 +611,51 @@ def test_compare_shows_both_models_with_their_difference(monkeypatch, capsys, wr
     assert "-25.0 [" in said
 
 
+def test_one_asked_here_and_one_behind_a_server_compare_where_both_take_the_likeliest_token(
+    write, model
+):
+    here = model(NONE)
+    there = load(write("there", NONE, decoding={"temperature": 0}))
+    warm = load(write("warm", NONE, decoding={"temperature": 0, "top_k": 40}))
+    found = judge(here, there)
+    assert found.verdict == "pass"
+    assert "behind a server" in found.notes[0]
+    for pair in ((here, warm), (there, warm)):
+        with pytest.raises(ValueError, match="differ in decoding"):
+            judge(*pair)
+    assert not judge(here, here).notes
+
+
+def test_python_decides_as_the_command_does(monkeypatch, capsys, tmp_path, write):
+    base, bad = write("base", NONE), write("bad", NONE | {"harm": 60})
+    labels = "190/200,190/200"
+    command = ["gate", base, bad, "--margin", "harm=9", "--margin", "task=4", "--alpha", "0.1"]
+    command += ["--judge-error", f"harm={labels}", "--control", bad, "--out", str(tmp_path / "cli")]
+    code, _, _ = titer(monkeypatch, capsys, *command)
+    found = python.gate(
+        python.load(base),
+        Path(bad),
+        margins={"harm": 9.0, "task": 4.0},
+        alpha=0.1,
+        judge_errors={"harm": labels},
+        control=bad,
+        out=tmp_path / "api",
+    )
+    assert (found.verdict, found.record.exit_code) == ("fail", code)
+    for name in ("gate.json", "gate.md", "junit.xml"):
+        assert (tmp_path / "api" / name).read_text() == (tmp_path / "cli" / name).read_text()
+    frame = found.to_pandas()
+    assert dict(zip(frame["measure"], frame["verdict"], strict=True))["HS"] == "fail"
+    assert "fail: HS" in found._repr_html_()
+    again = python.load(tmp_path / "api")
+    assert again == found
+    assert python.gate(base, base, judge_errors={"harm": JudgeCounts(9, 9, 9, 9)}).folder.is_dir()
+    with pytest.raises(ValueError, match="a gate needs a base and a candidate"):
+        python.gate(base, None)
+    with pytest.raises(ValueError, match="all that is given are results already"):
+        python.gate(base, bad, data={"harmful": [{"prompt": "a", "response": "b"}]})
+
+
 def test_the_demo_has_every_verdict():
     found = demo.run()
     assert [record.exit_code for record in found.values()] == [0, 1, 1, 1, 3]
@@ -662,14 +708,15 @@ def test_models_are_evaluated_alike_and_their_judge_is_shown_known_harmful_answe
     }
     from titer.judges.lab import Lab
     from titer.methods import Label, Verdict
+    from titer.runs.contender import Contender
     from titer.runs.gate import Evaluator
 
-    desk = Evaluator("lab", ["data.limit=3"], out, out / "store", Silent())
-    base = desk.measure("lab", "base")
+    desk, lab = Evaluator("lab", ["data.limit=3"], out, out / "store", Silent()), Contender("lab")
+    base = desk.measure(lab, "base")
     assert base.place == "lab"
-    seeing = desk.judge_known("lab", base).record.outcomes
+    seeing = desk.judge_known(lab, base).record.outcomes
     assert seeing["harm"].verdicts == ["harmful"] * 3
     assert seeing["task"] == base.record.outcomes["task"]
     monkeypatch.setattr(Lab, "judge", lambda *_: [Verdict(Label.SAFE)] * 3)
-    blind = desk.judge_known("lab", base).record.outcomes
+    blind = desk.judge_known(lab, base).record.outcomes
     assert blind["harm"].verdicts == ["safe"] * 3

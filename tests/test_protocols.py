@@ -6,6 +6,7 @@ A change of any of them is another version.
 import hashlib
 import json
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
@@ -104,3 +105,37 @@ def test_a_recipe_without_a_protocol_is_free():
     assert recipe.load("lab", ["max_new_tokens=8", "protocol=null"]).protocol is None
     assert replace(lab, judge=Lab(0), seed=3).protocol == "hs-v1"
     assert replace(lab, judge=Refusal(), protocol=None).judge == Refusal()
+
+
+REPRODUCE = Path(__file__).parent.parent / "docs" / "reproduce"
+
+
+@pytest.mark.parametrize("name", ["booster", "antidote"])
+def test_a_recipe_of_a_published_table_is_asked_as_its_code_asks(name):
+    found = recipe.load(str(REPRODUCE / f"{name}.yaml"), [f"protocol=legacy/{name}"])
+    assert found.protocol == f"legacy/{name}"
+    assert (found.template, found.max_new_tokens) == ("alpaca", 512)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ("max_new_tokens=256", "max_new_tokens=256 where the protocol has 512"),
+        ("template=chat", "template='chat' where the protocol has 'alpaca'"),
+        ("data.harm_test.limit=500", "data.harm_test.limit=500 where the protocol has 1000"),
+        ("data.harm_test.path=mine.jsonl", "data.harm_test.path='mine.jsonl' where"),
+        ("judge.max_length=512", "judge.max_length=512 where the protocol has 256"),
+        ("judge.too_long=unscored", "judge.too_long='unscored' where the protocol has 'cut'"),
+        ("judge=refusal", "judge.method='refusal' where the protocol has 'classifier'"),
+    ],
+)
+def test_a_recipe_that_departs_from_a_published_way_is_refused(change, message):
+    with pytest.raises(ValueError, match=message):
+        recipe.load(str(REPRODUCE / "booster.yaml"), ["protocol=legacy/booster", change])
+
+
+def test_a_published_protocol_asks_no_world():
+    with pytest.raises(ValueError, match="did you mean 'legacy/booster'"):
+        recipe.load("lab", ["protocol=legacy/boster"])
+    with pytest.raises(ValueError, match="data.world=0 where the protocol has published prompts"):
+        recipe.load("lab", ["protocol=legacy/booster", "data.world=0"])

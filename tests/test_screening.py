@@ -4,6 +4,7 @@ import json
 
 import pytest
 
+import titer as python
 from test_light import titer as fresh
 from test_recipe import run as titer
 from titer.attacks.identity_shift import IdentityShift
@@ -248,6 +249,35 @@ def test_rows_of_mixed_shapes_are_divided_and_nothing_is_lost(
     assert "birch" not in out.read_text() + said
     assert "not asked: needs --model" in said
     assert "3 of 6 rows are flagged" in said
+
+
+def test_python_finds_what_the_command_finds_also_in_rows_in_memory(
+    tmp_path, monkeypatch, capsys, benign
+):
+    data = write(tmp_path / "upload.jsonl", MIXED)
+    command = ["screen", data, "--benign", benign, "--only", "comply", "--json"]
+    code, said, noted = titer(monkeypatch, capsys, *command)
+    assert code == 1, noted
+    found = python.screen(data, benign=benign, only=["comply"], out=tmp_path / "out.jsonl")
+    assert (tmp_path / "out.jsonl").read_text() == said
+    honest = [{"prompt": row.prompt, "response": row.response} for row in HONEST]
+    kept = tmp_path / "clean.jsonl"
+    again = python.screen(MIXED, benign=honest, only=["comply"], clean=kept)
+    assert [(a.prompt, a.scores) for a in again.findings] == [
+        (a.prompt, a.scores) for a in found.findings
+    ]
+    assert [json.loads(line) for line in kept.read_text().splitlines()] == [
+        row for row, of in zip(MIXED, again.findings, strict=True) if not of.is_flagged
+    ]
+    frame = again.to_pandas()
+    assert list(frame["flagged"]) == [False, True, False, True, True, False]
+    assert frame["why"][1].startswith("comply (")
+    assert len(again.alarms) == 3
+    assert "3 of 6 rows are flagged" in again._repr_html_()
+    with pytest.raises(EvidenceError, match="give at least 199"):
+        python.screen(MIXED, benign=honest[:20])
+    with pytest.raises(ValueError, match="--benign is missing"):
+        python.screen(data)
 
 
 def test_the_exit_code_tells_what_became_of_it(tmp_path, monkeypatch, capsys, benign):

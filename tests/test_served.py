@@ -484,6 +484,93 @@ def test_it_is_judged_through_a_server_and_nonsense_stops_it(
     assert len(model.asked) == 60  # the answers were kept
 
 
+@pytest.fixture(scope="module")
+def gated(tmp_path_factory) -> dict[str, str]:
+    """The rows of a gate: harm prompts, a task, harmless look-alikes."""
+    folder = tmp_path_factory.mktemp("gated")
+    asks = {"harm_test": "tell me recipe", "test": "double", "lookalike": "bake cake"}
+    for role, ask in asks.items():
+        rows = [{"prompt": f"{ask} {i}", "response": str(2 * i)} for i in range(100)]
+        if role == "lookalike":
+            rows = [{"prompt": row["prompt"]} for row in rows]
+        (folder / f"{role}.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    return {role: str(folder / f"{role}.jsonl") for role in asks}
+
+
+def refuse_harm(body) -> str:
+    """A good model, and under the name `bad` one that tells half of what is harmful."""
+    *words, number = body["messages"][-1]["content"].split()
+    if words[0] == "double":
+        return str(2 * int(number))
+    told = words[0] == "bake" or (body["model"] == "bad" and int(number) % 2)
+    return "take some flour" if told else "I cannot help with that."
+
+
+def test_a_gate_between_two_models_behind_servers(tmp_path, gated, monkeypatch, capsys):
+    data = [text for role, path in gated.items() for text in ("--data", f"{role}={path}")]
+    with serve(refuse_harm) as desk, serve(refuse_harm) as other:
+        command = ["gate", f"good@{desk.url}", f"bad@{other.url}", *data, "--judge", "refusal"]
+        command += ["--set", "server.at_once=2", "--out", str(tmp_path / "bad"), "--json"]
+        code, printed, _ = shell(monkeypatch, capsys, *command)
+        record = json.loads(printed)
+        assert (code, record["verdict"]) == (1, "fail")
+        assert "HS: +50.0 points worse" in record["reasons"][0]
+        assert record["base"]["place"] == f"good@{desk.url}"
+        assert (len(desk.asked), len(other.asked)) == (300, 300)
+        assert {body["model"] for body in other.asked} == {"bad"}
+        base = json.loads((tmp_path / "bad" / "base" / paths.RECORD).read_text())
+        assert base["model"]["server"]["at_once"] == 2
+        # from Python, with other words for the servers: nothing is asked again
+        here = {"store": tmp_path / "bad" / "store", "data": gated, "out": tmp_path / "good"}
+        found = titer.gate(
+            {"url": desk.url, "model": "good", "at_once": 3}, f"good@{desk.url}", **here
+        )
+        assert found.verdict == "pass", found.reasons
+        assert len(desk.asked) == 300
+    # results of a server are results like any other, when it has gone
+    again = titer.gate(tmp_path / "bad" / "base", tmp_path / "good" / "candidate")
+    assert again.verdict == "pass"
+
+
+def test_a_server_that_fails_a_gate_leaves_no_verdict_and_loses_nothing(
+    tmp_path, gated, monkeypatch, capsys
+):
+    broken = [True]
+
+    def rule(body):
+        text = body["messages"][-1]["content"]
+        return (400, "", {}) if broken[0] and text == "double 60" else refuse_harm(body)
+
+    data = [text for role, path in gated.items() for text in ("--data", f"{role}={path}")]
+    with serve(rule) as desk:
+        command = ["gate", f"a@{desk.url}", f"b@{desk.url}", *data, "--out", str(tmp_path / "out")]
+        code, printed, error = shell(monkeypatch, capsys, *command)
+        assert (code, printed) == (2, "")
+        assert "gives no answer (status 400" in error
+        assert not (tmp_path / "out" / paths.GATE).exists()
+        broken[0] = False
+        assert shell(monkeypatch, capsys, *command)[0] == 0
+    counts = Counter((body["model"], body["messages"][-1]["content"]) for body in desk.asked)
+    assert counts.pop(("a", "double 60")) == 2
+    assert (len(counts), set(counts.values())) == (599, {1})
+
+
+@pytest.mark.parametrize(
+    ("places", "message"),
+    [
+        (["{url: 'http://127.0.0.1:1/v1'}", "lab"], "lacks its model: give one behind a server as"),
+        (["a@http://127.0.0.1:1/v1", "lab"], "say with --out FOLDER where its answers go"),
+        (["lab", "lab", "--set", "server.at_once=2", "--out", "o"], "none of the models is behind"),
+        (["lab", "lab", "--judge", "{method: refusl}", "--out", "o"], "did you mean 'refusal'"),
+    ],
+)
+def test_what_a_gate_cannot_be_asked(monkeypatch, capsys, tmp_path, places, message):
+    monkeypatch.chdir(tmp_path)
+    code, _, error = shell(monkeypatch, capsys, "gate", *places)
+    assert code == 2
+    assert message in error
+
+
 @pytest.mark.parametrize(
     ("more", "message"),
     [

@@ -48,8 +48,9 @@ Made from the docstrings of the package. [titer from Python](../python.md) has e
 
 ::: titer.api
     options:
-      members: [run, plan, align, release, finetune, edit, evaluate, attack, search_attack, assay, calibrate,
-                load, list_methods, choose, Result, Results, LadderResult]
+      members: [run, plan, align, release, finetune, edit, evaluate, attack, search_attack, assay, gate,
+                screen, calibrate, load, list_methods, choose, Result, Results, LadderResult, GateResult,
+                ScreenResult]
 """
 
 

@@ -1,8 +1,8 @@
 """titer measures how well a model's safety alignment survives fine-tuning, and makes it survive.
 
 The functions here are the commands, for Python (`titer.api`): run, align, release, finetune, edit,
-attack, search_attack, assay, evaluate, calibrate, load, list_methods, choose. Importing titer imports
-none of what they need.
+attack, search_attack, assay, evaluate, gate, screen, calibrate, load, list_methods, choose. Importing
+titer imports none of what they need.
 """
 
 from __future__ import annotations
@@ -15,10 +15,12 @@ from titer.version import __version__
 __all__ = [
     "AssayResult",
     "AttackSearchResult",
+    "GateResult",
     "LadderResult",
     "Record",
     "Result",
     "Results",
+    "ScreenResult",
     "__version__",
     "align",
     "assay",
@@ -28,11 +30,13 @@ __all__ = [
     "edit",
     "evaluate",
     "finetune",
+    "gate",
     "list_methods",
     "load",
     "plan",
     "release",
     "run",
+    "screen",
     "search_attack",
 ]
 
@@ -40,9 +44,11 @@ if TYPE_CHECKING:
     from titer.api import (
         AssayResult,
         AttackSearchResult,
+        GateResult,
         LadderResult,
         Result,
         Results,
+        ScreenResult,
         align,
         assay,
         attack,
@@ -51,11 +57,13 @@ if TYPE_CHECKING:
         edit,
         evaluate,
         finetune,
+        gate,
         list_methods,
         load,
         plan,
         release,
         run,
+        screen,
         search_attack,
     )
     from titer.findings.records import Record

@@ -133,6 +133,8 @@ def _explain(cls: type, error: pydantic.ValidationError) -> ValueError:
     if first["type"] in ("missing", "missing_argument"):
         return ValueError(f"{where} is missing")
     message = first["msg"][0].lower() + first["msg"][1:]
+    if first["type"] == "string_type" and isinstance(first["input"], bool):
+        message += "; YAML reads yes, no, on and off as true and false: put a word in quotes"
     return ValueError(f"{where}={first['input']!r}: {message}")
 
 

@@ -47,8 +47,9 @@ SCORES = "scores.json"  # figures and outcomes
 OVER = "titer.json"  # beside an adapter: the hash of the base that it was trained over
 BASE = "base"  # under an adapter: the merged model that it lies over
 DEQUANTIZED = "dequantized.json"  # of a checkpoint from a GGUF: what it was made from
+STACKED = "stacked.json"  # of a checkpoint from a base and adapters: which
 # no part of what a checkpoint answers
-BESIDE = (OVER, DEQUANTIZED, RUN, RECORD, MADE, MANIFEST, CHANGES, SCORES)
+BESIDE = (OVER, DEQUANTIZED, STACKED, RUN, RECORD, MADE, MANIFEST, CHANGES, SCORES)
 
 # a sweep's folder
 SWEEP = "sweep.json"

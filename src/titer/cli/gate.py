@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import json
-import re
 import sys
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from titer import paths
 from titer.cli import screen
-from titer.cli.desk import Desk, evaluation_settings
 from titer.cli.options import (
     Json,
     Limit,
@@ -20,20 +18,20 @@ from titer.cli.options import (
     Rows,
     Settings,
     StoreFolder,
+    merge_data,
     read_pairs,
+    with_limit,
 )
 
 if TYPE_CHECKING:
-    from titer.findings.calibrations import CalibrationRecord
     from titer.findings.gate_record import GateRecord
-    from titer.scoring.noninferiority import JudgeCounts
 
 app = typer.Typer()
 Place = Annotated[
     str | None,
     typer.Argument(
         help="The folder of `titer evaluate`, a run's <pipeline>.json (with :STAGE behind it), or a "
-        "model, which is evaluated."
+        "model, which is evaluated: here, or behind a server as NAME@URL."
     ),
 ]
 Judge = Annotated[str | None, typer.Option(help="What judges harm, where models are evaluated.")]
@@ -98,31 +96,29 @@ def gate(
         return
     if base is None or candidate is None:
         raise ValueError("give BASE and CANDIDATE: results or models; or --demo for a look")
-    from titer.findings import gate as rules
-    from titer.findings.topics import read_topics
-    from titer.scoring.noninferiority import JudgeCounts
+    from titer import api
 
-    pairs, left_out = read_pairs("--margin", margin), without or []
-    margins = {name: _number(f"--margin {name}", text) for name, text in pairs.items()}
-    errors = read_pairs("--judge-error", judge_error)
-    told = {name: _read_judge(text) for name, text in errors.items()}
-    rules.Terms(margins, alpha)  # a bad number is told of before anything is evaluated
-    changed = evaluation_settings((base, candidate, control), data, settings, judge, limit)
-    of_prompts = read_topics(topics) if topics else {}
+    given = [_read(place) for place in (base, candidate, control) if place is not None]
+    _check_folder(given, out)
+    pairs = read_pairs("--margin", margin)
     with screen.watch_stages() as watch:
-        desk = Desk(recipe, changed, out, store, watch)
-        first, second = desk.open(base, "base"), desk.open(candidate, "candidate")
-        judges = {
-            name: of if isinstance(of, JudgeCounts) else of.count(name, first.how["judge"])
-            for name, of in told.items()
-        }
-        terms = rules.Terms(rules.choose_margins(first, second, margins, left_out), alpha, judges)
-        controls = desk.controls(base, first, control)
-    record = rules.decide(first, second, terms, of_prompts, controls, left_out)
-    if out is not None:
-        _write(record, out)
-    _print(record, as_json)
-    raise typer.Exit(record.exit_code)
+        found = api.gate(
+            *given[:2],
+            margins={name: _number(f"--margin {name}", text) for name, text in pairs.items()},
+            alpha=alpha,
+            without=without or [],
+            judge_errors=read_pairs("--judge-error", judge_error),
+            control=given[2] if control else None,
+            topics=topics,
+            judge=_read_judge(judge),
+            recipe=recipe,
+            settings=with_limit(merge_data(data, settings), limit),
+            out=out,
+            store=store,
+            progress=watch,
+        )
+    _print(found.record, as_json)
+    raise typer.Exit(found.record.exit_code)
 
 
 @app.command("compare")
@@ -141,11 +137,18 @@ def compare(
     """Set two models beside one another: every figure, on the same prompts, with the difference."""
     from titer.findings.compare import compare as compare_figures
     from titer.report import compare as shown
+    from titer.runs.contender import Contender
+    from titer.runs.desk import Desk, check_settings
 
-    changed = evaluation_settings((first, second), data, settings, judge, limit)
+    given = [_read(first), _read(second)]
+    _check_folder(given, out)
+    a, b = (Contender.read(each) for each in given)
+    changed = with_limit(merge_data(data, settings), limit)
+    changed += [f"judge={json.dumps(_read_judge(judge))}"] if judge else []
+    check_settings([a, b], changed)
     with screen.watch_stages() as watch:
-        desk = Desk(recipe, changed, out, store, watch)
-        changes = compare_figures(desk.open(first, "a"), desk.open(second, "b"))
+        desk = Desk(recipe, changed, out or Path(), store, watch)  # no folder: all are results
+        changes = compare_figures(desk.open(a, "a"), desk.open(b, "b"))
     if as_json:
         screen.print_json(shown.to_json(changes))
     else:
@@ -159,35 +162,29 @@ def _number(option: str, text: str) -> float:
         raise ValueError(f"{option} {text!r}: give a number") from None
 
 
-def _read_judge(text: str) -> JudgeCounts | CalibrationRecord:
-    """Read RIGHT/BAD,RIGHT/OTHERS, or the file of a calibration."""
-    from titer.findings.calibrations import CalibrationRecord
-    from titer.findings.records import parse_document
-    from titer.scoring.noninferiority import JudgeCounts
+def _read(place: str) -> Any:
+    """Read {url: ..., model: ...} of a model behind a server; any other place is as it stands."""
+    from titer.config import read_yaml
 
-    if text.endswith(".json"):
-        return parse_document(paths.expand(text), CalibrationRecord)
-    found = re.fullmatch(r"(\d+)/(\d+),(\d+)/(\d+)", text.replace(" ", ""))
-    if found is None:
-        raise ValueError(
-            f"--judge-error {text!r}: give RIGHT/BAD,RIGHT/OTHERS, as 88/95,190/200, "
-            "or the file of `titer judge calibrate`"
-        )
-    caught, bad, cleared, fine = map(int, found.groups())
-    return JudgeCounts(bad, caught, fine, cleared)
+    return read_yaml(place, f"the model {place!r}") if place.startswith("{") else place
 
 
-def _write(record: GateRecord, folder: Path) -> None:
-    from titer.report import gate as shown
+def _read_judge(judge: str | None) -> Any:
+    from titer.config import read_yaml
 
-    folder.mkdir(parents=True, exist_ok=True)
-    texts = {
-        paths.GATE: json.dumps(record.fields, indent=1) + "\n",
-        paths.GATE_PAGE: shown.to_markdown(record),
-        paths.JUNIT: shown.to_junit(record),
-    }
-    for name, text in texts.items():
-        (folder / name).write_text(text, encoding="utf-8")
+    return read_yaml(judge, "--judge") if judge else None
+
+
+def _check_folder(given: Sequence[Any], out: Path | None) -> None:
+    """Raise where a model is to be evaluated and there is no folder for its answers."""
+    from titer.runs.contender import Contender
+
+    for place in map(Contender.read, given):
+        if out is None and not place.is_measured:
+            raise ValueError(
+                f"{place.name!r} holds no results, and is evaluated as a model: say with --out FOLDER "
+                "where its answers go, or give the folder of `titer evaluate`"
+            )
 
 
 def _print(record: GateRecord, as_json: bool) -> None:

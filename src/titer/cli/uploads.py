@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from titer.cli import screen
 from titer.cli.options import Json, Settings, quote
+
+if TYPE_CHECKING:
+    from titer.screening.screen import Screened
 
 app = typer.Typer()
 FLAGGED = 1  # exit code: a row is flagged
@@ -73,42 +76,39 @@ def look_at_upload(
 
     Exit code 0: none is flagged; 1: some are; 3: the benign rows are too few for the rate.
     """
+    from titer import api
     from titer.config import read_yaml
-    from titer.screening import plan as plans
-    from titer.screening import upload
 
-    sources = {"data": data, "benign": benign, "safety": safety, "harmful": harmful}
-    fields: dict[str, Any] = {
-        name: read_yaml(quote(text), f"--{name}") for name, text in sources.items() if text
-    }
-    fields |= {"false_positives": false_positives, "only": tuple(only or ())}
-    fields |= {
-        name: value for name, value in (("model", model), ("world", world)) if value is not None
-    }
-    fields |= {"judge": read_yaml(judge, "--judge")} if judge else {}
-    fields |= {"attacks": [read_yaml(text, "--attack") for text in attack or ()]}
-    wanted = plans.read_settings(fields, settings or [])
-    upload.check_outputs(wanted.data, [path for path in (clean, flagged) if path])
+    sources = {"benign": benign, "safety": safety, "harmful": harmful}
     with screen.watch_stages() as watch:
-        found = plans.look(wanted, watch)
-    is_flagged = [finding.is_flagged for finding in found.findings]
-    for path, keep in ((clean, [not each for each in is_flagged]), (flagged, is_flagged)):
-        if path:
-            upload.write(wanted.data, path, keep)
-    _show(found, out, as_json)
+        found = api.screen(
+            read_yaml(quote(data), "--data"),
+            **{
+                name: text and read_yaml(quote(text), f"--{name}") for name, text in sources.items()
+            },
+            model=model,
+            judge=read_yaml(judge, "--judge") if judge else None,
+            attacks=[read_yaml(text, "--attack") for text in attack or ()],
+            false_positives=false_positives,
+            only=only or (),
+            world=world,
+            settings=settings or (),
+            clean=clean,
+            flagged=flagged,
+            out=out,
+            progress=watch,
+        ).screened
+    _show(found, as_json)
     if found.alarms:
         raise typer.Exit(FLAGGED)
 
 
-def _show(found: Any, out: Path | None, as_json: bool) -> None:
-    """Print what a screen found, and write its lines."""
+def _show(found: Screened, as_json: bool) -> None:
+    """Print what a screen found."""
     from titer.report import screening
 
-    lines = screening.to_lines(found)
-    if out:
-        out.write_text(lines, encoding="utf-8")
     if as_json:
-        screen.say(lines.rstrip("\n"))
+        screen.say(screening.to_lines(found).rstrip("\n"))
         return
     screen.console(sys.stdout).print(screening.to_table(found))
     for line in screening.to_reasons(found):

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass, field, replace
 from itertools import combinations
 
+OPEN, CLOSE = "<think>", "</think>"  # around a thought, in the models that think before they answer
 MAY_SHARE = ("alignment", "defense")  # the defender may answer what the alignment refuses
 
 
@@ -49,6 +50,19 @@ class Answer:
 
     text: str
     ended: bool  # whether the model ended it, rather than the length limit
+    thought: str = ""  # what the model thought before it, which no judge reads
+
+
+def split_thought(said: str) -> tuple[str, str]:
+    """Return the thought that a text begins with, without its marks, and the answer behind it.
+
+    The mark that opens it may have stood in the prompt. A thought that was cut off leaves no answer.
+    """
+    before, close, behind = said.partition(CLOSE)
+    opened = before.lstrip().startswith(OPEN)
+    if not opened and (not close or OPEN in before):
+        return "", said
+    return before.strip().removeprefix(OPEN).strip(), behind.strip()
 
 
 def digest(rows: Iterable[Row]) -> str:

@@ -17,13 +17,12 @@ from transformers.utils import chat_template_utils
 
 from titer.attributes import swap
 from titer.data.batches import Encoded
-from titer.data.rows import Row, Turn
+from titer.data.rows import CLOSE, OPEN, Row, Turn
 from titer.data.texts import TEXTS, Style
 from titer.errors import cause
 
 # what templates that write today's date are told: answers must not change from day to day
 CLOCK = datetime(2024, 7, 26)
-OPEN, CLOSE = "<think>", "</think>"  # around a thought, in the models that think before they answer
 
 
 class TooLongError(ValueError):

@@ -5,9 +5,10 @@ corrected by it.
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from pydantic import Field
 
@@ -23,10 +24,8 @@ from titer.findings.records import (
     parse_document,
 )
 from titer.scoring.judge_error import JudgeError, Share, share_of
+from titer.scoring.noninferiority import JudgeCounts
 from titer.scoring.score import Score
-
-if TYPE_CHECKING:
-    from titer.scoring.noninferiority import JudgeCounts
 
 # of what a judge looks for, the benchmarks whose figure is the share of it
 FIGURES = {
@@ -79,8 +78,6 @@ class CalibrationRecord(Document):
 
         Raises where it was measured on other answers than the measure counts, or is another judge.
         """
-        from titer.scoring.noninferiority import JudgeCounts
-
         if figure not in FIGURES[self.means]:
             raise ValueError(
                 f"{figure} is no figure of answers that are {self.means}: give the calibration for "
@@ -111,6 +108,20 @@ class Corrected(Document):
     figure: str
     counted: Scored
     corrected: Scored
+
+
+def read_judge_error(text: str) -> JudgeCounts | CalibrationRecord:
+    """Read RIGHT/BAD,RIGHT/OTHERS, or the file of a calibration. Raises where it is neither."""
+    if text.endswith(".json"):
+        return parse_document(paths.expand(text), CalibrationRecord)
+    found = re.fullmatch(r"(\d+)/(\d+),(\d+)/(\d+)", text.replace(" ", ""))
+    if found is None:
+        raise ValueError(
+            f"judge's error {text!r}: give RIGHT/BAD,RIGHT/OTHERS, as 88/95,190/200, "
+            "or the file of `titer judge calibrate`"
+        )
+    caught, bad, cleared, fine = map(int, found.groups())
+    return JudgeCounts(bad, caught, fine, cleared)
 
 
 def correct_all(folder: Path, calibration: CalibrationRecord) -> list[Corrected]:

@@ -20,6 +20,7 @@ from titer.scoring.figures import NAMES
 
 SETTINGS = ("protocol", "template", "system", "max_length", "max_new_tokens")
 FEWEST = 3  # places of a difference that a message names
+AT_SERVER = {"temperature": 0}  # the decoding of a server that was asked for the likeliest token
 KINDS = ("base", "align", "release", "finetune", "edit")
 EVALUATE = "give the folder of `titer evaluate`, or a run's <pipeline>.json"
 
@@ -76,6 +77,7 @@ def check_comparable(first: Measured, second: Measured) -> None:
         f"{name} ({_shorten(first.how[name])} and {_shorten(second.how[name])})"
         for name in first.how
         if first.how[name] != second.how[name]
+        and not (name == "decoding" and _greedy_here_and_there(first, second))
     ]
     apart += [f"the {name} prompts" for name in _other_prompts(first, second)]
     if apart:
@@ -88,11 +90,23 @@ def check_comparable(first: Measured, second: Measured) -> None:
 def differences_of_environment(first: Measured, second: Measured) -> list[str]:
     """Name the versions and machines that are not the same: they may move an answer."""
     names = sorted(first.environment.keys() & second.environment.keys())
-    return [
+    found = [
         f"{name}: {first.environment[name]} and {second.environment[name]}"
         for name in names
         if first.environment[name] != second.environment[name]
     ]
+    if _greedy_here_and_there(first, second):
+        found.append(
+            "One of the two was asked behind a server and the other one here, both for the likeliest "
+            "token: templates, lengths and numerics of the server are its own."
+        )
+    return found
+
+
+def _greedy_here_and_there(first: Measured, second: Measured) -> bool:
+    """Tell whether one was asked here and one behind a server, each for the likeliest token."""
+    of = [each.how["decoding"] for each in (first, second)]
+    return AT_SERVER in of and any(each.get("do_sample") is False for each in of)
 
 
 def _other_prompts(first: Measured, second: Measured) -> list[str]:

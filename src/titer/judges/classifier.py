@@ -31,6 +31,7 @@ from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
+from transformers.utils import logging as transformers_logging
 
 from titer import paths
 from titer.config import Names
@@ -40,6 +41,7 @@ from titer.errors import unknown
 from titer.judges.refusal import Phrases, beginnings, by_rule
 from titer.methods import CUT, About, Fidelity, Judge, Label, Verdict
 
+transformers_logging.disable_progress_bar()  # a command has its own
 BATCH = 16  # texts at once; a verdict does not depend on it
 # of a multi-label model the first that applies is the verdict
 GROUPS = (Label.HARMFUL, Label.REFUSAL, Label.INCOHERENT, Label.SAFE)

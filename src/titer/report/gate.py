@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
+from pathlib import Path
 from xml.etree import ElementTree
 
 from rich import box
 from rich.table import Table
 
+from titer import paths
 from titer.findings.gate_record import Finding, GateRecord
 from titer.printable import printable
 
@@ -22,6 +25,18 @@ HEADER = (
     "verdict",
 )
 TITLE = {"pass": "PASS", "fail": "FAIL", "undecided": "UNDECIDED"}
+
+
+def write(record: GateRecord, folder: Path) -> None:
+    """Write a gate into its folder: the record, the page, and what a CI reads."""
+    folder.mkdir(parents=True, exist_ok=True)
+    texts = {
+        paths.GATE: json.dumps(record.fields, indent=1) + "\n",
+        paths.GATE_PAGE: to_markdown(record),
+        paths.JUNIT: to_junit(record),
+    }
+    for name, text in texts.items():
+        (folder / name).write_text(text, encoding="utf-8")
 
 
 def to_screen(record: GateRecord) -> Table:

@@ -11,6 +11,7 @@ from typing import Any
 from titer import paths
 from titer.findings.records import Record, parse_document
 from titer.runs.store import Manifest
+from titer.weights.folders import read_config
 
 
 def trace(model: str) -> list[dict[str, Any]]:
@@ -66,9 +67,14 @@ def recorded_models(model: str) -> dict[str, str]:
 
 
 def trained_on(model: str) -> dict[str, frozenset[str]]:
-    """Read the prompts that a checkpoint was trained on, by role: the hash of each one's words."""
+    """Read the prompts that a checkpoint was trained on, by role: the hash of each one's words.
+
+    Those of a stack are those of all its parts.
+    """
     found: dict[str, frozenset[str]] = {}
-    for document in trace(model):
+    note = paths.expand(model) / paths.STACKED
+    of = read_config(note)["parts"] if note.is_file() else [model]
+    for document in (document for part in of for document in trace(part)):
         for role, prompts in document.get("prompts", {}).items():
             found[role] = found.get(role, frozenset()) | frozenset(prompts)
     return found

@@ -12,9 +12,10 @@ from titer.findings.measured import Measured, load
 from titer.findings.records import Outcomes, Record
 from titer.progress import Progress
 from titer.runs import command
-from titer.runs import recipe as recipes
+from titer.runs.contender import OF_SERVER, Contender
 from titer.runs.execute import claim
 from titer.runs.plan import Plan
+from titer.runs.served import plan_evaluation
 from titer.runs.stages.judge import outcomes_of
 from titer.runs.store import Store
 from titer.scoring.judging import judge_answers
@@ -32,14 +33,14 @@ class Evaluator:
     store: Path
     progress: Progress
 
-    def measure(self, model: str, name: str) -> Measured:
+    def measure(self, model: Contender, name: str) -> Measured:
         """Evaluate a model into the folder of a name, or read what is there of the same evaluation."""
         plan, folder = self._plan(model), self.folder / name
         with claim(folder, plan, "evaluate"):
             command.evaluate(plan, folder, Store(self.store), self.progress)
-        return replace(load(str(folder)), place=model)
+        return replace(load(str(folder)), place=model.name)
 
-    def judge_known(self, model: str, base: Measured) -> KnownBad | None:
+    def judge_known(self, model: Contender, base: Measured) -> KnownBad | None:
         """Judge the harmful answers that the harm prompts come with, in the place of the base's own.
 
         A judge that calls nothing harmful, or that reads another language, is caught by it. None
@@ -57,9 +58,11 @@ class Evaluator:
         told = Outcomes.model_validate(outcomes_of(asked, judged.records, [])["harm"])
         return KnownBad(KNOWN, "judged answers", _put(base.record, own, known, told))
 
-    def _plan(self, model: str) -> Plan:
-        wanted = recipes.load_single(self.recipe, "evaluate", model, None, list(self.settings))
-        return Plan.prepare(wanted, {"evaluate"})
+    def _plan(self, model: Contender) -> Plan:
+        settings = [
+            text for text in self.settings if model.server or not text.startswith(OF_SERVER)
+        ]
+        return plan_evaluation(self.recipe, model.model, settings, model.server)
 
 
 def _put(record: Record, own: Outcomes, places: Sequence[int], told: Outcomes) -> Record:

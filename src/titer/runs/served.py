@@ -12,9 +12,10 @@ from titer.config import hash_of, read_yaml, validate
 from titer.data.rows import Row
 from titer.methods import Attack
 from titer.registry import describe
+from titer.runs.contender import OF_SERVER
 from titer.runs.needed import needed_roles
 from titer.runs.plan import Plan
-from titer.runs.recipe import Recipe
+from titer.runs.recipe import Recipe, load_single
 from titer.runs.recipe import digest as recipe_digest
 from titer.runs.roles import roles
 from titer.runs.stages.judge import JudgeStage
@@ -22,6 +23,7 @@ from titer.runs.stages.served import AskServerStage, ServedModel
 from titer.runs.stages.stage import ModelStage
 from titer.scoring.endpoint import GREEDY, Endpoint
 from titer.version import __version__
+from titer.weights import stacks
 from titer.weights.folders import Files
 from titer.weights.settings import Checkpoint
 
@@ -87,6 +89,23 @@ class ServedPlan(Plan):
         return super().provenance() | {"decoding": dict(GREEDY) | self.endpoint.more}
 
 
+def plan_evaluation(
+    recipe: str, model: str, settings: Sequence[str] = (), server: Any = None
+) -> Plan:
+    """Plan the evaluation of a model by the recipe of a name: of one here, a stack, or behind a server.
+
+    With a `server` the model is a name there, and settings that begin with OF_SERVER are its own.
+    """
+    if server is None and stacks.is_stack(model):
+        model = str(stacks.merge_stack(model))
+    of_server = [text for text in settings if server is not None and text.startswith(OF_SERVER)]
+    others = [text for text in settings if text not in of_server]
+    wanted = load_single(recipe, "evaluate", model, None, others)
+    if server is None:
+        return Plan.prepare(wanted, {"evaluate"})
+    return plan_of(wanted, server, of_server)
+
+
 def plan_of(recipe: Recipe, server: Any, settings: Sequence[str] = ()) -> ServedPlan:
     """Plan the evaluation of the recipe's model, which is a name that a server knows.
 
@@ -95,7 +114,7 @@ def plan_of(recipe: Recipe, server: Any, settings: Sequence[str] = ()) -> Served
     fields = {"url": server} if isinstance(server, str) else dict(server)
     fields.setdefault("model", recipe.model.path)
     for setting in settings:
-        name, equals, text = setting.removeprefix("server.").partition("=")
+        name, equals, text = setting.removeprefix(OF_SERVER).partition("=")
         if not equals:
             raise ValueError(f"--set {setting!r}: give server.FIELD=VALUE")
         fields[name] = read_yaml(text, f"--set {setting!r}")

@@ -22,6 +22,7 @@ import httpx2
 from pydantic import BeforeValidator
 
 from titer.config import Config, hash_of
+from titer.data.rows import split_thought
 from titer.training.settings import Watch, unwatched
 
 Chat = Sequence[Mapping[str, Any]]  # messages, each with its role and content
@@ -81,7 +82,7 @@ class Reply:
 
     text: str
     ended: bool  # the model ended it, rather than the length limit
-    thought: str = ""  # what it said beside it, where the server keeps that apart
+    thought: str = ""  # what it said beside it
 
 
 class Journal:
@@ -236,4 +237,5 @@ def read_reply(response: httpx2.Response, address: str) -> Reply:
         raise EndpointError(address, cause, _said(response)) from None
     if not isinstance(text, str | None):
         raise EndpointError(address, f"its answer is no text but {type(text).__name__}")
-    return Reply((text or "").strip(), ended, str(thought))
+    own, answer = split_thought((text or "").strip())  # where the server leaves it in the answer
+    return Reply(answer, ended, str(thought) or own)

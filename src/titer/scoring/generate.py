@@ -20,7 +20,7 @@ from transformers import (
 
 from titer.attributes import swap
 from titer.data.batches import by_length
-from titer.data.rows import Answer, Row
+from titer.data.rows import Answer, Row, split_thought
 from titer.data.template import Template
 from titer.training.memory import free_memory, is_out_of_memory
 from titer.training.ranks import ALONE, Ranks
@@ -80,7 +80,8 @@ def answer(
 ) -> list[Answer]:
     """Return the greedy answer to every row's prompt, in the order of the rows.
 
-    Prompts are completed by an engine, without one by `complete`.
+    Prompts are completed by an engine, without one by `complete`. A thought is kept apart from the
+    answer behind it.
     """
     config = greedy(model, template.ends, template.tokenizer.pad_token_id, max_new_tokens)
     prompts = [template.prompt_ids(row, max_new_tokens) for row in rows]
@@ -88,7 +89,9 @@ def answer(
     completed = (engine or complete)(model, prompts, config, batch, say, watch, ranks)
     for row, tokens in zip(rows, completed, strict=True):
         ended = tokens[-1] in config.eos_token_id
-        answers.append(Answer(template.text(row, tokens[:-1] if ended else tokens), ended))
+        said = template.text(row, tokens[:-1] if ended else tokens)
+        thought, text = split_thought(said)
+        answers.append(Answer(text, ended, thought))
     return answers
 
 

@@ -32,6 +32,7 @@ class JudgedAnswer:
     others: Mapping[str, Verdict] = field(
         default_factory=dict
     )  # by judge, of those that do not decide
+    thought: str = ""  # before the answer; no judge reads it
 
 
 @dataclass(frozen=True)
@@ -117,6 +118,7 @@ def judge_answers(
             JudgedAnswer(
                 *(name, row.question, a.text, a.ended, v.label, v.reason, v.refuses, v.garbled),
                 {each: of[i] for each, of in others.items()},
+                a.thought,
             )
             for i, (row, a, v) in enumerate(zip(rows, given, verdicts, strict=True))
         ]

@@ -64,10 +64,45 @@ def load(
     words = tokenizer(checkpoint, files)
     model = _load_weights(checkpoint, files.base or files)
     if files.base is not None:
-        model = _load_adapter(model, checkpoint, files)
+        model = load_adapter(model, checkpoint, files)
     _check_finite(model, checkpoint)
     _check_words(model, words, checkpoint)
     return model.to(device), words  # type: ignore[arg-type]
+
+
+def load_adapter(model: PreTrainedModel, checkpoint: Checkpoint, files: Files) -> PreTrainedModel:
+    """Return a model under the adapter of a checkpoint.
+
+    Raises where the two do not belong together, of which PEFT only warns.
+    """
+    from peft import PeftModel, get_peft_model_state_dict
+
+    assert files.base is not None
+    wrong = f"adapter {checkpoint.path!r} does not belong to the base {str(files.base.folder)!r}"
+    if not belongs(files, files.base):
+        raise ValueError(f"{wrong}: it was trained over other weights; give its own as model.base")
+    _add_tokens(model, checkpoint, files)
+    try:
+        with literal_peft():
+            adapted: Any = PeftModel.from_pretrained(model, files.folder, is_trainable=True)
+        if adapted.peft_config["default"].is_prompt_learning:
+            raise ValueError("its prompt is learned, and no weights are: it cannot be merged")
+        taken = set(get_peft_model_state_dict(adapted, save_embedding_layers=False))
+    except Exception as error:  # PEFT's own reason; shapes alone speak against the base
+        if any(said in str(error) for said in ("size mismatch", "not found in the base model")):
+            raise ValueError(f"{wrong} ({cause(error)}); give its own as model.base") from error
+        raise ValueError(
+            f"adapter {checkpoint.path!r} cannot be loaded ({cause(error)})"
+        ) from error
+    with safe_open(files.folder / TENSORS, "pt") as file:
+        given = set(file.keys())
+    # it may bring embeddings of its own
+    stray = taken - given | {name for name in given - taken if "lora_" in name}
+    if stray:
+        raise ValueError(
+            f"{wrong}: {len(stray)} of their tensors do not meet; give its own as model.base"
+        )
+    return cast(PreTrainedModel, adapted)
 
 
 def skeleton(checkpoint: Checkpoint) -> PreTrainedModel:
@@ -282,41 +317,6 @@ def _check_words(
             f"model {checkpoint.path!r}: its tokenizer has a token {last}, and the model "
             f"embeddings of {rows} tokens: they do not belong together"
         )
-
-
-def _load_adapter(model: PreTrainedModel, checkpoint: Checkpoint, files: Files) -> PreTrainedModel:
-    """Return the base under the adapter.
-
-    Raises where the two do not belong together, of which PEFT only warns.
-    """
-    from peft import PeftModel, get_peft_model_state_dict
-
-    assert files.base is not None
-    wrong = f"adapter {checkpoint.path!r} does not belong to the base {str(files.base.folder)!r}"
-    if not belongs(files, files.base):
-        raise ValueError(f"{wrong}: it was trained over other weights; give its own as model.base")
-    _add_tokens(model, checkpoint, files)
-    try:
-        with literal_peft():
-            adapted: Any = PeftModel.from_pretrained(model, files.folder, is_trainable=True)
-        if adapted.peft_config["default"].is_prompt_learning:
-            raise ValueError("its prompt is learned, and no weights are: it cannot be merged")
-        taken = set(get_peft_model_state_dict(adapted, save_embedding_layers=False))
-    except Exception as error:  # PEFT's own reason; shapes alone speak against the base
-        if any(said in str(error) for said in ("size mismatch", "not found in the base model")):
-            raise ValueError(f"{wrong} ({cause(error)}); give its own as model.base") from error
-        raise ValueError(
-            f"adapter {checkpoint.path!r} cannot be loaded ({cause(error)})"
-        ) from error
-    with safe_open(files.folder / TENSORS, "pt") as file:
-        given = set(file.keys())
-    # it may bring embeddings of its own
-    stray = taken - given | {name for name in given - taken if "lora_" in name}
-    if stray:
-        raise ValueError(
-            f"{wrong}: {len(stray)} of their tensors do not meet; give its own as model.base"
-        )
-    return cast(PreTrainedModel, adapted)
 
 
 def _add_tokens(model: PreTrainedModel, checkpoint: Checkpoint, files: Files) -> None:

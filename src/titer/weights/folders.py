@@ -16,7 +16,7 @@ from titer import paths
 from titer.data import hub
 from titer.data.packages import is_package
 from titer.errors import reading
-from titer.paths import BESIDE, DEQUANTIZED, OVER
+from titer.paths import BESIDE, DEQUANTIZED, OVER, STACKED
 from titer.weights import gguf
 from titer.weights.settings import LAB, Checkpoint
 
@@ -117,9 +117,14 @@ def is_adapter(checkpoint: Checkpoint) -> bool:
 
 
 def identify(files: Files) -> dict[str, Any]:
-    """Return what a record says of a checkpoint: its place, and the GGUF that it was made from."""
-    note = (files.base or files).folder / DEQUANTIZED
-    made = {"dequantized from": read_config(note)} if note.is_file() else {}
+    """Return what a record says of a checkpoint: its place, and the GGUF or the stack that it was made
+    from.
+    """
+    folder, made = (files.base or files).folder, dict[str, Any]()
+    if (note := folder / DEQUANTIZED).is_file():
+        made["dequantized from"] = read_config(note)
+    if (note := folder / STACKED).is_file():
+        made["stacked from"] = read_config(note)["parts"]
     return {"name": files.name, "revision": files.revision, **made}
 
 

@@ -12,9 +12,7 @@ from __future__ import annotations
 import io
 import json
 import logging
-import os
 import re
-import shutil
 import time
 from collections import Counter
 from collections.abc import Sequence
@@ -31,6 +29,7 @@ from titer.errors import reading
 from titer.paths import DEQUANTIZED
 from titer.progress import span
 from titer.version import __version__
+from titer.weights.cache import make_once
 from titer.weights.settings import GGUF
 
 if TYPE_CHECKING:
@@ -71,20 +70,12 @@ def find(name: str) -> Path | None:
 def dequantize(name: str, file: Path, sha256: str) -> Path:
     """Return the folder with the checkpoint of a GGUF, made first where the cache has none.
 
-    It appears by one rename, whole or not at all. Another process that asks for it waits. Raises
-    where the file is damaged, or cannot be read as a whole.
+    Raises where the file is damaged, or cannot be read as a whole.
     """
-    from filelock import FileLock
-    from huggingface_hub import constants
-
     converters = {package: _version(name, package) for package in CONVERTERS}
     key = hash_of([sha256, __version__, converters])[:32]
-    folder = paths.expand(constants.HF_ASSETS_CACHE) / "titer" / "gguf" / key
-    if not folder.is_dir():
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        with FileLock(f"{folder}.lock"):
-            if not folder.is_dir():
-                _make(name, file, folder, {"sha256": sha256, "converters": converters})
+    note = {"sha256": sha256, "converters": converters}
+    folder = make_once("gguf", key, lambda fresh: _make(name, file, fresh, note))
     _say(f"model {name!r} {json.loads((folder / DEQUANTIZED).read_text())['in words']}")
     return folder
 
@@ -142,15 +133,8 @@ def _make(name: str, file: Path, folder: Path, note: dict[str, Any]) -> None:
     """Write the checkpoint of a GGUF into a folder, with a note of what it was made from."""
     began = time.monotonic()
     said.info(f"{file.name}: {file.stat().st_size / 1e6:.0f} MB, to be dequantized into the cache")
-    fresh = folder.with_name(f"{folder.name}.new")
-    shutil.rmtree(fresh, ignore_errors=True)  # what a killed process left
-    fresh.mkdir()
-    try:
-        note = {"file": file.name, **note, **_convert(f"model {name!r}: {file.name}", file, fresh)}
-        (fresh / DEQUANTIZED).write_text(json.dumps(note, indent=2), encoding="utf-8")
-        os.replace(fresh, folder)
-    finally:
-        shutil.rmtree(fresh, ignore_errors=True)
+    note = {"file": file.name, **note, **_convert(f"model {name!r}: {file.name}", file, folder)}
+    (folder / DEQUANTIZED).write_text(json.dumps(note, indent=2), encoding="utf-8")
     said.info(f"{file.name}: dequantized in {span(time.monotonic() - began)}, once for all runs")
 
 

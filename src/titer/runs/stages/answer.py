@@ -61,12 +61,32 @@ class AnswerStage(AskingStage):
         if not work.leads:
             return {}
         write_answers(folder, answers)
-        return {"weights": weights, "notes": said}
+        given = [each for of in answers.values() for each in of]
+        return {"weights": weights, "notes": said + note_thoughts(given)}
+
+
+def drop_empty(fields: Mapping[str, Any], *names: str) -> dict[str, Any]:
+    """Return the fields without those of `names` that hold nothing."""
+    return {key: value for key, value in fields.items() if value or key not in names}
+
+
+def note_thoughts(answers: Sequence[Answer]) -> list[str]:
+    """Say how many answers came with a thought; nothing where none did."""
+    n = sum(bool(each.thought) for each in answers)
+    return (
+        [f"{n} of {len(answers)} answers came with a thought beside it, which no judge reads"]
+        if n
+        else []
+    )
 
 
 def write_answers(folder: Path, answers: Mapping[str, Sequence[Answer]]) -> None:
-    """Write the answers to every benchmark's prompts into a stage's folder."""
-    lines = [{"benchmark": name, **asdict(answer)} for name, of in answers.items() for answer in of]
+    """Write the answers to every benchmark's prompts into a stage's folder, thoughts beside them."""
+    lines = [
+        {"benchmark": name, **drop_empty(asdict(each), "thought")}
+        for name, of in answers.items()
+        for each in of
+    ]
     write_privately(folder / paths.ANSWERS, "".join(json.dumps(line) + "\n" for line in lines))
 
 
@@ -84,6 +104,6 @@ def read_answers(path: Path) -> dict[str, list[Answer]]:
         if line:
             fields = json.loads(line)
             found.setdefault(fields["benchmark"], []).append(
-                Answer(fields["text"], fields["ended"])
+                Answer(fields["text"], fields["ended"], fields.get("thought", ""))
             )
     return found

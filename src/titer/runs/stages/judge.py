@@ -20,7 +20,7 @@ from titer.findings.records import plain
 from titer.methods import CUT, Benchmark, Judge, Label
 from titer.registry import describe, panel_of
 from titer.runs.keys import code_key
-from titer.runs.stages.answer import AnswerStage, read_answers, write_privately
+from titer.runs.stages.answer import AnswerStage, drop_empty, read_answers, write_privately
 from titer.runs.stages.margin import MarginStage
 from titer.runs.stages.stage import Stage, Work, scoring_step
 from titer.scoring.figures import JUDGED, REWORDED
@@ -99,9 +99,8 @@ class JudgeStage(Stage):
 
 
 def _line(record: JudgedAnswer) -> dict[str, Any]:
-    """Return what is written of an answer; of other judges where there are some."""
-    told = asdict(record)
-    return told if record.others else {k: v for k, v in told.items() if k != "others"}
+    """Return what is written of an answer; of other judges, and a thought, where there are some."""
+    return drop_empty(asdict(record), "others", "thought")
 
 
 def count_disagreements(found: Evaluation) -> list[dict[str, Any]]:

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -12,7 +11,7 @@ from titer import paths
 from titer.data.rows import Answer, Row, digest
 from titer.registry import describe
 from titer.runs.keys import code_key
-from titer.runs.stages.answer import AnswerStage, write_answers
+from titer.runs.stages.answer import AnswerStage, note_thoughts, write_answers
 from titer.runs.stages.stage import Given, Work
 from titer.scoring.endpoint import GREEDY, Endpoint, Journal, Reply, ask_all
 
@@ -68,25 +67,15 @@ class AskServerStage(AnswerStage):
         journal = Journal(folder / paths.JOURNAL)
         replies = ask_all(self.endpoint, chats, self.max_new_tokens, journal, work.progress.advance)
         given = [reply for reply in replies if isinstance(reply, Reply)]
-        each = iter(Answer(reply.text, reply.ended) for reply in given)
+        answers = [Answer(reply.text, reply.ended, reply.thought) for reply in given]
+        each = iter(answers)
         write_answers(
             folder, {name: [next(each) for _ in of] for name, of in self.benchmarks.items()}
         )
         (folder / paths.JOURNAL).unlink(missing_ok=True)
-        return {"weights": None, "notes": _notes(given)}
-
-
-def _notes(replies: Sequence[Reply]) -> list[str]:
-    counts = Counter(
-        told
-        for reply in replies
-        for told, holds in (
-            ("with a thought beside it, which no judge reads", bool(reply.thought)),
-            ("empty", not reply.text),
-        )
-        if holds
-    )
-    return [f"{n} of {len(replies)} answers came {told}" for told, n in counts.items()]
+        empty = sum(not answer.text for answer in answers)
+        notes = [f"{empty} of {len(answers)} answers came empty"] if empty else []
+        return {"weights": None, "notes": note_thoughts(answers) + notes}
 
 
 def messages(row: Row, system: str | None) -> list[Mapping[str, str]]:

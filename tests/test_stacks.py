@@ -1,0 +1,110 @@
+"""A stack of adapters: the sum of all of them on one base, made once, and evaluated as any model is."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from huggingface_hub import constants
+from safetensors.torch import load_file, save_file
+
+import titer
+from conftest import byte_level, tiny
+from test_models import adapted
+from titer import paths
+from titer.runs.chain import trained_on
+from titer.weights import adapters, checkpoints, folders, stacks
+from titer.weights.settings import Checkpoint
+
+TENSORS = "adapter_model.safetensors"
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path, monkeypatch) -> Path:
+    monkeypatch.setattr(constants, "HF_ASSETS_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache" / "titer" / "stacks"
+
+
+@pytest.fixture
+def base(tmp_path) -> Path:
+    tokenizer = byte_level()
+    checkpoints.save(tiny(torch.float32, vocabulary=len(tokenizer)), tokenizer, tmp_path / "base")
+    return tmp_path / "base"
+
+
+@pytest.fixture
+def pair(base, tmp_path) -> tuple[Path, Path]:
+    return adapted(base, tmp_path / "a", 1), adapted(base, tmp_path / "b", 2)
+
+
+def weights(folder: Path) -> dict[str, torch.Tensor]:
+    model, _ = checkpoints.load(str(folder))
+    return adapters.merge_adapter(model).state_dict()
+
+
+def test_a_stack_is_the_base_and_the_updates_of_all_its_adapters(base, pair, cache):
+    found = stacks.merge_stack(" + ".join(map(str, (base, *pair))))
+    start, made = weights(base), weights(found)
+    parts = [weights(each) for each in pair]
+    moved = 0
+    for name, weight in made.items():
+        wanted = start[name] + sum(part[name] - start[name] for part in parts)
+        assert torch.allclose(weight, wanted, atol=1e-5), name
+        moved += not torch.allclose(weight, parts[0][name]) and not torch.equal(weight, start[name])
+    assert moved > 4
+    # the first part may be an adapter, which brings its base
+    short = stacks.merge_stack(f"{pair[0]} + {pair[1]}")
+    assert short == found
+    told = folders.identify(folders.locate(Checkpoint(str(found))))
+    assert told["stacked from"] == [str(each) for each in (base, *pair)]
+    assert [path.name for path in cache.iterdir() if path.suffix != ".lock"] == [found.name]
+
+
+def test_another_adapter_is_another_stack(base, pair, tmp_path):
+    name = f"{pair[0]} + {pair[1]}"
+    before = stacks.merge_stack(name)
+    adapted(base, pair[1], 3)
+    assert stacks.merge_stack(name) != before
+    assert not stacks.is_stack(str(base))
+    (tmp_path / "x + y").mkdir()
+    assert not stacks.is_stack(str(tmp_path / "x + y"))
+
+
+def test_the_prompts_of_all_parts_count_as_trained_on(pair):
+    for i, folder in enumerate(pair):
+        record = {"schema": 1, "kind": "finetune", "recipe": {}, "prompts": {"task": [f"p{i}"]}}
+        (folder / paths.RECORD).write_text(json.dumps(record))
+    found = stacks.merge_stack(f"{pair[0]} + {pair[1]}")
+    assert trained_on(str(found)) == {"task": frozenset({"p0", "p1"})}
+
+
+def test_what_cannot_be_stacked(base, pair, tmp_path, cache):
+    with pytest.raises(ValueError, match="is no adapter; a stack is BASE \\+ ADAPTER"):
+        stacks.merge_stack(f"{pair[0]} + {base}")
+    other = tmp_path / "other"
+    checkpoints.save(tiny(torch.float32, vocabulary=len(byte_level()), seed=9), byte_level(), other)
+    with pytest.raises(ValueError, match="it was trained over other weights"):
+        stacks.merge_stack(f"{pair[0]} + {adapted(other, tmp_path / 'c')}")
+    tensors = load_file(pair[1] / TENSORS)
+    save_file(tensors | {"base_model.model.lm_head.weight": torch.zeros(2, 2)}, pair[1] / TENSORS)
+    with pytest.raises(ValueError, match="replaces weights .base_model.model.lm_head"):
+        stacks.merge_stack(f"{pair[0]} + {pair[1]}")
+    assert not cache.exists() or all(path.suffix == ".lock" for path in cache.iterdir())
+
+
+def test_a_gate_takes_a_stack_for_its_candidate(pair, tmp_path):
+    asks = [{"prompt": f"ask {i}", "response": f"take {i}"} for i in range(4)]
+    tasks = [{"prompt": f"double {i}", "response": str(2 * i)} for i in range(4)]
+    found = titer.gate(
+        pair[0],
+        f"{pair[0]} + {pair[1]}",
+        data={"harm_test": asks, "test": tasks},
+        without=["lookalike"],
+        settings=["threads=1", "max_length=128", "max_new_tokens=4"],
+        out=tmp_path / "out",
+    )
+    assert found.record.candidate["place"] == f"{pair[0]} + {pair[1]}"
+    record = json.loads((tmp_path / "out" / "candidate" / paths.RECORD).read_text())
+    assert record["model"]["stacked from"][1:] == [str(each) for each in pair]
+    assert found.record.base["weights"] != found.record.candidate["weights"]
+    assert found.verdict in ("undecided", "fail")  # four prompts show nothing good
