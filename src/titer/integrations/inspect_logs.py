@@ -18,7 +18,7 @@ from types import ModuleType
 from typing import Any
 
 from titer.config import hash_of
-from titer.integrations.scored import Asked, Said, ScoredModel, read_models
+from titer.integrations.scored import PromptOutcome, Said, ScoredModel, read_models
 from titer.report.parts import FileNames, write_together
 from titer.scoring.figures import NAMES
 from titer.scoring.score import Score
@@ -146,7 +146,7 @@ def _samples(log: ModuleType, of: ScoredModel, said: Mapping[str, list[Said]]) -
         )
 
 
-def _values(of: ScoredModel, each: Asked) -> dict[str, float]:
+def _values(of: ScoredModel, each: PromptOutcome) -> dict[str, float]:
     """Return what a prompt counts to every figure of its benchmark, NaN where it is unscored."""
     unscored = each.verdict == "unscored"
     missing = dict.fromkeys(of.figures_of(each.benchmark), math.nan) if unscored else {}

@@ -31,7 +31,7 @@ class Said:
 
 
 @dataclass(frozen=True)
-class Asked:
+class PromptOutcome:
     """What a prompt came to."""
 
     benchmark: str
@@ -72,13 +72,13 @@ class ScoredModel:
         """List the figures that the answers to a benchmark are counted for."""
         return [name for name in self.record.scores if FROM.get(name, name) == benchmark]
 
-    def asked(self) -> Iterator[Asked]:
+    def asked(self) -> Iterator[PromptOutcome]:
         """Yield what every prompt came to, benchmark by benchmark."""
         for name, found in (self.record.outcomes or {}).items():
             values = {figure: self._values(figure, found) for figure in self.figures_of(name)}
             numbers: dict[str, int] = {}
             for i, (prompt, cluster) in enumerate(zip(found.prompts, found.clusters, strict=True)):
-                yield Asked(
+                yield PromptOutcome(
                     name,
                     i + 1,
                     prompt if len(prompt) == 2 * hashlib.sha256().digest_size else "",
