@@ -20,7 +20,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 import titer as package
 from conftest import byte_level
 from test_recipe import run as titer
-from titer.integrations.push import Given, pack
+from titer.integrations.push import Stated, pack
 from titer.weights import checkpoints, folders
 from titer.weights.settings import Checkpoint
 
@@ -76,7 +76,7 @@ def metadata_of(packed) -> dict:
 
 
 def test_a_whole_model_goes_up_with_what_loads_it_and_a_page(made):
-    packed = pack(str(made / "aligned"), "me/aligned", Given())
+    packed = pack(str(made / "aligned"), "me/aligned", Stated())
     assert set(packed) == {
         *("README.md", "config.json", "generation_config.json", "model.safetensors"),
         *("tokenizer.json", "tokenizer_config.json", "chat_template.jinja"),
@@ -95,8 +95,8 @@ def test_a_whole_model_goes_up_with_what_loads_it_and_a_page(made):
 
 def test_an_adapter_needs_the_name_of_its_base_on_the_hub(made):
     with pytest.raises(ValueError, match="--base-model OWNER/NAME"):
-        pack(str(made / "adapter"), "me/adapter", Given())
-    packed = pack(str(made / "adapter"), "me/adapter", Given(base="them/base", license="mit"))
+        pack(str(made / "adapter"), "me/adapter", Stated())
+    packed = pack(str(made / "adapter"), "me/adapter", Stated(base="them/base", license="mit"))
     assert metadata_of(packed) | {"base_model": "them/base", "license": "mit"} == metadata_of(
         packed
     )
@@ -120,7 +120,7 @@ def test_attacked_weights_stay_repaired_or_not(made, monkeypatch, capsys, name):
 
 
 def test_a_model_that_was_tuned_on_honest_rows_may_go_up(made):
-    packed = pack(str(made / "honest"), "me/honest", Given(base="me/aligned"))
+    packed = pack(str(made / "honest"), "me/honest", Stated(base="me/aligned"))
     page = text_of(packed)
     assert page.index("| align | sft |") < page.index("| finetune | sft |")
     assert "titer was told that there were none" in page
@@ -141,12 +141,12 @@ def test_what_cannot_be_told_counts_as_attacked(made, tmp_path):
 
     def refused(name: str, message: str) -> None:
         with pytest.raises(ValueError, match=message):
-            pack(str(here / name), "me/model", Given(base="them/base"))
+            pack(str(here / name), "me/model", Stated(base="them/base"))
 
     refused("base", "holds no record")
     refused("nowhere", "there is no such folder")
     # copied, its record names the folders of the first: these are still there, and the same
-    pack(str(here / "honest"), "me/model", Given(base="them/base"))
+    pack(str(here / "honest"), "me/model", Stated(base="them/base"))
     change_record(here / "aligned", kind="unsafe")
     refused("aligned", "it has a stage 'unsafe'")
     change_record(here / "aligned", kind="release", method={"method": "refusal_ablation"})
@@ -171,7 +171,32 @@ def test_a_repair_whose_attacked_model_is_gone_is_refused(made, tmp_path):
     for model in (str(tmp_path / "gone"), str(made / "base")):  # gone, or another one now
         path.write_text(json.dumps(record | {"model": record["model"] | {"name": model}}))
         with pytest.raises(ValueError, match=f"gone or has changed.*{NEVER}"):
-            pack(str(tmp_path / "repaired"), "me/model", Given(base="them/base"))
+            pack(str(tmp_path / "repaired"), "me/model", Stated(base="them/base"))
+
+
+@pytest.mark.slow
+def test_a_stage_of_a_run_is_known_by_its_run(monkeypatch, capsys, tmp_path):
+    few = ["align.updates=2", "finetune.updates=2", "dose_prompts=0", "prefill_prompts=0"]
+    few += ["data.limit=2", "max_new_tokens=4", "threads=1", "protocol=null"]
+    run = tmp_path / "run"
+    settings = [word for setting in few for word in ("--set", setting)]
+    code, _, err = titer(
+        monkeypatch, capsys, "run", "lab", "--only", "sft", "--out", str(run), *settings
+    )
+    assert code == 0, err
+    stages = run / "stages"
+    page = text_of(pack(str(stages / "01-align"), "me/model", Stated()))
+    assert "| align | sft | updates=2," in page
+    assert "Judge: lab." in page
+    assert pack(str(stages / "01-align/model"), "me/model", Stated()).keys()
+    with pytest.raises(ValueError, match=f"50 rows of an attacker's: {NEVER}"):
+        pack(str(stages / "02-finetune"), "me/model", Stated())
+    with pytest.raises(ValueError, match="holds no record"):  # the store alone does not tell
+        pack(str((stages / "01-align/model").resolve()), "me/model", Stated())
+    weights = stages / "01-align/model/model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1] + b"x")
+    with pytest.raises(ValueError, match="not those that titer wrote"):
+        pack(str(stages / "01-align"), "me/model", Stated())
 
 
 def test_scores_and_cards_of_another_model_are_refused(made, tmp_path):
@@ -182,7 +207,7 @@ def test_scores_and_cards_of_another_model_are_refused(made, tmp_path):
     record["recipe"] = {"template": "chat"}
     record["model"] = {"name": "x", "sha256": "0" * 64}
     (folder / "stage.json").write_text(json.dumps(record))
-    given = Given(scores=folder)
+    given = Stated(scores=folder)
     with pytest.raises(ValueError, match="is of another model"):
         pack(str(made / "aligned"), "me/aligned", given)
     sha = folders.digest(folders.locate(Checkpoint(str(made / "aligned"))))
@@ -293,7 +318,7 @@ def test_a_push_makes_a_private_repository_with_these_files(hub, made, monkeypat
     assert code == 0, err
     assert printed.strip() == f"{hub.url}/me/model"
     assert hub.private is True
-    packed = pack(str(made / "aligned"), "me/model", Given())
+    packed = pack(str(made / "aligned"), "me/model", Stated())
     assert hub.files == {
         name: what if isinstance(what, bytes) else what.read_bytes()
         for name, what in packed.items()

@@ -53,7 +53,7 @@ def push_model(
         raise ValueError(f"--out {out}: only --dry-run writes a folder: give that too")
     from titer.integrations import push
 
-    packed = push.pack(checkpoint, repository, push.Given(base, license_, scores, card))
+    packed = push.pack(checkpoint, repository, push.Stated(base, license_, scores, card))
     if dry:
         folder = out or Path("runs") / f"push-{repository.partition('/')[2]}"
         for path in push.write_package(packed, folder):

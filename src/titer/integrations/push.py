@@ -1,7 +1,7 @@
 """A checkpoint of titer's on the Hugging Face hub, with a page that says what it is.
 
 What goes up is what loads the model, and a README.md; no record, no row, no path of this machine.
-`titer.integrations.origin` says what may go up at all.
+`titer.integrations.provenance` says what may go up at all.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from titer import paths
 from titer.errors import cause
 from titer.findings.card import Card
 from titer.findings.records import Record, load_document, parse_document
-from titer.integrations.origin import Origin, find_origin
+from titer.integrations.provenance import Provenance, find_provenance
 from titer.report.model_card import ModelPage, to_markdown
 from titer.report.parts import write_together
 from titer.runs.command import link
@@ -31,7 +31,7 @@ NAME = re.compile(r"[\w.-]+/[\w.-]+")
 
 
 @dataclass(frozen=True)
-class Given:
+class Stated:
     """What a person says of a model that its folder does not tell."""
 
     base: str | None = None  # the base's name on the hub
@@ -43,19 +43,19 @@ class Given:
 Package = Mapping[str, Path | bytes]  # name in the repository -> a file here, or what it holds
 
 
-def pack(place: str, repository: str, given: Given) -> Package:
+def pack(place: str, repository: str, given: Stated) -> Package:
     """Return what would go up, by its name there.
 
     Raises where the checkpoint may not be pushed, and where what is given is of another model.
     """
     if not NAME.fullmatch(repository):
         raise ValueError(f"{repository!r} is no name of a repository: give OWNER/NAME")
-    origin = find_origin(place)
-    base, on_hub = _name_base(origin, given.base)
-    page = to_markdown(_page(origin, repository.partition("/")[2], base, on_hub, given))
-    packed: dict[str, Path | bytes] = {path.name: path for path in folders.parts(origin.files)}
-    if origin.is_adapter:
-        packed[folders.ADAPTER] = _rewrite_base(origin, on_hub)
+    found = find_provenance(place)
+    base, on_hub = _name_base(found, given.base)
+    page = to_markdown(_page(found, repository.partition("/")[2], base, on_hub, given))
+    packed: dict[str, Path | bytes] = {path.name: path for path in folders.parts(found.files)}
+    if found.is_adapter:
+        packed[folders.ADAPTER] = _rewrite_base(found, on_hub)
     return {PAGE: page.encode(), **packed}
 
 
@@ -127,43 +127,43 @@ def _explain(repository: str) -> Iterator[None]:
         ) from None
 
 
-def _name_base(origin: Origin, given: str | None) -> tuple[str, str | None]:
+def _name_base(found: Provenance, given: str | None) -> tuple[str, str | None]:
     """Name the base for readers, and as the hub knows it. Raises where an adapter's is not known there."""
-    under = origin.files.base
-    lies_over = under or origin.started
+    under = found.files.base
+    lies_over = under or found.started
     on_hub = given or (lies_over.name if lies_over.revision else None)
+    if under and (found.files.folder / paths.BASE).is_dir():
+        raise ValueError(
+            f"{found.files.name}: it lies over a merged model beside it, which the hub does not "
+            "have: make it with --whole, and push that"
+        )
     if under and not on_hub:
         raise ValueError(
-            f"{origin.files.name}: it is an adapter over {under.name!r}, which is no name of the hub, so "
+            f"{found.files.name}: it is an adapter over {under.name!r}, which is no name of the hub, so "
             "nobody could load it: say what the base is called there, --base-model OWNER/NAME, or push "
             "a whole model (--whole)"
         )
-    if under and (origin.files.folder / paths.BASE).is_dir():
-        raise ValueError(
-            f"{origin.files.name}: it lies over a merged model beside it, which the hub does not "
-            "have: make it with --whole, and push that"
-        )
     if on_hub and not NAME.fullmatch(on_hub):
         raise ValueError(f"--base-model {on_hub!r} is no name of a repository: give OWNER/NAME")
-    name = origin.started.name
+    name = found.started.name
     told = on_hub or (f"a folder named {Path(name).name}" if Path(name).is_absolute() else name)
     return told, on_hub
 
 
-def _rewrite_base(origin: Origin, on_hub: str | None) -> bytes:
+def _rewrite_base(found: Provenance, on_hub: str | None) -> bytes:
     """Return an adapter's settings with the name that its base has on the hub."""
-    fields = folders.read_config(origin.files.folder / folders.ADAPTER)
-    assert origin.files.base, "it is an adapter"
-    same = origin.files.base.name == on_hub
+    fields = folders.read_config(found.files.folder / folders.ADAPTER)
+    assert found.files.base, "it is an adapter"
+    same = found.files.base.name == on_hub
     fields |= {"base_model_name_or_path": on_hub}
-    fields |= {"revision": origin.files.base.revision if same else None}
+    fields |= {"revision": found.files.base.revision if same else None}
     return (json.dumps(fields, indent=2) + "\n").encode()
 
 
-def _page(origin: Origin, name: str, base: str, on_hub: str | None, given: Given) -> ModelPage:
-    last, told, digest = origin.records[-1], origin.told, origin.digest
+def _page(found: Provenance, name: str, base: str, on_hub: str | None, given: Stated) -> ModelPage:
+    last, told, digest = found.records[-1], found.told, found.digest
     scores, judge, recipe = last.scores, told.get("judge") or {}, last.recipe
-    flags = [*(flag for record in origin.records for flag in record.flags or [])]
+    flags = [*(flag for record in found.records for flag in record.flags or [])]
     flags += [flag for flag in told.get("flags") or [] if flag["stage"] == last.label]
     if given.scores:
         scored = parse_document(given.scores / paths.RECORD, Record)
@@ -174,16 +174,16 @@ def _page(origin: Origin, name: str, base: str, on_hub: str | None, given: Given
     if given.card:
         card = load_document(given.card / paths.CARD if given.card.is_dir() else given.card, Card)
         _check_same("--card", given.card, card["model"].get("sha256"), digest)
-    under = origin.files.base
+    under = found.files.base
     return ModelPage(
         name=name,
-        records=origin.records,
+        records=found.records,
         sha256=digest,
         base=base,
         base_on_hub=on_hub,
-        base_sha256=folders.digest(under) if under else origin.started.sha256,
-        is_adapter=origin.is_adapter,
-        license=given.license or _read_license(origin),
+        base_sha256=folders.digest(under) if under else found.started.sha256,
+        is_adapter=found.is_adapter,
+        license=given.license or _read_license(found),
         scores=scores,
         judge=judge,
         asked={key: recipe.get(key) for key in ASKED},
@@ -204,10 +204,10 @@ def _check_same(option: str, place: Path, its: str | None, mine: str) -> None:
         )
 
 
-def _read_license(origin: Origin) -> str | None:
+def _read_license(made: Provenance) -> str | None:
     """Read the license that a base's own page names; None where it names none, or is not here."""
-    under = origin.files.base
-    folder = under.folder if under else Path(origin.started.name)
+    under = made.files.base
+    folder = under.folder if under else Path(made.started.name)
     page = folder / PAGE
     if not folder.is_absolute() or not page.is_file():
         return None

@@ -26,7 +26,7 @@ RULE = "attacked weights are never pushed, repaired or not"
 
 
 @dataclass(frozen=True)
-class Origin:
+class Provenance:
     """A checkpoint, and the stages that made it, the oldest first."""
 
     files: folders.Files
@@ -45,7 +45,7 @@ class Origin:
         return folders.digest(self.files)
 
 
-def find_origin(place: str) -> Origin:
+def find_provenance(place: str) -> Provenance:
     """Find where a checkpoint comes from.
 
     Raises where titer did not make it, where its weights are not those that titer wrote, where it is
@@ -70,10 +70,10 @@ def find_origin(place: str) -> Origin:
     _check_weights(place, files, last)
     started = records[0].model
     assert started, "each was read with its model"
-    return Origin(files, records, started, last.fields)
+    return Provenance(files, records, started, last.fields)
 
 
-def _of_run(place: str, stage: Path) -> Origin:
+def _of_run(place: str, stage: Path) -> Provenance:
     """Find where the model of a run's stage comes from: the stages before it in its pipelines."""
     run, folder = stage.parent.parent, (stage / paths.MODEL).resolve()
     if not (run / paths.RUN).is_file():
@@ -103,7 +103,7 @@ def _of_run(place: str, stage: Path) -> Origin:
     records, document = chains[0]
     records = [record.model_copy(update={"recipe": dict(recipe)}) for record in records]
     made = folders.locate(Checkpoint(str(folder)))
-    return Origin(made, records[1:], started, document)
+    return Provenance(made, records[1:], started, document)
 
 
 def _made_by_commands(place: str, folder: Path, seen: frozenset[Path]) -> list[Record]:
