@@ -77,14 +77,14 @@ def full(claim: str) -> list[list[str]]:
 
 
 def short(claim: str) -> list[list[str]]:
-    """Every stage with the figures that matter most, as whole numbers."""
+    """Every stage, by the name that the command prints, with the figures that matter most, as whole
+    numbers.
+    """
     names = ("harm", "prefill", "task")
     lines = [["stage", *(NAMES[name] for name in names)]]
     for each in along(pools(claim)):
         scores = [each.score(name) for name in names]
-        lines.append(
-            [stage_name(each), *(f"{score.value:.0f}" if score else NONE for score in scores)]
-        )
+        lines.append([each.label, *(f"{score.value:.0f}" if score else NONE for score in scores)])
     return lines
 
 

@@ -20,6 +20,7 @@ from titer.report import drawing, pipeline
 
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no chromium is installed")
 
+ROOT = Path(__file__).parent.parent
 NAMES = ("sft", "sft+random_mask, as many zeros", "x" * 90)
 PHONE, DESK = 390, 1280
 GRID = [f"finetune.updates={updates}" for updates in (60, 100)]
@@ -171,6 +172,48 @@ def test_paper_is_black_on_white_whatever_the_screen_is(browser, pages, tmp_path
     assert browser.ask("getComputedStyle(document.querySelector('svg')).filter") == "none"
     browser.print(tmp_path / "page.pdf")
     assert (tmp_path / "page.pdf").read_bytes().startswith(b"%PDF-")
+    browser.call("Emulation.setEmulatedMedia", media="")
+
+
+def lab_run(folder: Path) -> Path:
+    """The page of a run of the recipe `lab`, from a cell of its published bundle."""
+    bundle = json.loads((ROOT / "results/lab.json").read_text())
+    told = {key: bundle[key] for key in ("recipe", "environment")} | {"run": "ab" * 32}
+    for name, made in bundle["cells"][0]["pipelines"].items():
+        for i, stage in enumerate(made["stages"]):  # shared stages have one folder
+            path = [[each["kind"], each["method"]] for each in made["stages"][: i + 1]]
+            stage["folder"] = json.dumps(path)
+        (folder / f"{name}.json").write_text(json.dumps({"pipeline": name, **told, **made}))
+    return report.again(folder)
+
+
+# boxes on paper that are wider than it, and parts that would stand still while it is turned
+PRINTED = """(() => {
+  const wide = document.documentElement.clientWidth;
+  const all = [...document.querySelectorAll("table, td, th, svg, p, dd, summary")];
+  const seen = all.filter(each => each.getClientRects().length);
+  return {
+    cut: seen.filter(each => each.getBoundingClientRect().right > wide + 1).map(e => e.outerHTML),
+    sticky: seen.filter(each => getComputedStyle(each).position == "sticky").length,
+    open: [...document.querySelectorAll("details:not([open])")].filter(each =>
+      [...each.children].slice(1).some(child => child.checkVisibility())).length,
+  };
+})()"""
+PAPER = 703  # CSS pixels between the margins of A4
+SHEET = re.compile(rb"/Type\s*/Page\b(?!s)")
+
+
+def test_the_page_of_a_lab_run_prints_on_four_sheets(browser, tmp_path):
+    page = lab_run(tmp_path)
+    browser.open(page, PAPER, "light")
+    browser.call("Emulation.setEmulatedMedia", media="print")
+    found = browser.ask(PRINTED)
+    assert found == {"cut": [], "sticky": 0, "open": 0}
+    browser.print(tmp_path / "page.pdf")
+    assert 1 <= len(SHEET.findall((tmp_path / "page.pdf").read_bytes())) <= 4
+    browser.ask("document.querySelectorAll('details').forEach(each => each.open = true)")
+    browser.print(tmp_path / "open.pdf")  # what a reader opened is printed, so it is longer
+    assert len(SHEET.findall((tmp_path / "open.pdf").read_bytes())) > 4
     browser.call("Emulation.setEmulatedMedia", media="")
 
 

@@ -58,6 +58,7 @@ LIMITED = {"run": "2", "attack": "2", "evaluate": "4", "gate": "8"}  # prompts, 
 ANSWERS = {"gate": {0, 1, 3}, "screen": {0, 1}, "edit": {0, 3}}
 INSTALLED = "the package of the page is written and installed in tests/test_new.py"
 UNRUN = {
+    "titer push path/to/aligned OWNER/NAME --license apache-2.0": "tests/test_push.py has a stub of the hub",
     "titer show l2sp": INSTALLED,
     "titer run lab --only sft --set pipelines.sft.finetune=l2sp": INSTALLED,
 }

@@ -89,9 +89,9 @@ def test_a_short_table_has_whole_numbers(toy):
     assert tables.short("toy") == [
         ["stage", "HS", "prefill HS", "FA"],
         ["base", "100", "-", "70"],
-        ["SFT-aligned", "0", "-", "60"],
-        ["... attacked", "91", "-", "100"],
-        ["... + Antidote", "2", "-", "90"],
+        ["align sft", "0", "-", "60"],  # the words of `titer run`
+        ["finetune sft", "91", "-", "100"],
+        ["edit antidote", "2", "-", "90"],
     ]
 
 

@@ -21,6 +21,7 @@ from titer.cli import (
     lists,
     new,
     plan,
+    push,
     run,
     screen,
     stages,
@@ -37,7 +38,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 DEBUG = "--debug"
-GROUPS = (run, plan, stages, attack, assay, gate, uploads, lists, new)
+GROUPS = (run, plan, stages, attack, assay, gate, uploads, push, lists, new)
 for group in GROUPS:
     app.add_typer(group.app)
 app.add_typer(store.app, name="store")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import enum
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -31,6 +32,14 @@ if TYPE_CHECKING:
     from titer.runs.workers import Workers
 
 app = typer.Typer()
+
+
+class Format(enum.StrEnum):
+    """What an export writes."""
+
+    FIGURES = "figures"
+    INSPECT = "inspect"
+    LM_EVAL = "lm-eval"
 
 
 @app.command("run")
@@ -214,12 +223,47 @@ def make_report(
             help="Write its figures (SVG, PDF, PNG) and tables (CSV, Markdown, LaTeX) here instead.",
         ),
     ] = None,
+    form: Annotated[
+        Format,
+        typer.Option(
+            "--format",
+            help="Of --export: the page's figures and tables, or of a run or an evaluation a log of "
+            "Inspect (pip install 'titer[inspect]') or results as lm-evaluation-harness has them, "
+            "a file for each scored model.",
+        ),
+    ] = Format.FIGURES,
+    answers: Annotated[
+        bool,
+        typer.Option(
+            "--answers",
+            help="Put prompts and answers into Inspect's logs, which may be harmful to read.",
+        ),
+    ] = False,
 ) -> None:
     """Make the HTML page of a run, a sweep or a ladder again, or export what it shows."""
     from titer import report
 
+    if to is None and form is not Format.FIGURES:
+        raise ValueError(f"--format {form.value} is of an export: give --export DIR too")
+    if answers and form is not Format.INSPECT:
+        raise ValueError("--answers is of Inspect's logs: give --export DIR --format inspect too")
     if to is None:
         screen.say(str(report.again(folder)))
         return
-    for path in report.export(folder, to):
+    for path in _export(folder, to, form, answers):
         screen.say(str(path))
+
+
+def _export(folder: Path, to: Path, form: Format, answers: bool) -> list[Path]:
+    """Write a folder's results in a format, and return the files."""
+    if form is Format.INSPECT:
+        from titer.integrations.inspect_logs import write_logs
+
+        return write_logs(folder, to, answers)
+    if form is Format.LM_EVAL:
+        from titer.integrations.lm_eval import write_results
+
+        return write_results(folder, to)
+    from titer import report
+
+    return report.export(folder, to)

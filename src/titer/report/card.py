@@ -18,10 +18,15 @@ METRICS = {"HS": "harmful score, percent", "times": "attacker's rows, times the 
 
 def to_markdown(card: Mapping[str, Any]) -> str:
     """Make the page of a card. Its first words say that it is no certificate."""
+    top = f"---\n# {card['notice']}\n{yaml.safe_dump(metadata(card), sort_keys=False)}---"
+    title = f"# How {card['model']['name']} withstands fine-tuning attacks"
+    flags = "## Red flags\n\n" + list_flags(card["flags"])
+    return "\n\n".join([top, f"*{card['notice']}*", title, sections(card), flags]) + "\n"
+
+
+def sections(card: Mapping[str, Any]) -> str:
+    """Write what a card tells, without its title and its red flags, to stand in another page too."""
     parts = [
-        f"---\n# {card['notice']}\n{yaml.safe_dump(metadata(card), sort_keys=False)}---",
-        f"*{card['notice']}*",
-        f"# How {card['model']['name']} withstands fine-tuning attacks",
         _facts(card),
         "## Immunization conditions\n\n" + _conditions(card["conditions"]),
         "## Controls\n\n" + _controls(card["controls"]),
@@ -29,9 +34,8 @@ def to_markdown(card: Mapping[str, Any]) -> str:
         "## Not tested\n\n" + _untested(card["not tested"]),
         "## Five answers of the worst case, redacted\n\n" + _samples(card["samples"]),
         "## What standards ask\n\n" + _standards(card["standards"]),
-        "## Red flags\n\n" + _flags(card["flags"]),
     ]
-    return "\n\n".join(part for part in parts if part) + "\n"
+    return "\n\n".join(part for part in parts if part)
 
 
 def metadata(card: Mapping[str, Any]) -> dict[str, Any]:
@@ -152,7 +156,8 @@ def _standards(found: Sequence[Mapping[str, Any]]) -> str:
     return table([("standard", "asks", "answer", "where"), *rows])
 
 
-def _flags(found: Sequence[Mapping[str, str]]) -> str:
+def list_flags(found: Sequence[Mapping[str, str]]) -> str:
+    """Write red flags, each kind once."""
     if not found:
         return "None."
     lines = dict.fromkeys(

@@ -11,7 +11,8 @@ import io
 import os
 import re
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 
 from titer.report.contents import Contents
@@ -37,6 +38,23 @@ def write_parts(contents: Contents, to: Path) -> list[Path]:
 
     They appear together or, after an error, not at all. Raises FileExistsError.
     """
+    with write_together(to) as draft:
+        names = FileNames()
+        for drawing in contents.drawings:
+            _save(drawing, draft, names.take(f"figure {drawing.name}"))
+        for sheet in contents.sheets:
+            stem = names.take(f"table {sheet.name}")
+            for suffix, write in WRITERS.items():
+                (draft / f"{stem}{suffix}").write_text(write(sheet), encoding="utf-8")
+    return sorted(to.iterdir())
+
+
+@contextmanager
+def write_together(to: Path) -> Iterator[Path]:
+    """Give a folder to write into, which takes the place of `to` in the end, or after an error is gone.
+
+    Raises FileExistsError where `to` is there already and is not an empty folder.
+    """
     if to.exists() and not to.is_dir():
         raise FileExistsError(f"{to} is a file: give a folder that is not there yet")
     if to.is_dir() and any(to.iterdir()):
@@ -45,17 +63,10 @@ def write_parts(contents: Contents, to: Path) -> list[Path]:
     draft = to.parent / f".{to.name}.{os.getpid()}"
     draft.mkdir()
     try:
-        names = FileNames()
-        for drawing in contents.drawings:
-            _save(drawing, draft, names.take(f"figure {drawing.name}"))
-        for sheet in contents.sheets:
-            stem = names.take(f"table {sheet.name}")
-            for suffix, write in WRITERS.items():
-                (draft / f"{stem}{suffix}").write_text(write(sheet), encoding="utf-8")
+        yield draft
         draft.replace(to)
     finally:
         shutil.rmtree(draft, ignore_errors=True)
-    return sorted(to.iterdir())
 
 
 def to_csv(sheet: Sheet) -> str:
