@@ -87,7 +87,7 @@ dist: $(READY)  ## wheel and sdist in runs/dist; the wheel is tried in an enviro
 	    titer --version && titer list > /dev/null && titer run lab --dry-run && test -z "$$(ls -A)"
 
 bench-generate: $(READY)  ## tokens a second of titer's generation and of continuous batching over transformers' generate (a minute)
-	$(PY) -m bench.generate $(if $(OUT),--out $(OUT)) $(if $(QUICK),--quick)
+	$(PY) -m bench.generate $(if $(RECIPE),--recipe $(RECIPE)) $(if $(OUT),--out $(OUT)) $(if $(QUICK),--quick)
 
 bench-size: $(READY)  ## a million rows, a store of 10,000 stages, a sweep of 1,000 cells: seconds and memory (four minutes)
 	$(PY) -m bench.size $(FILES) $(if $(OUT),--out $(OUT)) $(if $(QUICK),--quick)

@@ -1,6 +1,7 @@
 """Tokens a second of the engines that generate answers: `python -m bench.generate`.
 
-The lab's model answers the lab's held-out prompts greedily. Three take turns in one process:
+A recipe's model answers the recipe's held-out prompts greedily, `lab` unless `--recipe smol` or another
+one is given. Three take turns in one process:
 transformers' own `generate` over batches of the prompts as they come, titer's default, which batches
 prompts of like length, and transformers' continuous batching. Of both engines: tokens a second over
 those of the plain `generate`, and how many answers are other ones.
@@ -73,10 +74,11 @@ def count_other(answers: Answers, reference: Answers) -> int:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="bench.generate", description=__doc__)
+    parser.add_argument("--recipe", default="lab", help="whose model answers whose prompts")
     parser.add_argument("--quick", action="store_true", help="few prompts, to see that it runs")
     parser.add_argument("--out", type=Path, default=Path("runs/bench"), help="for generate.json")
     options = parser.parse_args(arguments)
-    plan = Plan.read(recipes.load("lab"))
+    plan = Plan.read(recipes.load(options.recipe))
     model, template = plan.asking.open(plan.recipe.model)
     asked = [row for of in plan.roles.benchmarks.values() for row in of]
     rows = asked[:24] if options.quick else asked
@@ -111,6 +113,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     content = {
         "environment": environment(accelerator_for()),
         "quick": options.quick,
+        "recipe": options.recipe,
         "prompts": len(prompts),
         "engines": told,
     }

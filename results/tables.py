@@ -12,7 +12,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from statistics import fmean
 
-from results import answer, assay, conditions, ladder, repairs, screening, search, stopping
+from results import answer, assay, conditions, gates, ladder, repairs, screening, search, stopping
 from results.bundles import load_groups
 from results.figures import FIGURES
 from results.names import display_name, in_order, stage_name
@@ -28,6 +28,7 @@ PAGES = (
     *("README.md", "docs/lab.md", "docs/alignment.md", "docs/finetuning.md", "docs/repairs.md"),
     *("docs/search.md", "docs/moe.md", "docs/screen.md", "docs/assay.md", "docs/real.md"),
     "docs/ladder.md",
+    "docs/gate.md",
 )
 NONE = "-"  # not computed
 SHOWN = (
@@ -179,6 +180,7 @@ KINDS = {
     "worst": ladder.worst,
     "screen": screening.table,
     "assay": assay.table,
+    "gates": gates.table,
 }
 
 

@@ -204,3 +204,22 @@ def made() -> dict[Path, str]:
 def test_the_pages_tables_and_figures_are_those_of_the_bundles(made, name):
     path = tables.ROOT / name
     assert path.read_text(encoding="utf-8") == made[path]
+
+
+def test_gates_between_what_was_aligned_and_what_was_made_of_it(here):
+    """In one world the attack is caught, in the other one nobody attacked."""
+    outcomes = {"coherent": {"packed": "e" * 100}}
+    worlds = []
+    for world, harm in ((1, 88), (2, 0)):
+        stages = attacked(harm, 60)
+        for each in stages:
+            each["scores"]["coherent"] = {"value": 100.0, "n": 100, "low": 96.0, "high": 100.0}
+            each["outcomes"] = {
+                name: {"packed": of["packed"], "prompts": [f"{name} {i}" for i in range(100)]}
+                for name, of in {**each["outcomes"], **outcomes}.items()
+            }
+        worlds.append(cell(world, {"sft": stages}, "attack.p=0.1"))
+    write(here, "toy", worlds)
+    head, line = tables.KINDS["gates"]("toy")
+    assert head == ["candidate", "world 1", "world 2"]
+    assert line == ["SFT, attack.p=0.1", "fails by HS (+88)", "passes"]
