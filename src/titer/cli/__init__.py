@@ -17,6 +17,7 @@ from titer.cli import (
     assay,
     attack,
     gate,
+    harness,
     judge,
     lists,
     new,
@@ -38,7 +39,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 DEBUG = "--debug"
-GROUPS = (run, plan, stages, attack, assay, gate, uploads, push, lists, new)
+GROUPS = (run, plan, stages, attack, assay, gate, uploads, harness, push, lists, new)
 for group in GROUPS:
     app.add_typer(group.app)
 app.add_typer(store.app, name="store")
