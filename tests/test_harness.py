@@ -152,6 +152,21 @@ def test_a_stack_and_its_adapter_are_measured_as_titer_loads_them(monkeypatch, t
 
 @needs_harness
 @quiet
+@pytest.mark.slow  # a group may name the harness's own tasks, so their list is read
+def test_a_group_of_a_persons_own_tasks_is_found_by_its_file(tmp_path):
+    model = save_model(tmp_path / "model")
+    for name in ("doors", "gates"):
+        write_task(tmp_path / "tasks", name)
+    group = tmp_path / "tasks" / "both.yaml"
+    group.write_text("group: both\ntask: [doors, gates]\naggregate_metric_list:\n  - metric: acc\n")
+    results = run_harness(str(model), [str(group)], tmp_path / "out", limit=4)
+    values = {figure.task: figure.value for figure in read_figures(results)}
+    assert set(values) == {"both", "doors", "gates"}
+    assert values["both"] == values["doors"]  # the same rows twice
+
+
+@needs_harness
+@quiet
 @pytest.mark.slow  # to read the harness's own list takes seconds
 def test_tasks_that_are_not_to_be_had_are_one_line(monkeypatch, capsys, tmp_path):
     out = tmp_path / "out"

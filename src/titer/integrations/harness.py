@@ -31,7 +31,8 @@ from titer.weights import checkpoints, folders, stacks
 RESULTS = "harness.json"
 BATCH = 8  # requests that the model answers at once
 SETTINGS = ("model.", "system=")  # how a setting of the recipe that counts here begins
-GROUP = re.compile(r"^group:", re.MULTILINE)  # in a task's file: it may name tasks of the harness
+# in a file that names others; it and they are found by their names, not by their paths
+GROUP = re.compile(r"""^group:\s*["']?([\w.-]+)""", re.MULTILINE)
 
 
 @dataclass(frozen=True)
@@ -147,8 +148,12 @@ def _open_manager(library: Any, tasks: Sequence[str]) -> Any:
         if not place.exists():
             raise ValueError(f"--task {place}: there is no such file or folder")
     # to read the harness's own list of some 14000 tasks takes seconds
-    listed = len(places) < len(tasks) or any(map(_has_group, places))
-    inside = [str(place) for place in places if place.is_dir()]
+    listed = len(places) < len(tasks) or any(map(_group, places))
+    inside = [
+        str(place if place.is_dir() else place.parent)
+        for place in places
+        if place.is_dir() or _group(place)
+    ]
     return library.tasks.TaskManager(include_path=inside, include_defaults=listed)
 
 
@@ -168,9 +173,11 @@ def _load_tasks(library: Any, manager: Any, tasks: Sequence[str]) -> dict[str, A
     return found
 
 
-def _has_group(place: Path) -> bool:
-    files = place.rglob("*.yaml") if place.is_dir() else [place]
-    return any(GROUP.search(file.read_text(encoding="utf-8", errors="replace")) for file in files)
+def _group(place: Path) -> str:
+    """Return the name of the group of tasks that a file, or one in a folder, defines, else nothing."""
+    files = sorted(place.rglob("*.yaml")) if place.is_dir() else [place]
+    texts = (file.read_text(encoding="utf-8", errors="replace") for file in files)
+    return next((found[1] for text in texts if (found := GROUP.search(text))), "")
 
 
 def _names(library: Any, manager: Any, task: str) -> list[str]:
@@ -185,7 +192,7 @@ def _names(library: Any, manager: Any, task: str) -> list[str]:
         )
     place = _place(task)
     if place.is_file():
-        return [str(place)]
+        return [_group(place) or str(place)]
     own = library.tasks.TaskManager(include_path=str(place), include_defaults=False)
     if not own.all_subtasks:
         raise ValueError(f"--task {task}: no *.yaml in that folder is a task of the harness")
