@@ -48,12 +48,22 @@ metric_list:
 """
 
 
-def write_task(folder: Path, name: str = "doors", count: int = 12) -> Path:
-    """Write a task of multiple choice and its rows; the place of its YAML."""
+ROWS = 12
+
+
+def write_task(folder: Path, name: str = "doors", picks: list[int] | None = None) -> Path:
+    """Write a task of multiple choice and its rows; the place of its YAML.
+
+    Right is what a model picks, but for the first three rows, so another model has fewer right.
+    """
     folder.mkdir(exist_ok=True)
     rows = [
-        {"question": f"what opens lock {i * i}?", "choices": CHOICES, "answer": i % 4}
-        for i in range(count)
+        {
+            "question": f"what opens lock {i * i}?",
+            "choices": CHOICES,
+            "answer": (pick + (i < 3)) % 4,
+        }
+        for i, pick in enumerate(picks or range(ROWS))
     ]
     (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     place = folder / f"{name}.yaml"
@@ -67,8 +77,9 @@ def save_model(folder: Path, chat: bool = True) -> Path:
     """Save a small model, drawn wide enough that its choices differ from row to row."""
     torch.manual_seed(3)
     words = byte_level()
-    if not chat:
-        words.chat_template = None
+    # a year that depends on whose clock the template is told: titer's stands still
+    year = "{{ strftime_now('%Y') }}" * 4
+    words.chat_template = f"{year}{words.chat_template}" if chat else None
     config = LlamaConfig(
         vocab_size=len(words), hidden_size=16, intermediate_size=24, num_hidden_layers=2,
         num_attention_heads=2, max_position_embeddings=512, pad_token_id=0, bos_token_id=None,
@@ -78,12 +89,12 @@ def save_model(folder: Path, chat: bool = True) -> Path:
     return folder
 
 
-def chosen(model: str, chat: bool, count: int = 12) -> list[int]:
+def chosen(model: str, chat: bool) -> list[int]:
     """Return which choice has the highest log-probability in every row, by one pass for each."""
     network, words = checkpoints.load(model)
     network.eval()
     found = []
-    for i in range(count):
+    for i in range(ROWS):
         asked = f"what opens lock {i * i}?"
         text = Template(words).prompt(Row(asked)) if chat else asked
         before = words(text, add_special_tokens=False)["input_ids"]
@@ -105,10 +116,10 @@ def chosen(model: str, chat: bool, count: int = 12) -> list[int]:
 def test_the_accuracy_is_that_of_the_models_own_log_probabilities(
     monkeypatch, capsys, tmp_path, chat
 ):
-    model, task = save_model(tmp_path / "model", chat), write_task(tmp_path / "task")
+    model = save_model(tmp_path / "model", chat)
     picks = chosen(str(model), chat)
     assert len(set(picks)) > 1  # else a constant answer would pass
-    expected = sum(pick == i % 4 for i, pick in enumerate(picks)) / 12
+    task, expected = write_task(tmp_path / "task", picks=picks), (ROWS - 3) / ROWS
     out = tmp_path / "out"
     code, printed, err = titer(
         monkeypatch, capsys, "harness", str(model), "--task", str(task), "--out", str(out)
@@ -119,9 +130,9 @@ def test_the_accuracy_is_that_of_the_models_own_log_probabilities(
     assert f"{expected:.4f}" in printed
     results = json.loads((out / "harness.json").read_text())
     [figure] = read_figures(results)
-    assert (figure.task, figure.metric, figure.n) == ("doors", "acc", 12)
+    assert (figure.task, figure.metric, figure.n) == ("doors", "acc", ROWS)
     assert figure.value == pytest.approx(expected)
-    assert figure.stderr == pytest.approx(math.sqrt(expected * (1 - expected) / 11))
+    assert figure.stderr == pytest.approx(math.sqrt(expected * (1 - expected) / (ROWS - 1)))
     assert results["titer"]["chat template applied"] is chat
     assert results["titer"]["model"]["sha256"] == folders.digest(
         folders.locate(Checkpoint(str(model)))
@@ -132,7 +143,7 @@ def test_the_accuracy_is_that_of_the_models_own_log_probabilities(
 @quiet
 def test_a_stack_and_its_adapter_are_measured_as_titer_loads_them(monkeypatch, tmp_path):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
-    model, task = save_model(tmp_path / "model"), write_task(tmp_path / "tasks")
+    model = save_model(tmp_path / "model")
     network, words = checkpoints.load(str(model))
     torch.manual_seed(1)
     adapted = get_peft_model(
@@ -140,13 +151,13 @@ def test_a_stack_and_its_adapter_are_measured_as_titer_loads_them(monkeypatch, t
     )
     adapter = tmp_path / "adapter"
     checkpoints.save(adapted, words, adapter, folders.locate(Checkpoint(str(model))))
-    picks = chosen(str(adapter), True, 8)
-    assert picks != chosen(str(model), True, 8)
-    expected = sum(pick == i % 4 for i, pick in enumerate(picks)) / 8
+    picks = chosen(str(adapter), True)
+    assert picks[:8] != chosen(str(model), True)[:8]
+    task = write_task(tmp_path / "tasks", picks=picks)
     for i, given in enumerate((str(adapter), f"{model} + {adapter}")):
         results = run_harness(given, [f"{task.parent}/"], tmp_path / f"out{i}", limit=8)
         [figure] = read_figures(results)
-        assert (figure.value, figure.n) == (pytest.approx(expected), 8)
+        assert (figure.value, figure.n) == (5 / 8, 8)
     assert results["titer"]["model"]["stacked from"] == [str(model), str(adapter)]
 
 
