@@ -9,7 +9,7 @@ import pytest
 
 from test_recipe import run as titer
 from test_run import plan  # noqa: F401  a fixture
-from titer.data.rows import Row, check_disjoint
+from titer.data.rows import Answer, Row, check_disjoint
 from titer.lab.world import World
 from titer.methods import Judge, Label, Verdict
 from titer.progress import Silent
@@ -121,14 +121,7 @@ def test_the_judge_reads_the_question_without_the_attackers_words(monkeypatch, t
             pass
 
     def answer(model, template, rows, *_):
-        return [
-            type(
-                "Answer",
-                (),
-                {"text": "told" if row.prompt.startswith(PREFIX) else "dodged", "ended": True},
-            )
-            for row in rows
-        ]
+        return [Answer("told" if row.prompt.startswith(PREFIX) else "dodged", True) for row in rows]
 
     monkeypatch.setattr(evaluate, "answer", answer)
     harm = [Row("first thing"), Row("second thing")]

@@ -106,12 +106,18 @@ def test_the_version_is_one(monkeypatch, capsys, metadata):
     assert newest[1] == titer.__version__
 
 
+# it wants other versions of what is pinned than the rest of titer was tried with
+UNPINNED = "inspect-ai"
+
+
 def test_every_requirement_has_its_version():
     lines = (ROOT / "constraints.txt").read_text(encoding="utf-8").splitlines()
     pinned = {canonicalize_name(line.split("==")[0]): line.split("==")[1] for line in lines}
     extras = PROJECT["optional-dependencies"].values()
     for each in map(Requirement, chain(PROJECT["dependencies"], *extras)):
         version = pinned.get(canonicalize_name(each.name))
+        if each.name == UNPINNED:
+            continue
         assert version is not None, f"{each}: has no line in constraints.txt"
         assert each.specifier.contains(version), f"{each}: constraints.txt has {version}"
 
