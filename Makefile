@@ -24,7 +24,7 @@ check: $(READY)  ## style, types, and the figures of the house
 	.venv/bin/mypy
 	$(PY) tools/house.py
 
-mutants: $(READY)  ## nightly: break every method file in every small way; its tests must notice (PART=3 for one in three, as in CI)
+mutants: $(READY)  ## nightly: break every method file in every small way; its tests must notice (PART=3 for one in three)
 	$(PY) tests/mutants.py $(FILES) $(if $(PART),--part $(PART))
 
 kills: $(READY)  ## nightly: a lab sweep of 24 cells, killed at every kind of write and at random moments, then every command (half an hour)
