@@ -11,7 +11,7 @@ from typing import Any, cast
 
 from transformers import ContinuousBatchingConfig, GenerationConfig, PreTrainedModel
 
-from titer.training.memory import free_memory, is_out_of_memory
+from titer.training.memory import halve_answers, is_out_of_memory
 from titer.training.ranks import ALONE, Ranks
 from titer.training.settings import Watch, unwatched
 
@@ -50,14 +50,12 @@ def complete(
                 answers[left[at]] = tokens
                 watch(len(answers), len(mine), {})
         except (RuntimeError, MemoryError) as error:
-            if batch == 1 or not (isinstance(error, MemoryError) or is_out_of_memory(error)):
+            if batch == 1 or not is_out_of_memory(error):
                 raise
-            size = (batch + 1) // 2
-            say(f"out of memory with {batch} answers at a time; going on with {size}")
-            batch = size
         else:
             break
-        free_memory()
+        # not in the handler, where the failure still holds the tensors of its pass
+        batch = halve_answers(batch, say)
     answers = ranks.join(answers)
     return [answers[i] for i in range(len(prompts))]
 

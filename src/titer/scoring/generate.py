@@ -22,7 +22,7 @@ from titer.attributes import swap
 from titer.data.batches import by_length
 from titer.data.rows import Answer, Row, split_thought
 from titer.data.template import Template
-from titer.training.memory import free_memory, is_out_of_memory
+from titer.training.memory import halve_answers, is_out_of_memory
 from titer.training.ranks import ALONE, Ranks
 from titer.training.settings import Watch, unwatched
 
@@ -141,12 +141,10 @@ def complete(
             # where weights are sharded, the other ranks are in the midst of this batch
             if len(chosen) == 1 or ranks.sharded or not is_out_of_memory(error):
                 raise
-            size = (len(chosen) + 1) // 2
+            size = halve_answers(len(chosen), say)
             plan = [
                 each[start : start + size] for each in plan for start in range(0, len(each), size)
             ]
-            free_memory()
-            say(f"out of memory with {len(chosen)} answers at a time; going on with {size}")
             continue
         for i, tokens in zip(chosen, generated, strict=True):
             ends = (at for at, token in enumerate(tokens, 1) if token in config.eos_token_id)
