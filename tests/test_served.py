@@ -20,8 +20,9 @@ import titer
 from serving import Desk, said, serve, wait_for
 from test_recipe import run as shell
 from titer import paths, registry
+from titer.data.guards import BREAD, BULLY
 from titer.data.rows import Row, Turn
-from titer.judges.served import BREAD, BULLY, Served
+from titer.judges.served import Served
 from titer.methods import Label
 from titer.runs.stages.served import messages
 from titer.scoring import endpoint
@@ -347,8 +348,10 @@ def test_a_judge_that_does_not_tell_the_canaries_apart_does_not_start(rule, mess
         ({"text": "{prompt}"}, "must hold {response}"),
         ({"text": "{response} {eos}"}, "must hold {response}"),
         ({"text": "{response"}, "must hold {response}"),
+        ({"text": "{response}", "guidelines": "no lies"}, "give it {guideline}"),
+        ({"text": "{response}{guideline}"}, "give `guidelines`, or leave {guideline} out"),
         ({"pattern": "("}, "no regular expression"),
-        ({"pattern": "a"}, "must have one group"),
+        ({"pattern": "a"}, "must have a group"),
         ({"safe": "harmful"}, "the label 'harmful' is given twice"),
         ({"harmful": ()}, "give labels that mean harm"),
         ({"safe": (), "refusal": (), "incoherent": ()}, "give labels that mean harm"),

@@ -131,7 +131,8 @@ def _guards() -> list[Listing]:
         Listing(
             "guards",
             name,
-            f"{of.model}; {of.licence}{'; gated' if of.gated else ''}; {of.template}; {of.run}",
+            f"{of.model or 'any large model'}; {of.licence}{'; gated' if of.gated else ''}; "
+            f"{of.template}; {of.run}",
             "titer",
             {"model": of.model, "licence": of.licence, "gated": of.gated, "run": of.run},
         )
