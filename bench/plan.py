@@ -93,7 +93,8 @@ def predict(name: str, full: bool) -> dict[str, Any]:
         told[method] = {
             "weights": weights,
             "counted": counted.peak,
-            "bytes": machine.takes(weights, counted.peak),
+            "activations": counted.activations,
+            "bytes": machine.takes(weights, counted.peak, counted.activations),
             "seconds": rates.seconds(counted.update),
             "work": asdict(counted.update),
         }

@@ -12,7 +12,7 @@ from titer.findings.worlds import Pool, pool
 from titer.scoring.pooled import Pooled
 
 Conditions: TypeAlias = Mapping[str, tuple[str, tuple[str, ...]]]  # a claim and settings, by title
-ALIGN, TUNE = "lab-alignment", "lab-finetune"
+ALIGN, TUNE, DOSES = "lab-alignment", "lab-finetune", "lab-finetune-doses"
 CONDITIONS: Mapping[str, Conditions] = {  # of a table, its own first
     ALIGN: {
         "a tenth of rows harmful": (ALIGN, ()),
@@ -22,7 +22,10 @@ CONDITIONS: Mapping[str, Conditions] = {  # of a table, its own first
     },
     TUNE: {
         "a tenth of rows harmful": (TUNE, ()),
-        "a fifth of rows harmful": ("lab-finetune-doses", ("attack.p=0.2",)),
+        "a fiftieth": (DOSES, ("attack.p=0.02",)),
+        "a twentieth": (DOSES, ("attack.p=0.05",)),
+        "a fifth": (DOSES, ("attack.p=0.2",)),
+        "twice the learning rate": (DOSES, ("finetune.lr=0.0016",)),
     },
 }
 NONE = "-"

@@ -13,7 +13,14 @@ from titer.runs import estimate
 from titer.runs.machine import Rates, _solve, read_bytes
 from titer.training.count import Alive, Effort, flops
 from titer.training.loop import Loop
-from titer.training.rehearse import Size, count_bytes, imagine, rehearse, size_batches
+from titer.training.rehearse import (
+    Size,
+    count_bytes,
+    find_head,
+    imagine,
+    rehearse,
+    size_batches,
+)
 from titer.training.settings import Training
 from titer.training.step import Step
 from titer.weights import adapters, checkpoints
@@ -86,11 +93,28 @@ def test_sizes_are_those_of_the_micro_batches_that_a_stream_hands_out():
 
 
 def test_rates_are_found_from_two_works():
-    truth = Rates(2e-6, 3e-11, 1e-10)
-    works = [Effort(1000, 1e9, 5e6), Effort(1000, 4e9, 2e7)]
-    found = _solve([(w, truth.seconds(w) - truth.byte * w.written) for w in works], truth.byte)
+    truth = Rates(2e-6, 3e-11, 1e-10, 9e-11)
+    works = [Effort(1000, 1e9, 5e6, 4e8), Effort(1000, 4e9, 2e7, 1e9)]
+    known = replace(truth, kernel=0.0, flop=0.0)
+    found = _solve([(w, truth.seconds(w) - known.seconds(w)) for w in works], known)
     assert found.kernel == pytest.approx(truth.kernel)
     assert found.flop == pytest.approx(truth.flop)
+    assert (found.byte, found.head) == (truth.byte, truth.head)
+
+
+def test_products_with_the_head_are_counted_apart():
+    """Three passes of it in an update of all weights, two under an adapter: 2 B T d V operations each."""
+    settings = Training(updates=2, lr=1e-4, batch=4, lora=None)
+    size = {"rows": Size(4, 16, 8)}
+    sft = registry.build("defenses", "sft")
+    vocabulary, width = checkpoints.skeleton(LAB).get_output_embeddings().weight.shape
+    for lora, products in ((None, 3), (Lora(r=4), 2)):
+        model = imagine(LAB, lora)
+        assert find_head(model) == (vocabulary, width)
+        found = rehearse(model, sft, size, replace(settings, lora=lora)).update
+        rows = found.head / (2 * products * width * vocabulary)
+        assert 4 * 8 <= rows <= 4 * 16
+        assert found.head < found.flops
 
 
 @pytest.mark.parametrize(

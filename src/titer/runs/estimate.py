@@ -63,6 +63,7 @@ class Need:
     kind: str  # align, finetune, edit, ..., score
     weights: float = 0.0  # bytes of the model
     made: float | None = 0.0  # bytes that are alive beside it at the peak
+    activations: float | None = None  # and of them those of activations, where it trains
     work: Effort = field(default_factory=Effort)
     why: str = ""
 
@@ -72,7 +73,9 @@ class Need:
         return replace(larger, work=self.work + other.work, why=self.why or other.why)
 
     def bytes(self, machine: Machine) -> float | None:
-        return None if self.made is None else machine.takes(self.weights, self.made)
+        return (
+            None if self.made is None else machine.takes(self.weights, self.made, self.activations)
+        )
 
 
 @dataclass(frozen=True)
@@ -147,7 +150,7 @@ class Estimator:
             passes, looks = self._looks(stage.curve, training)
             made = max(made, counted.resting + passes.peak)
             work += looks * passes.work
-        return Need(stage.step, stage.kind, weights, made, work)
+        return Need(stage.step, stage.kind, weights, made, counted.activations, work)
 
     def _rehearse(self, stage: TrainStage | RetrainStage, change: Alternative) -> Counted:
         """Count updates with the largest micro-batches, and their work with typical ones."""
@@ -205,19 +208,18 @@ class Estimator:
         written = Effort(0, 0, TIMES * weights)
         largest = max(p.numel() * p.element_size() for p in model.parameters())
         if isinstance(method, TensorEdit):
-            return Need(stage.step, stage.kind, 0, COPIES * largest, written)
+            return Need(stage.step, stage.kind, 0, COPIES * largest, work=written)
         watches = isinstance(method, UpdateEdit) and method.needs.watches is not None
         if not watches and not isinstance(method, StreamEdit):
-            return Need(stage.step, stage.kind, 0, COPIES * largest, written)
+            return Need(stage.step, stage.kind, 0, COPIES * largest, work=written)
         rows = [*stage.rows, *(stage.against if isinstance(stage, AblateStage) else [])]
         lengths = [len(row.ids) for row in self._encode(rows, "calibration")]
         batch = min(CALIBRATION_BATCH, len(lengths))
         passes = rehearse_reading(model, batch, max(lengths))
         made = max(passes.peak, COPIES * largest)
         why = "at least: what it keeps of its rows is not counted"
-        return Need(
-            stage.step, stage.kind, weights, made, len(lengths) / batch * passes.work + written, why
-        )
+        work = len(lengths) / batch * passes.work + written
+        return Need(stage.step, stage.kind, weights, made, work=work, why=why)
 
     def answer(self, stage: AnswerStage, at_once: int) -> Need:
         """Count the answers to all prompts, each as long as it may be."""
@@ -230,12 +232,12 @@ class Estimator:
             return Need(stage.step, "score", weights)
         longest = max(lengths)
         passes = self._ask(max(map(len, batches)), longest, stage.max_new_tokens)
-        return Need(stage.step, "score", weights, passes.peak, len(batches) * passes.work)
+        return Need(stage.step, "score", weights, passes.peak, work=len(batches) * passes.work)
 
     def _margin(self, stage: MarginStage) -> Need:
         passes = self._read(self._tokens(stage.rows, stage.refusals))
         weights = count_bytes(self.plain)
-        return Need(stage.step, "score", weights, passes.peak, passes.work)
+        return Need(stage.step, "score", weights, passes.peak, work=passes.work)
 
     def _ask(self, rows: int, length: int, new: int) -> Passes:
         key = "ask", rows, length, new

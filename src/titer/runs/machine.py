@@ -11,21 +11,23 @@ from statistics import median
 
 import psutil
 import torch
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from titer.data.batches import Encoded
 from titer.defenses.sft import SFT
 from titer.training.count import Effort
-from titer.training.rehearse import Size, adapt, count_bytes, rehearse
+from titer.training.rehearse import Size, adapt, count_bytes, find_head, rehearse
 from titer.training.settings import Training
 from titer.training.train import accelerator_for, train
 from titer.weights import adapters
 
 UNITS = {"": 1, "K": 1e3, "M": 1e6, "G": 1e9, "T": 1e12, "KI": 2**10, "MI": 2**20, "GI": 2**30}
 CONTEXT = 0.6e9  # bytes that CUDA takes of a GPU before there is a tensor on it
-# bytes that an allocator takes for one that is alive: that of the C library keeps what was freed
-# (measured by bench/plan.py), that of CUDA rounds up and has gaps
-SLACK = {"cpu": 1.5, "cuda": 1.1}
+# bytes that an allocator takes beyond those that are alive. That of the C library leaves gaps between
+# what comes and goes: so many for a byte of activations as a model is trained, and for a byte of
+# what its answers take (measured by bench/plan.py). That of CUDA rounds up
+TRAINED_GAPS, READ_GAPS, CUDA_GAPS = 1.1, 0.5, 0.1
 LOADED = 50e6  # bytes that a process takes for what torch and its kernels load as they are used
 UPDATES, SETTLING = 4, 2  # of a probe, and those of them that do not count
 LARGE = 2**24  # floats, more than any cache holds
@@ -41,9 +43,15 @@ class Machine:
     before: float  # bytes that are taken before there is a model
     here: bool
 
-    def takes(self, weights: float, counted: float) -> float:
-        """Return the bytes that a stage takes, from those of its weights and those it makes."""
-        return self.before + weights + SLACK[self.kind] * counted
+    def takes(self, weights: float, made: float, activations: float | None = None) -> float:
+        """Return the bytes that a stage takes, from those of its weights and those that it makes.
+
+        `activations` are among them where it trains.
+        """
+        gaps = CUDA_GAPS * made
+        if self.kind == "cpu":
+            gaps = READ_GAPS * made if activations is None else TRAINED_GAPS * activations
+        return self.before + weights + made + gaps
 
 
 def find_machine(memory: str | None) -> Machine:
@@ -78,9 +86,15 @@ class Rates:
     kernel: float
     flop: float
     byte: float
+    head: float  # an operation with the weight that makes logits
 
     def seconds(self, work: Effort) -> float:
-        return self.kernel * work.kernels + self.flop * work.flops + self.byte * work.written
+        """Return the seconds that a piece of work takes."""
+        return self.kernel * work.kernels + self.flop * (work.flops - work.head) + self.known(work)
+
+    def known(self, work: Effort) -> float:
+        """Return the seconds of it whose rates are measured by themselves."""
+        return self.byte * work.moved + self.head * work.head
 
 
 def clock() -> float:
@@ -107,13 +121,12 @@ def probe(
     is trained, under a fresh adapter where the settings have one. `skeleton` is the same model on
     the meta device. Raises where an update of one row takes more than the memory.
     """
-    byte = _time_writing()
     imagined = adapt(skeleton, model.dtype, settings.lora)
     weights = count_bytes(imagined)
 
     def count(size: Size) -> tuple[float, Effort]:
         counted = rehearse(imagined, SFT(), {"rows": size}, _small(settings, size))
-        return machine.takes(weights, counted.peak), counted.update
+        return machine.takes(weights, counted.peak, counted.activations), counted.update
 
     large = replace(size, other=None)
     taken, work = count(large)
@@ -129,11 +142,12 @@ def probe(
     if settings.lora is None:
         trained.requires_grad_(True).float()
     small = _halve(large)
+    rates = Rates(0.0, 0.0, _time_writing(), _time_head(trained, large.rows * large.learned))
     found = [
-        (each, _time_updates(trained, one.encode(1), _small(settings, one)) - byte * each.written)
+        (each, _time_updates(trained, one.encode(1), _small(settings, one)) - rates.known(each))
         for one, each in ((small, count(small)[1]), (large, work))
     ]
-    return _solve(found, byte)
+    return _solve(found, rates)
 
 
 def _small(settings: Training, size: Size) -> Training:
@@ -168,13 +182,33 @@ def _time_writing() -> float:
     return min(b - a for a, b in itertools.pairwise(ticks)) / (4 * LARGE)
 
 
-def _solve(found: Sequence[tuple[Effort, float]], byte: float) -> Rates:
-    """Find what a kernel and an operation take, from two works and their seconds but for writing."""
+def _time_head(model: PreTrainedModel, tokens: int) -> float:
+    """Return the seconds of an operation with the weight that makes logits, forward and back."""
+    shape = find_head(model)
+    if shape is None:
+        return 0.0
+    weight: Tensor = model.get_output_embeddings().weight
+    state = weight.new_zeros(tokens, shape[1]).requires_grad_()
+    wanted = [state, weight] if weight.requires_grad else [state]
+    above = weight.new_zeros(tokens, shape[0])
+
+    def products() -> None:
+        torch.autograd.grad(nn.functional.linear(state, weight), wanted, above)
+
+    seconds = min(_time(products) for _ in range(3))
+    return seconds / (2 * (1 + len(wanted)) * tokens * shape.numel())
+
+
+def _solve(found: Sequence[tuple[Effort, float]], rates: Rates) -> Rates:
+    """Find what a kernel and an operation take, from two works and their seconds but for what has
+    rates of its own.
+    """
     (one, seconds_one), (two, seconds_two) = found
-    flop = max(seconds_two - seconds_one, 0.0) / max(two.flops - one.flops, 1.0)
-    flop = min(flop, max(seconds_two, 0.0) / two.flops)
-    kernel = max(seconds_two - flop * two.flops, 0.0) / two.kernels
-    return Rates(kernel, flop, byte)
+    flops_one, flops_two = (each.flops - each.head for each in (one, two))
+    flop = max(seconds_two - seconds_one, 0.0) / max(flops_two - flops_one, 1.0)
+    flop = min(flop, max(seconds_two, 0.0) / flops_two)
+    kernel = max(seconds_two - flop * flops_two, 0.0) / two.kernels
+    return replace(rates, kernel=kernel, flop=flop)
 
 
 def rough_rates() -> Rates:
@@ -193,7 +227,7 @@ def rough_rates() -> Rates:
         value.sum().backward()
 
     kernel = min(_time(chain) for _ in range(5)) / 40  # forward and backward
-    return Rates(kernel, flop, _time_writing())
+    return Rates(kernel, flop, _time_writing(), flop)
 
 
 def _time(action: Callable[[], object]) -> float:

@@ -44,25 +44,32 @@ FORMULAS = dict(flop_registry) | {
 
 @dataclass(frozen=True)
 class Effort:
-    """What a machine has to do: kernels to start, operations to make, bytes to write."""
+    """What a machine has to do: kernels to start, operations to make, bytes to move."""
 
     kernels: float = 0.0  # but those that only look at a tensor otherwise
     flops: float = 0.0  # of matrix products, convolutions and attention, two per multiply-add
-    written: float = 0.0  # bytes, of what kernels return
+    moved: float = 0.0  # bytes, of what kernels return, and of what those with operations read
+    # of the operations, those with the weight that makes logits: it is wide, and its rows are few
+    head: float = 0.0
 
     def __add__(self, other: Effort) -> Effort:
         return Effort(
-            self.kernels + other.kernels, self.flops + other.flops, self.written + other.written
+            self.kernels + other.kernels,
+            self.flops + other.flops,
+            self.moved + other.moved,
+            self.head + other.head,
         )
 
     def __mul__(self, times: float) -> Effort:
-        return Effort(self.kernels * times, self.flops * times, self.written * times)
+        return Effort(
+            self.kernels * times, self.flops * times, self.moved * times, self.head * times
+        )
 
     __rmul__ = __mul__
 
     def shrink(self, share: float) -> Effort:
         """Return the work with a share of the tokens, by as many kernels."""
-        return Effort(self.kernels, share * self.flops, share * self.written)
+        return Effort(self.kernels, share * self.flops, share * self.moved, share * self.head)
 
 
 class Alive(TorchDispatchMode):
@@ -70,48 +77,64 @@ class Alive(TorchDispatchMode):
     they are alive, and the work that was done.
     """
 
-    def __init__(self, lasting: Iterable[Tensor], sizes: Container[int] | None = None) -> None:
+    def __init__(
+        self,
+        lasting: Iterable[Tensor],
+        sizes: Container[int] | None = None,
+        head: torch.Size | None = None,
+    ) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
+        lasting = list(lasting)
         self.sizes = sizes  # in bytes, of those that are followed; None: all
+        self.head = (head, head[::-1]) if head else ()  # shapes of the weight that makes logits
         self.own = {tensor.untyped_storage()._cdata for tensor in lasting}
         self.alive: dict[int, weakref.ref[torch.UntypedStorage]] = {}
+        self.shapes = {shape for each in lasting for shape in (each.shape, each.shape[::-1])}
         self.now = self.peak = 0  # bytes
+        # of them, those of tensors that have no shape of a lasting one
+        self.activations_now = self.activations = 0
         self.work = Effort()
 
     def __torch_dispatch__(
         self, function: Any, types: Any, arguments: Any = (), keywords: Any = None
     ) -> Any:
         out = self.call(function, arguments, keywords or {})
-        tensors = [out] if isinstance(out, Tensor) else tree_leaves(out)
-        written = 0
-        for tensor in tensors:
-            if isinstance(tensor, Tensor):
-                self._see(tensor.untyped_storage())
-                written += tensor.numel() * tensor.element_size()
+        made = _tensors(out)
+        for tensor in made:
+            self._see(tensor)
         if not function.is_view:
             formula = FORMULAS.get(function.overloadpacket)
             flops = formula(*arguments, **(keywords or {}), out_val=out) if formula else 0
-            self.work += Effort(1, flops, written)
+            touched = [*made, *_tensors(arguments)] if formula else made
+            is_head = any(each.shape in self.head for each in touched)
+            moved = sum(each.nbytes for each in touched)
+            self.work += Effort(1, flops, moved, flops if is_head else 0)
         return out
 
     def call(self, function: Any, arguments: Any, keywords: dict[str, Any]) -> Any:
         """Do the operation."""
         return function(*arguments, **keywords)
 
-    def _see(self, storage: torch.UntypedStorage) -> None:
+    def _see(self, tensor: Tensor) -> None:
+        storage = tensor.untyped_storage()
         size, key = storage.nbytes(), storage._cdata
         if key in self.own or key in self.alive:
             return
         if self.sizes is not None and size not in self.sizes:
             return
 
+        activation = 0 if tensor.shape in self.shapes else size
+
         def release(_: object) -> None:
             del self.alive[key]
             self.now -= size
+            self.activations_now -= activation
 
         self.alive[key] = weakref.ref(storage, release)
         self.now += size
+        self.activations_now += activation
         self.peak = max(self.peak, self.now)
+        self.activations = max(self.activations, self.activations_now)
 
 
 class Imagined(Alive):
@@ -168,6 +191,11 @@ def attend(query: Tensor, key: Tensor, value: Tensor, *arguments: Any, **keyword
 def attention() -> AbstractContextManager[None]:
     """Inside, attention is that of `attend`, also where a backward pass computes it again."""
     return swap(nn.functional, "scaled_dot_product_attention", attend)
+
+
+def _tensors(found: Any) -> list[Tensor]:
+    leaves = [found] if isinstance(found, Tensor) else tree_leaves(found)
+    return [each for each in leaves if isinstance(each, Tensor)]
 
 
 def _is_meta(device: torch.device | str | None) -> bool:

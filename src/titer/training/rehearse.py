@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from statistics import fmean
 
 import torch
+from torch import nn
 from transformers import PreTrainedModel
 
 from titer.attributes import swap
@@ -35,6 +36,7 @@ class Counted:
     """What a training takes beside the weights of its model."""
 
     peak: int  # bytes alive at once, at the most
+    activations: int  # and of them those of tensors that are shaped like no weight
     resting: int  # bytes alive between two updates: moments, a reference, a method's state
     trained: int  # bytes of the trained weights
     once: Effort  # what is done but once, before the first update and after the last
@@ -158,7 +160,7 @@ def _follow(
     parameters = trainable(model)
     again = recompute_layers(model) if recompute else nullcontext()
     plain = swap(torch, "autocast", lambda *_, **__: nullcontext())  # it knows no meta device
-    with plain, attention(), Imagined(weights) as counted, again:
+    with plain, attention(), Imagined(weights, head=find_head(model)) as counted, again:
         step = Step(
             model, parameters, streams, accelerator_for(), settings.batch, settings.accumulate
         )
@@ -179,7 +181,7 @@ def _follow(
         defense.finish(replace(step, logged={}, _batches={}), loop.state)
         once += counted.work + -1 * before
     trained = sum(p.numel() * p.element_size() for p in parameters.values())
-    return Counted(counted.peak, resting, trained, once, update)
+    return Counted(counted.peak, counted.activations, resting, trained, once, update)
 
 
 def weigh_phases(defense: Defense, updates: int) -> list[tuple[Phase, float]]:
@@ -201,6 +203,21 @@ def count_bytes(model: PreTrainedModel) -> int:
         for tensor in (*model.parameters(), *model.buffers())
     }
     return sum(held.values())
+
+
+def find_head(model: PreTrainedModel) -> torch.Size | None:
+    """Return the shape of the weight that makes logits, (V, d), where no other has its shape.
+
+    Products with it are few rows by a whole vocabulary, and slower for their operations than others.
+    """
+    head = model.get_output_embeddings()
+    shape = getattr(getattr(head, "weight", None), "shape", None)
+    others = [each for each in model.modules() if isinstance(each, nn.Linear) and each is not head]
+    return (
+        None
+        if any(each.weight.shape in (shape, shape[::-1]) for each in others if shape)
+        else shape
+    )
 
 
 @dataclass(frozen=True)
@@ -243,7 +260,7 @@ def _imagined(model: PreTrainedModel) -> Iterator[Imagined]:
     with (
         torch.no_grad(),
         attention(),
-        Imagined([*model.parameters(), *model.buffers()]) as counted,
+        Imagined([*model.parameters(), *model.buffers()], head=find_head(model)) as counted,
     ):
         yield counted
 
