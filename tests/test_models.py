@@ -18,6 +18,7 @@ from conftest import byte_level, tiny
 from families import FAMILIES
 from test_recipe import run as titer
 from titer.data import hub
+from titer.data.batches import Stream, collate
 from titer.defenses.sft import SFT
 from titer.training import train
 from titer.training.settings import Training
@@ -430,6 +431,48 @@ def test_full_training_of_coarse_weights_keeps_small_updates(rows):
     [expected] = train.train(exact, SFT(), {"rows": rows["rows"]}, settings, 0)
     assert terms["f"] == pytest.approx(expected["f"], rel=2e-2)
     assert terms["f"] != expected["f"]
+
+
+def test_passes_may_be_coarser_than_the_weights(rows):
+    """As in a loop of torch's own under its autocast; in float32 the same updates are others."""
+    settings = Training(updates=3, lr=1e-3, batch=4, weight_decay=0.0, clip=None, lora=LORA)
+    coarse = replace(settings, autocast="bfloat16")
+    found = {}
+    for name, of in {"coarse": coarse, "exact": settings}.items():
+        torch.manual_seed(1)
+        model = adapters.add_lora(tiny(torch.float32), LORA)
+        terms = train.train(model, SFT(), {"rows": rows["rows"]}, of, 0)
+        found[name] = checkpoints.trainable(model)
+        assert {each.dtype for each in model.state_dict().values()} == {torch.float32}
+        if name == "coarse":
+            losses = [each["f"] for each in terms]
+    torch.manual_seed(1)
+    model = adapters.add_lora(tiny(torch.float32), LORA).eval()
+    weights = list(checkpoints.trainable(model).values())
+    optimizer, stream = (
+        torch.optim.AdamW(weights, 1e-3, weight_decay=0.0),
+        Stream("rows", rows["rows"], 0),
+    )
+    for expected in losses:
+        batch = collate(stream.take(4), 0)
+        with torch.autocast("cpu", torch.bfloat16):
+            logits = model(input_ids=batch.ids, attention_mask=batch.mask).logits[:, :-1].float()
+        loss = torch.nn.functional.cross_entropy(
+            logits.flatten(0, 1), batch.labels[:, 1:].flatten(), ignore_index=-100
+        )
+        assert expected == pytest.approx(loss.item(), rel=1e-4)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    apart = {
+        name: max(
+            (found[name][key] - value).abs().max()
+            for key, value in checkpoints.trainable(model).items()
+        )
+        for name in found
+    }
+    assert apart["coarse"] < apart["exact"] / 3
+    assert apart["exact"] > 0
 
 
 def test_dtypes_are_checked_against_the_device(base, monkeypatch):

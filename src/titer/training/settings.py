@@ -24,6 +24,8 @@ class Training(Config):
     weight_decay: float = 0.1
     clip: float | None = 1.0  # largest norm of the update's gradient
     lora: Lora | None = field(default_factory=Lora)  # None trains all weights
+    # what passes compute in, where it is coarser than the weights; weights and moments stay as they are
+    autocast: Literal["bfloat16"] | None = None
 
     def __post_init__(self) -> None:
         # beyond these a training would not end, or its rows not fit into any memory

@@ -40,6 +40,12 @@ def accelerator_for(device: str | None = None) -> Accelerator:
     return accelerator
 
 
+def passes_in(settings: Training) -> torch.dtype | None:
+    """Return the dtype that passes compute in, where the settings name one."""
+    dtype: torch.dtype | None = getattr(torch, settings.autocast) if settings.autocast else None
+    return dtype
+
+
 def train(
     model: PreTrainedModel,
     defense: Defense,
@@ -58,8 +64,8 @@ def train(
 
     `data` has the rows of every stream that the defense declares. Of several ranks each makes as many
     micro-batches, as large, as the settings say. With `autocast` the passes compute in a coarser
-    dtype than that of the weights. The results of `probe` after an update are
-    kept with its terms.
+    dtype than that of the weights, also where the settings name none. The results of `probe` after an
+    update are kept with its terms.
 
     With `resume`, a checkpoint is written there after every `every` updates. If one is there at the
     start, the run goes on from it and ends bit for bit as if never interrupted; a damaged one is
@@ -93,7 +99,7 @@ def train(
         accelerator,
         settings.batch,
         settings.accumulate,
-        autocast=autocast,
+        autocast=autocast or passes_in(settings),
     )
     loop = Loop(step, defense, settings)
 

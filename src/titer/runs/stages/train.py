@@ -27,7 +27,7 @@ from titer.training.layers import recompute_layers
 from titer.training.ranks import Ranks
 from titer.training.settings import Training, Watch
 from titer.training.sharding import copy_shards, take_back
-from titer.training.train import accelerator_for, list_phases, train
+from titer.training.train import accelerator_for, list_phases, passes_in, train
 from titer.weights import adapters, checkpoints, folders, language
 from titer.weights.settings import Checkpoint
 
@@ -149,7 +149,7 @@ class TrainStage(ModelStage):
         encoded = {name: template.encode_all(rows, name) for name, rows in streams.items()}
         trained = copy_shards(model, accelerator)
         with recompute_layers(trained) if self.recompute else nullcontext():
-            looking = self._probes(trained, template, autocast)
+            looking = self._probes(trained, template, autocast or passes_in(training))
             start_probe = looking.measure() if looking else {}
             start_look = self.curve.look(trained, template, ranks) if self.curve else {}
             last = len(list_phases(self.method, training.updates))
