@@ -1,8 +1,8 @@
 """Break every method file, and the rules of the gate, in every small way; its tests must notice.
 `make mutants [FILES="booster scale"] [PART=3]`
 
-`PART=3` tries one in three, others whenever the method's file changes: what CI does, where all of
-them are the nightly run.
+`PART=3` tries one in three, others whenever the method's file changes. All of them are a nightly
+run.
 
 Each mutant changes one thing in the syntax tree: a sign or an operation, a dropped term, a doubled
 factor or constant, a swapped stream, a comparison, a flipped flag, a dropped call or context. A

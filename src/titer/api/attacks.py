@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from titer import paths
-from titer.api.given import Data, Handed, Model, Rows, kept_by, result_folder
+from titer.api.given import Data, Handed, Model, Rows, kept_by, result_folder, store_of
 from titer.api.results import AssayResult, AttackSearchResult, LadderResult
 from titer.findings.assay_record import AssayRecord
 from titer.findings.attack_search import AttackSearchRecord
@@ -56,7 +56,7 @@ def attack(
     wanted = _attacked(folder, model, pipeline, rows, recipe, settings, seed)
     climb = Climb.prepare(ladders.load(ladder), wanted, pipeline or recipes.SINGLE, rungs)
     with claim(folder, climb.victim.plan, f"{climb.ladder.name} {climb.ladder.sha256}"):
-        place = Store(Path(store) if store else folder.parent / paths.STORE)
+        place = Store(store_of(folder, store))
         document = climb.run(folder, place, progress or Silent())
     report.write_ladder(document, folder)
     return LadderResult(folder, check(LadderRecord, document, str(folder)), (kept, *kept_by(model)))
@@ -94,7 +94,7 @@ def search_attack(
     wanted = _attacked(folder, model, pipeline, data or {}, recipe, settings, seed)
     search = AttackSearch.prepare(wanted, budget, pipeline or recipes.SINGLE)
     with claim(folder, search.plan, search.identity):
-        place = Store(Path(store) if store else folder.parent / paths.STORE)
+        place = Store(store_of(folder, store))
         document = search.run(folder, place, progress or Silent())
     record = check(AttackSearchRecord, document, str(folder))
     return AttackSearchResult(folder, record, (kept, *kept_by(model)))
@@ -143,7 +143,7 @@ def assay(
         task_rows=task_rows,
     )
     by = validate(Thresholds, dict(thresholds or {}))
-    place = Path(store) if store else folder.parent / paths.STORE
+    place = store_of(folder, store)
     found = assay_setup(setup, by, Wanted(require or REQUIRED, aware), folder, place, progress)
     return replace(found, _kept=(kept, *kept_by(model), *kept_by(base)))
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -69,8 +68,7 @@ def gate(
     )
     if before is None or after is None:
         raise ValueError("a gate needs a base and a candidate: give results or models")
-    changed = [*given.settings(None, data or {}), *settings]
-    changed += [f"judge={json.dumps(judge)}"] if judge else []
+    changed = [*given.settings(None, data or {}, judge), *settings]
     check_settings([place for place in (before, after, bad) if place], changed)
     desk = Desk(recipe, changed, folder, Path(store) if store else None, progress or Silent())
     first, second = desk.open(before, "base"), desk.open(after, "candidate")

@@ -34,10 +34,11 @@ class Handed:
     def __init__(self, folder: Path) -> None:
         self.folder = folder.parent / f"{folder.name}-{paths.GIVEN}"
 
-    def settings(self, model: Model, data: Data) -> list[str]:
-        """Return the settings of a recipe that name a model and rows."""
+    def settings(self, model: Model, data: Data, judge: Any = None) -> list[str]:
+        """Return the settings of a recipe that name a model, rows and a judge."""
         found = [] if model is None else [f"model={json.dumps({'path': self.model(model)})}"]
-        return found + [f"data.{role}={self.rows(role, rows)}" for role, rows in data.items()]
+        found += [f"data.{role}={self.rows(role, rows)}" for role, rows in data.items()]
+        return [*found, f"judge={json.dumps(judge)}"] if judge else found
 
     def model(self, model: Model) -> str:
         """Name a model, saved first where it is in memory."""
@@ -105,6 +106,11 @@ def result_folder(out: str | Path | None) -> tuple[Path, Any]:
         return Path(out), None
     place = Temporary(Path(tempfile.mkdtemp(prefix="titer-")))
     return place.path / "result", place
+
+
+def store_of(folder: Path, store: str | Path | None) -> Path:
+    """Return the store that was given, or the one beside a result's folder."""
+    return Path(store) if store else folder.parent / paths.STORE
 
 
 def kept_by(model: Model) -> tuple[Any, ...]:

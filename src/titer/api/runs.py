@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from titer import paths
-from titer.api.given import Data, Handed, Model, result_folder
+from titer.api.given import Data, Handed, Model, result_folder, store_of
 from titer.api.results import Results
 from titer.progress import Progress, Silent
 
@@ -48,9 +48,7 @@ def run(
         plan = recipes.from_mapping(fields, changed, seed)
     else:
         plan = recipes.load(str(recipe), changed, seed)
-    return run_recipe(
-        plan, folder, Path(store) if store else folder.parent / paths.STORE, progress, (kept,)
-    )
+    return run_recipe(plan, folder, store_of(folder, store), progress, (kept,))
 
 
 def run_recipe(

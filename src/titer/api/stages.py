@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from titer import paths
-from titer.api.given import Data, Handed, Model, kept_by, result_folder
+from titer.api.given import Data, Handed, Model, kept_by, result_folder, store_of
 from titer.api.results import Result
 from titer.findings.records import record_of
 from titer.progress import Progress, Silent
@@ -143,13 +142,12 @@ def evaluate(
 
     folder, kept = result_folder(out)
     given = Handed(folder)
-    judging = [f"judge={json.dumps(judge)}"] if judge else []
-    changed = [*given.settings(None, data or {}), *judging, *settings]
+    changed = [*given.settings(None, data or {}, judge), *settings]
     name = given.model(model)
     if server is None:
         name, server = (found := Contender.read(name)).model, found.server
     plan = plan_evaluation(recipe, name, changed, server)
     with claim(folder, plan, "evaluate"):
-        place = Store(Path(store) if store else folder.parent / paths.STORE)
+        place = Store(store_of(folder, store))
         document = command.evaluate(plan, folder, place, progress or Silent())
     return Result(folder, record_of(document), (kept,))

@@ -30,6 +30,8 @@ CONTEXT = 0.6e9  # bytes that CUDA takes of a GPU before there is a tensor on it
 TRAINED_GAPS, READ_GAPS, CUDA_GAPS = 1.1, 0.5, 0.1
 LOADED = 50e6  # bytes that a process takes for what torch and its kernels load as they are used
 UPDATES, SETTLING = 4, 2  # of a probe, and those of them that do not count
+# seconds of a probe, at least, and its updates at the most: short ones are soon disturbed
+LASTING, MOST = 1.0, 24
 LARGE = 2**24  # floats, more than any cache holds
 
 
@@ -163,12 +165,17 @@ def _halve(size: Size) -> Size:
 
 
 def _time_updates(model: PreTrainedModel, rows: Sequence[Encoded], settings: Training) -> float:
+    """Return the seconds of an update: the median of a few, and of more where they are short."""
     ticks = [clock()]
     train(
         model, SFT(), {"rows": rows}, replace(settings, lr=1e-9), seed=0,
         watch=lambda *_: ticks.append(clock()),
     )  # fmt: skip
-    return median(b - a for a, b in itertools.pairwise(ticks[SETTLING:]))
+    seconds = median(b - a for a, b in itertools.pairwise(ticks[SETTLING:]))
+    more = min(int(LASTING / seconds), MOST) if seconds > 0 else MOST
+    if more <= settings.updates:
+        return seconds
+    return _time_updates(model, rows, replace(settings, updates=more))
 
 
 def _time_writing() -> float:
