@@ -6,7 +6,7 @@ import re
 import subprocess
 import sys
 from collections.abc import Mapping
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from xml.etree import ElementTree
 
@@ -648,7 +648,8 @@ def test_python_decides_as_the_command_does(monkeypatch, capsys, tmp_path, write
     assert dict(zip(frame["measure"], frame["verdict"], strict=True))["HS"] == "fail"
     assert "fail: HS" in found._repr_html_()
     again = python.load(tmp_path / "api")
-    assert (again.folder, asdict(again.record)) == (found.folder, asdict(found.record))
+    assert (again.folder, again.verdict) == (found.folder, found.verdict)
+    assert again.to_pandas().equals(frame)
     assert python.gate(base, base, judge_errors={"harm": JudgeCounts(9, 9, 9, 9)}).folder.is_dir()
     with pytest.raises(ValueError, match="a gate needs a base and a candidate"):
         python.gate(base, None)
