@@ -212,12 +212,12 @@ def find_head(model: PreTrainedModel) -> torch.Size | None:
     """
     head = model.get_output_embeddings()
     shape = getattr(getattr(head, "weight", None), "shape", None)
-    others = [each for each in model.modules() if isinstance(each, nn.Linear) and each is not head]
-    return (
-        None
-        if any(each.weight.shape in (shape, shape[::-1]) for each in others if shape)
-        else shape
-    )
+    others = {
+        each.weight.shape
+        for each in model.modules()
+        if isinstance(each, nn.Linear) and each is not head
+    }
+    return None if shape is None or {shape, shape[::-1]} & others else shape
 
 
 @dataclass(frozen=True)
