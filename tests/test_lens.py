@@ -87,6 +87,23 @@ def test_gradient_agreement_is_the_cosine_to_the_refusals_gradient(model, templa
     )
 
 
+def test_anchors_are_looked_at_once(model, template, material, monkeypatch):
+    """They are hundreds of rows, and a screen looks at benign rows first and at an upload then."""
+    seen, batch = [], Lens._batch
+
+    def follow(lens, name, rows):
+        seen.append(name)
+        return batch(lens, name, rows)
+
+    monkeypatch.setattr(Lens, "_batch", follow)
+    plain, both = Gradient(), Gradient("both")
+    plain.read(ROWS[:2], material)
+    later = both.read(ROWS[2:], material)
+    assert sorted(seen) == ["harmful", "safety", *["upload"] * len(ROWS)]
+    fresh = Material(BENIGN, SAFETY, HARMFUL, lens=Lens(model, template))
+    assert both.read(ROWS[2:], fresh) == later
+
+
 def test_a_look_leaves_the_model_as_it_was(model, template, material):
     before = {name: p.clone() for name, p in model.named_parameters()}
     for signal in (Gradient("both"), Closeness(), Outlier(), Surprise()):

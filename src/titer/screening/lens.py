@@ -38,6 +38,9 @@ class Lens:
     template: Template
     watch: Watch = unwatched  # is told of every row whose gradient is taken
     _encoded: dict[Row, Encoded] = field(default_factory=dict)
+    _anchors: dict[str, Vec] = field(
+        default_factory=dict
+    )  # unit gradients, each as large as the model
     _cosines: dict[tuple[Row, str], float] = field(default_factory=dict)
     _states: dict[tuple[Row, tuple[int, ...]], Tensor] = field(default_factory=dict)
 
@@ -66,14 +69,13 @@ class Lens:
             for row in dict.fromkeys(rows)
             if any((row, name) not in self._cosines for name in anchors)
         ]
-        g_anchors = {
-            name: _copy(step.grad(self._batch(name, of)).unit())
-            for name, of in (anchors.items() if new else ())
-        }
+        for name, of in anchors.items() if new else ():
+            if name not in self._anchors:  # hundreds of rows, and the same ones at every call
+                self._anchors[name] = _copy(step.grad(self._batch(name, of)).unit())
         for done, row in enumerate(new, 1):
             g = step.grad(self._batch("upload", [row]))
-            for name, g_anchor in g_anchors.items():
-                self._cosines[row, name] = g.cosine(g_anchor)
+            for name in anchors:
+                self._cosines[row, name] = g.cosine(self._anchors[name])
             self.watch(done, len(new), {})
         return {name: [self._cosines[row, name] for row in rows] for name in anchors}
 
