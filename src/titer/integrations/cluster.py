@@ -12,6 +12,7 @@ import os
 import socket
 import threading
 import traceback
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -116,7 +117,9 @@ class RayCluster(Workers):
 
         with self._lock:
             for running in self._running:
-                ray.cancel(running, force=True)
+                # one that is out of reach keeps no other from being stopped
+                with suppress(ray.exceptions.RayError, RuntimeError, ValueError):
+                    ray.cancel(running, force=True)
         ray.shutdown()
 
 

@@ -156,8 +156,10 @@ class Sweep:
 
         def stop(number: int, frame: Any) -> None:
             self._stopping.set()
-            self.workers.stop()
-            os._exit(130)
+            try:
+                self.workers.stop()
+            finally:  # whatever a cluster says of it
+                os._exit(130)
 
         before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
         try:
