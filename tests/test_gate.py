@@ -648,8 +648,7 @@ def test_python_decides_as_the_command_does(monkeypatch, capsys, tmp_path, write
     assert dict(zip(frame["measure"], frame["verdict"], strict=True))["HS"] == "fail"
     assert "fail: HS" in found._repr_html_()
     again = python.load(tmp_path / "api")
-    assert (again.folder, again.verdict) == (found.folder, found.verdict)
-    assert again.to_pandas().to_json() == frame.to_json()
+    assert again == found
     assert python.gate(base, base, judge_errors={"harm": JudgeCounts(9, 9, 9, 9)}).folder.is_dir()
     with pytest.raises(ValueError, match="a gate needs a base and a candidate"):
         python.gate(base, None)

@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from statistics import median
+from typing import cast
 
 import psutil
 import torch
@@ -17,6 +18,7 @@ from transformers import PreTrainedModel
 from titer.data.batches import Encoded
 from titer.defenses.sft import SFT
 from titer.training.count import Effort
+from titer.training.layers import unembedding
 from titer.training.rehearse import Size, adapt, count_bytes, find_head, rehearse
 from titer.training.settings import Training
 from titer.training.train import accelerator_for, train
@@ -166,16 +168,18 @@ def _halve(size: Size) -> Size:
 
 def _time_updates(model: PreTrainedModel, rows: Sequence[Encoded], settings: Training) -> float:
     """Return the seconds of an update: the median of a few, and of more where they are short."""
-    ticks = [clock()]
-    train(
-        model, SFT(), {"rows": rows}, replace(settings, lr=1e-9), seed=0,
-        watch=lambda *_: ticks.append(clock()),
-    )  # fmt: skip
-    seconds = median(b - a for a, b in itertools.pairwise(ticks[SETTLING:]))
+
+    def measure(updates: int) -> float:
+        ticks = [clock()]
+        train(
+            model, SFT(), {"rows": rows}, replace(settings, updates=updates, lr=1e-9), seed=0,
+            watch=lambda *_: ticks.append(clock()),
+        )  # fmt: skip
+        return median(b - a for a, b in itertools.pairwise(ticks[SETTLING:]))
+
+    seconds = measure(settings.updates)
     more = min(int(LASTING / seconds), MOST) if seconds > 0 else MOST
-    if more <= settings.updates:
-        return seconds
-    return _time_updates(model, rows, replace(settings, updates=more))
+    return measure(more) if more > settings.updates else seconds
 
 
 def _time_writing() -> float:
@@ -194,7 +198,7 @@ def _time_head(model: PreTrainedModel, tokens: int) -> float:
     shape = find_head(model)
     if shape is None:
         return 0.0
-    weight: Tensor = model.get_output_embeddings().weight
+    weight = cast(Tensor, unembedding(model).weight)
     state = weight.new_zeros(tokens, shape[1]).requires_grad_()
     wanted = [state, weight] if weight.requires_grad else [state]
     above = weight.new_zeros(tokens, shape[0])

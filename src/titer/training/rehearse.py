@@ -6,9 +6,10 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from statistics import fmean
+from typing import cast
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from titer.attributes import swap
@@ -16,7 +17,7 @@ from titer.data.batches import Encoded, Stream
 from titer.methods import Defense
 from titer.phase import Phase
 from titer.training.count import Effort, Imagined, attention
-from titer.training.layers import recompute_layers
+from titer.training.layers import recompute_layers, unembedding
 from titer.training.loop import Loop
 from titer.training.settings import Training
 from titer.training.step import Step
@@ -210,14 +211,14 @@ def find_head(model: PreTrainedModel) -> torch.Size | None:
 
     Products with it are few rows by a whole vocabulary, and slower for their operations than others.
     """
-    head = model.get_output_embeddings()
-    shape = getattr(getattr(head, "weight", None), "shape", None)
+    head = unembedding(model)
+    shape = cast(Tensor, head.weight).shape
     others = {
         each.weight.shape
         for each in model.modules()
         if isinstance(each, nn.Linear) and each is not head
     }
-    return None if shape is None or {shape, shape[::-1]} & others else shape
+    return None if {shape, shape[::-1]} & others else shape
 
 
 @dataclass(frozen=True)
