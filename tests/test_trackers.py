@@ -1,15 +1,17 @@
 """The terms of every update, in TensorBoard's files."""
 
 import struct
+import sys
 from collections import defaultdict
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 import titer
 from test_shell import QUICK
 from titer.cli import main
-from titer.integrations import Tracked
+from titer.integrations import Tracked, trackers
 from titer.integrations.trackers import tag
 
 event_pb2 = pytest.importorskip("tensorboardX.proto.event_pb2")
@@ -97,3 +99,57 @@ def test_on_the_command_line(tmp_path, monkeypatch, capsys):
 def test_a_tracker_that_is_not_there(name, message, tmp_path):
     with pytest.raises(ValueError, match=message):
         Tracked(name, tmp_path)
+
+
+class Run:
+    """A run of Weights & Biases: one count of steps, and what comes with a lower one is dropped."""
+
+    def __init__(self):
+        self.kept, self.axes, self.step, self.ended = [], {}, 0, False
+
+    def define_metric(self, name, step_metric):
+        self.axes[name] = step_metric
+
+    def log(self, values, step=None):
+        if step is None or step >= self.step:
+            self.step = self.step + 1 if step is None else step
+            self.kept.append(values)
+
+    def finish(self):
+        self.ended = True
+
+
+def weights_and_biases(monkeypatch, init):
+    monkeypatch.setitem(sys.modules, "wandb", SimpleNamespace(init=init))
+    monkeypatch.setattr(trackers, "get_available_trackers", lambda: ["wandb"])
+
+
+def test_weights_and_biases_drops_no_update_of_a_second_stage(tmp_path, monkeypatch):
+    run = Run()
+    weights_and_biases(monkeypatch, lambda project: run)
+    tracked = Tracked("wandb", tmp_path)
+    for step, updates in (("align sft", 3), ("align sft, finetune sft", 2)):
+        tracked.begin(step)
+        for i in range(updates):
+            tracked.advance(i + 1, updates, {"f": 10.0 * i})
+    tracked.close()
+    first, second = ("align_sft", "align_sft_finetune_sft")
+    assert run.kept == [
+        *({f"{first}/f": 10.0 * i, f"{first}/update": i + 1} for i in range(3)),
+        *({f"{second}/f": 10.0 * i, f"{second}/update": i + 1} for i in range(2)),
+    ]
+    assert run.axes == {f"{name}/*": f"{name}/update" for name in (first, second)}
+    assert run.ended
+
+
+def test_a_tracker_that_does_not_start_is_told_before_a_step_begins(tmp_path, monkeypatch):
+    def init(project):
+        raise RuntimeError("no key is configured\nand more")
+
+    weights_and_biases(monkeypatch, init)
+    heard = Heard()
+    tracked = Tracked("wandb", tmp_path, heard)
+    with pytest.raises(ValueError, match="'wandb' does not start: no key is configured$"):
+        tracked.begin("align sft")
+    tracked.close()
+    assert heard.said == []

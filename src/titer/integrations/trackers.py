@@ -12,6 +12,8 @@ from accelerate.tracking import LOGGER_TYPE_TO_CLASS, get_available_trackers
 from titer.errors import unknown
 from titer.progress import Progress, Silent
 
+AXIS = "update"  # of Weights & Biases: the updates of a stage
+
 
 def tag(step: str, term: str) -> str:
     """Return a name for a term of a step that any tracker takes."""
@@ -40,12 +42,14 @@ class Tracked:
         self._to.expect(steps, stored)
 
     def begin(self, step: str) -> None:
+        """Raise for a tracker that does not start, before anything is computed."""
         self._step = step
+        self._open()
         self._to.begin(step)
 
     def advance(self, done: int, of: int, terms: Mapping[str, float]) -> None:
         if terms:
-            self._open().log({tag(self._step, name): terms[name] for name in terms}, step=done)
+            self._log(done, {tag(self._step, name): terms[name] for name in terms})
         self._to.advance(done, of, terms)
 
     def end(self) -> None:
@@ -56,10 +60,26 @@ class Tracked:
         if self._tracker is not None:
             self._tracker.finish()
 
-    def _open(self) -> Any:
+    def _log(self, update: int, values: Mapping[str, float]) -> None:
+        if self.name == "wandb":
+            # it has one count for a whole run, and drops what comes with a lower one without a word:
+            # updates of every stage begin at 1, so here they are an axis of the stage's own
+            self._tracker.log({**values, tag(self._step, AXIS): update})
+        else:
+            self._tracker.log(values, step=update)
+
+    def _open(self) -> None:
         if self._tracker is None:
             kind = LOGGER_TYPE_TO_CLASS[self.name]
             place = (str(self.folder),) if kind.requires_logging_directory else ()
-            self._tracker = kind("titer", *place)
-            self._tracker.start()
-        return self._tracker
+            try:
+                tracker = kind("titer", *place)
+                tracker.start()
+            except Exception as fault:  # of any library that a tracker rests on
+                why = str(fault).partition("\n")[0] or type(fault).__name__
+                raise ValueError(f"the tracker {self.name!r} does not start: {why}") from fault
+            self._tracker = tracker
+        if self.name == "wandb" and self._tracker.tracker is not None:
+            self._tracker.tracker.define_metric(
+                tag(self._step, "") + "*", step_metric=tag(self._step, AXIS)
+            )
