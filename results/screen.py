@@ -12,6 +12,7 @@ import json
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -127,6 +128,7 @@ def attackers_rows(lab: str, seed: int) -> dict[str, list[Row]]:
     return found
 
 
+@cache
 def read_attacks(lab: str, seed: int) -> Plan:
     """Read the attacks that send rows of their own making.
 

@@ -649,7 +649,8 @@ def test_python_decides_as_the_command_does(monkeypatch, capsys, tmp_path, write
     assert "fail: HS" in found._repr_html_()
     again = python.load(tmp_path / "api")
     assert again == found
-    assert python.gate(base, base, judge_errors={"harm": JudgeCounts(9, 9, 9, 9)}).folder.is_dir()
+    found = python.gate(base, base, judge_errors={"harm": JudgeCounts(9, 9, 9, 9)})
+    assert found.folder.is_dir()  # as long as the result lives
     with pytest.raises(ValueError, match="a gate needs a base and a candidate"):
         python.gate(base, None)
     with pytest.raises(ValueError, match="all that is given are results already"):

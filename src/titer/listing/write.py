@@ -13,7 +13,8 @@ from titer.methods import Fidelity
 SITUATIONS = (  # what a reader may be up to, and the words for it
     ("I align a model, and others fine-tune it", "before release"),
     ("The same, and I have no harmful rows", "before release, no harmful data"),
-    ("I fine-tune for users, at no more than plain cost", "while fine-tuning, one pass"),
+    ("I fine-tune for users", "while fine-tuning"),
+    ("The same, at no more than plain cost", "while fine-tuning, one pass"),
     ("I have a fine-tuned adapter and what lies under it", "after fine-tuning, no other model"),
     ("I can edit weights, and neither train nor run a model", "weights alone"),
 )
