@@ -149,7 +149,7 @@ def test_a_tracker_that_does_not_start_is_told_before_a_step_begins(tmp_path, mo
     weights_and_biases(monkeypatch, init)
     heard = Heard()
     tracked = Tracked("wandb", tmp_path, heard)
-    with pytest.raises(ValueError, match="'wandb' does not start: no key is configured$"):
+    with pytest.raises(ValueError, match="'wandb' does not start: no key is configured and more$"):
         tracked.begin("align sft")
     tracked.close()
     assert heard.said == []

@@ -9,7 +9,7 @@ from typing import Any
 
 from accelerate.tracking import LOGGER_TYPE_TO_CLASS, get_available_trackers
 
-from titer.errors import unknown
+from titer.errors import cause, unknown
 from titer.progress import Progress, Silent
 
 AXIS = "update"  # of Weights & Biases: the updates of a stage
@@ -36,7 +36,7 @@ class Tracked:
         self.name, self.folder = name, Path(folder)
         self._to: Progress = to or Silent()
         self._step = ""
-        self._tracker: Any = None  # once there is something to track
+        self._tracker: Any = None  # once a step has begun
 
     def expect(self, steps: Sequence[str], stored: int) -> None:
         self._to.expect(steps, stored)
@@ -44,7 +44,10 @@ class Tracked:
     def begin(self, step: str) -> None:
         """Raise for a tracker that does not start, before anything is computed."""
         self._step = step
-        self._open()
+        if self._tracker is None:
+            self._tracker = self._start()
+        if self.name == "wandb":
+            self._tracker.tracker.define_metric(f"{tag(step, '')}*", step_metric=tag(step, AXIS))
         self._to.begin(step)
 
     def advance(self, done: int, of: int, terms: Mapping[str, float]) -> None:
@@ -68,18 +71,12 @@ class Tracked:
         else:
             self._tracker.log(values, step=update)
 
-    def _open(self) -> None:
-        if self._tracker is None:
-            kind = LOGGER_TYPE_TO_CLASS[self.name]
-            place = (str(self.folder),) if kind.requires_logging_directory else ()
-            try:
-                tracker = kind("titer", *place)
-                tracker.start()
-            except Exception as fault:  # of any library that a tracker rests on
-                why = str(fault).partition("\n")[0] or type(fault).__name__
-                raise ValueError(f"the tracker {self.name!r} does not start: {why}") from fault
-            self._tracker = tracker
-        if self.name == "wandb" and self._tracker.tracker is not None:
-            self._tracker.tracker.define_metric(
-                tag(self._step, "") + "*", step_metric=tag(self._step, AXIS)
-            )
+    def _start(self) -> Any:
+        kind = LOGGER_TYPE_TO_CLASS[self.name]
+        place = (str(self.folder),) if kind.requires_logging_directory else ()
+        try:
+            tracker = kind("titer", *place)
+            tracker.start()
+        except Exception as fault:  # of any library that a tracker rests on
+            raise ValueError(f"the tracker {self.name!r} does not start: {cause(fault)}") from fault
+        return tracker
