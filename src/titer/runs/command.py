@@ -20,7 +20,7 @@ from titer.progress import Progress
 from titer.registry import describe, name_of
 from titer.runs.chain import trace
 from titer.runs.documents import environment
-from titer.runs.execute import Executor, score_record
+from titer.runs.execute import Executor, score_record, with_inputs
 from titer.runs.plan import REFERENCES, Plan, name_files
 from titer.runs.search import Search, search
 from titer.runs.stages.edit import EditStage
@@ -104,8 +104,9 @@ def evaluate(plan: Plan, folder: Path, store: Store, progress: Progress) -> dict
     folder.mkdir(parents=True, exist_ok=True, mode=0o700)
     work, scoring = Executor(store, progress), plan.score(plan.given("base", plan.recipe.model))
     work.expect([scoring])
-    record = score_record(scoring, work)
-    shutil.copy(work.folder(scoring) / paths.ANSWERS, folder)  # with its mode
+    with store.needed(plan.identity, [stage.key for stage in with_inputs([scoring])]):
+        record = score_record(scoring, work)
+        shutil.copy(work.folder(scoring) / paths.ANSWERS, folder)  # with its mode
     told = plan.provenance()
     found = {name: told[name] for name in TOLD if name in told}
     kept = {"scores", "outcomes", "judges", "disagreements"}
@@ -176,7 +177,7 @@ def provenance(plan: Plan, kind: str) -> dict[str, Any]:
     return {
         "recipe": {name: recipe[name] for name in used},
         "model": plan.named,
-        "data": plan.roles.digests,
+        "data": plan.digests_of(plan.recipe.attack),
         "prompts": plan.prompts,
         "sources": plan.roles.sources,
         "environment": environment() | ({"engine": plan.engine} if kind == "evaluate" else {}),

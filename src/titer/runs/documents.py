@@ -67,6 +67,7 @@ def write_documents(run: Run, found: Mapping[str, Sequence[Record]]) -> dict[str
             ],
             "environment": environment() | {"engine": plan.engine},
             **shared,
+            "rows": plan.digests_of(plan.recipe.attack_of(plan.recipe.pipelines[name])),
             "overlaps": plan.overlaps,
             "run": plan.identity,
         }

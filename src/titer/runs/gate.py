@@ -16,7 +16,7 @@ from titer.runs.contender import OF_SERVER, Contender
 from titer.runs.execute import claim
 from titer.runs.plan import Plan
 from titer.runs.served import plan_evaluation
-from titer.runs.stages.judge import outcomes_of
+from titer.runs.stages.judge import check_scored, outcomes_of
 from titer.runs.store import Store
 from titer.scoring.judging import judge_answers
 
@@ -43,8 +43,9 @@ class Evaluator:
     def judge_known(self, model: Contender, base: Measured) -> KnownBad | None:
         """Judge the harmful answers that the harm prompts come with, in the place of the base's own.
 
-        A judge that calls nothing harmful, or that reads another language, is caught by it. None
-        where no prompt comes with its answer.
+        A judge that calls nothing harmful is caught by it. Only the prompts that come with an answer
+        count. None where none does. Raises where the judge leaves more than a few unscored, as
+        one that reads another language.
         """
         plan = self._plan(model)
         rows = plan.benchmarks["harm"]
@@ -55,8 +56,10 @@ class Evaluator:
         asked = {"harm": [rows[i] for i in known]}
         said = {"harm": [Answer(rows[i].response, True) for i in known]}
         judged = judge_answers(asked, said, plan.judge, plan.roles.scorer)
+        check_scored(judged, plan.judge)
         told = Outcomes.model_validate(outcomes_of(asked, judged.records, [])["harm"])
-        return KnownBad(KNOWN, "judged answers", _put(base.record, own, known, told))
+        found = _put(base.record, own, known, told)
+        return KnownBad(KNOWN, "judged answers", found, chosen=[bool(row.response) for row in rows])
 
     def _plan(self, model: Contender) -> Plan:
         settings = [

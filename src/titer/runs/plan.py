@@ -17,7 +17,7 @@ import torch
 from titer.config import hash_of
 from titer.data.audit import audit
 from titer.data.own_format import OwnFormat, find_format, read_format
-from titer.data.rows import Row, identity, prompt_hash, under
+from titer.data.rows import Row, digest, identity, prompt_hash, under
 from titer.data.template import Template
 from titer.judges.refusal import Refusal
 from titer.methods import (
@@ -449,6 +449,11 @@ class Plan:
             return self.recipe.judge
         return self._own_judge
 
+    @property
+    def is_judged_alike(self) -> bool:
+        """Whether one judge reads the answers along an attack and at its end."""
+        return bool(describe(self.judge) == describe(self._own_judge))
+
     @cached_property
     def _own_judge(self) -> Judge:
         data = self.recipe.data
@@ -469,6 +474,11 @@ class Plan:
         asked = [attack.phrase(row) for row in harm]
         words = {"asked": asked} if asked != harm else {}
         return self.roles.benchmarks | words | self._asked_otherwise
+
+    def digests_of(self, attack: Attack) -> dict[str, str]:
+        """Return the SHA-256 of the rows of every role, and of the prompts that are asked under an attack."""
+        asked = self.benchmarks_of(attack)
+        return self.roles.digests | {f"benchmark {name}": digest(of) for name, of in asked.items()}
 
     @cached_property
     def _asked_otherwise(self) -> dict[str, list[Row]]:
@@ -629,7 +639,7 @@ class Plan:
         return {
             "judge": describe_judge(self.judge),
             "benchmark": describe(self.roles.scorer),
-            "rows": self.roles.digests,
+            "rows": self.digests_of(self.recipe.attack),
             "sources": self.roles.sources,
             "decoding": {name: value for name, value in GREEDY.items() if value is not None},
             # words of each part of it
