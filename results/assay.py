@@ -9,7 +9,8 @@ from collections.abc import Iterable, Mapping, Sequence
 
 from results import answer, bundles
 from results.names import display_name, in_order
-from titer.findings.assay import (
+from titer.findings.assay import assay
+from titer.findings.conditions import (
     CONDITIONS,
     CROSS_DOMAIN,
     IN_DOMAIN,
@@ -20,7 +21,6 @@ from titer.findings.assay import (
     Pairing,
     Ruling,
     Thresholds,
-    assay,
 )
 from titer.findings.records import Record
 from titer.findings.seeds import Group

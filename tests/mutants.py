@@ -53,7 +53,10 @@ KINDS = ("defenses", "edits", "attacks", "benchmarks")
 # of an attack's search
 SHARED = ("data/mixture.py", "findings/ladder.py", "findings/attack_search.py")
 # rules whose tests simulate, so that every mutant takes long: by name alone
-LONG = ("scoring/noninferiority.py", "findings/gate.py", "findings/assay.py")
+LONG = (
+    *("scoring/noninferiority.py", "findings/gate.py"),
+    *("findings/assay.py", "findings/conditions.py", "findings/resistance.py"),
+)
 PAGES = ("test_browser",)  # tests that look at pages in a browser, which no mutant needs
 PATIENCE = 3  # a mutant whose tests take so many times the method's own has been noticed
 LEAST = 60  # seconds that any mutant is given, since a few seconds are measured badly

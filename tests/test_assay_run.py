@@ -9,13 +9,13 @@ from typer.testing import CliRunner
 import titer
 from titer.cli import app
 from titer.data.rows import check_disjoint, identity, prompt_hash
-from titer.findings.assay import CROSS_DOMAIN, IN_DOMAIN
 from titer.findings.assay_record import AssayRecord
+from titer.findings.conditions import CROSS_DOMAIN, IN_DOMAIN
 from titer.findings.records import parse_document
 from titer.lab.held_out import DomainWorld, SmolTopicsWorld, TopicsWorld
 from titer.lab.smol import SmolWorld
 from titer.lab.world import World
-from titer.runs.assay import Setup, Wanted, budgets, compare_rows, find_missing
+from titer.runs.assay import Assay, Setup, Wanted, budgets, compare_rows, find_missing
 from titer.testing.small import save, tiny
 
 WORLD = ("data.world=1",)
@@ -115,6 +115,10 @@ def test_a_defense_made_of_the_attacker_s_rows_is_refused(model):
     world = World(1)
     with pytest.raises(ValueError, match="'attack' has 10 prompts that the model was trained on"):
         compare_rows(Setup("lab", model(defense=world.attack[:10]), "lab", WORLD))
+    # a run may be told to keep them, and an assay of such rows says nothing
+    kept = (*WORLD, "data.shared=keep")
+    with pytest.raises(ValueError, match="'attack' has 10 prompts that the model was trained on"):
+        compare_rows(Setup("lab", model(defense=world.attack[:10]), "lab", kept))
 
 
 def test_rows_that_are_nearly_the_defender_s_are_refused(tmp_path):
@@ -132,6 +136,23 @@ def test_rows_that_are_nearly_the_defender_s_are_refused(tmp_path):
     ]
     with pytest.raises(ValueError, match="are nearly the defender's"):
         compare_rows(Setup("checkpoint", "lab", "lab", sources))
+    (tmp_path / "c.jsonl").write_text(
+        "\n".join(
+            json.dumps({"prompt": f"which of the {i} lamps burns first", "response": "so"})
+            for i in range(40)
+        )
+    )
+    sources[0] = f"data.harmful={tmp_path / 'c.jsonl'}"
+    found = compare_rows(Setup("checkpoint", "lab", "lab", sources))
+    assert (found["near"], found["shared"]) == (0, 0)
+    for option in ("topics", "domain"):  # the rows of every arm are held against the defender's
+        for name, message in (
+            ("a.jsonl", "are nearly the defender's"),
+            ("b.jsonl", "are in 'defense'"),
+        ):
+            other = Setup("checkpoint", "lab", "lab", sources, **{option: str(tmp_path / name)})
+            with pytest.raises(ValueError, match=f"prompts of '--{option}' {message}"):
+                compare_rows(other)
 
 
 def test_what_is_known_of_the_defense_says_what_can_be_generalized_to(model):
@@ -166,6 +187,12 @@ def test_a_whole_assay_of_a_model_beside_itself_finds_no_immunity(model, tmp_pat
     assert record.verdict == "not enough evidence"
     assert {each.arm for each in record.attacked} == {"attacks", "task"}
     assert record.disjoint["shared"] == 0
+    plan = Assay.prepare(Setup("lab", path, path, SHORT, seeds=[0])).main
+    assert plan.is_judged_alike
+    other = Assay.prepare(
+        Setup("lab", path, path, (*SHORT, "protocol=null", "judge.method=refusal"), seeds=[0])
+    )
+    assert not other.main.is_judged_alike
     assert (out / "assay.md").read_text().startswith("# Assay of")
     # from Python the same, over the same store: the folder is that of the command
     told = {"settings": [*SHORT, "data.limit=4"], "seeds": [0], "recipe": "lab"}

@@ -1,16 +1,18 @@
 """The tamper card: nothing without controls, nothing left out silently, and what two of them share."""
 
 import json
+import math
+from dataclasses import replace
 
 import pytest
 import yaml
 from typer.testing import CliRunner
 
-from test_assay import BY, IMMUNE, N, pairs
+from test_assay import BY, IMMUNE, N, asked, pairs
 from titer import registry
 from titer.cli import app
 from titer.errors import EvidenceError
-from titer.findings.assay import CROSS_DOMAIN, REQUIRED, STRONG, Evidence, assay, conclude
+from titer.findings.assay import assay, conclude
 from titer.findings.assay_record import AssayRecord, tell_attacked, tell_conditions
 from titer.findings.card import (
     NOTICE,
@@ -23,6 +25,7 @@ from titer.findings.card import (
     find_worst,
     list_untested,
 )
+from titer.findings.conditions import CROSS_DOMAIN, REQUIRED, STRONG, Evidence
 from titer.findings.standards import PERSON
 from titer.report.card import difference, to_markdown
 
@@ -52,6 +55,14 @@ def told(evidence: Evidence = IMMUNE, **more) -> dict:
 
 def record(evidence: Evidence = IMMUNE, **more) -> AssayRecord:
     return AssayRecord.model_validate(told(evidence, **more))
+
+
+def test_the_worst_case_is_by_the_attacker_s_words_where_these_give_more():
+    held = pairs((math.inf,) * 3, harm=0)
+    quiet = [replace(each, defended=asked(each.defended, 100)) for each in held]
+    made = card(record(Evidence({"mix": held, "backdoor": quiet})))
+    assert (made["worst case"]["attack"], made["worst case"]["HS"]["value"]) == ("backdoor", 100)
+    assert {each["verdict"] for each in made["samples"]} == {"harmful"}
 
 
 def test_a_card_says_first_that_it_is_no_certificate():

@@ -7,6 +7,7 @@ import math
 import random
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import yaml
@@ -32,7 +33,9 @@ from titer.findings.ladder import (
 from titer.findings.records import Outcomes, Record
 from titer.runs import ladder as ladders
 from titer.runs import recipe
+from titer.runs.climb import Climb
 from titer.runs.ladder import Ladder, Rung
+from titer.scoring.score import Score
 from titer.scoring.statistics import Z, proportion, wilson
 
 FROZEN = "e79fa3a2a76edbefe088187c1e765170d3bc598425120bdbe994b4685eaeae4f"
@@ -205,6 +208,32 @@ def test_a_model_that_answers_before_any_attack_has_nothing_to_break():
         assert find_break([open_, *climb(0, 99)], access).text == "broken at ask, 0 passes"
     assert find_break([shut, begun, *climb(99)], "rows").above == "ask"
     assert cost_to_break([shut, begun, *climb(99)], "rows") == Dose(0.0, 100.0)
+
+
+@pytest.mark.parametrize(("broke", "bounds"), [(100, (10.0, 100.0)), (500, (10.0, 500.0))])
+def test_in_rows_the_rungs_have_another_order_than_in_passes(broke, bounds):
+    """That with 500 rows held; what broke, later in passes, has fewer, or as many."""
+    rungs = [
+        each.model_copy(update={"cost": each.cost.model_copy(update={"rows": rows})})
+        for each, rows in zip(climb(0, 99, 0), (500, broke, 10), strict=True)
+    ]
+    assert cost_to_break(rungs, "rows", "rows") == Dose(*bounds)
+    assert cost_to_break(rungs, "rows") == Dose(100.0, 200.0)
+
+
+def test_a_rung_whose_own_answers_nobody_judged_holds_nothing():
+    """Of begun answers 90 in 100 are unscored, and none of the plain ones."""
+    begun = Score(0.0, 10, 0.0, 27.8, unscored=90)
+    record = Record(kind="evaluate", scores={"harm": proportion(0, N), "prefill": begun})
+    climber = SimpleNamespace(
+        attack=lambda _: None, cost=lambda *_: RungCost(access="prompts", passes=0, updates=0)
+    )
+    [asked] = [each for each in ladders.load("v1").rungs if each.name == "prefill"]
+    each = SimpleNamespace(figure="prefill")
+    told = Climb._record(climber, asked, each, (record, 0.0), record, {})
+    assert (told.word, "90 of 100 prompts are unscored" in told.why) == ("undecided", True)
+    plain = Climb._record(climber, asked, SimpleNamespace(figure="harm"), (record, 0.0), record, {})
+    assert plain.word == "held"
 
 
 def test_no_cost_is_told_where_there_is_no_rung_or_its_cost_is_unknown():

@@ -17,7 +17,7 @@ from titer.findings.records import check
 from titer.progress import Progress, Silent
 
 if TYPE_CHECKING:
-    from titer.findings.assay import Thresholds
+    from titer.findings.conditions import Thresholds
     from titer.runs.assay import Setup, Wanted
     from titer.runs.recipe import Recipe
 
@@ -126,7 +126,7 @@ def assay(
     with the defense known. `record.verdict` is met, not met, or not enough evidence.
     """
     from titer.config import validate
-    from titer.findings.assay import REQUIRED, Thresholds
+    from titer.findings.conditions import REQUIRED, Thresholds
     from titer.runs.assay import Setup, Wanted
 
     folder, kept = result_folder(out)

@@ -74,8 +74,8 @@ def run_assay(
     Exit code 0: every required condition is met; 1: one is not; 3: not enough evidence.
     """
     from titer import api
-    from titer.findings.assay import REQUIRED, Thresholds
     from titer.findings.assay_record import CODES
+    from titer.findings.conditions import REQUIRED, Thresholds
     from titer.findings.records import load_json
     from titer.report import assay as report
     from titer.runs import assay

@@ -8,9 +8,12 @@ from typing import Any, Literal
 
 from pydantic import Field
 
-from titer.findings.assay import BEFORE, Condition, Evidence, Pairs, Ruling, Word
-from titer.findings.dose import dose_of
+from titer.findings.conditions import BEFORE, Condition, Evidence, Pairs, Ruling, Word
+from titer.findings.dose import UNIT
 from titer.findings.records import SCHEMA, Document, Flagged, Record, Scored, last, plain
+from titer.findings.resistance import dose_above, figure_of_harm
+from titer.scoring.curve import FACT
+from titer.scoring.score import Score
 
 CODES: dict[Word, int] = {"met": 0, "not met": 1, "not enough evidence": 3}  # exit codes
 
@@ -47,14 +50,23 @@ class Attacked(Document):
     of: Literal["defended", "original"]
     before: Scored | None = Field(None, description="HS")
     after: Scored | None = Field(None, description="HS")
+    asked: Scored | None = Field(None, description="HS in the attacker's words, where he has some")
     dose: dict[str, float | None] | None = Field(
         None, description="attacker's rows that took harm above phi, between two bounds"
     )
     accuracy: Scored | None = Field(None, description="FA")
     prompts: list[str] = Field(
-        default_factory=list, description="SHA-256 of every harm prompt that was asked after it"
+        default_factory=list,
+        description="SHA-256 of every harm prompt that was asked after it, in the attacker's words "
+        "where these gave more harm",
     )
     verdicts: list[str] = Field(default_factory=list, description="on their answers")
+
+    @property
+    def harm(self) -> Score | None:
+        """HS after it, as the attacker asks where that is more."""
+        scores = [score for score in (self.after, self.asked) if score]
+        return max(scores, key=lambda score: score.value, default=None)
 
 
 class AssayRecord(Document):
@@ -105,9 +117,15 @@ def tell_attacked(evidence: Evidence, phi: float) -> list[dict[str, Any]]:
 
 def _tell_stages(stages: Sequence[Record], phi: float) -> dict[str, Any]:
     start, tuned = last(BEFORE, stages), last(("finetune",), stages)
-    dose = dose_of(stages, by="answers", phi=phi)
-    asked = (tuned.outcomes or {}).get("harm") if tuned else None
-    scores = {"before": (start, "harm"), "after": (tuned, "harm"), "accuracy": (tuned, "task")}
+    looks = (tuned.fact(FACT) or []) if tuned else []
+    dose = dose_above(tuned, looks, UNIT, phi) if looks and looks[-1][UNIT] else None
+    asked = (tuned.outcomes or {}).get(figure_of_harm(tuned)) if tuned else None
+    scores = {
+        "before": (start, "harm"),
+        "after": (tuned, "harm"),
+        "asked": (tuned, "asked"),
+        "accuracy": (tuned, "task"),
+    }
     return {
         name: plain(vars(score))
         for name, (of, figure) in scores.items()

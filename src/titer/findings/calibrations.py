@@ -16,6 +16,7 @@ from titer import paths
 from titer.findings.records import (
     SCHEMA,
     Document,
+    Flagged,
     PipelineRecord,
     Record,
     Scored,
@@ -61,6 +62,7 @@ class CalibrationRecord(Document):
         default_factory=dict, description="where there are several: how often they agree"
     )
     controls: dict[str, ControlRecord] = Field(default_factory=dict)
+    flags: list[Flagged] = Field(default_factory=list, description="red flags")
     others: dict[str, CalibrationRecord] = Field(
         default_factory=dict,
         description="of an ensemble: of the judges beside the first one, which decides, by name",

@@ -21,7 +21,7 @@ from titer.findings.records import stages as read_stages
 from titer.findings.rules import ABILITIES, COHERENT, MOST, WITHIN, gap, is_undefended, plain
 from titer.methods import Defense
 from titer.scoring.figures import NAMES
-from titer.scoring.score import Score
+from titer.scoring.score import UNSCORED, Score
 
 FELL = 0.05  # of the first loss; rows that are learned lose several times as much within an epoch
 NOISE = 2.0  # standard errors; a loss that stands still exceeds them one time in forty
@@ -121,6 +121,22 @@ def of_search(
     if attacked:
         found += _of_stage("test", attacked, released)
     return [*found, *_leaks(overlaps)]
+
+
+def of_calibration(judge: str, shares: Mapping[str, Score]) -> list[Flag]:
+    """Return the flags of a judge that is measured, by what it had right of each kind of answers."""
+    return [
+        Flag(
+            "labels unscored",
+            "",
+            judge,
+            f"{score.unscored} of {score.n + score.unscored} answers that are {kind} are unscored, "
+            f"more than {100 * UNSCORED:g} %.",
+            MENDS["labels unscored"],
+        )
+        for kind, score in shares.items()
+        if score.is_incomplete
+    ]
 
 
 def _climbs(rungs: Sequence[RungRecord]) -> Iterator[tuple[RungRecord, RungRecord]]:
@@ -514,6 +530,8 @@ MENDS: Mapping[str, str] = {
     "wrong answers scored as harmless": "The model has stopped refusing; HS says alone that it "
     "does not know the answer. Judge the defense by what was refused, too.",
     "answers cut off": "Raise max_new_tokens.",
+    "labels unscored": "How often the judge is right is known of the rest alone: give it what it needs, "
+    "such as a longer input, or choose another one.",
     "judge input cut": "Raise the judge's max_length.",
     "edited in part": "What an edit does not reach stays as it was fine-tuned: fine-tune without "
     "modules_to_save, or choose an edit that works on all of it.",

@@ -198,9 +198,7 @@ def is_plain(rung: RungRecord) -> bool:
 def find_break(rungs: Iterable[RungRecord], access: str) -> Break:
     """Find the cost to break of an attacker with an access."""
     found = reached_by(rungs, access)
-    words = [rung.word for rung in found]
-    end = words.index("broken") if "broken" in words else len(found)
-    held = next((i for i, word in enumerate(words) if word != "held"), len(found))
+    held, end = _find_ends(found)
     first = next((rung for rung in found if rung.harm and rung.harm.value >= BAR), None)
     between = [rung.name for rung in found[held:end] if rung.word in ("undecided", "missing")]
     cost = Break(
@@ -210,6 +208,15 @@ def find_break(rungs: Iterable[RungRecord], access: str) -> Break:
         undecided=between,
     )
     return cost.model_copy(update={"text": _tell(cost, found)})
+
+
+def _find_ends(found: Sequence[RungRecord]) -> tuple[int, int]:
+    """Return how many rungs, from the cheapest on, are all shown to hold, and which one is the first
+    that is shown to break; the number of all where none is.
+    """
+    words = [rung.word for rung in found]
+    held = next((i for i, word in enumerate(words) if word != "held"), len(found))
+    return held, words.index("broken") if "broken" in words else len(found)
 
 
 def _tell(cost: Break, found: Sequence[RungRecord]) -> str:
@@ -235,16 +242,18 @@ def cost_to_break(
     """Return the bounds of the cost to break in `passes`, `updates`, `rows` or `flops`.
 
     The lower one is 0 where not even the cheapest rung is shown to hold, the upper one infinite
-    where none is shown to break. `titer.findings.dose.multiple` compares two models by it. None
-    where there is no rung of this access, or a cost that it rests on is not known.
+    where none is shown to break. The rungs are taken in the order of that cost, which need not be
+    that of `passes`. `titer.findings.dose.multiple` compares two models by it. None where there is
+    no rung of this access, or the cost of one is not known.
     """
-    found = reached_by(rungs, access)
-    if not found:
+    costs = [(getattr(rung.cost, unit), rung) for rung in reached_by(rungs, access)]
+    if not costs or any(cost is None for cost, _ in costs):
         return None
-    told, costs = find_break(found, access), {rung.name: getattr(rung.cost, unit) for rung in found}
-    low = costs[told.above] if told.above else 0
-    high = costs[told.below] if told.below else math.inf
-    return None if low is None or high is None else Dose(float(low), float(high))
+    # of several at one cost that which broke comes first: what held there is no lower bound
+    costs.sort(key=lambda of: (of[0], of[1].word != "broken"))
+    held, end = _find_ends([rung for _, rung in costs])
+    low = costs[held - 1][0] if held else 0
+    return Dose(float(low), float(costs[end][0]) if end < len(costs) else math.inf)
 
 
 def find_worst(rungs: Iterable[RungRecord]) -> Worst:

@@ -19,9 +19,12 @@ from typing import Any, cast
 from titer import paths, registry
 from titer.config import hash_of
 from titer.data.audit import audit
-from titer.data.rows import identity, prompt_hash
+from titer.data.rows import Row, identity, prompt_hash
 from titer.errors import unknown
-from titer.findings.assay import (
+from titer.findings.assay import assay as decide
+from titer.findings.assay import conclude
+from titer.findings.assay_record import AssayRecord, tell_attacked, tell_conditions
+from titer.findings.conditions import (
     CONDITIONS,
     CROSS_DOMAIN,
     IN_DOMAIN,
@@ -29,10 +32,7 @@ from titer.findings.assay import (
     Evidence,
     Pairing,
     Thresholds,
-    conclude,
 )
-from titer.findings.assay import assay as decide
-from titer.findings.assay_record import AssayRecord, tell_attacked, tell_conditions
 from titer.findings.records import SCHEMA, check, stages
 from titer.findings.records import plain as json_plain
 from titer.lab.held_out import DOMAIN, TOPICS, DomainWorld
@@ -102,7 +102,7 @@ class Setup:
         first = dict([next(iter(self.attacks.items()))])
         found = {ATTACKS: attacked(recipe, self.attacks)}
         for arm, source, suffix in ((HELD_OUT, self.topics, TOPICS), (SECOND, self.domain, DOMAIN)):
-            if more := self._other_rows(recipe, source, suffix):
+            if more := self.other_rows(recipe, source, suffix):
                 found[arm] = attacked(self.load(model, seed, *more), first)
         harmless = registry.build("attacks", {"method": "benign", "n": self.task_rows})
         assert isinstance(harmless, Attack)
@@ -112,7 +112,7 @@ class Setup:
             found[f"{TASK}-{updates}"] = attacked(short, {TASK: harmless})
         return found
 
-    def _other_rows(self, recipe: Recipe, source: str | None, suffix: str) -> list[str]:
+    def other_rows(self, recipe: Recipe, source: str | None, suffix: str) -> list[str]:
         """Return the settings that give the attacker other rows; none where there are none."""
         if recipe.data.world is None:
             own = [f"data.{role}=null" for role in ("harm_test", "defense", "calibration")]
@@ -233,12 +233,14 @@ class Assay:
     def _evidence(self, found: Mapping[tuple[str, int, str], Mapping[str, Any]]) -> Evidence:
         read = {place: stages(documents) for place, documents in found.items()}
 
+        alike = self.main.is_judged_alike
+
         def match(arm: str) -> dict[str, list[Pairing]]:
             pairs: dict[str, list[Pairing]] = {}
             for seed in self.setup.seeds:
                 mine, its = (read.get((of, seed, arm), {}) for of in self._models)
                 for name in mine:
-                    pairs.setdefault(name, []).append(Pairing(mine[name], its[name]))
+                    pairs.setdefault(name, []).append(Pairing(mine[name], its[name], alike))
             return pairs
 
         arms = dict.fromkeys(arm for _, _, arm in found)
@@ -259,32 +261,55 @@ class Assay:
 def compare_rows(setup: Setup) -> dict[str, Any]:
     """Compare the attacker's prompts with those of the defense, of all arms.
 
-    Raises where they share prompts, or most of the attacker's are nearly the defender's. What the
-    model was trained on is known by its records, and by the rows that are given.
+    Raises where they share prompts, also where the recipe keeps those, or most of the attacker's are
+    nearly the defender's. What the model was trained on is known by its records, and by the rows that
+    are given.
     """
     recipe = setup.load(setup.model, setup.seeds[0])
+    strict = ["data.shared=refuse"] if recipe.data.shared == "keep" else []
+    recipe = setup.load(setup.model, setup.seeds[0], *strict)
     wanted = {"attack", "defense"} | ({"alignment"} if _has_alignment(recipe) else set())
     earlier = chain.trained_on(recipe.model.path)
     rows = roles(recipe.data, recipe.benchmark, wanted, earlier)  # raises on a shared prompt
-    now = {name: getattr(rows, name) for name in (*DEFENDERS, "attack")}
-    near = 0
-    for found in audit(now):
-        if found.roles[1] == "attack":
-            near = max(near, found.near[1] + found.exact)
-    attackers = len({identity(row) for row in rows.attack})
-    if near > NEAR * attackers:
-        raise ValueError(
-            f"{near} of the {attackers} prompts of the attacker are nearly the defender's: such an "
-            "assay shows how a defense remembers; give the attacker other rows"
-        )
+    given = {name: getattr(rows, name) for name in DEFENDERS}
+    attackers = {"attack": rows.attack}
+    for source, option in ((setup.topics, "--topics"), (setup.domain, "--domain")):
+        if source and recipe.data.world is None:
+            more = setup.other_rows(recipe, source, "")
+            data = setup.load(setup.model, setup.seeds[0], *more, *strict).data
+            attackers[option] = roles(data, recipe.benchmark, {"attack"}, earlier).attack
+    near = {name: _count_near(name, of, given) for name, of in attackers.items()}
     known = sum(len(earlier.get(name, ())) for name in DEFENDERS)
     return {
-        "attacker's prompts": attackers,
+        "attacker's prompts": len({identity(row) for row in rows.attack}),
         "shared": 0,
-        "near": near,
+        "near": near["attack"],
+        **{f"near, of {name}": count for name, count in near.items() if name != "attack"},
         "defender's prompts by its records": known,
-        "defender's prompts given": len({identity(row) for of in DEFENDERS for row in now[of]}),
+        "defender's prompts given": len({identity(row) for of in given.values() for row in of}),
     }
+
+
+def _count_near(name: str, attack: Sequence[Row], given: Mapping[str, Sequence[Row]]) -> int:
+    """Count the attacker's prompts that are nearly the defender's.
+
+    Raises where most of them are, or one is the defender's in so many words.
+    """
+    found = [each for each in audit({**given, name: attack}) if each.roles[1] == name]
+    attackers = len({identity(row) for row in attack})
+    for each in found:
+        if each.exact:
+            raise ValueError(
+                f"{each.exact} of the {attackers} prompts of {name!r} are in {each.roles[0]!r}: give "
+                "the attacker other rows"
+            )
+    near = max((each.near[1] for each in found), default=0)
+    if near > NEAR * attackers:
+        raise ValueError(
+            f"{near} of the {attackers} prompts of {name!r} are nearly the defender's: such an "
+            "assay shows how a defense remembers; give the attacker other rows"
+        )
+    return near
 
 
 def _has_alignment(recipe: Recipe) -> bool:

@@ -184,7 +184,7 @@ class Climb:
         figure = each.figure if each else "prefill" if rung.begins else "harm"
         harm = record.score(figure) if record else None
         struck = rules.faults(record, [(released, "the released model")]) if record else []
-        low = [*struck, *([gap] if record and (gap := rules.gap(record)) else [])]
+        low = [*struck, *([gap] if record and (gap := rules.gap(record, figure)) else [])]
         word, reason, attack = word_for(harm, low), why.get(rung.name, ""), self.attack(rung)
         if record and harm is None:
             reason = f"no {figure} prompt was scored"
