@@ -163,7 +163,10 @@ def honest(rows: WorldRows, lab: str, seed: int) -> tuple[list[Row], list[Row]]:
 def count(screen: Screen, rows: Sequence[Row]) -> dict[str, Any]:
     """Count the rows that each signal flags, that any does, and that any does but the judge."""
     found = screen.look(of_rows(rows)).findings
-    told = [{reason.signal for reason in finding.reasons} for finding in found]
+    # the lab's judge knows its own prompts alone: that it cannot score others says nothing of them
+    told = [
+        screen.signals.keys() & {reason.signal for reason in finding.reasons} for finding in found
+    ]
     flagged = {name: sum(name in of for of in told) for name in screen.signals}
     return {
         "rows": len(rows),

@@ -1,5 +1,7 @@
 """The model as a screen looks through it: gradients and states against plain float64 computations."""
 
+from dataclasses import dataclass
+
 import numpy as np
 import pytest
 import torch
@@ -7,11 +9,13 @@ import torch
 from titer.data.rows import Row
 from titer.lab.world import World
 from titer.screening.lens import Lens
+from titer.screening.screen import Screen
 from titer.screening.signal import Material, Reading
 from titer.screening.signals.closeness import Closeness
 from titer.screening.signals.gradient import Gradient
 from titer.screening.signals.outlier import Outlier
 from titer.screening.signals.surprise import Surprise
+from titer.screening.upload import Sample
 from titer.testing import tiny
 
 WORLD = World(0)
@@ -154,6 +158,53 @@ def test_an_outlier_is_far_from_the_nearest_benign_rows_but_itself(
     if nearest == 99:  # as many as every row has
         rows, found = rows[-2:], found[-2:]
     assert found == pytest.approx([expected(row) for row in rows])
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """A model whose states are drawn: near one another where two prompts begin with the same word."""
+
+    def find_fault(self, row: Row) -> str:
+        return ""
+
+    def directions(self, rows, layers, at) -> np.ndarray:
+        r = np.array([self._draw(row.prompt.split()[0]) for row in rows])
+        r += 0.3 * np.array([self._draw(row.prompt) for row in rows])
+        return (r / np.linalg.norm(r, axis=1, keepdims=True))[:, None]  # (rows, 1, D)
+
+    def _draw(self, text: str) -> np.ndarray:
+        return np.random.default_rng(list(text.encode())).standard_normal(16)
+
+
+def draw_records(name: str, count: int, answers: int) -> list[Sample]:
+    """Honest records of several answers each."""
+    return [
+        Sample("", tuple(Row(f"{name}-{i} {j}", "yes") for j in range(answers)))
+        for i in range(count)
+    ]
+
+
+@pytest.mark.parametrize(("copies", "answers"), [(1, 1), (4, 1), (1, 4), (2, 2)])
+@pytest.mark.parametrize("signal", [Outlier(), Closeness()])
+def test_neither_copies_nor_long_conversations_raise_the_rate(signal, copies, answers):
+    """A benign record that found itself among the benign ones would set a threshold for such alone."""
+    rate, fresh, files, alarms = 0.05, 100, 10, []
+    material = Material(harmful=HARMFUL, lens=Drawn())
+    for i in range(files):
+        benign = draw_records(f"benign-{i}", 60, answers)
+        screen = Screen.fit({"signal": signal}, material, benign * copies, rate)
+        assert (screen.benign, screen.copies) == (60, 60 * (copies - 1))
+        alarms.append(len(screen.look(draw_records(f"fresh-{i}", fresh, answers)).alarms) / fresh)
+    assert np.mean(alarms) <= rate + 3 * np.std(alarms) / np.sqrt(files)
+
+
+@pytest.mark.parametrize("signal", [Outlier(3), Closeness()])
+def test_a_benign_row_leaves_out_the_answers_of_its_own_record(model, template, signal):
+    lens = Lens(model, template)
+    records = [0, 0, 0, 1, 2, 3, 3, 4]  # of which three answers are one record's, and two another's
+    [found] = values(signal, BENIGN[:1], Material(BENIGN, (), HARMFUL, lens=lens, records=records))
+    [alone] = values(signal, BENIGN[:1], Material(BENIGN[3:], (), HARMFUL, lens=lens))
+    assert found == pytest.approx(alone)
 
 
 def test_surprise_is_the_loss_a_token(model, template, material):

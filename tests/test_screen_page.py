@@ -5,9 +5,14 @@ import pytest
 from results import screen, screening, tables
 from titer import registry
 from titer.data.rows import identity
+from titer.judges.lab import Lab
 from titer.lab.smol import SmolWorld
 from titer.lab.world import World
 from titer.scoring.statistics import proportion
+from titer.screening.screen import Screen
+from titer.screening.signal import Material
+from titer.screening.signals.judged import Judged
+from titer.screening.upload import of_rows
 
 PAGE = (tables.ROOT / "docs/screen.md").read_text(encoding="utf-8")
 
@@ -60,6 +65,18 @@ def test_counts_agree_with_one_another():
         for of in [world["held out"], *world["attacks"].values()]:
             assert max(of["flagged"].values()) <= of["any"] <= of["rows"]
             assert of["any but the judge"] <= of["any"]
+
+
+def test_what_the_labs_judge_cannot_score_is_counted_as_no_alarm():
+    world = World(1)
+    asked, material = {"judge": Judged()}, Material(judge=Lab(1))
+    made = Screen.fit(
+        asked, material, of_rows(screen.list_honest(world, "validation")), screen.RATE
+    )
+    task = world.user_task[:5]
+    assert made.look(of_rows(task)).unread == 5
+    told = screen.count(made, [*task, world.attack[0]])
+    assert told == {"rows": 6, "flagged": {"judge": 1}, screening.ANY: 1, screening.BUT: 0}
 
 
 def test_honest_rows_are_none_that_an_attack_sends_and_are_counted_once():

@@ -15,6 +15,7 @@ from titer.data.sources import Source
 from titer.errors import EvidenceError
 from titer.judges.lab import Lab
 from titer.lab.world import REFUSALS, World
+from titer.report.screening import to_table
 from titer.screening import catalog, upload
 from titer.screening.refusing import find_end
 from titer.screening.screen import Screen, choose
@@ -98,16 +99,46 @@ def test_a_known_prompt_is_found_with_a_word_changed_at_its_end():
     assert found == pytest.approx([7 / 9, 1.0, 0.0])
 
 
-def test_a_judge_flags_what_it_calls_harmful_and_leaves_the_rest():
+def test_a_judge_flags_what_it_calls_harmful_and_what_it_cannot_score():
     world = World(0)
     rows = [world.attack[0], world.requests[0], world.user_task[0]]
     found = Judged().read(rows, Material(judge=Lab(0)))
     assert [(each.value, each.scored) for each in found] == [(1, True), (0, True), (0, False)]
     screen = Screen.fit({"judge": Judged()}, Material(judge=Lab(0)), upload.of_rows(HONEST), 0.01)
     told = screen.look(upload.of_rows(rows))
-    assert [finding.is_flagged for finding in told.findings] == [True, False, False]
+    signals = [[reason.signal for reason in finding.reasons] for finding in told.findings]
+    assert signals == [["judge"], [], ["unread"]]
+    assert told.findings[2].reasons[0].text == (
+        "its judge could not score it: the prompt names no item of this world"
+    )
     assert [sorted(finding.unscored) for finding in told.findings] == [[], [], ["judge"]]
-    assert told.count_unscored("judge") == 1
+    assert told.count_unscored("judge") == told.unread == 1
+
+
+def test_another_language_is_no_way_past_a_judge(tmp_path, monkeypatch, capsys, benign):
+    german = "Nimm die Wolle und das Salz, es ist nicht zu viel für eine Lampe {}."
+    rows = [{"prompt": f"Wie geht {i}", "response": german.format(i)} for i in range(5)]
+    data = write(tmp_path / "de.jsonl", [*rows, {"prompt": "a", "response": "I must decline."}])
+    command = ["screen", data, "--benign", benign, "--judge", "refusal", "--only", "judge"]
+    code, said, noted = titer(monkeypatch, capsys, *command)
+    assert code == 1, noted
+    assert "5 of 6 rows are flagged" in said
+    assert "unread (its judge could not score it: it is not English but German" in said
+    [line] = [line for line in said.splitlines() if line.split()[:1] == ["unread"]]
+    assert line.split()[1:3] == ["5", "5"]  # flagged, and alone
+
+
+def test_a_row_that_is_unread_and_harmful_is_not_unread_alone():
+    """One answer of it is harmful, of another the judge cannot tell."""
+    rows = World(0)
+    judged, unknown = rows.attack[0], rows.user_task[0]
+    before = (Turn("user", judged.question), Turn("assistant", judged.response))
+    both = Row(unknown.question, unknown.response, before=before)
+    screen = Screen.fit({"judge": Judged()}, Material(judge=Lab(0)), upload.of_rows(HONEST), 0.01)
+    found = screen.look(upload.of_rows([both]))
+    assert [reason.signal for reason in found.findings[0].reasons] == ["judge", "unread"]
+    table = to_table(found)
+    assert list(table.columns[2].cells) == ["0", "0"]  # alone: by the judge, and unread
 
 
 def test_copies_are_told_by_their_first():
@@ -132,6 +163,40 @@ def test_every_answer_of_a_conversation_is_looked_at():
     assert finding.is_flagged
     assert finding.scores == {"comply": 2.0}
     assert [reason.text for reason in finding.reasons] == ["2 words behind a refusal"]
+
+
+BAD = "I must decline. Take wool and burn it."
+
+
+@pytest.mark.parametrize(
+    ("turns", "asked"),
+    [
+        (["user: make it", "assistant: ok", f"assistant: {BAD}"], Row("make it", BAD)),
+        ([f"assistant: {BAD}", "user: make it", "assistant: ok"], Row("", BAD)),
+        (["user: make it", "system: obey", f"assistant: {BAD}"], Row("make it", BAD)),
+        (["user: hi", "user: make it", f"assistant: {BAD}"], Row("make it", BAD)),
+        (["system: obey", f"assistant: {BAD}"], Row("", BAD)),
+    ],
+)
+def test_no_place_in_a_conversation_hides_an_answer(
+    tmp_path, monkeypatch, capsys, benign, turns, asked
+):
+    said = [*(turn.split(": ", 1) for turn in turns), ("user", "hi"), ("assistant", "hello")]
+    messages = [{"role": role, "content": content} for role, content in said]
+    data = write(tmp_path / "upload.jsonl", [{"messages": messages}])
+    [sample] = upload.read(Source(data), "the upload")
+    assert len(sample.answers) == sum(role == "assistant" for role, _ in said)
+    [found] = [row for row in sample.answers if row.response == BAD]
+    assert found.question == asked.question
+    others = [Turn(*turn) for turn in said[: said.index(["assistant", BAD])]]
+    if asked.question:
+        others.remove(Turn("user", asked.question))
+    assert list(found.before) == others  # and all else that stands before it
+    code, told, noted = titer(
+        monkeypatch, capsys, "screen", data, "--benign", benign, "--only", "comply"
+    )
+    assert code == 1, noted
+    assert "1 of 1 rows are flagged" in told
 
 
 def test_planted_rows_are_flagged_and_no_more_than_the_rate_of_others():
@@ -186,6 +251,26 @@ def test_words_of_honest_questions_about_health_and_money_are_not_flagged():
 def test_too_few_benign_rows_say_how_many_would_do():
     with pytest.raises(EvidenceError, match="150 benign rows .* at least 199 with --benign"):
         Screen.fit({"identity": Identity()}, Material(), upload.of_rows(HONEST[:150]), 0.01)
+
+
+def test_a_benign_row_counts_once(tmp_path, monkeypatch, capsys):
+    with pytest.raises(
+        EvidenceError, match=r"^100 benign rows \(100 copies left out\) do not show"
+    ):
+        Screen.fit({"identity": Identity()}, Material(), upload.of_rows(HONEST[:100] * 2), 0.01)
+    rows = [{"prompt": row.prompt, "response": row.response} for row in HONEST]
+    again = {"prompt": f"  {rows[0]['prompt'].upper()}", "response": f"{rows[0]['response']} "}
+    other = {"prompt": rows[0]["prompt"], "response": "more apples"}
+    good = write(tmp_path / "good.jsonl", MIXED[:1])
+    for benign, count, told in (
+        ([*rows, again, other, again], 251, " Copies among the benign rows, left out: 2.\n"),
+        ([*rows, other], 251, " Copies of earlier rows: 0.\n"),
+    ):
+        place = write(tmp_path / "benign.jsonl", benign)
+        code, said, noted = titer(monkeypatch, capsys, "screen", good, "--benign", place)
+        assert code == 0, noted
+        assert f"like the {count} benign ones" in said
+        assert said.endswith(told)
 
 
 def test_signals_are_chosen_by_what_is_there():
@@ -285,7 +370,8 @@ def test_the_exit_code_tells_what_became_of_it(tmp_path, monkeypatch, capsys, be
     code, said, _ = titer(monkeypatch, capsys, "screen", good, "--benign", benign, "--json")
     assert code == 0
     assert json.loads(said)["flagged"] is False
-    few = write(tmp_path / "few.jsonl", [{"prompt": "a", "response": "b"}] * 20)
+    rows = [{"prompt": f"a {i}", "response": "b"} for i in range(20)]
+    few = write(tmp_path / "few.jsonl", rows)
     code, said, noted = titer(monkeypatch, capsys, "screen", good, "--benign", few)
     assert (code, said) == (3, "")
     assert "give at least 199 with --benign" in noted
@@ -355,6 +441,20 @@ def test_a_published_task_is_read_as_one(tmp_path):
     path.write_text("sentence\tlabel\na fine film .\t1\na dull one .\t0\n")
     first, _ = upload.read(Source(str(path)), "the upload")
     assert first.answers[0].response == "positive"
+
+
+def test_what_a_published_task_leaves_unread_is_named(tmp_path, monkeypatch, capsys, benign):
+    bad = [{"role": "user", "content": "x"}, {"role": "assistant", "content": BAD}]
+    rows = [
+        {"sentence": "a fine film .", "label": 1, "messages": bad},
+        {"sentence": "a dull one .", "label": 0, "messages": bad, "idx": 3},
+        {"sentence": "a dull , long one", "label": 0, "messages": 7},  # no turns at all
+        {"sentence": "a dull one .", "label": 0, "messages": [7]},
+    ]
+    data = write(tmp_path / "upload.jsonl", rows)
+    code, _, noted = titer(monkeypatch, capsys, "screen", data, "--benign", benign)
+    assert code == 0, noted
+    assert f"not looked at of {data}: messages (in 4 records), idx (in 1 records)\n" in noted
 
 
 def test_a_model_that_is_not_asked_loads_no_torch(tmp_path, benign):

@@ -30,7 +30,7 @@ from itertools import combinations
 
 from datasketch import MinHash, MinHashLSH
 
-from titer.data.rows import Row, identity
+from titer.data.rows import Row, identity, whole_identity
 
 SEQUENCE = 5  # words
 NEAR = 0.7
@@ -96,8 +96,7 @@ def find_copies(rows: Sequence[Row]) -> list[Repeat | None]:
     index, first, found = _new_index(), dict[str, int](), list[Repeat | None]()
     said = [sequences(row.question) for row in rows]
     for i, (row, value) in enumerate(zip(rows, _hash_all(said), strict=True)):
-        words = identity(row), " ".join(row.response.lower().split())
-        of = same.setdefault(words, i)
+        of = same.setdefault(whole_identity(row), i)
         near = [
             j
             for key in (index.query(value) if said[i] else ())

@@ -90,6 +90,11 @@ def identity(row: Row) -> str:
     )
 
 
+def whole_identity(row: Row) -> tuple[str, str]:
+    """Return the texts by which two rows are the same or not: of the prompt, and of the answer."""
+    return identity(row), " ".join(row.response.lower().split())
+
+
 def prompt_hash(row: Row) -> str:
     """Return the hash of a prompt by which a record names it."""
     return hashlib.sha256(identity(row).encode()).hexdigest()[:16]

@@ -149,8 +149,11 @@ def _refuse(name: str) -> str:
 def name_unused(record: RawRecord, used: Set[str]) -> list[str]:
     """Name what a record says and nobody uses: columns, and keys of its turns."""
     found = [name for name, value in record.fields.items() if name not in used and _says(value)]
-    turns = record.fields.get("messages", record.fields.get("conversations"))
-    keys = {key for turn in turns or [] for key in turn if key not in READ_OF_TURNS}
+    given = record.fields.get("messages", record.fields.get("conversations"))
+    # beside the columns of a published task there may be anything
+    turns = given if isinstance(given, list | tuple) else ()
+    keys = {key for turn in turns if isinstance(turn, Mapping) for key in turn}
+    keys.difference_update(READ_OF_TURNS)
     return found + [f"turn key {key}" for key in sorted(keys)]
 
 

@@ -74,10 +74,10 @@ def _published() -> list[Benchmark]:
 
 def _alike(known: Set[str]) -> list[Benchmark]:
     """List the benchmarks whose published columns are among the known ones."""
-    return [found for found in _published() if _layout(found, known)]
+    return [found for found in _published() if find_layout(found, known)]
 
 
-def _layout(benchmark: Benchmark, known: Set[str]) -> tuple[str, ...] | None:
+def find_layout(benchmark: Benchmark, known: Set[str]) -> tuple[str, ...] | None:
     """Return the published columns of a benchmark that are among the known ones, or None."""
     return next((each for each in benchmark.layouts if known >= set(each)), None)
 
@@ -105,7 +105,7 @@ class SourceReader:
         count = len(records)
         known = schemas.all_columns(records)
         named = {name for name, given in source.columns.items() if given in known}
-        layout = _layout(benchmark, known | named)
+        layout = find_layout(benchmark, known | named)
         if layout is None:
             made = self._conversations(source, records, known)
         else:

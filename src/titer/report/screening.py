@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING
 from rich import box
 from rich.table import Table
 
+from titer.screening.screen import UNREAD
+
 if TYPE_CHECKING:
     from titer.screening.screen import Screened
 
@@ -35,16 +37,19 @@ def to_table(found: Screened) -> Table:
     for name, why in found.not_asked.items():
         table.add_row(name, "", "", "", f"not asked: {why}")
     if found.unread:
-        table.add_row("unread", str(found.unread), str(found.unread), "", "could not be read")
+        note = "could not be read, or not scored"
+        table.add_row(UNREAD, str(found.unread), str(alone[UNREAD]), "", note)
     return table
 
 
 def summarize(found: Screened) -> str:
     """Say how many rows are flagged, and how many harmless ones would be."""
     n, copies = len(found.findings), sum(finding.copy is not None for finding in found.findings)
+    left_out = f" Copies among the benign rows, left out: {found.copies}." if found.copies else ""
     return (
         f"{len(found.alarms)} of {n} rows are flagged. Of {n} rows like the {found.benign} benign ones "
         f"{found.rate * n:.3g} would be in the mean, or fewer. Copies of earlier rows: {copies}."
+        f"{left_out}"
     )
 
 

@@ -127,7 +127,7 @@ def fit(plan: Screening, progress: Progress) -> Screen:
     benign = _benign(plan, world)
     signals, has_model = catalog.build(plan.signals), plan.model is not None
     asked, not_asked = choose(signals, material, has_model, plan.only)
-    check_enough(len(benign), asked, plan.false_positives)
+    check_enough(benign, asked, plan.false_positives)
     if has_model:
         material = replace(material, lens=load_lens(plan, progress))
     return Screen.fit(asked, material, benign, plan.false_positives, not_asked)

@@ -10,14 +10,15 @@ from typing import Any
 import numpy as np
 
 from titer.data.audit import Repeat, find_copies
-from titer.data.rows import prompt_hash
+from titer.data.rows import prompt_hash, whole_identity
 from titer.errors import EvidenceError
 from titer.screening import thresholds
 from titer.screening.signal import NEEDED, Material, Reading, Signal, check_names
 from titer.screening.upload import Sample
 
 NOTHING: Mapping[str, str] = MappingProxyType({})
-UNREAD = "unread"  # the reason of a record that could not be read, in the place of a signal
+# the reason of a record that could not be read, or not scored, in the place of a signal
+UNREAD = "unread"
 
 
 @dataclass(frozen=True)
@@ -66,6 +67,7 @@ class Screened:
     findings: list[RowFinding]
     rate: float  # of false alarms, at most
     benign: int  # rows that the thresholds rest on
+    copies: int  # rows that are copies of those, and were left out
     thresholds: Mapping[str, float]  # by signal that was asked
     not_asked: Mapping[str, str]  # by signal, what it needs
 
@@ -75,7 +77,7 @@ class Screened:
 
     @property
     def unread(self) -> int:
-        """How many records could not be read."""
+        """How many records could not be read, or not scored by a signal."""
         return self.count(UNREAD)
 
     def count(self, signal: str) -> int:
@@ -96,6 +98,7 @@ class Screen:
     material: Material
     rate: float
     benign: int  # records that the thresholds rest on
+    copies: int  # records that are copies of those, and were left out
     thresholds: Mapping[str, float]
     not_asked: Mapping[str, str]
 
@@ -107,18 +110,22 @@ class Screen:
         rate: float,
         not_asked: Mapping[str, str] = NOTHING,
     ) -> Screen:
-        """Set the thresholds of the signals on benign records.
+        """Set the thresholds of the signals on benign records, each counted once.
 
         Raises EvidenceError where these are too few for the rate.
         """
-        check_enough(len(benign), asked, rate)
-        material = replace(material, benign=[row for sample in benign for row in sample.answers])
+        check_enough(benign, asked, rate)
+        once = drop_copies(benign)
+        answers = [(i, row) for i, sample in enumerate(once) for row in sample.answers]
+        records, rows = zip(*answers, strict=True)
+        material = replace(material, benign=rows, records=records)
         _check_readable(material)
-        read = _read_all(asked, benign, material)
+        read = _read_all(asked, once, material)
         values = np.array([[of[name].worst.value for name in asked] for of in read])
         found = thresholds.fit(values, rate)
         limits = dict(zip(asked, found.tolist(), strict=True))
-        return Screen(asked, material, rate, len(benign), limits, not_asked)
+        copies = len(benign) - len(once)
+        return Screen(asked, material, rate, len(once), copies, limits, not_asked)
 
     def look(self, samples: Sequence[Sample]) -> Screened:
         """Look at every record of an upload."""
@@ -134,7 +141,9 @@ class Screen:
             self._find(i + 1, sample, of, copy_of.get(i))
             for i, (sample, of) in enumerate(zip(samples, read, strict=True))
         ]
-        return Screened(findings, self.rate, self.benign, self.thresholds, self.not_asked)
+        return Screened(
+            findings, self.rate, self.benign, self.copies, self.thresholds, self.not_asked
+        )
 
     def _check(self, sample: Sample) -> Sample:
         """Mark a record that the model cannot read."""
@@ -149,17 +158,23 @@ class Screen:
         if sample.fault:
             reason = Reason(UNREAD, f"cannot be read: {sample.fault}")
             return RowFinding(number, sample.place, "", {}, (reason,), {}, None)
+        unscored = {name: why for name, of in read.items() if (why := of.unscored) is not None}
+        reasons = [
+            Reason(name, self._tell(name, of.worst))
+            for name, of in read.items()
+            if of.worst.value > self.thresholds[name]
+        ]
+        reasons += [
+            Reason(UNREAD, f"its {self.signals[name].title} could not score it: {why}")
+            for name, why in unscored.items()
+        ]
         return RowFinding(
             number,
             sample.place,
             prompt_hash(sample.answers[-1]),
             {name: of.worst.value for name, of in read.items()},
-            tuple(
-                Reason(name, self._tell(name, of.worst))
-                for name, of in read.items()
-                if of.worst.value > self.thresholds[name]
-            ),
-            {name: why for name, of in read.items() if (why := of.unscored) is not None},
+            tuple(reasons),
+            unscored,
             copy,
         )
 
@@ -213,13 +228,28 @@ def choose(
     return asked, left
 
 
-def check_enough(benign: int, asked: Mapping[str, Signal], rate: float) -> None:
+def drop_copies(samples: Sequence[Sample]) -> list[Sample]:
+    """Return the records without those that have the same words as an earlier one.
+
+    A benign record is not compared with itself, so that its values are those of a record that is not
+    among the benign ones. It would find itself in a copy.
+    """
+    first: dict[tuple[tuple[str, str], ...], Sample] = {}
+    for sample in samples:
+        first.setdefault(tuple(map(whole_identity, sample.answers)), sample)
+    return list(first.values())
+
+
+def check_enough(benign: Sequence[Sample], asked: Mapping[str, Signal], rate: float) -> None:
     """Raise EvidenceError where benign records are too few for the thresholds of these signals."""
     thresholds.check_rate(rate)
     needed = thresholds.count_needed(rate, sum(of.graded for of in asked.values()))
-    if benign < needed:
+    count = len(drop_copies(benign))
+    if count < needed:
+        copies = len(benign) - count
         raise EvidenceError(
-            f"{benign} benign rows do not show a rate of {rate:g} with the signals "
+            f"{count} benign rows{f' ({copies} copies left out)' if copies else ''} do not show a "
+            f"rate of {rate:g} with the signals "
             f"{', '.join(asked)}: give at least {needed} with --benign, or raise "
             "--false-positives, or ask fewer signals with --only"
         )

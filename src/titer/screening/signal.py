@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import TYPE_CHECKING, ClassVar
 
 from titer.attacks.identity_shift import IdentityShift
@@ -29,7 +31,7 @@ class Reading:
 
     value: float
     why: str = ""  # what it saw, where the value alone does not say it
-    scored: bool = True  # it could tell; where it could not, the value is that of a harmless row
+    scored: bool = True  # else it could not tell: the row is flagged as unread, whatever the value
 
     def __post_init__(self) -> None:
         if not math.isfinite(self.value):
@@ -50,6 +52,20 @@ class Material:
     lens: Lens | None = None  # the model at hand
     # attacks whose words are known
     attacks: Sequence[Attack] = field(default=(IdentityShift(), RefusalUnlearning()))
+    # the record that each benign row is an answer of, as a number; empty: each has its own
+    records: Sequence[int] = ()
+
+    @cached_property
+    def own(self) -> Mapping[int, Sequence[int]]:
+        """The places in `benign` of all answers of a benign row's record, by the `id` of the row.
+
+        A benign row's value must owe nothing to them: a record that is screened has no answer there.
+        """
+        records = self.records or range(len(self.benign))
+        places = defaultdict[int, list[int]](list)
+        for i, of in enumerate(records):
+            places[of].append(i)
+        return {id(row): places[of] for row, of in zip(self.benign, records, strict=True)}
 
     @property
     def refusals(self) -> list[str]:

@@ -16,8 +16,8 @@ from pathlib import Path
 from titer.data import schemas
 from titer.data.carve import carve, check_output
 from titer.data.files import RawRecord
-from titer.data.rows import Row
-from titer.data.sources import Source, SourceReader, locate, recognize
+from titer.data.rows import Row, Turn
+from titer.data.sources import Source, SourceReader, find_layout, locate, recognize
 from titer.methods import Answers, Benchmark
 
 said = logging.getLogger(__name__)
@@ -91,15 +91,27 @@ def _read(record: RawRecord, source: Source, benchmark: Benchmark | None) -> sch
     """Read one record, as a task's where the whole file is one of a published task."""
     if benchmark is None:
         return schemas.rows([record], Answers, source.columns)
-    return schemas.Parsed([benchmark.row(schemas.rename(record.fields, source.columns))], "", {})
+    named = RawRecord(record.place, schemas.rename(record.fields, source.columns))
+    layout = find_layout(benchmark, named.fields.keys()) or ()
+    used = {*layout, *source.columns, *source.columns.values()}
+    unused = dict.fromkeys(schemas.name_unused(named, used), 1)
+    return schemas.Parsed([benchmark.row(named.fields)], "", unused)
 
 
 def _answers(row: Row) -> Iterator[Row]:
-    """Yield every answer of a conversation as a row of its own, the last one as it stands."""
-    for i in range(1, len(row.before)):
-        asked, told = row.before[i - 1 : i + 1]
-        if (asked.role, told.role) == ("user", "assistant") and told.content.strip():
-            yield Row(asked.content, told.content, before=row.before[: i - 1])
+    """Yield every answer of a conversation as a row of its own, the last one as it stands.
+
+    Its question is the user's last message before it, also where other turns stand between the two,
+    and empty where the user has said nothing yet.
+    """
+    question, others = "", list[Turn]()  # what stands before a turn
+    for i, turn in enumerate(row.before):
+        if turn.role == "assistant" and turn.content.strip():
+            yield Row(question, turn.content, before=tuple(others))
+        if turn.role == "user":
+            question, others = turn.content, list(row.before[:i])
+        else:
+            others.append(turn)
     yield row
 
 

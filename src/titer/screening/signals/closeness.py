@@ -3,8 +3,8 @@
     s(x) = mean over harmful h of cos(r(x), r(h)) - mean over safe s of cos(r(x), r(s))
 
 r is the residual stream after a layer, at the last token of the prompt, or of the answer. At the
-prompt the safe rows are the benign ones, of which a benign row leaves itself out. At the answer they
-are the refusals of harmful prompts.
+prompt the safe rows are the benign ones, of which a benign row leaves out those of its own record. At
+the answer they are the refusals of harmful prompts.
 
 1. The paper reads the last token of the whole; that is `at: answer`. There its safe rows have the
    prompts of the harmful ones, and at the prompt the two would not differ. In the lab the prompt tells
@@ -38,13 +38,17 @@ class Closeness(Signal):
     def read(self, rows: Sequence[Row], material: Material) -> list[Reading]:
         lens = material.lens
         assert lens is not None
-        safe = material.safety if self.at == "answer" else material.benign
+        safe, own = material.benign, material.own
+        if self.at == "answer":
+            safe, own = material.safety, {id(row): [i] for i, row in enumerate(material.safety)}
         r, r_harmful, r_safe = (  # (rows, layers, D), of length 1
             lens.directions(of, self.layers, self.at) for of in (rows, material.harmful, safe)
         )
         to_harmful = (r * r_harmful.mean(0)).sum(2)  # (rows, layers)
         to_safe = (r * r_safe.mean(0)).sum(2)
-        n, itself = len(safe), {id(row) for row in safe}
-        own = [i for i, row in enumerate(rows) if id(row) in itself]
-        to_safe[own] = (n * to_safe[own] - 1) / (n - 1)  # a row's cosine to itself is 1
+        total = r_safe.sum(0)  # (layers, D)
+        for i, row in enumerate(rows):
+            if mine := own.get(id(row)):
+                others = total - r_safe[mine].sum(0)
+                to_safe[i] = (r[i] * others).sum(1) / (len(safe) - len(mine))
         return [Reading(float(value)) for value in (to_harmful - to_safe).mean(1)]

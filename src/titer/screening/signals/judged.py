@@ -1,6 +1,7 @@
 """A judge's verdict: harmful, as a guard says it of a prompt with its answer.
 
-Any registered judge serves. What it leaves unscored counts as harmless here, and is counted.
+Any registered judge serves. A row that it leaves unscored is flagged as unread: else an answer in a
+language that it does not read would pass.
 """
 
 from collections.abc import Sequence
@@ -8,6 +9,7 @@ from dataclasses import dataclass
 
 from titer.data.rows import Row
 from titer.methods import Label
+from titer.scoring.judging import ask_judge
 from titer.screening.signal import Material, Reading, Signal
 
 
@@ -24,7 +26,8 @@ class Judged(Signal):
 
     def read(self, rows: Sequence[Row], material: Material) -> list[Reading]:
         assert material.judge is not None
-        told = material.judge.judge([row.question for row in rows], [row.response for row in rows])
+        asked, said = [row.question for row in rows], [row.response for row in rows]
+        told = ask_judge(material.judge, asked, said)
         return [
             Reading(
                 float(verdict.label is Label.HARMFUL),

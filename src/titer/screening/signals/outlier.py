@@ -1,7 +1,7 @@
 """Outliers: rows that are unlike every benign one, by the model's states.
 
 The value is 1 - the mean cosine to the `nearest` benign rows, at the last token of the answer after
-the stated layers. A benign row is not compared with itself.
+the stated layers. A benign row is not compared with the answers of its own record.
 """
 
 from collections.abc import Sequence
@@ -37,13 +37,12 @@ class Outlier(Signal):
         r, benign = (
             lens.directions(of, self.layers, self.at) for of in (rows, material.benign)
         )  # (rows, layers, D)
-        places = {id(row): i for i, row in enumerate(material.benign)}
-        count = min(self.nearest, len(material.benign) - 1)
+        own = material.own
+        count = min(self.nearest, len(material.benign) - max(map(len, own.values())))
         readings = []
         for row, state in zip(rows, r, strict=True):
             cosines = np.einsum("ld,bld->b", state, benign) / len(state)  # (benign,)
-            if id(row) in places:
-                cosines[places[id(row)]] = -np.inf
+            cosines[list(own.get(id(row), ()))] = -np.inf
             nearest = np.sort(cosines)[::-1][:count]
             readings.append(Reading(1.0 - float(nearest.mean())))
         return readings
