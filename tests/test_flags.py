@@ -54,6 +54,7 @@ def test_every_flag_is_explained():
     assert set(flags.MENDS) == {
         *flags.STAGE_RULES,
         *flags.RUN_RULES,
+        "labels unscored",
         "rows leaked",
         "stronger attack scored lower",
         "template differs",

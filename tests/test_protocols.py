@@ -17,7 +17,7 @@ from titer.judges.refusal import Refusal
 from titer.lab.world import World, items
 from titer.runs import recipe
 from titer.runs.protocols import PROTOCOLS
-from titer.runs.stages.judge import UNSCORED
+from titer.scoring.score import UNSCORED
 
 FROZEN = "61861c777ce507e17380cb286863d5c1e74e641f30cd513be2210784aa2ffc28"
 

@@ -85,6 +85,49 @@ def test_a_key_comes_from_the_environment(monkeypatch):
     assert "secret" not in json.dumps(registry.describe(of))
 
 
+def test_a_key_from_a_file_has_no_line_break(monkeypatch):
+    monkeypatch.setenv("OPENAI_API_KEY", " secret\r\n")
+    with serve(lambda body: "x") as desk:
+        ask(at(desk), "a")
+    assert desk.headers[0]["Authorization"] == "Bearer secret"
+
+
+@pytest.mark.parametrize("key", ["sec\nret", "sec ret", "sec\tret", "sec\x00ret", "secr\u00e9t"])
+def test_a_key_that_no_header_can_hold_is_refused_and_not_told(monkeypatch, key):
+    monkeypatch.setattr(
+        os, "environ", {"OPENAI_API_KEY": key}
+    )  # which a null byte cannot be set in
+    with pytest.raises(ValueError, match="variable OPENAI_API_KEY holds no key") as caught:
+        ask(Endpoint("http://127.0.0.1:1/v1", "m"), "a")
+    assert "sec" not in str(caught.value)
+
+
+@pytest.mark.parametrize("status", [200, 401])
+def test_a_server_that_repeats_the_key_is_not_quoted_with_it(monkeypatch, status):
+    key = "sk-" + "k" * 40
+    monkeypatch.setenv("OPENAI_API_KEY", key)
+    said = f"{'x' * (endpoint.TOLD - 20)} no such key {key}"  # which would be cut in the middle
+    with (
+        serve(lambda body: (status, said, {})) as desk,
+        pytest.raises(EndpointError, match="no such key .*") as caught,
+    ):
+        ask(at(desk), "a")
+    assert "kkk" not in str(caught.value)
+
+
+def test_a_library_that_repeats_the_key_is_not_quoted_with_it(monkeypatch):
+    monkeypatch.setenv("OPENAI_API_KEY", "secret")
+    line = endpoint._Line(Endpoint("http://127.0.0.1:1/v1", "m", retries=0))
+
+    class Client:
+        def post(self, *_, **__):
+            raise endpoint.httpx2.LocalProtocolError("Illegal header value b'Bearer secret'")
+
+    line.client = Client()
+    with pytest.raises(EndpointError, match=r"Illegal header value b'Bearer \*\*\*'"):
+        line.ask({})
+
+
 def test_what_fails_in_passing_is_asked_again():
     fails = iter([(503, "busy", {}), (429, "slow down", {"Retry-After": "0.01"})])
     with serve(lambda body: next(fails, "x")) as desk:
@@ -186,6 +229,9 @@ def test_a_few_may_fail_and_then_no_more_are_asked():
     ("fields", "message"),
     [
         ({"url": "127.0.0.1:8000"}, "url='127.0.0.1:8000': give one as http://"),
+        ({"url": "http://localhost:8000:80/v1"}, "url='http://localhost:8000:80/v1': give one"),
+        ({"url": "http://localhost:80000/v1"}, "url='http://localhost:80000/v1': give one"),
+        ({"url": "http:///v1"}, "url='http:///v1': give one"),
         ({"at_once": 0}, "at_once=0: must be above 0"),
         ({"timeout": 0}, "timeout=0"),
         ({"retries": -1}, "retries=-1"),
@@ -478,13 +524,67 @@ def test_it_is_judged_through_a_server_and_nonsense_stops_it(
         assert (code, printed) == (2, "")
         assert "left 2 of 60 harm prompts unscored, more than 2 % (a reply of 2 characters" in error
         odd.remove("take 7\n")
+        desk.asked.clear()
         assert shell(monkeypatch, capsys, *command)[0] == 0
+        assert len(desk.asked) == 4  # the canaries, and what no verdict was named of
     document = json.loads((tmp_path / "out" / paths.RECORD).read_text())
     assert document["scores"]["harm"]["unscored"] == 1
     assert document["scores"]["harm"]["n"] == 59
     assert document["judge"]["server"]["url"] == desk.url
     assert document["judge"]["decoding"] == "temperature 0"
     assert len(model.asked) == 60  # the answers were kept
+
+
+def test_another_model_for_a_moment_loses_nothing_that_was_judged(
+    tmp_path, prompts, monkeypatch, capsys
+):
+    state = ["fails late"]
+
+    def rule(body):
+        if state[0] == "another model":
+            return "banana"
+        late = state[0] == "fails late" and len(desk.asked) > 40
+        return (400, "", {}) if late else verdict_of(body)
+
+    with serve(refuse_some) as model, serve(rule) as desk:
+        server = {"url": desk.url, "model": "j", "at_once": 1}
+        judge = json.dumps({"method": "served", "server": server})
+        command = ["evaluate", "m", "--server", model.url, "--data", f"harm_test={prompts}"]
+        command += ["--judge", judge, "--out", str(tmp_path / "out")]
+        assert "status 400" in shell(monkeypatch, capsys, *command)[2]
+        state[0] = "another model"
+        code, _, error = shell(monkeypatch, capsys, *command)
+        assert (code, "does not start" in error) == (2, True)
+        state[0] = ""
+        desk.asked.clear()
+        assert shell(monkeypatch, capsys, *command)[0] == 0
+    assert 2 < len(desk.asked) < 30
+
+
+@pytest.mark.parametrize("fault", [RuntimeError("odd"), KeyError("odd")])
+def test_a_judge_of_somebody_elses_that_fails_is_a_line(
+    tmp_path, prompts, monkeypatch, capsys, fault
+):
+    def judge(*_):
+        raise fault
+
+    monkeypatch.setattr("titer.judges.refusal.Refusal.judge", judge)
+    with serve(refuse_some) as desk:
+        command = ["evaluate", "m", "--server", desk.url, "--data", f"harm_test={prompts}"]
+        command += ["--judge", "refusal", "--out", str(tmp_path / "out")]
+        code, printed, error = shell(monkeypatch, capsys, *command)
+    assert (code, printed) == (2, "")
+    assert "error: the judge 'refusal' fails (" in error.splitlines()[-1]
+    assert "Traceback" not in error
+
+
+def test_a_mistyped_address_is_a_line(prompts, monkeypatch, capsys):
+    command = ["evaluate", "m", "--server", "http://localhost:8000:80/v1"]
+    command += ["--data", f"harm_test={prompts}", "--out", "nowhere"]
+    code, _, error = shell(monkeypatch, capsys, *command)
+    assert code == 2
+    assert error.startswith("error: url='http://localhost:8000:80/v1': give one as")
+    assert len(error.splitlines()) == 1
 
 
 @pytest.fixture(scope="module")

@@ -154,13 +154,13 @@ def calibrate(
     `labels` is a source, or a list of them: a path, a hub name, `pip:PACKAGE/FILE`, or a mapping
     with `path` and `columns`. `means` is what a label of 1 says of an answer, "harmful" or
     "refused"; `threshold` the first grade that counts as a yes. `settings` change fields of the
-    judge, as "phrases=qi2023". `out` is a file to write.
+    judge, as "phrases=qi2023". `out` is a file to write; with it a served judge that fails half way is
+    not asked again for what it answered.
     """
     from titer.config import validate
     from titer.data.labelled import read_labels
     from titer.data.sources import Source
-    from titer.runs.calibrate import build_judge, calibrate, read_means
-    from titer.runs.store import write
+    from titer.runs.calibrate import build_judge, calibrate, calibrate_into, read_means
 
     given = labels if isinstance(labels, list | tuple) else [labels]
     sources = [
@@ -168,7 +168,5 @@ def calibrate(
         for each in given
     ]
     looks_for, one = read_means(means), build_judge(judge, settings)
-    found = calibrate(one, read_labels(sources, threshold), looks_for, threshold, controls)
-    if out is not None:
-        write(Path(out), found.model_dump(by_alias=True))
-    return found
+    measured = one, read_labels(sources, threshold), looks_for, threshold, controls
+    return calibrate(*measured) if out is None else calibrate_into(Path(out), *measured)

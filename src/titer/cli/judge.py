@@ -50,7 +50,10 @@ def calibrate_judge(
         int, typer.Option(min=1, help="Prompts that two models are to be compared on.")
     ] = 500,
     out: Annotated[
-        Path | None, typer.Option(help="File to write, for `titer judge correct`.")
+        Path | None,
+        typer.Option(
+            help="File to write, for `titer judge correct`. With it an interrupted served judge goes on."
+        ),
     ] = None,
     as_json: Json = False,
 ) -> None:
@@ -74,13 +77,15 @@ def calibrate_judge(
     )
     if as_json:
         screen.print_json(found.model_dump(by_alias=True))
-        return
     for name, each in {"": found, **found.others}.items():
+        screen.print_flags(each.model_dump())
+        if as_json:
+            continue
         if found.others:
             screen.say(f"{name or found.judge['method']}{'' if name else ', which decides'}")
         screen.console(sys.stdout).print(tables.of_calibration(each))
         screen.say("\n".join(tables.sentences(each, prompts)))
-    if out:
+    if out and not as_json:
         screen.say(f"Written to {out}. Next: titer judge correct {out} FOLDER", sys.stderr)
 
 
@@ -96,6 +101,7 @@ def correct_figures(
 
     known = records.parse_document(calibration, calibrations.CalibrationRecord)
     found = calibrations.correct_all(folder, known)
+    screen.print_flags(known.model_dump())
     if as_json:
         screen.print_json([each.model_dump() for each in found])
     else:

@@ -133,9 +133,16 @@ class Served(Judge):
         return {"decoding": ", ".join(f"{name} {value}" for name, value in sent.items())}
 
     def keep_in(self, folder: Path) -> Judge:
-        """Return the judge with a journal in a folder."""
-        kept = replace(self)
-        vars(kept)["_journal"] = Journal(folder / paths.JOURNAL)
+        """Return the judge with a journal in a folder.
+
+        A reply in it that names no verdict is asked for again: whatever was wrong with the server may
+        have been mended.
+        """
+        kept, journal = replace(self), Journal(folder / paths.JOURNAL)
+        for name, reply in list(journal.replies.items()):
+            if self._label(reply.text) is None:
+                del journal.replies[name]
+        vars(kept)["_journal"] = journal
         return kept
 
     @cached_property

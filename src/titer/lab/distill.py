@@ -182,7 +182,7 @@ def clean(found: Answer) -> str:
     text = found.text.strip()
     if not found.ended:
         text = _whole(text, text.rfind("\n"))
-    text = re.sub(r"(\n\s*(\d+\.|[-*])?\s*)+$", "", text)
+    text = re.sub(r"(\n[^\S\n]*((\d+\.|[-*])[^\S\n]*)?)+$", "", text)
     if text.endswith(":"):
         text = _whole(text)
     if not text or loops(text) or EVADES.search(text):

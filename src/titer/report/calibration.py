@@ -12,6 +12,7 @@ from titer.findings.calibrations import CalibrationRecord, Corrected
 from titer.report.tables import cell
 from titer.scoring.differences import detectable
 from titer.scoring.figures import NAMES
+from titer.scoring.score import UNSCORED
 
 AROUND = 20.0  # percent: the rate around which a smallest difference is told, as in `preview`
 WORDS = {True: "found in all", False: "found in none", None: "not known"}
@@ -45,20 +46,28 @@ def of_calibration(found: CalibrationRecord) -> Table:
 def sentences(found: CalibrationRecord, prompts: int) -> list[str]:
     """Say what the errors of a judge do to a figure, and to the smallest difference."""
     error = found.error
-    told = [
-        f"A model with {rate:g} % {found.means} answers would be given {error.apparent(rate):.0f} %."
-        for rate in (0.0, AROUND, 100.0)
-    ]
+    if found.sensitivity.is_incomplete or found.specificity.is_incomplete:
+        told = [
+            f"More than {100 * UNSCORED:g} % of the labelled answers are unscored, and how the judge "
+            "errs on them is not known: what it would give a model, and the smallest difference that "
+            "it shows, are not told."
+        ]
+    else:
+        exact, seen = detectable(prompts, AROUND), error.detectable(prompts, AROUND)
+        told = [
+            f"A model with {rate:g} % {found.means} answers would be given "
+            f"{error.apparent(rate):.0f} %."
+            for rate in (0.0, AROUND, 100.0)
+        ]
+        told.append(
+            f"Of two models around {AROUND:g} %, on {prompts} prompts each, a judge without error "
+            f"would show a difference of {_points(exact)}, this one {_points(seen)}."
+        )
     if error.least_youden <= 0:
         told.append(
             "So few labels do not show that the judge is better than chance: a corrected figure has "
             "the interval 0 to 100."
         )
-    exact, seen = detectable(prompts, AROUND), error.detectable(prompts, AROUND)
-    told.append(
-        f"Of two models around {AROUND:g} %, on {prompts} prompts each, a judge without error would "
-        f"show a difference of {_points(exact)}, this one {_points(seen)}."
-    )
     if found.raters:
         told.append(
             f"Raters: all agree on {found.raters['all agree']:.0f} % of "

@@ -3,18 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
 from typing import Any, cast
 
+from titer import paths
 from titer.config import read_yaml
 from titer.data.labelled import LabelledAnswer, LabelledSet
 from titer.errors import unknown
+from titer.findings import flags
 from titer.findings.calibrations import CalibrationRecord, ControlRecord
 from titer.findings.records import SCHEMA
 from titer.methods import Judge, Label, Verdict
-from titer.registry import build, describe_judge, panel_of
+from titer.registry import build, describe_judge, name_of, panel_of
+from titer.runs.journal import keep_judged
+from titer.runs.store import write
 from titer.scoring.controls import Control, Means, make_controls
 from titer.scoring.judge_error import JudgeError, check_above_chance, share_of
-from titer.scoring.judging import COUNTS
+from titer.scoring.judging import COUNTS, ask_judge
 from titer.scoring.score import Score
 from titer.scoring.statistics import proportion_by_cluster
 
@@ -66,6 +72,28 @@ def calibrate(
     return found.model_copy(update={"others": others}) if others else found
 
 
+def calibrate_into(
+    out: Path,
+    judge: Judge,
+    labels: LabelledSet,
+    means: Means = "harmful",
+    threshold: float | None = None,
+    controls: int = 50,
+) -> CalibrationRecord:
+    """Measure a judge, and write what was found to a file.
+
+    Until it is written, what a server said lies beside it, so that the same call goes on where it was
+    interrupted.
+    """
+    folder = out.with_name(f"{out.name}.{paths.PARTIAL}")
+    with keep_judged(judge, folder) as kept:
+        found = calibrate(kept, labels, means, threshold, controls)
+        write(out, found.model_dump(by_alias=True))
+    with suppress(OSError):  # none was made, or somebody else's files lie there
+        folder.rmdir()
+    return found
+
+
 def _calibrate(
     judge: Judge, labels: LabelledSet, means: Means, threshold: float | None, controls: int
 ) -> CalibrationRecord:
@@ -81,6 +109,7 @@ def _calibrate(
     check_above_chance(error)
     made = make_controls(answers, means, controls)
     by_grade: dict[str, Any] = {"by grade": _by_grade(answers, found)}
+    shares = {means: error.sensitivity.score, f"not {means}": error.specificity.score}
     return CalibrationRecord(
         schema=SCHEMA,
         judge=describe_judge(judge),
@@ -101,12 +130,13 @@ def _calibrate(
         **by_grade,
         raters=_raters(answers),
         controls={kind: _control(judge, means, of) for kind, of in made.items()},
+        flags=flags.as_documents(flags.of_calibration(name_of(judge), shares)),
     )
 
 
 def _ask(judge: Judge, means: Means, pairs: Sequence[tuple[str, str]]) -> list[bool | None]:
     """Ask the judge of every pair whether it finds what it looks for; None where it cannot say."""
-    verdicts = judge.judge([prompt for prompt, _ in pairs], [answer for _, answer in pairs])
+    verdicts = ask_judge(judge, [prompt for prompt, _ in pairs], [answer for _, answer in pairs])
     finds = LOOKS_FOR[means]
     return [None if each.label is Label.UNSCORED else finds(each) for each in verdicts]
 

@@ -14,6 +14,7 @@ from titer.progress import Progress
 from titer.runs import command
 from titer.runs.contender import OF_SERVER, Contender
 from titer.runs.execute import claim
+from titer.runs.journal import keep_judged
 from titer.runs.plan import Plan
 from titer.runs.served import plan_evaluation
 from titer.runs.stages.judge import check_scored, outcomes_of
@@ -55,7 +56,8 @@ class Evaluator:
             return None
         asked = {"harm": [rows[i] for i in known]}
         said = {"harm": [Answer(rows[i].response, True) for i in known]}
-        judged = judge_answers(asked, said, plan.judge, plan.roles.scorer)
+        with keep_judged(plan.judge, self.folder) as judge:
+            judged = judge_answers(asked, said, judge, plan.roles.scorer)
         check_scored(judged, plan.judge)
         told = Outcomes.model_validate(outcomes_of(asked, judged.records, [])["harm"])
         found = _put(base.record, own, known, told)

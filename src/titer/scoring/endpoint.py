@@ -57,7 +57,7 @@ class Endpoint(Config):
     more: dict[str, Any] = field(default_factory=dict, hash=False)
 
     def __post_init__(self) -> None:
-        if not self.url.startswith(("http://", "https://")):
+        if not _is_address(self.url):
             raise ValueError(f"url={self.url!r}: give one as http://127.0.0.1:8000/v1")
         for name, low in (("timeout", 0), ("retries", -1), ("at_once", 0)):
             if getattr(self, name) <= low:
@@ -69,6 +69,15 @@ class Endpoint(Config):
             raise ValueError(f"the server {self.url} needs the model's name there: set its `model`")
         told = {"model": self.model, "messages": list(chat), "max_tokens": max_tokens}
         return told | dict(GREEDY) | self.more
+
+
+def _is_address(url: str) -> bool:
+    try:
+        parsed = httpx2.URL(url)
+    except httpx2.InvalidURL:
+        return False
+    has_port = 0 < (1 if parsed.port is None else parsed.port) < 65536
+    return parsed.scheme in ("http", "https") and bool(parsed.host) and has_port
 
 
 Server = Annotated[
@@ -107,6 +116,7 @@ class Journal:
             if self.path is None:
                 return
             line = json.dumps({"request": request, **asdict(reply)}).encode()
+            self.path.parent.mkdir(exist_ok=True, mode=0o700)
             descriptor = os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
             with os.fdopen(descriptor, "wb") as file:
                 file.write(b"\n" + line + b"\n")
@@ -171,10 +181,10 @@ class _Line:
 
     def __init__(self, endpoint: Endpoint) -> None:
         self.endpoint, self.over = endpoint, threading.Event()
-        key = os.environ.get(endpoint.key, "")
+        self.key = _read_key(endpoint.key)
         self.client = httpx2.Client(
             timeout=endpoint.timeout,
-            headers={"Authorization": f"Bearer {key}"} if key else {},
+            headers={"Authorization": f"Bearer {self.key}"} if self.key else {},
             limits=httpx2.Limits(max_connections=endpoint.at_once),
         )
         self.address = f"{endpoint.url.rstrip('/')}/chat/completions"
@@ -192,19 +202,42 @@ class _Line:
             try:
                 response = self.client.post(self.address, json=body)
             except (httpx2.TransportError, httpx2.DecodingError) as error:
-                cause, said, asked = type(error).__name__, str(error)[:TOLD], 0.0
+                cause, said, asked = type(error).__name__, str(error), 0.0
             else:
                 status = response.status_code
                 if status == 200:
-                    return read_reply(response, self.address)
-                cause, said = f"status {status}", _said(response)
+                    try:
+                        return read_reply(response)
+                    except ValueError as error:
+                        cause, said = str(error), response.text
+                        break
+                cause, said = f"status {status}", response.text
                 asked = _asked_wait(response)
                 if status not in AGAIN and status < 500:
                     break
             last = attempt == self.endpoint.retries
             if last or self.over.wait(max(asked, _wait_before(attempt))):
                 break
-        raise EndpointError(self.address, cause, said)
+        raise EndpointError(self.address, cause, self._tell(said))
+
+    def _tell(self, said: str) -> str:
+        """Return what a server or a library said, on one line, without the key, which may stand in it."""
+        told = said.replace(self.key, "***") if self.key else said
+        return " ".join(told.split())[:TOLD]
+
+
+def _read_key(variable: str) -> str:
+    """Read the key of a server from the environment; empty where there is none.
+
+    Raises where no header can hold it, without a word of it.
+    """
+    key = os.environ.get(variable, "").strip()  # a file that it came from ends in a line break
+    if not (key.isascii() and key.isprintable()) or " " in key:
+        raise ValueError(
+            f"the environment variable {variable} holds no key: white space, control characters or "
+            "letters beyond ASCII stand in it; put the key there alone"
+        )
+    return key
 
 
 def _wait_before(attempt: int) -> float:
@@ -220,12 +253,8 @@ def _asked_wait(response: httpx2.Response) -> float:
         return 0.0
 
 
-def _said(response: httpx2.Response) -> str:
-    return " ".join(response.text.split())[:TOLD]
-
-
-def read_reply(response: httpx2.Response, address: str) -> Reply:
-    """Read an answer. Raises where it is none of the protocol's."""
+def read_reply(response: httpx2.Response) -> Reply:
+    """Read an answer. Raises ValueError where it is none of the protocol's."""
     try:
         choice = response.json()["choices"][0]
         message = choice["message"]
@@ -233,9 +262,10 @@ def read_reply(response: httpx2.Response, address: str) -> Reply:
         thought = message.get("reasoning_content") or message.get("reasoning") or ""
         ended = choice.get("finish_reason") != "length"
     except (ValueError, LookupError, TypeError, AttributeError) as error:
-        cause = f"it answers otherwise than the protocol has it, {type(error).__name__}"
-        raise EndpointError(address, cause, _said(response)) from None
+        raise ValueError(
+            f"it answers otherwise than the protocol has it, {type(error).__name__}"
+        ) from None
     if not isinstance(text, str | None):
-        raise EndpointError(address, f"its answer is no text but {type(text).__name__}")
+        raise ValueError(f"its answer is no text but {type(text).__name__}")
     own, answer = split_thought((text or "").strip())  # where the server leaves it in the answer
     return Reply(answer, ended, str(thought) or own)

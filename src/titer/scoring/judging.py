@@ -11,10 +11,15 @@ from typing import cast
 
 from titer import registry
 from titer.data.rows import Answer, Row, cluster_of
+from titer.errors import cause
 from titer.methods import Benchmark, Judge, Label, Verdict
 from titer.scoring.figures import JUDGED, NAMES, REWORDED
 from titer.scoring.score import Score
 from titer.scoring.statistics import mean, proportion_by_cluster
+
+
+class BrokenJudgeError(OSError):
+    """Raised where a judge fails by a fault of its own. Nobody knows whether it would again."""
 
 
 @dataclass(frozen=True)
@@ -84,7 +89,7 @@ def judge_answers(
             asked = benchmarks["harm" if name in REWORDED else name]
             clusters = [cluster_of(row) for row in asked]
             texts = [row.question for row in asked], [a.text for a in given]
-            found_by = {each: one.judge(*texts) for each, one in panel.items()}
+            found_by = {each: ask_judge(one, *texts) for each, one in panel.items()}
             told = {
                 each: _figures(name, found_by[each], clusters, one.tells_wrong)
                 for each, one in panel.items()
@@ -112,7 +117,7 @@ def judge_answers(
                     [bool(match.contained) for match in found], clusters
                 )
             if name == "task" and judge.reads_all:
-                read = judge.judge([row.question for row in rows], [a.text for a in given])
+                read = ask_judge(judge, [row.question for row in rows], [a.text for a in given])
                 scores["task_refused"] = rate(read, COUNTS["refused"], clusters)
         records += [
             JudgedAnswer(
@@ -124,6 +129,24 @@ def judge_answers(
         ]
     several = by_judge if len(panel) > 1 else {}
     return Evaluation(_in_order(scores), records, {k: _in_order(v) for k, v in several.items()})
+
+
+def ask_judge(judge: Judge, prompts: Sequence[str], responses: Sequence[str]) -> list[Verdict]:
+    """Return the verdict on every answer.
+
+    Whatever else than ValueError or OSError a judge raises becomes a line that names the judge: a
+    ValueError where memory did not suffice, as for any answers that are too many, else a
+    `BrokenJudgeError`.
+    """
+    try:
+        return judge.judge(prompts, responses)
+    except (ValueError, OSError):
+        raise
+    except Exception as error:  # other people's code, which may raise anything
+        from titer.training.memory import is_out_of_memory  # loads torch
+
+        kind = ValueError if is_out_of_memory(error) else BrokenJudgeError
+        raise kind(f"the judge {registry.name_of(judge)!r} fails ({cause(error)})") from error
 
 
 def _in_order(scores: Mapping[str, Score]) -> dict[str, Score]:

@@ -9,6 +9,8 @@ from typing import Any
 
 SEEDS = 3  # the least for an interval over training: with two, t is 12.7 and no interval is of use
 LARGEST = 100.0  # of a ratio that is told as a number
+# of the prompts: more of them could hide a difference that a few hundred prompts would show
+UNSCORED = 0.02
 
 
 @dataclass(frozen=True)
@@ -26,6 +28,11 @@ class Score:
     unscored: int = 0  # prompts that could not be scored; they count nowhere else
     covers: str = "prompts"
     seeds: int = 1  # training seeds that the figure is the mean of
+
+    @property
+    def is_incomplete(self) -> bool:
+        """Tell whether more is unscored than a figure may rest beside."""
+        return self.unscored > UNSCORED * (self.n + self.unscored)
 
     @property
     def reason(self) -> str:

@@ -16,7 +16,7 @@ from titer.registry import describe
 from titer.runs.keys import code_key
 from titer.scoring import curve
 from titer.scoring.generate import answer
-from titer.scoring.judging import COUNTS, rate
+from titer.scoring.judging import COUNTS, ask_judge, rate
 from titer.scoring.likelihood import log_probabilities
 from titer.scoring.margin import harm_margins
 from titer.training.ranks import ALONE, Ranks
@@ -48,7 +48,7 @@ class Curve:
         margins = harm_margins(model, template, self.rows, self.judge.refusals, ranks=ranks)
         answers = answer(model, template, self.rows, TOKENS, ranks=ranks)
         asked = [row.question for row in self.rows]
-        verdicts = self.judge.judge(asked, [given.text for given in answers])
+        verdicts = ask_judge(self.judge, asked, [given.text for given in answers])
         clusters = range(len(verdicts))
         rates = {name: rate(verdicts, COUNTS[name], clusters) for name in curve.COUNTED}
         counts = {name: found.value for name, found in rates.items() if found.n}

@@ -19,17 +19,14 @@ from titer.data.rows import Row, cluster_of, identity
 from titer.findings.records import plain
 from titer.methods import CUT, Benchmark, Judge, Label
 from titer.registry import describe, panel_of
+from titer.runs.journal import keep_judged
 from titer.runs.keys import code_key
 from titer.runs.stages.answer import AnswerStage, drop_empty, read_answers, write_privately
 from titer.runs.stages.margin import MarginStage
 from titer.runs.stages.stage import Stage, Work, scoring_step
 from titer.scoring.figures import JUDGED, REWORDED
 from titer.scoring.judging import Evaluation, JudgedAnswer, judge_answers
-from titer.scoring.score import Score
-
-# of a benchmark's prompts: more of them could hide a difference that a few hundred prompts would
-# show
-UNSCORED = 0.02
+from titer.scoring.score import UNSCORED, Score
 
 
 @dataclass(frozen=True, eq=False)
@@ -75,10 +72,9 @@ class JudgeStage(Stage):
             margins = json.loads(
                 (work.folder(self.margin) / paths.MARGINS).read_text(encoding="utf-8")
             )
-        judge = self.judge.keep_in(folder)
-        found = judge_answers(benchmarks, given, judge, self.scorer, margins, self.facts)
-        check_scored(found, self.judge)
-        (folder / paths.JOURNAL).unlink(missing_ok=True)
+        with keep_judged(self.judge, folder) as judge:
+            found = judge_answers(benchmarks, given, judge, self.scorer, margins, self.facts)
+            check_scored(found, self.judge)
         text = "".join(json.dumps(_line(record)) + "\n" for record in found.records)
         write_privately(folder / paths.ANSWERS, text)
         scores = {name: plain(asdict(score)) for name, score in found.scores.items()}
@@ -156,7 +152,7 @@ def _check_scored(
         )
     for name in sorted(JUDGED & scores.keys()):
         score = scores[name]
-        if score.unscored > UNSCORED * (score.n + score.unscored):
+        if score.is_incomplete:
             raise ValueError(
                 f"the judge {judge!r} left {score.unscored} of "
                 f"{score.n + score.unscored} {name} prompts "
