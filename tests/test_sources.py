@@ -470,6 +470,12 @@ def test_a_task_is_recognized_by_its_columns_and_asked_in_the_fields_words(tmp_p
     }
 
 
+def test_news_with_a_column_of_text_beside_the_published_ones_are_read_by_these():
+    record = {"Class Index": 3, "Title": "Oil up", "Description": STORY, "text": "unused"}
+    assert AGNews().recognizes([record])
+    assert AGNews().row(record).response == "Business"
+
+
 @pytest.mark.parametrize(
     ("benchmark", "columns", "labels"),
     [

@@ -56,12 +56,12 @@ class AGNews(Benchmark):
         return numbered is not None and numbered <= FROM_ONE.keys() and _are_articles(texts)
 
     def row(self, record: Mapping[str, Any]) -> Row:
-        if "text" in record:
+        if "text" in record and "Class Index" not in record:
             return Row(
                 INSTRUCTION, labels.word(record["label"], FROM_ZERO), input=str(record["text"])
             )
         given, title, description = (
-            record[name] for name in self.layouts[1 if "Title" in record else 2]
+            record[name] for name in self.layouts[1 if "Class Index" in record else 2]
         )
         return Row(INSTRUCTION, labels.word(given, FROM_ONE), input=f"{title} {description}")
 
