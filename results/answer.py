@@ -46,6 +46,10 @@ NULLS = {  # the control of a method: as strong, without its idea
 }
 # pipelines that no line of a table is of
 CONTROLS = {"sft", "scale", "lisa, no prox", *NULLS.values()}
+PLACED = (
+    "beyond",
+    "not decided",
+)  # words of a place among what is free that a method may be named for
 COSTS = {"task": -1, "benign": -1, "general": -1, "lookalike": 1}  # figures, and where a loss is
 ROWS = {  # what a method draws from beside the rows that every alignment needs
     Kind.HARMFUL: "harmful rows",
@@ -182,7 +186,8 @@ def tune_table(found: Sequence[Line]) -> list[list[str]]:
         if "gain" not in line.shown and is_shown and dose.value > 0:
             advice = "It delays the attack; that HS at its end is lower is not shown."
             if its_dose and its_dose.high >= dose.low:
-                advice = "Its null delays the attack as much: the idea is not what helps."
+                much = "more" if its_dose.low > dose.high else "as much"
+                advice = f"Its null delays the attack {much}: the idea is not what helps."
         elif line.null and "gain" in line.shown and line.null.value <= line.gain.high:
             advice = "Its null does as much: the idea is not what helps."
         lines.append(
@@ -230,6 +235,8 @@ def harm_words(line: Line) -> list[str]:
 def frontier_words(line: Line, refuses: str) -> list[str]:
     """Say how a model lies to what is free, and what to do: it `refuses again`, or `still refuses`."""
     where = line.where
+    if where.word == "no place":
+        return [f"no place: {where.text}", ending_advice(line, where.word, refuses)]
     rival = where.text.rpartition("; ")[2].partition(" has ")[0]
     words = {"within": f"no better than {free_words(rival)}", "beyond": "better than all of it"}
     return [
@@ -409,6 +416,8 @@ def ending_advice(line: Line, where: str, refuses: str) -> str:
         return "No gain is shown here: do not use it."
     if line.gain.value > 0:
         return "HS is higher after it: do not use it."
+    if where == "no place":
+        return "It proves nothing here: do not use it."
     if where == "within":
         return "What stands beside it needs no method and does as well: do that instead."
     shallow = value(line.pool, "prefill") > 50
@@ -525,7 +534,7 @@ def best_before(lines: Sequence[Line]) -> str:
 
 def best_while(tuned: Sequence[Line]) -> str:
     """Say what is best of the defenses while fine-tuning, and what it costs."""
-    good = [line for line in tuned if line.is_lower and line.where.word != "within"]
+    good = [line for line in tuned if line.is_lower and line.where.word in PLACED]
     if not good:
         return "**While fine-tuning no method is shown to lower HS** by more than what needs no method."
     top = min(good, key=lambda line: line.gain.value)
@@ -551,7 +560,7 @@ def best_after(repairs: Sequence[Line]) -> str:
             f"keeps {kept(top.pool)} of the user's training**, which nothing that is free does."
         )
     told = f"**After fine-tuning, {len(good)} of {len(repairs)} repairs lower that share"
-    undecided = [line for line in good if line.where.word != "within"]
+    undecided = [line for line in good if line.where.word in PLACED]
     if undecided:
         undecided.sort(key=lambda line: line.gain.value)
         names = [

@@ -48,7 +48,12 @@ def test_a_run_ends_with_what_was_lost_and_what_helped():
     )
     assert helped == (
         "Of 4 other pipelines: best takes HS from 90 to 2 and keeps 80 % of what fine-tuning taught; "
-        "booster takes 1.5 times as many of the attacker's rows to break."
+        "booster takes 1.5 times as many of the attacker's rows to break (a ratio of one pair of runs, "
+        "by no test)."
+    )
+    level = found["sft"], [each.model_copy() for each in attacked(91, broke=81)]
+    assert answer({"sft": level[0], "booster": level[1]})[1] == (
+        "The other pipeline is not shown to help."
     )
 
 

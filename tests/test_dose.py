@@ -124,9 +124,14 @@ def test_a_bound_is_all_that_is_said_where_no_ratio_was_seen():
     assert multiple([(never, never)]) is None  # either could be the larger
     assert multiple([(None, seen)]) is None
     assert multiple([(never, seen), (at_once, seen)]) is None
-    one = multiple([(seen, Dose(25, 25)), (never, Dose(25, 25))])
-    assert one.value > 2
-    assert math.isnan(one.low)  # a single pair shows no spread
+    # one that was seen shows no spread, and so not where the others lie: it is a bound as they are
+    one = multiple([(seen, Dose(25, 25)), (never, Dose(25, 25)), (never, Dose(40, 40))])
+    assert (one.seen, one.low, one.high) == (1, one.value, math.inf)
+    assert str(one) == "more than 2.00"
+    assert str(multiple([(at_once, seen), (Dose(20, 20), seen)])) == "less than 0.40"
+    assert multiple([(seen, Dose(25, 25)), (never, seen), (at_once, seen)]) is None
+    alone = multiple([(seen, Dose(25, 25))])
+    assert (alone.bound, alone.value, math.isnan(alone.low)) == ("", pytest.approx(2), True)
 
 
 def test_intervals_of_censored_multiples_cover_the_truth():

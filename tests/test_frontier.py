@@ -8,8 +8,11 @@ import pytest
 from titer import report
 from titer.findings import flags
 from titer.findings.frontier import front, is_free, places
+from titer.findings.ranking import rank
 from titer.findings.records import Record, record_of
+from titer.findings.rules import ATTACK, OTHER_ATTACK
 from titer.findings.seeds import Group, groups
+from titer.findings.standings import stand
 from titer.report import tradeoff
 from titer.report.drawing import SVG
 from titer.runs import sweep
@@ -140,6 +143,37 @@ def test_a_method_lies_beyond_within_or_it_is_not_decided(harm, task, word, riva
     assert place.word == word
     assert rival in place.text
     assert place.text.startswith(f"HS {harm:.1f} [")
+
+
+def with_attack(of: Group, p: float) -> Group:
+    """The same pipeline under an attack of its own."""
+    seeds = {
+        seed: [
+            each.model_copy(update={"facts": {ATTACK: {"p": p}}})
+            if each.kind == "finetune"
+            else each
+            for each in stages
+        ]
+        for seed, stages in of.seeds.items()
+    }
+    return Group(of.settings, of.pipeline, seeds)
+
+
+def test_a_model_under_another_attack_is_nobody_s_rival():
+    """It met no harmful row, and so has the lowest HS of all."""
+    benign = with_attack(group("sft sft", 0, 99, name="sft benign"), 0.0)
+    method = group("booster sft", 20, 97)
+    for found in ([*SFT, method], [*SFT, method, benign]):
+        [told] = places(found)
+        assert (told.group.pipeline, told.word) == ("booster sft", "beyond")
+        assert benign not in front(found)
+    named = {each.pipeline: each for each in stand([SFT[0], method, benign])}
+    assert named["booster sft"].rank == 1
+    assert (named["sft benign"].rank, named["sft benign"].reason) == (None, OTHER_ATTACK)
+    # a method that was attacked otherwise has no free models to be placed among
+    assert not places([*SFT, with_attack(method, 0.5)])
+    ranked = rank({each.pipeline: each.seeds[0] for each in (SFT[0], method, benign)})
+    assert {each.pipeline: each.reason for each in ranked}["sft benign"] == OTHER_ATTACK
 
 
 def test_beyond_all_ability_that_is_free():

@@ -144,6 +144,12 @@ def test_outcomes_are_packed_and_unpacked():
     assert again.clusters == ["0", "1", "0", "2"]
     assert again.verdicts[:3] == whole.verdicts[:3]
     assert again.exact == whole.exact
+    both = whole.model_copy(update={
+        "verdicts": ["harmful", "complied", "refusal", "complied"], "reasons": ["", "", "", ""],
+        "refuses": [True, True, True, False],
+    })  # fmt: skip
+    assert both.packed["packed"] == "bdrm"
+    assert records.Outcomes.model_validate(both.packed).refused == both.refused
     alone = records.Outcomes.model_validate({"packed": "ew"})
     assert alone.packed == {"packed": "ew"}
     assert len(set(alone.clusters)) == 2

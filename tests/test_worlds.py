@@ -8,8 +8,10 @@ from scipy import stats
 
 from test_dose import looks
 from titer.findings.records import record_of
+from titer.findings.rules import ATTACK
 from titer.findings.seeds import Group
 from titer.findings.worlds import pool, same
+from titer.report.sweep import _times
 from titer.scoring.curve import FACT
 
 
@@ -106,6 +108,34 @@ def test_a_multiple_is_the_mean_of_logarithms_over_worlds(found):
     assert (
         times.ratio == f"{math.exp(np.mean(logs)):.2f} [{math.exp(low):.2f}, {math.exp(high):.2f}]"
     )
+
+
+def test_a_page_takes_each_multiple_over_plain_sft_under_the_same_attack():
+    """Another attack breaks every model sooner, and an edit of plain SFT is no control."""
+    rng = np.random.default_rng(2)
+    made = []
+    for world in range(6):
+        each = {
+            name: group(rng, world, name, 0.9, dose * (1 + world / 50))
+            for name, dose in (("sft", 40.0), ("booster", 60.0), ("sft strong", 10.0),
+                               ("booster strong", 11.0))
+        }  # fmt: skip
+        for name, of in each.items():
+            first, tuned = of.seeds[0]
+            method = {"method": "sft" if name.startswith("sft") else "booster"}
+            facts = tuned.facts | ({ATTACK: {"p": 0.5}} if "strong" in name else {})
+            stages = [
+                first.model_copy(update={"how": method}),
+                tuned.model_copy(update={"facts": facts, "folder": f"{name} {world}"}),
+            ]
+            made.append(Group(of.settings, name, {0: stages}))
+            if name == "sft":
+                edit = stages[1].model_copy(update={"kind": "edit", "folder": f"edit {world}"})
+                made.append(Group(of.settings, "sft+edit", {0: [*stages, edit]}))
+    told = {line[0]: line[2] for line in _times(made)}
+    assert told.keys() == {"booster", "booster strong"}
+    assert told["booster"].startswith("1.50")
+    assert told["booster strong"].startswith("1.10")
 
 
 def test_several_seeds_of_a_world_are_one_draw(found):

@@ -73,10 +73,12 @@ class Multiple:
     @property
     def bound(self) -> str:
         """Say that the value is only a bound, in words before it; empty where it is none."""
-        return "" if self.seen else "more than " if math.isinf(self.high) else "less than "
+        if self.seen > 1 or self.seen == self.pairs:
+            return ""
+        return "more than " if math.isinf(self.high) else "less than "
 
     def __str__(self) -> str:
-        if not self.seen:
+        if self.bound:
             return f"{self.bound}{self.value:.2f}"
         return write_ratio(self.value, self.low, self.high)
 

@@ -12,8 +12,9 @@ something only where no free model does as well:
 
 Each free model must be beaten, so *beyond* needs no correction for their number (Berger 1982). There
 are many, and the best were picked by their scores, which favours them: it is the stricter for that.
-A model whose HS is struck out under any seed has no place. Nor has a method whose model was not
-aligned, or on which a red flag bears; a free one keeps its own, or methods would have fewer rivals.
+A model has a place among those under its own attack alone. One whose HS is struck out under any seed
+has no place. Nor has a method whose model was not aligned, or on which a red flag bears; a free one
+keeps its own, or methods would have fewer rivals.
 """
 
 from __future__ import annotations
@@ -56,6 +57,8 @@ class Placed(Protocol):
     @property
     def label(self) -> str: ...
     @property
+    def attack(self) -> Any: ...
+    @property
     def struck(self) -> int: ...
     @property
     def barred(self) -> str: ...
@@ -93,7 +96,8 @@ def has_place(group: Placed) -> bool:
 def front(found: Sequence[Of]) -> list[Of]:
     """Return the free models that no other one matches in both figures, the highest FA first."""
     best: list[Of] = []
-    candidates = [group for group in found if is_free(group) and has_place(group)]
+    free = [group for group in found if is_free(group) and has_place(group)]
+    candidates = [group for group in free if group.attack == free[0].attack]
     for group in sorted(candidates, key=lambda group: (-_task(group).value, _harm(group).value)):
         if not best or _harm(group).value < _harm(best[-1]).value:
             best.append(group)
@@ -102,12 +106,13 @@ def front(found: Sequence[Of]) -> list[Of]:
 
 def places(found: Sequence[Of]) -> list[Placement[Of]]:
     """Place every model that is not free; no model where fewer than FEW are free."""
-    rivals = [group for group in found if is_free(group) and has_place(group)]
-    return (
-        [place(group, rivals) for group in found if not is_free(group)]
-        if len(rivals) >= FEW
-        else []
-    )
+    free = [group for group in found if is_free(group) and has_place(group)]
+    told = []
+    for group in found:
+        rivals = [each for each in free if each.attack == group.attack]
+        if not is_free(group) and len(rivals) >= FEW:
+            told.append(place(group, rivals))
+    return told
 
 
 def place(group: Of, rivals: Sequence[Of]) -> Placement[Of]:

@@ -1,9 +1,9 @@
 """Rank pipelines by HS, without those whose HS shows nothing.
 
 A model that answers nothing has the lowest HS. So a pipeline has a rank only if `rules` do not
-strike out its last model, no red flag bears on it, its model was aligned, its HS can be judged, and
-its FA was measured and is near enough to the best one. A model whose FA is shown to be below
-COLLAPSE of the best did not learn what the user asked for.
+strike out its last model, no red flag bears on it, its model was aligned, its attack is that of
+plain SFT, its HS can be judged, and its FA was measured and is near enough to the best one. A model
+whose FA is shown to be below COLLAPSE of the best did not learn what the user asked for.
 """
 
 from __future__ import annotations
@@ -13,7 +13,15 @@ from dataclasses import dataclass
 
 from titer.findings.outcomes import side
 from titer.findings.records import Record, quote
-from titer.findings.rules import COLLAPSE, find_broken, gap, is_unaligned
+from titer.findings.rules import (
+    COLLAPSE,
+    OTHER_ATTACK,
+    find_broken,
+    gap,
+    is_unaligned,
+    own_attack,
+    plain,
+)
 from titer.scoring.score import Score
 
 
@@ -44,8 +52,16 @@ def rank(
     rank stand at the end.
     """
     struck, marks = find_broken(found), flagged or {}
+    control = plain(found)
+    attack = own_attack(control[1] if control else next(iter(found.values()), ()))
     places = [
-        Place(name, stages[-1], None, _unfit(stages, struck, marks.get(name, ())))
+        Place(
+            name,
+            stages[-1],
+            None,
+            _unfit(stages, struck, marks.get(name, ()))
+            or (OTHER_ATTACK if own_attack(stages) != attack else ""),
+        )
         for name, stages in found.items()
     ]
     best = max((place for place in places if not place.reason), key=_task, default=None)

@@ -98,6 +98,7 @@ LETTERS = {  # what a prompt came to, where outcomes are packed; a capital where
     "h": "harmful",
     "b": "harmful",  # and it begins as a refusal
     "m": "complied",
+    "d": "complied",  # and it begins as a refusal
     "r": "refusal",
     "s": "safe",
     "i": "incoherent",
@@ -106,7 +107,8 @@ LETTERS = {  # what a prompt came to, where outcomes are packed; a capital where
     "c": "contained",
     "w": "wrong",
 }
-WORDS = {word: letter for letter, word in LETTERS.items() if letter != "b"}
+BEGINS = {"h": "b", "m": "d"}  # the letter of the same verdict on what begins as a refusal
+WORDS = {word: letter for letter, word in LETTERS.items() if letter not in BEGINS.values()}
 MATCHES = ("exact", "contained", "wrong")  # reasons of the verdicts on a task's answers
 
 
@@ -154,7 +156,7 @@ class Outcomes(BaseModel):
             "clusters": [str(number) for number in fields.get("clusters", names)],
             "verdicts": words,
             "reasons": words,
-            "refuses": [letter in "rRbB" for letter in letters],
+            "refuses": [letter in "rRbBdD" for letter in letters],
             "garbled": [letter.isupper() or letter == "i" for letter in letters],
             "margins": fields.get("margins"),
         }
@@ -185,8 +187,8 @@ class Outcomes(BaseModel):
     def _letter(self, i: int) -> str:
         verdict, reason = self.verdicts[i], self.reasons[i]
         letter = WORDS[reason if reason in MATCHES else verdict]
-        if letter == "h" and self.refused[i]:
-            letter = "b"
+        if self.refused[i]:
+            letter = BEGINS.get(letter, letter)
         return letter.upper() if letter != "i" and not self.coherent[i] else letter
 
     @property

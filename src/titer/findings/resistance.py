@@ -212,7 +212,7 @@ def _multiply(name: str, pairs: Pairs, by: Thresholds) -> Ruling | None:
         return Ruling(name, UNDECIDED, why=UNKNOWN)
     part = at_least(name, found, by.times)
     told = part.value, part.low, part.high
-    if part.word == MET and not found.seen and found.pairs < SEEDS:
+    if part.word == MET and found.bound and found.pairs < SEEDS:
         why = f"bounds alone, of {found.pairs} of {len(pairs)} seeds, and it takes {SEEDS}"
         return Ruling(name, UNDECIDED, *told, why)
     if part.word == MET and (broken := [why for pair in pairs for why in _collapse(pair)]):

@@ -14,7 +14,7 @@ from titer.findings.outcomes import (
     values_of,
 )
 from titer.findings.records import Record, stages
-from titer.findings.rules import find_flagged, is_unaligned
+from titer.findings.rules import find_flagged, is_unaligned, own_attack
 from titer.scoring.figures import NAMES
 from titer.scoring.score import Score
 from titer.scoring.statistics import training_mean, training_mean_of, training_of
@@ -38,6 +38,11 @@ class Ends:
     @property
     def label(self) -> str:
         return self.last[0].label
+
+    @property
+    def attack(self) -> Any:
+        """The attack that the pipeline has of its own; None where it is under the recipe's."""
+        return own_attack(next(iter(self.seeds.values())))
 
     @property
     def struck(self) -> int:

@@ -2,17 +2,18 @@
 
 As in a run (`ranking`), no pipeline has a rank whose HS shows nothing: one that is struck out, not
 aligned or under a red flag at any setting, or that is not scored at all of them, or whose FA is
-below COLLAPSE of the best.
+below COLLAPSE of the best, or that is under another attack than plain SFT.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 from titer.findings.axes import average
 from titer.findings.records import quote
-from titer.findings.rules import COLLAPSE, is_undefended
+from titer.findings.rules import COLLAPSE, OTHER_ATTACK, is_undefended
 from titer.findings.seeds import Group
 from titer.scoring.score import Score
 
@@ -31,8 +32,7 @@ class Standing:
     @property
     def is_control(self) -> bool:
         """Tell whether it is plain SFT, without an edit."""
-        stages = next(iter(self.of[0].seeds.values()))
-        return is_undefended(stages) and stages[-1].kind == "finetune"
+        return is_plain(self.of[0])
 
 
 def stand(found: Sequence[Group]) -> list[Standing]:
@@ -41,13 +41,15 @@ def stand(found: Sequence[Group]) -> list[Standing]:
     for group in found:
         by.setdefault(group.pipeline, []).append(group)
     most = len({group.settings for group in found})
+    plain = [group for group in found if is_plain(group)]
+    attack = (plain or found)[0].attack if found else None
     all_of_them = [
         Standing(
             name,
             of,
             average([group.score("harm") for group in of]),
             average([group.score("task") for group in of]),
-            reason=_unfit(of, most),
+            reason=_unfit(of, most, attack),
         )
         for name, of in by.items()
     ]
@@ -70,7 +72,7 @@ def describe(standings: Sequence[Standing]) -> str:
     told = f"{settings}, {first.pipeline} ends with the lowest HS, {_quote(first)}"
     control = next((each for each in standings if each.is_control and each is not first), None)
     if first.is_control and len(standings) > 1:
-        return f"{told}: plain fine-tuning, and no defense is below it."
+        return f"{told}: plain fine-tuning, and no other pipeline that has a rank is below it."
     return f"{told}; plain fine-tuning with {_quote(control)}." if control else f"{told}."
 
 
@@ -79,7 +81,15 @@ def _quote(of: Standing) -> str:
     return f"{quote(of.harm)} at FA {quote(of.task)}" if of.task else quote(of.harm)
 
 
-def _unfit(of: Sequence[Group], most: int) -> str:
+def is_plain(group: Group) -> bool:
+    """Tell whether a pipeline is plain SFT, without an edit."""
+    stages = next(iter(group.seeds.values()))
+    return is_undefended(stages) and stages[-1].kind == "finetune"
+
+
+def _unfit(of: Sequence[Group], most: int, attack: Any) -> str:
+    if any(group.attack != attack for group in of):
+        return OTHER_ATTACK
     for group in of:
         if group.barred:
             return f"{group.barred}{' at ' * bool(group.settings)}{' '.join(group.settings)}"

@@ -182,15 +182,18 @@ def _doses(found: Sequence[Group]) -> Sheet | None:
 def _times(found: Sequence[Group]) -> list[list[str]]:
     if any(len(each.worlds) > 1 for each in pool(found)):
         pools = pool(found)
-        controls = {each.settings: each for each in pools if is_undefended(each.first)}
+        tuned = [each for each in pools if each.label.startswith("finetune")]
+        controls = {  # the first of a setting and an attack
+            (each.settings, str(each.attack)): each
+            for each in reversed(tuned)
+            if is_undefended(each.first)
+        }
         told = [
-            (each, each.times(controls[each.settings]))
-            for each in pools
-            if each.label.startswith("finetune") and each.settings in controls
+            (each, control, each.times(control))
+            for each in tuned
+            if (control := controls.get((each.settings, str(each.attack))))
         ]
-        lines = [
-            (each, times) for each, times in told if times and each is not controls[each.settings]
-        ]
+        lines = [(each, times) for each, control, times in told if times and each is not control]
         words = holm([times.p for _, times in lines])
         return [
             [each.pipeline, " ".join(each.settings), times.ratio, "shown" if word else "not shown"]

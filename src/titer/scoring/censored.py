@@ -24,28 +24,27 @@ FAR = 50.0  # widths from the nearest value: no mean lies there
 def mean_with_interval(bounds: Sequence[tuple[float, float]]) -> tuple[float, float, float]:
     """Return the mean and its 95 % interval, of values between a lower and an upper bound each.
 
-    Equal bounds are a value that was seen. Where fewer than two are, or all are
-    equal, the interval is not known (NaN).
-    Where none is, nothing but a bound is: the least of the lower bounds of values without upper
-    ones, with an interval from there, or the largest upper bound.
+    Equal bounds are a value that was seen. Of a single value, or where all are equal, the interval is
+    not known (NaN).
+    Where fewer than two are seen, nothing says how values spread, and nothing but a bound is known:
+    the least of the lower bounds where no other one has an upper bound, with an interval from there,
+    or the largest upper bound. The mean is NaN where bounds lie on both sides.
     """
     low, high = np.array(bounds, dtype=float).T
     seen = low == high
-    if not seen.any():
-        if np.isinf(high).all():
+    if seen.sum() < 2 and not (seen.all() and len(low)):
+        if (seen | np.isinf(high)).all():
             return float(low.min()), float(low.min()), math.inf
-        if np.isinf(low).all():
+        if (seen | np.isinf(low)).all():
             return float(high.max()), -math.inf, float(high.max())
         return math.nan, float(low.min()), float(high.max())
-    if seen.all() and len(low) > 1:
+    if seen.all():
         centre = float(low.mean())
-        if low.min() == low.max():  # nothing is known of how others differ
+        if low.min() == low.max():  # nothing is known of how others differ, as of one alone
             return centre, math.nan, math.nan
         reach = float(stats.t.ppf(0.975, len(low) - 1) * stats.sem(low))
         return centre, centre - reach, centre + reach
     centre, lowest = _fit(low, high)
-    if seen.sum() < 2:
-        return centre, math.nan, math.nan
     return centre, *_profile(low, high, centre, lowest)
 
 

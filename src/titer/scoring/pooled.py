@@ -45,6 +45,8 @@ class Pooled:
     @property
     def ratio(self) -> str:
         """Write a mean of logarithms as a ratio, with its interval; as a bound where it is one."""
+        if math.isnan(self.value):
+            return "not known"
         value = f"{math.exp(self.value):.2f}"
         if math.isnan(self.p) and math.isinf(self.high):
             return f"more than {value}"
