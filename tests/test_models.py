@@ -7,12 +7,13 @@ import json
 import shutil
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file, save_file
-from transformers import AutoModelForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM
 
 from conftest import byte_level, tiny
 from families import FAMILIES
@@ -23,6 +24,7 @@ from titer.defenses.sft import SFT
 from titer.training import train
 from titer.training.settings import Training
 from titer.weights import adapters, checkpoints, folders
+from titer.weights.finetuned import FineTuned
 from titer.weights.settings import Checkpoint, Lora
 
 LORA = Lora(r=2, alpha=4, targets=("all-linear",))
@@ -90,6 +92,48 @@ def test_an_incomplete_checkpoint_is_named(base, spoil, message):
     assert repr(str(base)) in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("rounding", "said"),
+    [
+        ({"load_in_8bit": True}, "weights of 8 bits (bitsandbytes)"),
+        (
+            {"quant_method": "bitsandbytes", "load_in_4bit": True},
+            "weights of 4 bits (bitsandbytes)",
+        ),
+        ({"quant_method": "awq"}, "weights of 4 bits (awq)"),
+        ({"quant_method": "fp8", "weight_block_size": [128, 128]}, "quantized weights (fp8)"),
+        ({"quant_method": "mxfp4"}, "quantized weights (mxfp4)"),
+        ({"quant_method": "compressed-tensors"}, "quantized weights (compressed-tensors)"),
+        ({"quant_method": "hqq"}, "quantized weights (hqq)"),
+        ({"quant_method": "torchao"}, "quantized weights (torchao)"),
+        ({"quant_method": "quanto", "weights": "int8"}, "quantized weights (quanto)"),
+        ({"quant_method": "auto-round", "bits": 3}, "weights of 3 bits (auto-round)"),
+        ({"quant_method": "of next year"}, "quantized weights (of next year)"),
+    ],
+)
+def test_a_quantized_model_is_refused_in_one_line(base, rounding, said):
+    rename(base, "quantization_config", rounding)
+    for read in (checkpoints.load, lambda name: checkpoints.skeleton(Checkpoint(name))):
+        with pytest.raises(ValueError, match="give the model that it was made from$") as caught:
+            read(str(base))
+        assert str(caught.value).startswith(f"model {str(base)!r} has {said}: no adapter can be")
+        assert "\n" not in str(caught.value)
+
+
+def test_a_model_whose_config_says_that_it_is_not_quantized_is_loaded(base):
+    rename(base, "quantization_config", None)
+    checkpoints.load(str(base))
+
+
+def test_a_quantized_text_part_is_refused(base, monkeypatch):
+    config, text = (AutoConfig.from_pretrained(base) for _ in range(2))
+    config.text_config, text.quantization_config = text, {"quant_method": "fp8"}
+    known = SimpleNamespace(from_pretrained=lambda *given, **options: config)
+    monkeypatch.setattr(checkpoints, "AutoConfig", known)
+    with pytest.raises(ValueError, match=r"has quantized weights \(fp8\)"):
+        checkpoints.load(str(base))
+
+
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 def test_a_weight_that_is_no_number_is_named(base, value):
     """Its answers would be empty, and count as harmless."""
@@ -126,6 +170,14 @@ def test_an_adapter_that_adds_tokens_brings_their_embeddings(base, tmp_path):
     loaded, own = checkpoints.load(Checkpoint(str(tmp_path / "adapter"), base=str(base)))
     assert len(own) == len(words)
     assert torch.equal(loaded(ids).logits, adapted(ids).logits)
+    # and so it does where it is trained further and written again
+    files = folders.locate(Checkpoint(str(tmp_path / "adapter"), base=str(base)))
+    held = FineTuned.of(files, None).whole
+    brings = checkpoints.brings_embeddings(held)
+    assert brings
+    checkpoints.save(loaded, own, tmp_path / "again", files.base, brings)
+    again, _ = checkpoints.load(str(tmp_path / "again"))
+    assert torch.equal(again(ids).logits, adapted(ids).logits)
 
 
 @pytest.mark.parametrize(
@@ -289,7 +341,7 @@ def test_an_adapter_that_peft_made_is_taken_as_it_is(base, tmp_path):
     model, _ = checkpoints.load(str(tmp_path / "theirs"))  # its tokenizer is the base's
     ids = torch.arange(4, 20)[None]
     with torch.no_grad():
-        assert torch.equal(model.eval()(ids).logits, made.eval()(ids).logits)
+        assert torch.equal(model(ids).logits, made.eval()(ids).logits)  # nothing is dropped
     assert all(
         adapter.scaling == pytest.approx(12 / 3**0.5)
         for adapter in adapters.adapters(model).values()

@@ -152,12 +152,12 @@ def test_an_unsafe_model_of_other_weights_is_refused(tmp_path):
         edited(RESTA(), few, tmp_path / "few", references=("unsafe",))
     many = of | {"tuned": few["unsafe"], "unsafe": of["tuned"]}
     told = (
-        r"was trained on 6 weights that fine-tuning left alone, such as "
-        r"'model.layers.0.mlp.down_proj.weight': train it like the fine-tuned"
+        r"was trained on 6 weights that are left as they are in the fine-tuned one, such as "
+        r"'model.layers.0.mlp.down_proj.weight': train it on the same layers"
     )
     with pytest.raises(ValueError, match=told):
         edited(RESTA(), many, tmp_path / "many", references=("unsafe",))
-    with pytest.raises(ValueError, match="was trained on 12 weights that fine-tuning left alone"):
+    with pytest.raises(ValueError, match="was trained on 12 weights that are left as they are"):
         edited(
             RESTA(),
             of | {"unsafe": whole(tmp_path / "whole", 7)},

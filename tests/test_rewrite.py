@@ -129,12 +129,36 @@ def test_a_head_that_the_aligned_model_ties_or_that_has_more_tokens_stays_with_t
     kept = repair(HALF, model, tmp_path, aligned=start())
     head = "base_model.model.lm_head.weight"
     assert torch.equal(kept.after[head], kept.before[head])
+    found = FineTuned.of(files(kept.tuned), None)
+    facts = parts_of(HALF, found, list(found.factors), kept.changes)
+    assert facts["held whole"] == ["lm_head.weight"]
+    if more:  # a head of more tokens has no update over one of fewer
+        assert facts["norm of the rest of the update"] == 0
     with pytest.raises(
         ValueError,
         match=r"adapter '.*' holds 'lm_head.weight' whole, for which '.*' has no place: "
         r"merge it and give the",
     ):
         repair(MASK, model, tmp_path, aligned=start())
+
+
+def test_the_template_of_an_adapter_s_own_tokenizer_stays_with_the_model_that_it_is_merged_into(
+    tmp_path,
+):
+    """The base has a file of its own for it, which would take the place of the tokenizer's."""
+    start = save(tiny(torch.float32), tmp_path / "aligned")
+    (start / "chat_template.jinja").write_text("the base's")
+    save(tuned(torch.float32), tmp_path / "tuned", start)
+    words = AutoTokenizer.from_pretrained(tmp_path / "tuned")
+    words.chat_template = "the user's own"
+    (tmp_path / "tuned/chat_template.jinja").unlink(missing_ok=True)
+    words.save_pretrained(tmp_path / "tuned", save_jinja_files=False)
+    assert not (tmp_path / "tuned/chat_template.jinja").exists()
+    found, out = FineTuned.of(files(tmp_path / "tuned"), None), tmp_path / "out"
+    out.mkdir()
+    chosen = names_of(MASK, found, tuned(torch.float32))
+    rewrite_update(MASK, found, chosen, {}, {}, out, lambda *_: None)
+    assert AutoTokenizer.from_pretrained(out).chat_template == "the user's own"
 
 
 @pytest.mark.parametrize(("dtype", "within"), [(torch.float32, 1e-6), (torch.bfloat16, 2.0**-7)])

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 from huggingface_hub import constants
+from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file, save_file
 
 import titer
@@ -58,6 +59,23 @@ def test_a_stack_is_the_base_and_the_updates_of_all_its_adapters(base, pair, cac
     told = folders.identify(folders.locate(Checkpoint(str(found))))
     assert told["stacked from"] == [str(each) for each in (base, *pair)]
     assert [path.name for path in cache.iterdir() if path.suffix != ".lock"] == [found.name]
+
+
+@pytest.mark.parametrize("more", [{"use_dora": True}, {"init_lora_weights": "pissa"}])
+def test_an_update_that_depends_on_what_lies_under_it_is_refused_behind_others(
+    base, pair, tmp_path, more
+):
+    """DoRA brings the norms of the base's rows, and PiSSA takes its factors out of the weights first."""
+    model, words = checkpoints.load(str(base))
+    with adapters.literal_peft():
+        made = get_peft_model(model, LoraConfig(r=2, target_modules=["q_proj"], **more))
+    made.peft_config["default"].base_model_name_or_path = str(base)
+    made.save_pretrained(tmp_path / "other", save_embedding_layers=False)
+    words.save_pretrained(tmp_path / "other")
+    [setting] = more
+    with pytest.raises(ValueError, match=f"has {setting}=.* merge it into its base first"):
+        stacks.merge_stack(f"{pair[0]} + {tmp_path / 'other'}")
+    stacks.merge_stack(f"{tmp_path / 'other'} + {pair[0]}")  # it lies on its own base
 
 
 def test_another_adapter_is_another_stack(base, pair, tmp_path):

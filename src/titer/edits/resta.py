@@ -48,15 +48,17 @@ class RESTA(UpdateEdit):
         check_drop(self.drop)
 
     def prepare(self, weights: Sequence[Weight]) -> None:
-        """Raise where the safety vector has weights that fine-tuning left alone: a part would be left out."""
+        """Raise where the safety vector has weights that this edit does not work on: a part would be left
+        out.
+        """
         unsafe = weights[0].references["unsafe"]
         assert isinstance(unsafe, FineTuned)
-        more = set(unsafe.factors or unsafe.whole) - {weight.name for weight in weights}
+        more = {*unsafe.factors, *unsafe.whole} - {weight.name for weight in weights}
         if more:
             raise ValueError(
-                f"the unsafe model {unsafe.files.name!r} was trained on {len(more)} weights that fine-tuning "
-                "left alone, such as "
-                f"{min(more)!r}: train it like the fine-tuned one"
+                f"the unsafe model {unsafe.files.name!r} was trained on {len(more)} weights that are left "
+                f"as they are in the fine-tuned one, such as {min(more)!r}: train it on the same layers, "
+                "and on none as a whole"
             )
 
     def edit(self, weight: Weight, state: None) -> Update:

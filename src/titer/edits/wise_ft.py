@@ -3,8 +3,9 @@
     theta <- (1 - alpha) theta_aligned + alpha theta_finetuned
 
 The fine-tuned weights are the aligned ones and an update, so this multiplies the update by alpha: 1 leaves
-the fine-tuned model, 0 reverts to the aligned one. An adapter stays one. The paper interpolates between a
-zero-shot model and its fine-tuning.
+the fine-tuned model, 0 reverts to the aligned one. An adapter stays one; a weight that it holds whole is
+left as it is, and the record names it. The paper interpolates between a zero-shot model and its
+fine-tuning.
 """
 
 from dataclasses import dataclass

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, cast
@@ -38,7 +38,7 @@ from titer.weights.tensors import open_tensors
 
 transformers_logging.disable_progress_bar()  # a run has its own
 POSITIONS = re.compile(r"(^|\.)(wpe|embed_positions|position_embeddings?|embed_position)$")
-ROUNDED = ("bitsandbytes", "gptq", "awq")  # engines of models whose weights are codes of a few bits
+FOUR_BITS = ("bitsandbytes", "gptq", "awq")  # engines whose configs may leave it unsaid
 EMBEDDINGS = (
     "embed_tokens.weight",
     "wte.weight",
@@ -53,7 +53,7 @@ def load(
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """Return the model, on the device, and its tokenizer.
 
-    An adapter is left unmerged and trainable.
+    An adapter is left unmerged and trainable. Nothing is dropped at random in a forward pass.
 
     Raises where the checkpoint is incomplete or no causal language model, an adapter does not fit
     its base, or the device cannot compute the dtype.
@@ -67,7 +67,7 @@ def load(
         model = load_adapter(model, checkpoint, files)
     _check_finite(model, checkpoint)
     _check_words(model, words, checkpoint)
-    return model.to(device), words  # type: ignore[arg-type]
+    return model.eval().to(device), words
 
 
 def load_adapter(model: PreTrainedModel, checkpoint: Checkpoint, files: Files) -> PreTrainedModel:
@@ -186,11 +186,12 @@ def save(
     tokenizer: PreTrainedTokenizerBase,
     folder: Path,
     base: Files | None = None,
+    embeddings: bool = False,
 ) -> None:
     """Write a checkpoint directory: the whole model and its tokenizer.
 
     With `base`, the model has an adapter, and that is written instead of the whole model, with a
-    note of the base under it.
+    note of the base under it, and with its `embeddings` where it brings its own.
     """
     tokenizer.save_pretrained(folder)
     if base is None:
@@ -203,9 +204,14 @@ def save(
     for field, value in vars(config).items():
         if isinstance(value, set):
             setattr(config, field, sorted(value))
-    # else PEFT asks the hub for the base's vocabulary
-    adapted.save_pretrained(folder, save_embedding_layers=False)
+    # never "auto", by which PEFT asks the hub for the base's vocabulary
+    adapted.save_pretrained(folder, save_embedding_layers=embeddings)
     (folder / OVER).write_text(json.dumps({"base": digest(base)}))
+
+
+def brings_embeddings(whole: Collection[str]) -> bool:
+    """Tell whether an adapter brings embeddings, or a head, by the tensors that it holds whole."""
+    return any(name.endswith(EMBEDDINGS) for name in whole)
 
 
 def fingerprint(model: nn.Module) -> str:
@@ -225,22 +231,20 @@ def hash_tensors(tensors: Mapping[str, Tensor]) -> str:
 def _configuration(checkpoint: Checkpoint, files: Files) -> PreTrainedConfig:
     """Read a model's configuration.
 
-    Raises where the weights are rounded to a few bits, or it promises more layers than there are
-    tensors: to make them could take for ever.
+    Raises where the weights are quantized, or it promises more layers than there are tensors: to
+    make them could take for ever.
     """
     with _explain_errors(checkpoint):
         config = AutoConfig.from_pretrained(
             files.folder, trust_remote_code=checkpoint.trust_remote_code
         )
-    rounding = dict(getattr(config, "quantization_config", None) or {})
-    engine = str(rounding.get("quant_method", "bitsandbytes" if rounding else ""))
-    if engine in ROUNDED:
-        bits = rounding.get("bits", 8 if rounding.get("load_in_8bit") else 4)
-        raise ValueError(
-            f"model {checkpoint.path!r} has weights of {bits} bits ({engine}): no adapter can be merged "
-            "into them and no edit read them as they are; give the model that it was made from"
-        )
     parts = [config, *(of for of in vars(config).values() if isinstance(of, PreTrainedConfig))]
+    for part in parts:
+        if rounding := dict(getattr(part, "quantization_config", None) or {}):
+            raise ValueError(
+                f"model {checkpoint.path!r} has {_describe_rounding(rounding)}: no adapter can be merged "
+                "into them and no edit read them as they are; give the model that it was made from"
+            )
     layers = max((getattr(part, "num_hidden_layers", 0) or 0 for part in parts), default=0)
     tensors = len(open_tensors(files))
     if layers > tensors:
@@ -249,6 +253,14 @@ def _configuration(checkpoint: Checkpoint, files: Files) -> PreTrainedConfig:
             f"files hold {tensors} tensors in all: they do not belong together"
         )
     return cast(PreTrainedConfig, config)
+
+
+def _describe_rounding(rounding: Mapping[str, Any]) -> str:
+    """Describe weights by a `quantization_config`: their bits, where it says so, and the engine."""
+    engine = str(rounding.get("quant_method", "bitsandbytes"))
+    default = 8 if rounding.get("load_in_8bit") else 4 if engine in FOUR_BITS else None
+    bits = rounding.get("bits", default)
+    return f"{f'weights of {bits} bits' if bits else 'quantized weights'} ({engine})"
 
 
 def _auto(config: PreTrainedConfig) -> Any:

@@ -124,6 +124,11 @@ class FineTuned:
             of.name: of for factors in self.factors.values() for of in (factors.a, factors.b)
         } | dict(self.whole)
 
+    def is_updated(self, name: str) -> bool:
+        """Tell whether a weight of the fine-tuned model is one of the aligned model's, of its shape."""
+        of = self.factors.get(name) or self.whole[name]
+        return name in self.aligned and self.aligned[name].shape == of.shape
+
     def update(self, name: str) -> Update:
         """Return the update of a weight. Raises where the adapter has none for it."""
         wide = self.aligned[name].wide
@@ -220,6 +225,28 @@ def open_named(
     return join(named, model) if joined else named
 
 
+def find_unadded(files: Files) -> str:
+    """Name the setting by which an adapter's update depends on the weights that it is merged into;
+    empty where it is the same over any.
+    """
+    from peft import LoraConfig, PeftConfig
+
+    config: Any = PeftConfig.from_pretrained(str(files.folder))
+    own = {"init_lora_weights": PLAIN["init_lora_weights"]} | _variants(config)
+    return _find_other(config, own) if isinstance(config, LoraConfig) else ""
+
+
+def _variants(config: Any) -> dict[str, tuple[object, ...]]:
+    """Return the settings of DoRA and its kin, with the values that switch them off."""
+    return {of.name: (False,) for of in fields(config) if of.metadata.get("is_lora_variant")}
+
+
+def _find_other(config: Any, plain: Mapping[str, tuple[object, ...]]) -> str:
+    """Name the first setting that has another value than the plain ones; empty where none has."""
+    values = {name: getattr(config, name) or False for name in plain}
+    return next((f"{name}={of!r}" for name, of in values.items() if of not in plain[name]), "")
+
+
 def _adapter(
     files: Files, under: Mapping[str, Stored], model: PreTrainedModel | None
 ) -> tuple[dict[str, Factors], dict[str, Stored]]:
@@ -234,11 +261,8 @@ def _adapter(
     wrong = f"adapter {files.name!r} is not W + (alpha / r) B A of linear layers and experts alone"
     if not isinstance(config, LoraConfig):
         raise ValueError(f"{wrong} but {config.peft_type.value}: train one that is")
-    # DoRA and its kin
-    variants = {of.name: (False,) for of in fields(config) if of.metadata.get("is_lora_variant")}
-    for name, plain in (PLAIN | variants).items():
-        if (value := getattr(config, name) or False) not in plain:
-            raise ValueError(f"{wrong}: it has {name}={value!r}; train one that is")
+    if other := _find_other(config, PLAIN | _variants(config)):
+        raise ValueError(f"{wrong}: it has {other}; train one that is")
     sides: dict[str, dict[str, Stored]] = {}
     whole: dict[str, Stored] = {}
     for key, tensor in open_file(files.folder / TENSORS, files.name).items():

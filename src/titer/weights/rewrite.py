@@ -30,6 +30,10 @@ if TYPE_CHECKING:
     from titer.training.settings import Watch
 
 CONFIGURATIONS = ("config.json", ADAPTER)
+TOKENIZER = (  # beginnings of the names of a tokenizer's files
+    *("tokenizer", "vocab", "merges", "added_tokens", "special_tokens", "chat_template", "spiece"),
+    "sentencepiece",
+)
 WRONG = "the base is not the model that alignment started from, so give that one: "
 
 
@@ -152,10 +156,12 @@ def rewrite_update(
         copy.files(path for path in _rest(tuned.files) if path.name != ADAPTER)
         _configure(tuned.files, folder)
     elif tuned.factors:
-        tokenizer = [
-            path for path in _rest(tuned.files) if path.name not in (*CONFIGURATIONS, OVER)
-        ]  # its own, if it has one
-        copy.files({path.name: path for path in [*_rest(tuned.started), *tokenizer]}.values())
+        own = [path for path in _rest(tuned.files) if path.name not in (*CONFIGURATIONS, OVER)]
+        base = _rest(tuned.started)
+        if any(path.name == "tokenizer_config.json" for path in own):
+            # all of one tokenizer: a template of the base beside it would take the place of its own
+            base = [path for path in base if not path.name.startswith(TOKENIZER)]
+        copy.files({path.name: path for path in [*base, *own]}.values())
     else:
         copy.files(_rest(tuned.files))
     return copy.changes(edit.facts(state))

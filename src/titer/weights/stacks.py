@@ -16,6 +16,7 @@ from titer.config import hash_of
 from titer.version import __version__
 from titer.weights import adapters, checkpoints
 from titer.weights.cache import make_once
+from titer.weights.finetuned import find_unadded
 from titer.weights.folders import TENSORS, Files, digest, is_adapter, locate
 from titer.weights.settings import Checkpoint
 
@@ -31,7 +32,8 @@ def merge_stack(name: str) -> Path:
     """Return the folder of a stack's checkpoint, made first where the cache has none.
 
     A first part that is an adapter itself stands for its base and itself. Raises where another part
-    is no adapter, was trained over other weights than the base, or replaces weights.
+    is no adapter, was trained over other weights than the base, or replaces weights, or one behind the
+    first has an update that depends on the weights under it.
     """
     first, *others = (Checkpoint(part.strip()) for part in name.split(PLUS))
     files = locate(first)
@@ -45,6 +47,12 @@ def merge_stack(name: str) -> Path:
     over = [locate(each) for each in layers]
     for layer in over:
         _check_added(name, layer)
+    for layer in over[1:]:
+        if other := find_unadded(layer):
+            raise ValueError(
+                f"the stack {name!r}: the adapter {layer.name!r} has {other}, so that over others it is "
+                "another update than over its base: merge it into its base first"
+            )
     parts = [base.name, *(layer.name for layer in over)]
     key = hash_of([parts, *map(digest, over), __version__])[:32]
     return make_once("stacks", key, lambda folder: _merge(base, layers, over, parts, folder))

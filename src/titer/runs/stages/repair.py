@@ -150,7 +150,9 @@ def parts_of(
     The share is of the update's energy, the square of its norm.
     """
     rest = [name for name in {**tuned.factors, **tuned.whole} if name not in set(names)]
-    left = math.hypot(*(tuned.update(name).norm() for name in rest if name in tuned.aligned))
+    # embeddings of more tokens have no update over those of fewer
+    known = [name for name in rest if tuned.is_updated(name)]
+    left = math.hypot(*(tuned.update(name).norm() for name in known))
     energy = changes.norm_before**2 + left**2
     facts: dict[str, Any] = {
         "share of the update edited": changes.norm_before**2 / energy if energy else 1.0,
