@@ -14,6 +14,7 @@ import subprocess
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -86,7 +87,9 @@ def predict(name: str, full: bool) -> dict[str, Any]:
             stream: size_batches(shape.rows(stream, kind), settings, 0)[1]
             for stream, kind in defense.needs.streams.items()
         }
-        rates = rates or probe(_load(name), skeleton(), sizes["rows"], settings, machine)
+        rates = rates or probe(
+            partial(_load, name), skeleton(), torch.float32, sizes["rows"], settings, machine
+        )
         model = adapt(skeleton(), torch.float32, settings.lora)
         weights = count_bytes(model)
         counted = rehearse(model, defense, sizes, settings)

@@ -9,6 +9,7 @@ import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from types import ModuleType
 
 import psutil
 import pytest
@@ -161,6 +162,7 @@ def test_a_cluster_that_is_not_there_is_told_in_a_line(monkeypatch, capsys, reci
     for arguments, message in (
         (["--ray-cpus", "2"], "give --ray auto or its address"),
         (["--ray-gpus", "0.5"], "give --ray auto or its address"),
+        (["--ray-gpus", "0"], "give --ray auto or its address"),
     ):
         code, out, err = titer(
             monkeypatch, capsys, "sweep", recipe_file, *arguments, "--out", str(tmp_path / "out")
@@ -173,6 +175,85 @@ def test_a_cluster_that_is_not_there_is_told_in_a_line(monkeypatch, capsys, reci
     )
     assert code == 2
     assert "pip install 'titer[ray]'" in err
+
+
+class Cluster(ModuleType):
+    """Stands for Ray: a cluster of these machines, which computes nothing."""
+
+    def __init__(self, *machines: dict[str, float]) -> None:
+        super().__init__("ray")
+        self.machines, self.tasks, self.connected = machines, list[dict[str, float]](), False
+
+    def init(self, *_: object, **__: object) -> None:
+        self.connected = True
+
+    def shutdown(self) -> None:
+        self.connected = False
+
+    def nodes(self) -> list[dict]:
+        assert self.connected
+        return [{"Alive": True, "Resources": machine} for machine in self.machines]
+
+    def remote(self, **options: float):
+        self.tasks.append(options)
+        return lambda function: function
+
+
+def sweep_on(cluster, monkeypatch, recipe_file, folder, *settings, **given) -> Sweep:
+    monkeypatch.setitem(sys.modules, "ray", cluster)
+    points, workers = cells(GRID[:1], [*SMALL, *settings], [0]), RayCluster("auto", **given)
+    there = Sweep(recipe_file, points, folder / "out", folder / "store", workers=workers)
+    there.check()
+    return there
+
+
+@pytest.mark.parametrize(
+    ("settings", "given", "wants"),
+    [
+        (["threads=8"], {}, "8 CPUs and 0 GPUs"),
+        (["threads=null"], {"cpus": 5}, "5 CPUs and 0 GPUs"),
+        ([], {"gpus": 0.5}, "1 CPUs and 0.5 GPUs"),
+    ],
+)
+def test_a_sweep_with_a_cell_that_fits_on_no_machine_does_not_start(
+    settings, given, wants, monkeypatch, recipe_file, tmp_path
+):
+    cluster = Cluster({"CPU": 4.0}, {"CPU": 2.0})
+    there = sweep_on(cluster, monkeypatch, recipe_file, tmp_path, *settings, **given)
+    with pytest.raises(
+        ValueError, match=f"no machine of the cluster has room for a cell of {wants}"
+    ):
+        there.run(lambda *_: None)
+    assert (cluster.tasks, cluster.connected) == ([], False)
+
+
+@pytest.mark.parametrize(
+    ("machines", "given", "gpus", "at_once"),
+    [
+        ([{"CPU": 64.0, "GPU": 8.0}, {"CPU": 4.0}], {}, 1.0, 8),
+        ([{"CPU": 64.0, "GPU": 8.0}], {"gpus": 0.5}, 0.5, 16),
+        ([{"CPU": 64.0, "GPU": 8.0}], {"gpus": 0.0}, 0.0, 32),
+        ([{"CPU": 4.0}, {"CPU": 3.0}], {}, 0.0, 3),
+        ([{"CPU": 4.0}], {"jobs": 1}, 0.0, 1),
+    ],
+)
+def test_a_cell_takes_a_gpu_where_there_are_some(
+    machines, given, gpus, at_once, monkeypatch, recipe_file, tmp_path
+):
+    cluster = Cluster(*machines)
+    there = sweep_on(cluster, monkeypatch, recipe_file, tmp_path, "threads=2", **given)
+    with there.workers as workers:
+        assert workers.at_once == at_once
+        cluster.machines = cluster.machines[1:]  # the first is lost
+        workers._task(2)
+    taken = {"num_cpus": 2, "num_gpus": gpus, "max_calls": 1 if gpus else 0, "max_retries": 0}
+    assert cluster.tasks == [taken]
+
+
+@pytest.mark.parametrize(("gpus", "calls"), [(1.0, 1), (0.0, 0)])
+def test_ray_ends_a_worker_that_has_had_a_gpu(gpus, calls):
+    pytest.importorskip("ray")
+    assert RayCluster("auto", gpus=gpus)._task(2)._max_calls == calls
 
 
 def test_what_a_worker_cannot_do_is_an_error_of_one_line(recipe_file, tmp_path, monkeypatch):

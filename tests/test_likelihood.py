@@ -1,11 +1,17 @@
 """Log-probabilities of answers: a prompt read once, with a tree, is as if each were read alone."""
 
+from functools import partial
+
 import pytest
 import torch
+from transformers import GPTNeoConfig, MptConfig, RwkvConfig
 
-from families import FAMILIES
+from families import FAMILIES, build
 from titer.scoring import likelihood
 from titer.scoring.likelihood import Tree, log_probabilities, read_each, takes_trees
+from titer.scoring.precision import compute_in_float32
+from titer.weights import adapters
+from titer.weights.settings import Lora
 
 PROMPTS = [list(range(2, 2 + n)) for n in (5, 17, 9)]
 ANSWERS = [
@@ -13,6 +19,16 @@ ANSWERS = [
     [[20, 21, 22], [20, 23], [24, 20, 21]],
     [[30, 31, 32, 33, 34, 35, 36, 37, 38, 39, 40, 41], [30]],
 ]
+WINDOWS = {"attention_types": [[["global", "local"], 1]], "window_size": 8}
+MISREAD = {  # families that take a tree and read it wrongly, by a little or by much
+    "GPTNeo": partial(
+        build, GPTNeoConfig, WINDOWS | {"hidden_size": 32, "num_layers": 2, "num_heads": 4}
+    ),
+    "Mpt": partial(build, MptConfig, {"d_model": 32, "n_heads": 4, "n_layers": 2}),
+    "Rwkv": partial(
+        build, RwkvConfig, {"hidden_size": 32, "attention_hidden_size": 32, "num_hidden_layers": 2}
+    ),
+}
 
 
 def alone(model, prompt, answer):
@@ -46,13 +62,45 @@ def test_in_every_family_it_is_what_a_plain_pass_tells(family, at_once, monkeypa
         assert read_each(model, prompt, answers) == pytest.approx(expected, abs=1e-5)
 
 
-def test_what_takes_trees():
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("answer", [[20, 21], ANSWERS[1][0], ANSWERS[2][0]])
+def test_what_takes_trees(dtype, answer):
     taken = {
         family
-        for family, build in FAMILIES.items()
-        if takes_trees(build().eval(), PROMPTS[1], ANSWERS[1][0])
+        for family, build in (FAMILIES | MISREAD).items()
+        if takes_trees(build().to(dtype), PROMPTS[1], answer)
     }
     assert taken == set(FAMILIES)
+
+
+@pytest.mark.parametrize("family", MISREAD)
+def test_a_family_that_misreads_trees_is_read_rightly_in_bfloat16(family):
+    model = MISREAD[family]().to(torch.bfloat16)
+    for prompt, answers, told in zip(
+        PROMPTS, ANSWERS, log_probabilities(model, PROMPTS, ANSWERS), strict=True
+    ):
+        assert told == pytest.approx([alone(model, prompt, each) for each in answers], abs=0.1)
+
+
+@pytest.mark.parametrize("lora", [None, Lora(r=4)])
+def test_in_float32_a_model_computes_as_its_copy_and_keeps_its_weights(lora):
+    model = FAMILIES["Gemma2"]().to(torch.bfloat16)  # whose head is its embedding
+    model = adapters.add_lora(model, lora) if lora else model
+    before = {name: (each, each.data_ptr()) for name, each in model.named_parameters()}
+    ids = torch.tensor([PROMPTS[1]])
+    with torch.no_grad():
+        rounded = model(ids).logits
+        with compute_in_float32(model):
+            found = model(ids).logits
+        assert torch.equal(model(ids).logits, rounded)
+        with pytest.raises(IndexError), compute_in_float32(model):
+            model(ids + 1000)
+        after = {name: (each, each.data_ptr()) for name, each in model.named_parameters()}
+        assert before.keys() == after.keys()
+        for name, (tensor, place) in after.items():
+            assert (tensor is before[name][0], place) == (True, before[name][1])
+        assert torch.allclose(found, model.float()(ids).logits, atol=1e-5)
+    assert not torch.allclose(found, rounded.float(), atol=1e-5)
 
 
 def test_a_model_that_ignores_the_mask_reads_every_answer_for_itself(monkeypatch):

@@ -1,17 +1,26 @@
 """What a recipe takes, said before it is computed: against real updates of the lab's model."""
 
 import json
+import weakref
+from contextlib import nullcontext
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
+import torch
 
 from bench.shapes import Shape
 from test_recipe import run as titer
 from titer import registry
 from titer.data.batches import Encoded, Stream
-from titer.runs import estimate
-from titer.runs.machine import Rates, _solve, read_bytes
+from titer.runs import estimate, machine
+from titer.runs import recipe as recipes
+from titer.runs.fitting import weigh
+from titer.runs.machine import Machine, Rates, _solve, read_bytes
+from titer.runs.plan import Plan
+from titer.runs.stages.asking import Asking
 from titer.training.count import Alive, Effort, flops
+from titer.training.layers import recompute_layers
 from titer.training.loop import Loop
 from titer.training.rehearse import (
     Size,
@@ -23,6 +32,7 @@ from titer.training.rehearse import (
 )
 from titer.training.settings import Training
 from titer.training.step import Step
+from titer.training.train import passes_in
 from titer.weights import adapters, checkpoints
 from titer.weights.checkpoints import trainable
 from titer.weights.settings import Checkpoint, Lora
@@ -32,17 +42,21 @@ ROWS = Shape(355, 1, 1, 1, 1, length=16, answer=0.5, batch=4, pairs=1)
 SMALL = ("--only", "sft", "--set", "align.updates=2", "--set", "finetune.updates=2")
 
 
-def count_really(accelerator, defense, settings):
+def count_really(accelerator, defense, settings, recompute=False):
     """The peak of bytes and the operations of two real updates, of rows that are all of one size."""
     model = checkpoints.load(LAB)[0]
     model = adapters.add_lora(model, settings.lora) if settings.lora else model
     streams = {
         name: Stream(name, ROWS.rows(name, kind), 0) for name, kind in defense.needs.streams.items()
     }
-    step = Step(model, trainable(model), streams, accelerator, settings.batch, settings.accumulate)
+    step = Step(
+        model, trainable(model), streams, accelerator, settings.batch, settings.accumulate,
+        autocast=passes_in(settings),
+    )  # fmt: skip
     loop = Loop(step, defense, settings)
     [phase] = defense.schedule(2)
-    with Alive([*model.parameters(), *model.buffers()]) as counted:
+    again = recompute_layers(model) if recompute else nullcontext()
+    with again, Alive([*model.parameters(), *model.buffers()]) as counted:
         loop.follow(1, phase)
         loop.follow(2, phase)
     return counted.peak, flops(lambda: loop.follow(3, phase)), count_bytes(model)
@@ -67,6 +81,27 @@ def test_a_rehearsal_counts_what_real_updates_take(accelerator, method, lora, ac
     assert found.peak == pytest.approx(peak, rel=0.02)
     assert found.update.flops == pytest.approx(operations, rel=0.001)
     assert count_bytes(model) == weights
+
+
+@pytest.mark.parametrize("recompute", [False, True], ids=["kept", "recomputed"])
+@pytest.mark.parametrize("lora", [None, Lora(r=4)], ids=["full", "lora"])
+@pytest.mark.parametrize("method", ["sft", "repnoise"])
+def test_a_rehearsal_counts_the_casts_of_autocast(accelerator, method, lora, recompute):
+    defense = registry.build("defenses", {"method": method})
+    plain = Training(updates=2, lr=1e-4, batch=4, lora=lora)
+    coarse = replace(plain, autocast="bfloat16")
+    sizes = {
+        name: size_batches(ROWS.rows(name, kind), plain, 0)[1]
+        for name, kind in defense.needs.streams.items()
+    }
+    model = imagine(LAB, lora)
+    found = rehearse(model, defense, sizes, coarse, recompute=recompute)
+    peak, *_ = count_really(accelerator, defense, coarse, recompute)
+    assert found.peak == pytest.approx(peak, rel=0.02)
+    if lora and not recompute:  # most of it is a copy of the frozen weights, in half the bytes
+        assert found.peak - found.activations > 0.4 * count_bytes(model)
+        alone = rehearse(model, defense, sizes, plain)
+        assert alone.peak - alone.activations < 0.1 * count_bytes(model)
 
 
 def test_layers_that_are_computed_again_keep_less_and_cost_more():
@@ -187,3 +222,121 @@ def test_a_dry_run_says_it_in_a_line(monkeypatch, capsys):
     assert code == 0, noted
     assert "memory: about" in said
     assert "time: roughly" in said
+
+
+def weigh_lab(of, *settings):
+    """Weigh a small recipe of the lab for a machine."""
+    few = ["align.updates=2", "finetune.updates=2", "dose_prompts=0", "prefill_prompts=0"]
+    pipelines = [] if any(text.startswith("pipelines") for text in settings) else ["sft"]
+    recipe = recipes.only(recipes.load("lab", [*few, *settings], None), pipelines)
+    return weigh(Plan.prepare(recipe), of)
+
+
+def small(memory):
+    return Machine("small", "cpu", memory, 0.0, True)
+
+
+def test_a_model_that_does_not_fit_here_is_not_loaded_for_the_times(monkeypatch, capsys):
+    monkeypatch.setattr(Asking, "open", None)  # a call would raise a TypeError
+    monkeypatch.setattr(machine, "find_machine", lambda _: small(3e6))
+    code, said, noted = titer(monkeypatch, capsys, "plan", "lab", *SMALL)
+    assert code == 1, noted
+    assert "no time is known (none: the probe does not fit here: an update of one row takes" in (
+        " ".join(said.split())
+    )
+    assert "does not fit" in said
+
+
+def test_memory_that_runs_out_in_a_probe_leaves_a_plan_without_times(monkeypatch):
+    def load(*_):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+
+    monkeypatch.setattr(Asking, "open", load)
+    found = weigh_lab(small(1e9))
+    assert (found["fits"], found["seconds"]) == (True, None)
+    assert found["times"] == (
+        "none: the probe does not fit here: CUDA out of memory. Tried to allocate 2.00 GiB"
+    )
+
+
+def test_where_one_kind_of_training_fits_its_times_are_those_of_the_other(monkeypatch):
+    timed = estimate.probe
+
+    def time_adapter(load, skeleton, dtype, size, settings, *rest):
+        if settings.lora is None:
+            raise torch.OutOfMemoryError("out of memory")
+        return timed(load, skeleton, dtype, size, settings, *rest)
+
+    monkeypatch.setattr(estimate, "probe", time_adapter)
+    found = weigh_lab(small(1e9), "align.lora=null", "finetune.lora={r: 4}")
+    assert found["seconds"] > 0
+    assert found["times"] == (
+        "probed, of one kind of training for another: the probe does not fit here: out of memory"
+    )
+
+
+def test_a_probe_computes_layers_again_as_the_recipe_does(monkeypatch):
+    inside, counted = [], []
+    again, count = machine.recompute_layers, machine.rehearse
+
+    def recompute(model):
+        inside.append(type(model).__name__)
+        return again(model)
+
+    def rehearse(*given, **named):
+        counted.append(named["recompute"])
+        return count(*given, **named)
+
+    monkeypatch.setattr(machine, "recompute_layers", recompute)
+    monkeypatch.setattr(machine, "rehearse", rehearse)
+    lora = ("align.lora={r: 4}", "finetune.lora={r: 4}")  # one kind of training, one probe
+    assert weigh_lab(small(1e9), *lora, "gradient_checkpointing=true")["times"] == "probed"
+    assert (len(inside), set(counted)) == (1, {True})
+    counted.clear()
+    assert weigh_lab(small(1e9), *lora)["times"] == "probed"
+    assert (len(inside), set(counted)) == (1, {False})
+
+
+def test_one_model_at_a_time_is_loaded_for_the_times(monkeypatch):
+    opened, load = [], Asking.open
+
+    def watch(*given):
+        assert [of() for of in opened] == [None] * len(opened)
+        model, template = load(*given)
+        opened.append(weakref.ref(model))
+        return model, template
+
+    monkeypatch.setattr(Asking, "open", watch)
+    found = weigh_lab(small(1e9), "align.lora={r: 4}", "finetune.lora={r: 8}")
+    assert (found["times"], len(opened)) == ("probed", 2)
+
+
+@pytest.mark.parametrize(
+    ("asked", "here"),
+    [("24GB", True), ("24GiB", True), ("26GB", True), ("80GB", False), ("16GB", False)],
+)
+def test_a_gpu_of_another_size_is_another_one(asked, here, monkeypatch):
+    device = SimpleNamespace(name="a card", total_memory=25.4e9)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: device)
+    monkeypatch.setattr(machine, "accelerator_for", lambda: SimpleNamespace(device="cuda:0"))
+    found = machine.find_machine(asked)
+    assert (found.kind, found.here) == ("cuda", here)
+    assert machine.find_machine(None) == Machine("a card", "cuda", 25.4e9, machine.CONTEXT, True)
+
+
+@pytest.mark.parametrize(
+    ("method", "settings"),
+    [
+        ("{method: vaccine, norm: micro}", ["gradient_checkpointing=true"]),
+        ("repnoise", ["gradient_checkpointing=true"]),
+        ("vaccine", ["align.batch=64", "align.accumulate=4"]),
+    ],
+)
+def test_smaller_micro_batches_are_not_proposed_where_they_make_another_method(method, settings):
+    gpu = Machine("a GPU", "cuda", 0.75e9, 0.6e9, False)
+    [change] = weigh_lab(gpu, f"pipelines={{one: {{align: {method}}}}}", "align.batch=256")[
+        "changes"
+    ]
+    assert change["settings"] == settings
+    assert change["bytes"] <= gpu.memory

@@ -2,6 +2,7 @@
 
 import json
 import math
+from dataclasses import replace
 from xml.etree import ElementTree
 
 import pytest
@@ -74,6 +75,27 @@ def test_each_probe_is_what_it_says(rows, accelerator):
     )  # a dense model routes nothing
     assert not any(module._forward_hooks for module in model.modules())
     assert all(weight.grad is None for weight in model.parameters())
+
+
+@pytest.mark.parametrize("idle", [1, 5])
+def test_what_an_idle_rank_passes_over_is_no_drift(rows, accelerator, idle):
+    """Of shards it passes over rows of the first rank too, as `Step.collate` gives it."""
+    found = []
+    for more in (0, idle):
+        model = tiny(layers=2)
+        looking = probes.build(model, rows["harmful"][:3], rows["rows"][:11], [], accelerator, None)
+        aligned, harmful = (
+            replace(batch, parts=(*batch.parts, *[batch.parts[0].idle] * more))
+            for batch in (looking.aligned, looking.harmful)
+        )
+        looking = replace(looking, aligned=aligned, harmful=harmful)
+        torch.manual_seed(5)
+        with torch.no_grad():
+            for weight in model.parameters():
+                weight.add_(0.05 * torch.randn_like(weight))
+        found.append(looking.measure())
+    assert found[0]["drift"] > 0.0
+    assert found[1] == pytest.approx(found[0], rel=1e-10)
 
 
 def routed(model, prompt) -> list[torch.Tensor]:

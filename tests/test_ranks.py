@@ -7,18 +7,31 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import psutil
 import pytest
 import torch
 import yaml
+from accelerate import Accelerator
 from safetensors.torch import load_file
 
 from test_run import plan  # noqa: F401  a recipe over files of a user's own
 from titer import paths
+from titer.defenses.constrained_sft import ConstrainedSFT
+from titer.defenses.kl import KL
+from titer.defenses.ldifs import LDIFS
+from titer.defenses.random_vaccine import RandomVaccine, noise
+from titer.defenses.sft import SFT
+from titer.defenses.tar import TAR
+from titer.edits.one_shot import OneShot
+from titer.testing import rows, state, step_for, tiny
+from titer.testing.ranks import run_on_ranks
 from titer.training.ranks import Ranks, check_launch
-from titer.training.settings import Training
+from titer.training.settings import DRAWN, Training
+from titer.training.sharding import copy_shards, take_back
+from titer.training.train import accelerator_for, train
 
 PLAIN, SHARDS = ["--multi_gpu"], ["--use_fsdp", "--fsdp_version", "2"]
 LAUNCH = [
@@ -107,6 +120,134 @@ def test_ranks_share_the_rows_of_an_update():
         whole.among(5)
 
 
+@pytest.mark.parametrize("batch", [1, 2, 3, 4, 7])
+@pytest.mark.parametrize("accumulate", [1, 2, 5])
+def test_ranks_may_share_rows_unevenly(batch, accumulate):
+    whole = Training(updates=1, lr=1.0, batch=batch, accumulate=accumulate)
+    assert whole.spread(1) == whole
+    rows = batch * accumulate
+    for ranks in range(1, 12):
+        each = whole.spread(ranks)
+        assert each.batch <= batch
+        share = each.batch * each.accumulate
+        assert share * ranks >= rows  # they hold the update, a micro-batch more at most
+        assert share < rows / ranks + each.accumulate + 1
+
+
+REPAIR = """
+import sys
+
+import torch
+from safetensors.torch import save_file
+
+from test_ranks import repair
+from titer.training.train import accelerator_for
+
+torch.set_num_threads(1)
+accelerator = accelerator_for("cpu")
+for k in (1, 3):
+    weights = repair(k, accelerator)
+    if accelerator.is_main_process:
+        save_file(weights, f"{sys.argv[1]}/{k}.safetensors")
+"""
+
+
+def repair(k: int, accelerator: Accelerator) -> dict[str, torch.Tensor]:
+    """Return the weights after a repair of one_shot on k rows."""
+    training = OneShot(k=k, updates=3).training(Training(updates=9, lr=1e-3, batch=4, lora=None))
+    model = tiny()
+    trained = copy_shards(model, accelerator)
+    told = train(
+        trained, SFT(), {"rows": rows()["alignment"][:k]},
+        training.spread(accelerator.num_processes), 0,
+        accelerator=accelerator, rows=training.batch * training.accumulate,
+    )  # fmt: skip
+    assert not any(DRAWN in terms for terms in told)  # an update had all of its rows
+    take_back(model, trained)
+    return state(model)
+
+
+@pytest.mark.parametrize("shards", [False, True], ids=["plain", "shards"])
+def test_a_repair_on_fewer_rows_than_ranks_is_that_of_one_process(tmp_path, shards):
+    run_on_ranks(REPAIR, tmp_path, imports=Path(__file__).parent, shards=shards)
+    for k in (1, 3):
+        one, two = repair(k, accelerator_for("cpu")), load_file(tmp_path / f"{k}.safetensors")
+        for name in one:
+            torch.testing.assert_close(two[name], one[name], rtol=1e-7, atol=1e-9)
+
+
+@pytest.mark.parametrize(
+    "method",
+    [LDIFS(), KL(on="rows"), ConstrainedSFT(), SFT()],
+    ids=lambda method: type(method).__name__,
+)
+def test_a_rank_without_a_micro_batch_adds_nothing(method, accelerator):
+    step = step_for(tiny(), rows(), accelerator)
+    prepared = method.prepare(step)
+    step._batches["rows"] = replace(step.draw("rows"), parts=())
+    assert method.gradient(step, prepared).names() == []
+    assert step.logged
+    assert set(step.logged.values()) == {0.0}
+
+
+@pytest.mark.parametrize(
+    "method",
+    [
+        LDIFS(lam=3.0),
+        LDIFS(lam=3.0, axis="tokens"),
+        TAR(k=0),
+        KL(on="rows"),
+        ConstrainedSFT(),
+        RandomVaccine(),
+    ],
+    ids=lambda method: type(method).__name__,
+)
+def test_an_idle_micro_batch_adds_nothing(method, accelerator):
+    """As of a rank that makes a pass because others do: `Step.collate` where weights are sharded."""
+    found = []
+    for idle in (0, 1, 7):
+        model = tiny()
+        step = step_for(model, rows(), accelerator, batch=2, accumulate=2)
+        prepared = method.prepare(step)
+        for weight in model.parameters():  # else nothing is far from the start
+            weight.data.mul_(1.01)
+        batch = step.draw("rows")
+        more = [batch.parts[0].idle] * idle
+        step._batches["rows"] = replace(batch, parts=(*batch.parts, *more))
+        found.append((method.gradient(step, prepared), step.logged))
+    for g, logged in found[1:]:
+        assert (g - found[0][0]).norm() < 1e-12 * g.norm()
+        assert logged == pytest.approx(found[0][1], rel=1e-12)
+
+
+class Rank(Accelerator):
+    """One of several ranks, as far as what it draws goes."""
+
+    num_processes, process_index = 1, 0
+
+    def __init__(self, count: int, rank: int):
+        super().__init__(cpu=True)
+        self.num_processes, self.process_index = count, rank
+
+    def reduce(self, tensor, reduction):
+        return tensor
+
+
+@pytest.mark.parametrize(("batch", "count"), [(2, 6), (2, 5), (2, 2), (3, 7)])
+def test_the_noise_of_a_micro_batch_is_that_of_its_place_on_any_number_of_ranks(batch, count):
+    def drawn(ranks: int) -> list[dict[int, torch.Tensor]]:
+        found = []
+        for rank in range(ranks):
+            step = step_for(tiny(), rows(), Rank(ranks, rank), batch=batch)
+            found += noise(step, step.draw("rows", count)).parts
+        return found
+
+    one = drawn(1)
+    for ranks in (2, 3, 5):
+        for mine, whole in zip(drawn(ranks), one, strict=True):
+            assert all(torch.equal(mine[layer], whole[layer]) for layer in whole)
+
+
 def test_ranks_share_items_and_shards_make_equal_numbers_of_passes():
     items = list("abcde")
     assert [Ranks(rank, 2).share(items) for rank in (0, 1)] == [["a", "c", "e"], ["b", "d"]]
@@ -156,6 +297,18 @@ def test_two_ranks_run_a_recipe_as_one_process_does(recipe, tmp_path, how):
     assert left == {
         str(path.relative_to(tmp_path / "two")) for path in (tmp_path / "two").rglob("*")
     }
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("how", [PLAIN, SHARDS], ids=["plain", "shards"])
+def test_a_repair_on_one_row_is_computed_by_two_ranks(recipe, tmp_path, how):
+    words = ["run", recipe, "--set", 'pipelines={"mine": {"edit": {"method": "one_shot"}}}']
+    one = compute(*words, "--out", str(tmp_path / "one"))["mine"]
+    two = compute(*words, "--out", str(tmp_path / "two"), how=how)["mine"]
+    assert [stage["label"] for stage in one["stages"]][-1] == "edit one_shot"
+    for name, told in figures(one).items():
+        assert figures(two)[name] == pytest.approx(told, rel=1e-4, abs=1e-6), name
+    assert are_near(*(weights(tmp_path / name, "03-edit") for name in ("one", "two")))
 
 
 def kill_one(process: subprocess.Popen[str], rank: int) -> None:

@@ -1,5 +1,6 @@
 """RepNoise against a plain computation, row by row, and at its limits."""
 
+import hashlib
 import math
 from dataclasses import replace
 
@@ -15,7 +16,7 @@ from titer.data.batches import Batch
 from titer.defenses import repnoise
 from titer.defenses.adversarial_loss import AdversarialLoss
 from titer.defenses.booster import Booster
-from titer.defenses.repnoise import RepNoise, lens, mmd
+from titer.defenses.repnoise import RepNoise, lens, mmd, noise_distance
 from titer.defenses.sft import SFT
 from titer.training.layers import head
 from titer.training.settings import Training
@@ -286,6 +287,20 @@ def test_the_noise_is_new_at_every_update_and_the_same_for_the_same_rows(rows, a
     assert not torch.equal(first[0, 0], other[0, 0])
     assert abs(float(first.mean())) < 0.05
     assert abs(float(first.std()) - 1) < 0.05
+
+
+def test_the_noise_is_drawn_on_the_cpu_in_float32_at_least(rows, accelerator, noises):
+    """Else a GPU, or coarser activations, would follow another trajectory."""
+    step = step_for(tiny(), rows, accelerator)
+    [part] = step.batch("harmful").parts
+    for dtype in (torch.bfloat16, torch.float32):
+        noise_distance([torch.ones(*part.ids.shape, 8, dtype=dtype)] * 2, part, "seed")
+    seed = hashlib.sha256(b"seed" + part.ids.numpy().tobytes()).digest()[:7]
+    generator = torch.Generator("cpu").manual_seed(int.from_bytes(seed))
+    expected = [torch.randn(noises[0].shape, generator=generator) for _ in range(2)]
+    for found in (noises[:2], noises[2:4]):
+        for one, other in zip(found, expected, strict=True):
+            torch.testing.assert_close(one, other, rtol=0, atol=0)
 
 
 def test_what_makes_no_sense_is_refused():

@@ -14,9 +14,10 @@ from transformers import AutoModelForCausalLM
 
 from test_recipe import run as titer
 from test_run import plan, recipe_file  # noqa: F401  fixtures
+from titer import api
 from titer.judges.refusal import Refusal
 from titer.progress import Silent
-from titer.runs import recipe
+from titer.runs import execute, recipe
 from titer.runs.execute import Run
 from titer.runs.plan import Plan
 from titer.runs.store import Store
@@ -215,3 +216,22 @@ def test_another_judge_of_a_single_evaluation_generates_nothing(
         assert set(document["outcomes"]) == {"harm", "prefill", "task"}
     kinds = Counter(entry.about["kind"] for entry in Store(tmp_path / "store").entries())
     assert kinds == Counter(answer=1, margin=2, judge=2)
+
+
+def test_what_an_evaluation_has_begun_is_kept_from_gc(monkeypatch, plan, tmp_path):
+    data = {name: plan["data"][name] for name in ("harmful", "test")}
+    options = {"settings": ["threads=1", "max_new_tokens=2", "data.limit=4"], "judge": "refusal"}
+    store, answered = Store(tmp_path / "store"), execute.compute
+
+    def interrupted(errand, work):
+        answered(errand, work)  # the answers lie in the folder, which is not finished
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(execute, "compute", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        api.evaluate(plan["model"], data=data, out=tmp_path / "out", **options)
+    monkeypatch.undo()
+    assert store.gc() == 0
+    assert list((tmp_path / "store/partial").glob("*/answers.jsonl"))
+    api.evaluate(plan["model"], data=data, out=tmp_path / "out", **options)
+    assert list((tmp_path / "store/runs").iterdir()) == []

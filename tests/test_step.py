@@ -1,6 +1,7 @@
 """Step: the token-weighted gradient, and contexts that put everything back."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -188,6 +189,21 @@ class Ranks:
 
     def __init__(self, accelerator, rank):
         self.device, self.process_index = accelerator.device, rank
+
+
+@pytest.mark.parametrize(("count", "shares"), [(1, [1, 0, 0]), (3, [1, 1, 1]), (4, [2, 2, 0])])
+def test_an_update_may_have_fewer_rows_than_its_micro_batches_hold(
+    rows, accelerator, count, shares
+):
+    found = []
+    for rank in range(3):
+        batch = -(-count // 3)
+        step = replace(step_for(tiny(), rows, Ranks(accelerator, rank), batch=batch), rows=count)
+        assert step.size == count
+        drawn = step.batch("rows")
+        assert (drawn.rows, step.streams["rows"].position) == (count, count)
+        found.append(sum(len(part.ids) for part in drawn.parts))
+    assert found == shares
 
 
 def test_the_opening_of_a_row_has_its_prompt_and_one_token(rows):

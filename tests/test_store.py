@@ -13,6 +13,7 @@ import pytest
 
 from test_recipe import run as titer
 from test_run import plan, recipe_file  # noqa: F401  fixtures
+from titer import paths
 from titer.config import hash_of
 from titer.progress import Silent
 from titer.runs import recipe, store
@@ -100,6 +101,23 @@ def test_an_interruption_leaves_what_was_begun_and_bad_input_leaves_nothing(tmp_
     assert not partial.exists()
 
 
+def test_bad_input_leaves_what_a_server_answered(tmp_path):
+    kept, partial = Store(tmp_path), tmp_path / "partial" / key_of(ABOUT)
+
+    def fails(folder: Path) -> None:
+        (folder / paths.JOURNAL).write_text("answers")
+        (folder / "checkpoint").write_text("half")
+        (folder / paths.MERGED).mkdir()
+        (folder / paths.MERGED / "model").write_text("half")
+        raise ValueError("the wrong model")
+
+    with pytest.raises(ValueError, match="the wrong model"):
+        compute(kept, ABOUT, fails)
+    assert [path.name for path in partial.iterdir()] == [paths.JOURNAL]
+    assert compute(kept, ABOUT, filled)
+    assert not partial.exists()
+
+
 def test_gc_takes_attacked_weights_that_no_unfinished_run_needs(tmp_path):
     kept = Store(tmp_path)
     aligned, tuned, edited = ({"kind": kind} for kind in ("align", "finetune", "edit"))
@@ -143,6 +161,33 @@ def test_two_processes_that_want_one_stage_compute_it_once(tmp_path):
     for process in [child(lambda: compute(kept, ABOUT, slow)) for _ in range(3)]:
         os.waitpid(process, 0)
     assert len(log.read_text().splitlines()) == 1
+    assert kept.verify() == {}
+
+
+def test_gc_passes_over_what_a_process_works_on(tmp_path):
+    kept, other = Store(tmp_path), ABOUT | {"seed": 1}
+    folder = compute(kept, ABOUT, filled)
+    (folder / "stage.json").unlink()  # broken, and to be computed again
+    compute(kept, other, filled)
+    begun, collected = tmp_path / "begun", tmp_path / "collected"
+
+    def slow(folder: Path) -> None:
+        filled(folder)
+        (begun / folder.name).mkdir(parents=True)
+        while not collected.exists():
+            time.sleep(0.01)
+
+    processes = [child(lambda about=about: compute(kept, about, slow)) for about in (ABOUT, {})]
+    process = child(lambda: kept.stage(key_of(other), other, slow, weights=True))
+    os.waitpid(process, 0)  # there whole: nothing is computed
+    while len(list(begun.glob("*"))) < 2:
+        time.sleep(0.01)
+    assert kept.gc() == len(b"weights")  # those of the other stage alone
+    collected.touch()
+    for process in processes:
+        assert os.waitpid(process, 0)[1] == 0
+    assert (folder / "model.safetensors").exists()
+    assert kept.entry(key_of({})) is not None
     assert kept.verify() == {}
 
 

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from accelerate import Accelerator
 from datasets import Dataset
 from peft import LoraConfig
 from transformers import Trainer, TrainerCallback, TrainingArguments
@@ -26,12 +27,14 @@ from titer.data.batches import IGNORED, Stream, collate
 from titer.data.rows import pair
 from titer.data.template import Template
 from titer.defenses.ema import EMA
+from titer.defenses.kl import KL
 from titer.defenses.ldifs import LDIFS
 from titer.defenses.lisa import Lisa
 from titer.defenses.sft import SFT
 from titer.integrations import defended
 from titer.integrations.feed import read_rows
 from titer.integrations.refusals import check
+from titer.integrations.updates import Updates
 from titer.phase import Phase
 from titer.testing.ranks import run_on_ranks
 from titer.testing.small import small_for, texts
@@ -46,6 +49,7 @@ ALL = {
 }
 REFUSED = ("safe_moe",)  # its sweeps are updates beside those of a trainer
 METHODS = {name: defense for name, defense in ALL.items() if name not in REFUSED}
+METHODS["kl on rows"] = KL(on="rows")
 MORE = {  # it draws more of the trainer's rows than a batch at an update
     "tar switching": registry.build(
         "defenses", {"method": "tar", "k": 3, "every": 2, "switch": 1.0}
@@ -434,6 +438,24 @@ def test_the_last_checkpoint_is_found_and_another_training_s_is_refused(rows, to
         sft(tiny(), tokenizer, tmp_path, EMA(), data, **more).train(True)
 
 
+def test_a_training_on_another_number_of_processes_is_refused(
+    rows, tokenizer, tmp_path, monkeypatch
+):
+    data, begin = of_tokens(rows["rows"]), Updates.begin
+    more = {"max_steps": 3, "save_strategy": "steps", "save_steps": 2}
+    sft(tiny(), tokenizer, tmp_path, SFT(), data, **more).train()
+
+    def begin_on_two(*given):
+        with monkeypatch.context() as patch:
+            patch.setattr(Accelerator, "num_processes", 2)
+            return begin(*given)
+
+    monkeypatch.setattr(Updates, "begin", begin_on_two)
+    with pytest.raises(ValueError, match="another training: .*, number of processes and") as error:
+        sft(tiny(), tokenizer, tmp_path, SFT(), data, **more).train(str(tmp_path / "checkpoint-2"))
+    assert "\n" not in str(error.value)
+
+
 @dataclass(frozen=True)
 class Slows(SFT):
     """Has a learning rate of its own."""
@@ -769,36 +791,45 @@ from titer.lab.build import tokenizer
 from titer.testing import tiny
 
 torch.set_num_threads(1)
-words, folder = tokenizer(), Path(sys.argv[1])
-for name in sys.argv[2:]:
-    weights, place = test_trl.end_of(name, words, folder / name, 2)
+words, folder, count = tokenizer(), Path(sys.argv[1]), int(sys.argv[2])
+for name in sys.argv[3:]:
+    weights, place = test_trl.end_of(name, words, folder / name, 2, count)
     if place == 0:
         torch.save(weights, folder / f"{name}.pt")
 """
 
 
-def end_of(name, tokenizer, folder, accumulate):
-    """Return the weights after some updates over epochs of another length, and the rank."""
+def end_of(name, tokenizer, folder, accumulate, count):
+    """Return the weights after some updates over epochs of so many rows, and the rank.
+
+    No rank's last micro-batches are filled up with rows of the beginning.
+    """
     defense = METHODS[name]
-    # an epoch is two updates and a half, and as many micro-batches on either rank: else a trainer
-    # would fill one's up with rows of the beginning
-    data = of_tokens(encoded(Template(tokenizer, LENGTH), defense)["rows"][:20])
+    data = of_tokens(encoded(Template(tokenizer, LENGTH), defense)["rows"][:count])
     trainer = sft(
         tiny(), tokenizer, folder, defense, data,
         max_steps=10, gradient_accumulation_steps=accumulate, logging_strategy="no",
         ddp_backend="gloo" if "WORLD_SIZE" in os.environ else None,
+        accelerator_config={"even_batches": False},
     )  # fmt: skip
     trainer.train()
     return flat(trainer.model), trainer.accelerator.process_index
 
 
 @pytest.mark.slow
-def test_two_ranks_equal_twice_the_micro_batches(tokenizer, tmp_path):
-    names = ["sft", "lisa", "safe_mix", "t_vaccine", "repnoise"]
-    run_on_ranks(RANK, tmp_path, *names, imports=Path(__file__).parent)
+@pytest.mark.parametrize(
+    ("count", "names"),
+    [
+        (20, ["sft", "lisa", "safe_mix", "t_vaccine", "repnoise"]),  # two updates and a half
+        # the last update of an epoch has one micro-batch, and the second rank has none
+        (10, ["sft", "ldifs", "constrained_sft", "random_vaccine", "kl on rows"]),
+    ],
+)
+def test_two_ranks_equal_twice_the_micro_batches(count, names, tokenizer, tmp_path):
+    run_on_ranks(RANK, tmp_path, str(count), *names, imports=Path(__file__).parent)
     for name in names:
         two = torch.load(tmp_path / f"{name}.pt")
-        one, _ = end_of(name, tokenizer, tmp_path / "one", 4)
+        one, _ = end_of(name, tokenizer, tmp_path / "one", 4, count)
         assert (two - one).norm() <= 1e-9 * (one - flat(tiny())).norm(), name
 
 

@@ -128,8 +128,14 @@ def run_sweep(
         ),
     ] = None,
     ray_gpus: Annotated[
-        float, typer.Option("--ray-gpus", min=0, help="GPUs that a cell takes, or a part of one.")
-    ] = 0.0,
+        float | None,
+        typer.Option(
+            "--ray-gpus",
+            min=0,
+            help="GPUs that a cell takes, or a part of one (default: 1 where a machine has any). "
+            "With 0 it sees all of its machine's.",
+        ),
+    ] = None,
     out: Annotated[
         Path | None, typer.Option(help="Folder of the sweep (default: runs/sweep-<recipe>).")
     ] = None,
@@ -144,7 +150,7 @@ def run_sweep(
     from titer.report import progress, tables
     from titer.runs import sweep
 
-    if ray is None and (ray_cpus or ray_gpus):
+    if ray is None and not (ray_cpus is ray_gpus is None):
         raise ValueError(
             "--ray-cpus and --ray-gpus are of a cluster: give --ray auto or its address"
         )
@@ -177,7 +183,7 @@ def run_sweep(
         raise typer.Exit(1)
 
 
-def _workers(jobs: int | None, ray: str | None, cpus: int | None, gpus: float) -> Workers:
+def _workers(jobs: int | None, ray: str | None, cpus: int | None, gpus: float | None) -> Workers:
     """Choose where the cells of a sweep run."""
     if ray is None:
         from titer.runs.workers import Processes

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+import json
+from array import array
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 
@@ -49,11 +51,17 @@ class Part:
     ids: Tensor
     mask: Tensor
     labels: Tensor
+    is_idle: bool = False  # a pass is made over it, and counts for nothing
 
     @property
     def idle(self) -> Part:
-        """The same rows without an answer: a pass over them counts for nothing."""
-        return Part(self.ids, self.mask, torch.full_like(self.labels, IGNORED))
+        """The same rows without an answer, to be passed over and not counted."""
+        return Part(self.ids, self.mask, torch.full_like(self.labels, IGNORED), is_idle=True)
+
+    @cached_property
+    def real(self) -> Tensor:
+        """Where the tokens are that count, (B, T): those that are no pads, none of an idle part."""
+        return self.mask.bool() & (not self.is_idle)
 
     @cached_property
     def answered(self) -> Tensor:
@@ -128,6 +136,24 @@ def collate(rows: Sequence[Encoded], pad: int, device: torch.device | str = "cpu
         if row.skipped:
             labels[i, list(row.skipped)] = IGNORED
     return Part(ids.to(device), mask.to(device), labels.to(device))
+
+
+def hash_rows(streams: Mapping[str, Sequence[Encoded]]) -> str:
+    """Return the SHA-256 of the rows of all streams, in their order.
+
+    Every part has its length before it, so that no other rows have these bytes.
+    """
+    hasher = hashlib.sha256()
+    for name, rows in sorted(streams.items()):
+        hasher.update(json.dumps([name, len(rows)]).encode())
+        for row in rows:
+            each: Encoded | None = row
+            while each is not None:  # then the other answer of its pair
+                paired = each.other is not None
+                shape = len(each.ids), each.answer, each.cut, len(each.skipped), paired
+                hasher.update(array("q", (*shape, *each.ids, *each.skipped)))
+                each = each.other
+    return hasher.hexdigest()
 
 
 def by_length(lengths: Sequence[int], size: int) -> list[list[int]]:

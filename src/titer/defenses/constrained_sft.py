@@ -92,7 +92,7 @@ class ConstrainedSFT(Defense):
         rows = step.batch("rows")
         sums: list[Tensor] = []
         g = step.grad(rows, self._constrain(state, sums))
-        f, weight = step.accelerator.reduce(torch.stack(sums).sum(0), "sum").tolist()
+        f, weight = step.sum_over_ranks(sums, 2)
         step.log(f=f / rows.tokens, weight=weight / rows.tokens)
         return g
 

@@ -68,8 +68,8 @@ class KL(Defense):
         if self.on == "rows" and self.lam > 0.0:
             sums: list[Tensor] = []
             g = step.grad(rows, self._both(step, sums))  # grad (f + lam k)
-            f, k = (step.accelerator.reduce(torch.stack(sums).sum(0), "sum") / rows.tokens).tolist()
-            step.log(f=f, k=k)
+            f, k = step.sum_over_ranks(sums, 2)
+            step.log(f=f / rows.tokens, k=k / rows.tokens)
             return g
         g_f = step.grad(rows)  # grad f
         step.log(f=g_f.loss)

@@ -88,7 +88,7 @@ class LDIFS(Defense):
             return g_f
         sums: list[Tensor] = []
         g = step.grad(rows, self._near(step, rows, sums))
-        f, d = step.accelerator.reduce(torch.stack(sums).sum(0), "sum").tolist()
+        f, d = step.sum_over_ranks(sums, 2)
         step.log(f=f / rows.tokens, d=d / rows.length)
         return g
 
@@ -103,7 +103,7 @@ class LDIFS(Defense):
             chosen = [layer % step.depth for layer in self.layers] or range(step.depth)
             d = torch.stack(
                 [
-                    self._distance(now.residuals[i + 1], before.residuals[i + 1], part.mask.bool())
+                    self._distance(now.residuals[i + 1], before.residuals[i + 1], part.real)
                     for i in chosen
                 ]
             ).mean()

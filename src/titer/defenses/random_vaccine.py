@@ -58,17 +58,18 @@ class RandomVaccine(Defense):
 def noise(step: Step, batch: Batch) -> Acts:
     """Draw n of this update: one tensor (B, T, D) per micro-batch and layer."""
     seed, width = step.streams["rows"].seed, step.model.config.get_text_config().hidden_size
-    first = step.accelerator.process_index * len(batch.parts)  # of this rank's micro-batches
+    ranks, rank = step.accelerator.num_processes, step.accelerator.process_index
+    first = rank * -(-batch.rows // (step.batch_size * ranks))  # of this rank's micro-batches
     parts: list[dict[int, Tensor]] = []
     for i, part in enumerate(batch.parts, first):
         generator = torch.Generator().manual_seed(
             random.Random(f"random_vaccine {seed} {step.update} {i}").getrandbits(63)
         )  # on the CPU
-        mask = part.mask.unsqueeze(-1).to(step.model.dtype)  # (B, T, 1)
+        mask = part.real.unsqueeze(-1).to(step.model.dtype)  # (B, T, 1)
         parts.append(
             {
                 layer: torch.randn((*part.ids.shape, width), generator=generator).to(mask) * mask
                 for layer in range(step.depth)
             }
         )
-    return step.acts(batch, parts)
+    return step.acts(batch, parts, chosen=range(step.depth))

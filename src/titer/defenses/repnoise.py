@@ -94,17 +94,19 @@ class RepNoise(Defense):
         step.log(f=g_f.loss)
         if rows.others is None:  # no row of this update has a harmful answer beside it
             return g_f
-        terms: list[tuple[int, float, float]] = []
+        terms: list[tuple[int, Tensor, Tensor]] = []
         g_n = step.grad(rows.others, self._harmful(step, terms))
         if terms:  # else another rank's rows alone have one
-            tokens, h, m = torch.tensor(terms, dtype=torch.float64).T
+            read = [(count, float(own) / count, float(m)) for count, own, m in terms]
+            tokens, h, m = torch.tensor(read, dtype=torch.float64).T
             step.log(h=float(tokens @ h / tokens.sum()), mmd=float(tokens @ m / tokens.sum()))
         return g_f + g_n
 
-    def _harmful(self, step: Step, terms: list[tuple[int, float, float]]) -> Loss:
+    def _harmful(self, step: Step, terms: list[tuple[int, Tensor, Tensor]]) -> Loss:
         """Make a loss of w_noise mean MMD - w_ascent log(1 + mean h).
 
-        Of every micro-batch `terms` gets tokens, own h and mean MMD.
+        Of every micro-batch `terms` gets tokens, the sum of its own h over them, and mean MMD. They
+        are read after the pass: a device does not wait for them.
         """
 
         def loss(model: PreTrainedModel, part: Part) -> Tensor:
@@ -118,7 +120,7 @@ class RepNoise(Defense):
             m = noise_distance(
                 seen.mlps, part, f"repnoise {step.streams['rows'].seed} {step.update}"
             )
-            terms.append((tokens, float(own.detach()) / tokens, float(m.detach())))
+            terms.append((tokens, own.detach(), m.detach()))
             # step.grad divides by the tokens of the update: a mean over micro-batches, weighted by theirs
             return tokens * (self.w_noise * m - self.w_ascent * torch.log(self.shift + h))
 
@@ -128,17 +130,20 @@ class RepNoise(Defense):
 def noise_distance(activations: Sequence[Tensor], part: Part, seed: str) -> Tensor:
     """Mean over layers of the MMD between activations (B, T, D) at answer tokens and normal noise there.
 
-    The noise follows from the seed and the rows alone: ranks and micro-batches agree on it.
+    The noise follows from the seed and the rows alone: ranks, micro-batches and devices agree on it.
+    So it is drawn on the CPU, in float32 at least whatever the activations are.
     """
     answers = part.labels != IGNORED  # (B, T)
-    first = int(answers.any(0).int().argmax())  # where the first answer begins
+    ids, labels = torch.stack([part.ids, part.labels]).cpu()  # a device waits for both at once
+    first = int((labels != IGNORED).any(0).int().argmax())  # where the first answer begins
     mask = answers[:, first:, None]  # (B, S, 1)
-    rows = hashlib.sha256(seed.encode() + part.ids.cpu().numpy().tobytes()).digest()
-    generator = torch.Generator(part.ids.device).manual_seed(int.from_bytes(rows[:7]))
+    rows = hashlib.sha256(seed.encode() + ids.numpy().tobytes()).digest()
+    generator = torch.Generator().manual_seed(int.from_bytes(rows[:7]))
     found = []
     for a in activations:
         x = a[:, first:] * mask
-        z = torch.randn(x.shape, generator=generator, device=x.device, dtype=x.dtype) * mask
+        dtype = torch.promote_types(x.dtype, torch.float32)
+        z = torch.randn(x.shape, generator=generator, dtype=dtype).to(x.device) * mask
         found.append(mmd(x.flatten(1), z.flatten(1)))
     return torch.stack(found).mean()
 

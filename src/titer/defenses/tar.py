@@ -156,9 +156,9 @@ class TAR(Defense):
         def loss(model: PreTrainedModel, part: Part) -> Tensor:
             with watch_layers(step.layers) as seen:
                 f = cross_entropy(model, part)
-            real, total = part.mask.bool(), f.new_zeros(())
+            total = f.new_zeros(())
             for residual, reference in zip(seen.residuals, references[id(part)], strict=True):
-                moved = (residual[real] - reference).norm(dim=1)  # (N,)
+                moved = (residual[part.real] - reference).norm(dim=1)  # (N,)
                 total = total + (moved if self.distance == "norm" else moved**2).sum()
             # step.grad divides by the tokens of the answers; this mean is over all tokens
             return f + self.lam_rep * rows.tokens / rows.length * total / len(seen.residuals)
@@ -206,4 +206,4 @@ def _residuals(step: Step, part: Part) -> list[Tensor]:
     """Take the residual streams at real tokens, before every layer and after the last: (N, D)."""
     with watch_layers(step.layers) as seen:
         run(step.model, part)
-    return [residual[part.mask.bool()] for residual in seen.residuals]
+    return [residual[part.real] for residual in seen.residuals]

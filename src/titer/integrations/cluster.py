@@ -2,7 +2,8 @@
 machines share.
 
 A machine's worker process computes cells one after another, in the folder where the sweep was
-started, with as many threads as a local process has. It ends with the sweep.
+started, with as many threads as a local process has. It ends with the sweep, and on a GPU with its
+cell.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import os
 import socket
 import threading
 import traceback
+from collections.abc import Collection
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -30,18 +32,23 @@ class RayCluster(Workers):
     """The workers of a Ray cluster that runs already.
 
     A cell takes `cpus` (None: as many as its recipe has threads, or one) and `gpus`, which may be a
-    part of one. As many cells run as the machines have room for, or `jobs`.
+    part of one (None: one where a machine has any). As many cells run as the machines have room
+    for, or `jobs`.
     """
 
     address: str  # host:port of its head, or `auto`: the cluster of this machine
     jobs: int | None = None
     cpus: int | None = None
-    gpus: float = 0.0
+    gpus: float | None = None
+    _threads: Collection[int | None] = (None,)  # of the recipes that will be run
     _running: set[Any] = field(default_factory=set)
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
+    def expect(self, threads: Collection[int | None]) -> None:
+        self._threads = threads
+
     def __enter__(self) -> RayCluster:
-        """Connect. Raises where no cluster answers, and where no machine has room for a cell."""
+        """Connect. Raises where no cluster answers, and where no machine has room for some cell."""
         try:
             import ray
         except ModuleNotFoundError:
@@ -61,11 +68,16 @@ class RayCluster(Workers):
                 f"--ray {self.address}: no cluster answers ({cause(error)}): give `auto` on a machine "
                 "where `ray start` has run, or the address that it printed"
             ) from None
-        if not self._room():
+        if self.gpus is None:
+            # Ray hides no GPU from a cell that asks for none: all cells would be on the first.
+            # Said once, so that no cell goes to a CPU when a machine is lost
+            self.gpus = 1.0 if any(machine.get("GPU") for machine in _machines()) else 0.0
+        most = max(map(self._cpus, self._threads))
+        if not self._room(most):  # Ray would wait for one that has
             ray.shutdown()
             raise ValueError(
-                f"no machine of the cluster has room for a cell of {self.cpus or 1} CPUs and "
-                f"{self.gpus:g} GPUs: give less to --ray-cpus or --ray-gpus"
+                f"no machine of the cluster has room for a cell of {most} CPUs and {self.gpus:g} GPUs: "
+                "give less to --ray-cpus, --ray-gpus or the recipe's threads"
             )
         return self
 
@@ -74,30 +86,29 @@ class RayCluster(Workers):
 
         ray.shutdown()
 
-    def _room(self) -> int:
-        """Count the cells that the machines have room for at a time."""
-        import ray
+    def _cpus(self, threads: int | None) -> int:
+        """Return the CPUs of a cell whose recipe has these threads."""
+        return self.cpus or threads or 1
 
-        wanted = {"CPU": self.cpus or 1, "GPU": self.gpus}
-        machines = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    def _room(self, cpus: int) -> int:
+        """Count the cells of so many CPUs that the machines have room for at a time."""
+        wanted = {"CPU": cpus, "GPU": self.gpus}
         return sum(
             int(min(machine.get(name, 0) / need for name, need in wanted.items() if need))
-            for machine in machines
+            for machine in _machines()
         )
 
     @property
     def at_once(self) -> int:
-        return self.jobs or self._room()
+        return self.jobs or self._room(min(map(self._cpus, self._threads)))
 
     def run(self, job: Job) -> Ended:
         import ray
 
         cell = recipes.load(job.recipe, job.settings, job.seed)
-        cpus = self.cpus or cell.threads or 1
+        cpus = self._cpus(cell.threads)
         threads = int(os.environ.get(THREADS, cpus))
-        # tried again by the sweep, which counts
-        task = ray.remote(compute).options(num_cpus=cpus, num_gpus=self.gpus, max_retries=0)
-        running = task.remote(job, Path.cwd(), threads, all_code())
+        running = self._task(cpus).remote(job, Path.cwd(), threads, all_code())
         with self._lock:
             self._running.add(running)
         try:
@@ -112,6 +123,18 @@ class RayCluster(Workers):
             with self._lock:
                 self._running.discard(running)
 
+    def _task(self, cpus: int) -> Any:
+        """Return what computes a cell of so many CPUs in a worker."""
+        import ray
+
+        gpus = self.gpus or 0.0
+        # a worker that stayed would keep its context, and what its allocator holds, on a GPU that the
+        # next cell need not get; Ray does not take this limit from `options`
+        calls = 1 if gpus else 0  # 0: any number
+        # tried again by the sweep, which counts
+        of = ray.remote(num_cpus=cpus, num_gpus=gpus, max_calls=calls, max_retries=0)
+        return of(compute)
+
     def stop(self) -> None:
         import ray
 
@@ -121,6 +144,13 @@ class RayCluster(Workers):
                 with suppress(ray.exceptions.RayError, RuntimeError, ValueError):
                     ray.cancel(running, force=True)
         ray.shutdown()
+
+
+def _machines() -> list[dict[str, float]]:
+    """List what each machine of the cluster that is connected has, by the name of the resource."""
+    import ray
+
+    return [node["Resources"] for node in ray.nodes() if node["Alive"]]
 
 
 def compute(job: Job, place: Path, threads: int, code: str) -> Ended:

@@ -14,7 +14,7 @@ from transformers import Trainer
 
 from titer import paths, registry
 from titer.config import hash_of
-from titer.data.batches import Batch, Encoded, Stream
+from titer.data.batches import Batch, Encoded, Stream, hash_rows
 from titer.integrations.feed import AllRows, Feed
 from titer.integrations.refusals import check_phases
 from titer.integrations.rows import PAIRS
@@ -89,7 +89,7 @@ class Updates:
         if "start" in defense.needs.references:
             step.start = {name: weight.detach().clone() for name, weight in parameters.items()}
         facts = [registry.describe(defense), count, step.batch_size, step.accumulate, args.seed]
-        identity = hash_of([*facts, beside], default=vars)
+        identity = hash_of([*facts, accelerator.num_processes, hash_rows(beside)])
         recompute = bool(args.activation_checkpointing)
         made = Updates(step, defense, feed, phases, identity, recompute)
         if resume:
@@ -153,7 +153,7 @@ class Updates:
         if facts["identity"] != self.identity:
             raise ValueError(
                 f"{path} is the checkpoint of another training: resume with its defense and rows, "
-                "seed, batch size and number of steps"
+                "seed, batch size, number of processes and number of steps"
             )
         device = self.step.accelerator.device
         if self.step.start is not None:  # the model is that of the checkpoint by now

@@ -19,6 +19,7 @@ from titer.data.batches import Encoded, by_length
 from titer.data.rows import Row
 from titer.data.template import Template
 from titer.defenses.sft import SFT
+from titer.errors import cause
 from titer.methods import Defense, StreamEdit, TensorEdit, UpdateEdit
 from titer.runs.execute import with_inputs
 from titer.runs.machine import Machine, Rates, probe
@@ -36,6 +37,7 @@ from titer.runs.store import Store
 from titer.scoring import curve
 from titer.scoring.likelihood import AT_ONCE
 from titer.training.count import Effort
+from titer.training.memory import free_memory, is_out_of_memory
 from titer.training.rehearse import (
     Counted,
     Passes,
@@ -87,6 +89,14 @@ class Alternative:
     dtype: str
 
 
+@dataclass(frozen=True)
+class Probed:
+    """The rates of a machine by the kind of training that they were timed of."""
+
+    rates: Mapping[Lora | None, Rates]
+    why: str = ""  # there are none of some kind; empty where there are of all
+
+
 class Estimator:
     """Counts the stages of a plan for a machine."""
 
@@ -130,8 +140,7 @@ class Estimator:
 
     def change_of(self, stage: TrainStage | RetrainStage) -> Alternative:
         """Return the settings of a stage as they are in its recipe."""
-        recompute = isinstance(stage, TrainStage) and stage.recompute
-        return Alternative(stage.training, recompute, self.plan.recipe.model.dtype)
+        return Alternative(stage.training, stage.recompute, self.plan.recipe.model.dtype)
 
     def train(self, stage: TrainStage | RetrainStage, change: Alternative) -> Need:
         """Count a stage that trains, with other settings than its own."""
@@ -288,21 +297,38 @@ class Estimator:
             self.plan.start, checkpoints.skeleton(self.plan.recipe.model)
         )
 
-    def probe(self) -> Mapping[Lora | None, Rates]:
-        """Time updates of the real model, once for every kind of training in the plan."""
-        found: dict[Lora | None, Rates] = {}
+    def probe(self) -> Probed:
+        """Time updates of the real model, once for every kind of training in the plan that fits."""
+        rates, why = dict[Lora | None, Rates](), dict[Lora | None, str]()
         for stages in self.steps():
             for stage in stages:
-                if (
-                    isinstance(stage, TrainStage | RetrainStage)
-                    and stage.training.lora not in found
-                ):
-                    training, recipe = stage.training, self.plan.recipe
-                    sizes = self.sizes(stage, training)
-                    model, _ = self.plan.asking.open(recipe.model)
-                    model = adapters.merge_adapter(model)
-                    skeleton = checkpoints.skeleton(recipe.model)
-                    found[training.lora] = probe(
-                        model, skeleton, sizes["rows"][0], training, self.machine
-                    )
-        return found
+                if not isinstance(stage, TrainStage | RetrainStage):
+                    continue
+                lora = stage.training.lora
+                if lora in rates or lora in why:
+                    continue
+                try:
+                    rates[lora] = self._time(stage)
+                except (RuntimeError, MemoryError) as error:
+                    if not is_out_of_memory(error):
+                        raise
+                    why[lora] = cause(error)
+                # not in the handler, where the failure still holds the model
+                free_memory()
+        return Probed(rates, next(iter(why.values()), ""))
+
+    def _time(self, stage: TrainStage | RetrainStage) -> Rates:
+        recipe, change = self.plan.recipe, self.change_of(stage)
+
+        def load() -> PreTrainedModel:
+            return adapters.merge_adapter(self.plan.asking.open(recipe.model)[0])
+
+        return probe(
+            load,
+            checkpoints.skeleton(recipe.model),
+            getattr(torch, change.dtype),
+            self.sizes(stage, stage.training)["rows"][0],
+            stage.training,
+            self.machine,
+            change.recompute,
+        )

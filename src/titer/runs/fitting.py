@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
-from titer.runs.estimate import Alternative, Estimator, Need
+from titer.methods import Defense
+from titer.runs.estimate import Alternative, Estimator, Need, Probed
 from titer.runs.machine import Machine, Rates, rough_rates
 from titer.runs.plan import Plan
 from titer.runs.preview import widths
@@ -31,11 +32,13 @@ def weigh(
     """Return the memory and the time of every step of a plan, whether it fits, and what to change.
 
     With a `probe` the real model trains for a few updates here, for its times; without one they are
-    rough. A GPU that is not here has operations and no times. Steps in the store count as done.
+    rough. A GPU that is not here has operations and no times, and so has a plan of whose trainings
+    none fits here. Steps in the store count as done.
     """
     estimator = Estimator(plan, machine)
-    rates: Mapping[Lora | None, Rates] = estimator.probe() if probe and machine.here else {}
-    rough = rough_rates() if machine.here and not rates else None
+    probed = estimator.probe() if probe and machine.here else Probed({})
+    rates = probed.rates
+    rough = rough_rates() if machine.here and not rates and not probed.why else None
     steps, changes = [], []
     for stages in estimator.steps(store):
         need = estimator.need(stages)
@@ -54,7 +57,7 @@ def weigh(
             "bytes before a model": machine.before,
             "here": machine.here,
         },
-        "times": "probed" if rates else "rough" if rough else "none: the GPU is not here",
+        "times": _tell_times(probed, rough),
         "fits": all(step["fits"] is not False for step in steps),
         "bytes": max((step["bytes"] for step in steps if step["bytes"]), default=0.0),
         "seconds": None if None in seconds else sum(seconds),
@@ -64,6 +67,16 @@ def weigh(
         "intervals": [*intervals(plan, seeds)],
         "prompts": widths(plan),
     }
+
+
+def _tell_times(probed: Probed, rough: Rates | None) -> str:
+    """Say where the times are from, or why there are none."""
+    missing = f"the probe does not fit here: {probed.why}"
+    if probed.rates:
+        return f"probed, of one kind of training for another: {missing}" if probed.why else "probed"
+    if rough:
+        return "rough"
+    return f"none: {missing if probed.why else 'the GPU is not here'}"
 
 
 def _as_document(
@@ -92,17 +105,20 @@ def _adapter(stages: Sequence[Stage]) -> Lora | None:
 def find_change(estimator: Estimator, stages: Sequence[Stage]) -> dict[str, Any] | None:
     """Find the least change of its settings with which a step fits; None where none of them does.
 
-    Of a stage that trains the micro-batch goes first, with the same rows in an update; then
-    activations are recomputed, then weights are coarser, then an adapter is trained alone. Of
-    scoring it is the number of answers at a time.
+    Of a stage that trains the micro-batch goes first, with the same rows in an update, unless its
+    method is another with a smaller one; then activations are recomputed, then weights are coarser,
+    then an adapter is trained alone. Of scoring it is the number of answers at a time.
     """
     machine, first = estimator.machine, stages[0]
     if isinstance(first, TrainStage):
         for change, settings in _changes(estimator, first):
-            least = _with_rows(change, 1)
+            sizes = change.training.divisors
+            if isinstance(first.method, Defense) and first.method.needs.micro_batch:
+                sizes = sizes[:1]
+            least = _with_rows(change, sizes[-1])
             if not _fits(estimator.train(first, least), machine):
                 continue
-            for rows in change.training.divisors:
+            for rows in sizes:
                 smaller = _with_rows(change, rows)
                 need = estimator.train(first, smaller)
                 if _fits(need, machine):

@@ -6,6 +6,7 @@ import itertools
 import re
 import time
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from statistics import median
 from typing import cast
@@ -18,7 +19,7 @@ from transformers import PreTrainedModel
 from titer.data.batches import Encoded
 from titer.defenses.sft import SFT
 from titer.training.count import Effort
-from titer.training.layers import unembedding
+from titer.training.layers import recompute_layers, unembedding
 from titer.training.rehearse import Size, adapt, count_bytes, find_head, rehearse
 from titer.training.settings import Training
 from titer.training.train import accelerator_for, train
@@ -35,6 +36,9 @@ UPDATES, SETTLING = 4, 2  # of a probe, and those of them that do not count
 # seconds of a probe, at least, and its updates at the most: short ones are soon disturbed
 LASTING, MOST = 1.0, 24
 LARGE = 2**24  # floats, more than any cache holds
+# of a device's memory, by how much a size may differ that still names it: one that is sold as 24GB has
+# 25.8
+NAMED = 0.1
 
 
 @dataclass(frozen=True)
@@ -61,14 +65,16 @@ class Machine:
 def find_machine(memory: str | None) -> Machine:
     """Return this machine, or a GPU with so much memory, as "24GB" or "24GiB".
 
-    On a CPU the memory of this machine is what is free now. Raises where the text is no size.
+    That is the GPU of this machine where its memory is about as large. On a CPU the memory of this
+    machine is what is free now. Raises where the text is no size.
     """
     kind = "cuda" if torch.cuda.is_available() else "cpu"
+    of = torch.cuda.get_device_properties(accelerator_for().device) if kind == "cuda" else None
     if memory is not None:
         size = read_bytes(memory)
-        return Machine(f"a GPU with {size / 1e9:.4g} GB", "cuda", size, CONTEXT, kind == "cuda")
-    if kind == "cuda":
-        of = torch.cuda.get_device_properties(accelerator_for().device)
+        here = of is not None and abs(size - of.total_memory) <= NAMED * of.total_memory
+        return Machine(f"a GPU with {size / 1e9:.4g} GB", "cuda", size, CONTEXT, here)
+    if of is not None:
         return Machine(str(of.name), kind, float(of.total_memory), CONTEXT, True)
     taken = float(psutil.Process().memory_info().rss)
     free = psutil.virtual_memory().available + taken
@@ -113,23 +119,27 @@ def clock() -> float:
 
 
 def probe(
-    model: PreTrainedModel,
+    load: Callable[[], PreTrainedModel],
     skeleton: PreTrainedModel,
+    dtype: torch.dtype,
     size: Size,
     settings: Training,
     machine: Machine,
+    recompute: bool = False,
 ) -> Rates:
     """Time a few plain updates of a model at two sizes of micro-batch, and find a machine's rates.
 
     The larger size is that of the stage, or as many rows of it as take half of the memory. The model
-    is trained, under a fresh adapter where the settings have one. `skeleton` is the same model on
-    the meta device. Raises where an update of one row takes more than the memory.
+    that `load` returns, of this dtype, is trained, under a fresh adapter where the settings have one.
+    `skeleton` is the same model on the meta device. Where an update of one row takes more than the
+    memory, an OutOfMemoryError is raised and nothing is loaded.
     """
-    imagined = adapt(skeleton, model.dtype, settings.lora)
+    imagined = adapt(skeleton, dtype, settings.lora)
     weights = count_bytes(imagined)
 
     def count(size: Size) -> tuple[float, Effort]:
-        counted = rehearse(imagined, SFT(), {"rows": size}, _small(settings, size))
+        of = _small(settings, size)
+        counted = rehearse(imagined, SFT(), {"rows": size}, of, recompute=recompute)
         return machine.takes(weights, counted.peak, counted.activations), counted.update
 
     large = replace(size, other=None)
@@ -138,19 +148,22 @@ def probe(
         large = replace(large, rows=large.rows // 2)
         taken, work = count(large)
     if taken > machine.memory:
-        raise ValueError(
-            f"a probe: an update of one row takes {taken / 1e9:.2f} GB, and there are "
-            f"{machine.memory / 1e9:.2f} GB: leave the probe out by --no-probe"
+        raise torch.OutOfMemoryError(
+            f"an update of one row takes {taken / 1e9:.2f} GB, and there are "
+            f"{machine.memory / 1e9:.2f} GB"
         )
+    model = load()
     trained = adapters.add_lora(model, settings.lora) if settings.lora else model
     if settings.lora is None:
         trained.requires_grad_(True).float()
     small = _halve(large)
     rates = Rates(0.0, 0.0, _time_writing(), _time_head(trained, large.rows * large.learned))
-    found = [
-        (each, _time_updates(trained, one.encode(1), _small(settings, one)) - rates.known(each))
-        for one, each in ((small, count(small)[1]), (large, work))
-    ]
+    works = [(small, count(small)[1]), (large, work)]
+    with recompute_layers(trained) if recompute else nullcontext():
+        found = [
+            (each, _time_updates(trained, one.encode(1), _small(settings, one)) - rates.known(each))
+            for one, each in works
+        ]
     return _solve(found, rates)
 
 

@@ -362,7 +362,10 @@ class Plan:
             looks,
         )
         if isinstance(edit, Retraining):
-            return self.once(RetrainStage(*shared, self.recipe.finetune, self.recipe.seed))
+            recompute = self.recipe.gradient_checkpointing
+            return self.once(
+                RetrainStage(*shared, self.recipe.finetune, self.recipe.seed, recompute)
+            )
         if isinstance(edit, StreamEdit):
             return self.once(AblateStage(*shared, self.against(edit)))
         made: type[EditStage] = ReleaseStage if isinstance(edit, TensorEdit) else RepairStage

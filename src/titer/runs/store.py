@@ -25,12 +25,12 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Annotated, Any
 
-from filelock import FileLock
+from filelock import FileLock, Timeout
 from pydantic import AfterValidator, Field, RootModel
 
 from titer import paths
 from titer.findings.records import Document, parse_document
-from titer.paths import MANIFEST
+from titer.paths import JOURNAL, MANIFEST
 
 WEIGHTS = ".safetensors"
 KEY = re.compile("[0-9a-f]{32}")  # of a stage, the name of its folder
@@ -135,8 +135,8 @@ class Store:
         Where it is not there whole, `compute(folder)` computes it. `about` is what determines it,
         kept for those who look. With `weights` an entry whose weights gc took is computed again. If
         `compute` raises, its partial work is kept for the next attempt; after a ValueError it is
-        deleted, because the same input would fail again. Another process that asks for the same
-        stage waits.
+        deleted, because the same input would fail again, but for what a server has answered, which
+        is as good for the next attempt. Another process that asks for the same stage waits.
         """
         folder, partial = self.place(key), self.root / paths.PARTIAL / key
         (self.root / paths.LOCKS).mkdir(parents=True, exist_ok=True, mode=0o700)
@@ -153,7 +153,7 @@ class Store:
                 try:
                     compute(partial)
                 except ValueError:
-                    shutil.rmtree(partial)
+                    _clear(partial)
                     raise
                 write(partial / MANIFEST, {"files": hashes(partial), "dropped": [], "about": about})
             folder.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
@@ -230,42 +230,48 @@ class Store:
     def gc(self) -> int:
         """Take the attacked weights that no unfinished run needs, and what is broken.
 
-        Weights are not read for it: who uses them compares their hashes. Returns the bytes that
-        were freed.
+        A stage that a process works on at this moment is passed over. Weights are not read: who
+        uses them compares their hashes. Returns the bytes that were freed.
         """
         kept = {key for keys in self._needs().values() for key in keys or ()}
         freed = 0
         for key in self.keys():
-            entry = self.entry(key)
-            if entry is None or entry.faults(weights=False):
-                freed += _size(self.place(key))
-                shutil.rmtree(self.place(key))
-            elif key not in kept and entry.kind in ATTACKED:
-                freed += self._take_weights(entry)
+            with self._try_lock(key) as is_held:
+                freed += self._collect(key, key in kept) if is_held else 0
         for partial in self._folders(paths.PARTIAL):
-            if partial.name not in kept:
-                freed += _size(partial)
-                shutil.rmtree(partial)
+            with self._try_lock(partial.name) as is_held:
+                # it may have been finished since it was listed
+                if is_held and partial.name not in kept and partial.is_dir():
+                    freed += _size(partial)
+                    shutil.rmtree(partial)
         return freed
 
-    def _take_weights(self, entry: Entry) -> int:
-        """Take the weights of a stage away, and note that in its manifest. Returns their bytes."""
-        taken = [
-            name for name in entry.files if name.endswith(WEIGHTS) and name not in entry.dropped
-        ]
-        if not taken:
-            return 0
-        with FileLock(self.root / paths.LOCKS / f"{entry.key}.lock"):
-            freed = sum((entry.folder / name).stat().st_size for name in taken)
-            manifest = {
-                "files": entry.files,
-                "dropped": sorted({*entry.dropped, *taken}),
-                "about": entry.about,
-            }
-            # first: a file that is gone before is a fault
-            write(entry.folder / MANIFEST, manifest)
-            for name in taken:
-                (entry.folder / name).unlink()
+    @contextmanager
+    def _try_lock(self, key: str) -> Iterator[bool]:
+        """Hold the lock of a stage inside, unless another process does; tell whether it is held."""
+        lock = FileLock(self.root / paths.LOCKS / f"{key}.lock", blocking=False)
+        try:
+            lock.acquire()
+        except Timeout:
+            yield False
+            return
+        try:
+            yield True
+        finally:
+            lock.release()
+
+    def _collect(self, key: str, is_needed: bool) -> int:
+        """Take a finished stage that is broken, or the attacked weights of one that nobody needs.
+
+        Its lock is held. Returns the bytes that were freed.
+        """
+        entry, place, freed = self.entry(key), self.place(key), 0
+        if entry is None or entry.faults(weights=False):
+            freed = _size(place)
+            if place.is_dir():  # it may be gone since it was listed
+                shutil.rmtree(place)
+        elif not is_needed and entry.kind in ATTACKED:
+            freed = _take_weights(entry)
         return freed
 
 
@@ -274,6 +280,24 @@ def open_store(root: Path) -> Store:
     if not (root / paths.LOCKS).is_dir():
         raise ValueError(f"{root} holds no store of stages: give the folder `store` beside a run's")
     return Store(root)
+
+
+def _take_weights(entry: Entry) -> int:
+    """Take the weights of a stage away, and note that in its manifest. Returns their bytes."""
+    taken = [name for name in entry.files if name.endswith(WEIGHTS) and name not in entry.dropped]
+    if not taken:
+        return 0
+    freed = sum((entry.folder / name).stat().st_size for name in taken)
+    manifest = {
+        "files": entry.files,
+        "dropped": sorted({*entry.dropped, *taken}),
+        "about": entry.about,
+    }
+    # first: a file that is gone before is a fault
+    write(entry.folder / MANIFEST, manifest)
+    for name in taken:
+        (entry.folder / name).unlink()
+    return freed
 
 
 def sha256(path: Path) -> str:
@@ -302,6 +326,17 @@ def _whole(partial: Path) -> bool:
         return parse_document(path, Manifest).files == hashes(partial)
     except (OSError, ValueError):  # none, or one that was cut off
         return False
+
+
+def _clear(partial: Path) -> None:
+    """Delete what a computation left, but for the journal of a server."""
+    for path in partial.iterdir():
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        elif path.name != JOURNAL:
+            path.unlink()
+    if not any(partial.iterdir()):
+        partial.rmdir()
 
 
 def _size(folder: Path) -> int:

@@ -86,10 +86,11 @@ class Sweep:
 
         So it does where the folder holds cells of another recipe or of other rows.
         """
-        raw, read_rows = recipes.read(self.recipe), _read_once()
+        raw, read_rows, threads = recipes.read(self.recipe), _read_once(), set[int | None]()
         for cell in self.cells:
             recipe = recipes.from_mapping(deepcopy(raw), cell.settings, cell.seed)
             recipe, folder = recipes.only(recipe, self.only), self._folder(cell)
+            threads.add(recipe.threads)
             if not folder.exists():
                 continue
             plan = Plan.read(recipe, read_rows=read_rows)
@@ -98,6 +99,7 @@ class Sweep:
                     f"{self.folder} holds cells of another recipe or of other rows: "
                     "give another --out, or remove it"
                 )
+        self.workers.expect(threads)
 
     def _folder(self, cell: Cell) -> Path:
         return self.folder / paths.CELLS / cell.name

@@ -9,7 +9,7 @@ import subprocess
 import sys
 import threading
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -42,6 +42,9 @@ class Ended:
 
 class Workers(ABC):
     """Run jobs, several at a time, within a `with` statement."""
+
+    def expect(self, threads: Collection[int | None]) -> None:  # noqa: B027
+        """Be told beforehand the threads of the recipes that will be run, as they say them."""
 
     def __enter__(self) -> Workers:
         return self

@@ -12,6 +12,7 @@ plain passes give, every answer is read for itself.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,6 +23,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from titer.data.batches import Encoded, by_length, collate
+from titer.scoring.precision import compute_in_float32
 from titer.training.layers import unembed_at
 from titer.training.losses import answer_logits
 from titer.training.ranks import ALONE, Ranks
@@ -100,12 +102,15 @@ def takes_trees(model: PreTrainedModel, prompt: Tokens, answer: Tokens) -> bool:
     if not set(getattr(_config(model), "layer_types", None) or KINDS) <= set(KINDS):
         return False
     branches = [answer, answer[::-1]]
+    # the rounding of half precision is as large as what some families that are misread differ by
+    coarse = torch.finfo(model.dtype).bits < 32
     try:
-        [found] = read_trees(model, [Tree.of(prompt, branches)])
+        with compute_in_float32(model) if coarse else nullcontext():
+            [found] = read_trees(model, [Tree.of(prompt, branches)])
+            plain = read_each(model, prompt, branches)
     except (TypeError, ValueError, RuntimeError, AttributeError):
         return False  # each family has its own way of saying that it takes no such mask
-    plain = read_each(model, prompt, branches)
-    rounding = 64 * torch.finfo(model.dtype).eps
+    rounding = 64 * torch.finfo(torch.float32 if coarse else model.dtype).eps
     return bool(np.allclose(found, plain, rtol=rounding, atol=rounding))
 
 

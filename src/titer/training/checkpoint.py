@@ -20,7 +20,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from titer.config import hash_of
-from titer.data.batches import Encoded
+from titer.data.batches import Encoded, hash_rows
 from titer.methods import Defense
 from titer.weights.checkpoints import hash_tensors
 from titer.weights.shards import is_sharded, like, whole
@@ -38,17 +38,21 @@ def identity(
     settings: Training,
     seed: int,
     data: Mapping[str, Sequence[Encoded]],
+    size: int,
     ranks: int,
 ) -> str:
-    """Return the hash of all that determines a run, except for the weights that it starts from."""
-    rows = {name: [dataclasses.astuple(row) for row in stream] for name, stream in data.items()}
+    """Return the hash of all that determines a run, except for the weights that it starts from.
+
+    `size` is the number of rows of an update over all ranks.
+    """
     facts = [
         type(defense).__name__,
         dataclasses.asdict(defense),  # type: ignore[call-overload]
         dataclasses.asdict(settings),
         seed,
+        size,
         ranks,
-        rows,
+        hash_rows(data),
     ]
     return hash_of(facts, default=str)
 
@@ -87,8 +91,8 @@ def load(path: Path, identity: str, loop: Loop) -> list[dict[str, float]] | None
     facts, tensors = found
     if facts["identity"] != identity:
         raise ValueError(
-            f"{path} is the checkpoint of another run: remove it, or resume with its recipe, rows "
-            "and seed"
+            f"{path} is the checkpoint of another run: remove it, or resume with its recipe, "
+            "rows, seed and number of ranks"
         )
     with torch.no_grad():
         for name, parameter in loop.step.parameters.items():

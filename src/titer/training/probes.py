@@ -71,9 +71,7 @@ class Probes:
         now = self.step.outputs(self.aligned)
         moved = 0.0
         for part, mine, first in zip(self.aligned.parts, now, self.start, strict=True):
-            moved += sum(
-                float(square((mine[layer] - first[layer])[part.mask.bool()])) for layer in mine
-            )
+            moved += sum(float(square((mine[layer] - first[layer])[part.real])) for layer in mine)
         layers = {f"{LAYER}{layer}": norm for layer, norm in profile.items()}
         routing = {
             f"{ROUTING}{name}": self._sum(map(routing_divergence, parts, self.routed[name]))

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, replace
+from functools import partial
 from statistics import fmean
 from typing import cast
 
@@ -16,12 +17,13 @@ from titer.attributes import swap
 from titer.data.batches import Encoded, Stream
 from titer.methods import Defense
 from titer.phase import Phase
+from titer.training.autocast import ImaginedAutocast
 from titer.training.count import Effort, Imagined, attention
-from titer.training.layers import recompute_layers, unembedding
+from titer.training.layers import decoder_layers, recompute_layers, unembedding
 from titer.training.loop import Loop
 from titer.training.settings import Training
 from titer.training.step import Step
-from titer.training.train import accelerator_for
+from titer.training.train import accelerator_for, passes_in
 from titer.weights import adapters, checkpoints
 from titer.weights.checkpoints import trainable
 from titer.weights.settings import Checkpoint, Lora
@@ -159,12 +161,19 @@ def _follow(
     }
     weights = [*model.parameters(), *model.buffers()]
     parameters = trainable(model)
-    again = recompute_layers(model) if recompute else nullcontext()
-    plain = swap(torch, "autocast", lambda *_, **__: nullcontext())  # it knows no meta device
-    with plain, attention(), Imagined(weights, head=find_head(model)) as counted, again:
+    dtype = passes_in(settings)
+    casts = swap(torch, "autocast", ImaginedAutocast)  # torch's own knows no meta device
+    with (
+        casts,
+        attention(),
+        Imagined(weights, head=find_head(model)) as counted,
+        _cast_again(model, dtype) if recompute and dtype else nullcontext(),
+        recompute_layers(model) if recompute else nullcontext(),
+    ):
         step = Step(
-            model, parameters, streams, accelerator_for(), settings.batch, settings.accumulate
-        )
+            model, parameters, streams, accelerator_for(), settings.batch, settings.accumulate,
+            autocast=dtype,
+        )  # fmt: skip
         loop = Loop(step, defense, settings)
         loop.state = defense.prepare(step)
         once, update = counted.work, Effort()
@@ -183,6 +192,20 @@ def _follow(
         once += counted.work + -1 * before
     trained = sum(p.numel() * p.element_size() for p in parameters.values())
     return Counted(counted.peak, counted.activations, resting, trained, once, update)
+
+
+@contextmanager
+def _cast_again(model: PreTrainedModel, dtype: torch.dtype) -> Iterator[None]:
+    """Inside, layers compute in a coarser dtype also where a backward pass computes them again."""
+
+    def forward(own: Callable[..., object], *given: object, **named: object) -> object:
+        with ImaginedAutocast("meta", dtype):
+            return own(*given, **named)
+
+    with ExitStack() as stack:
+        for layer in decoder_layers(model):
+            stack.enter_context(swap(layer, "forward", partial(forward, layer.forward)))
+        yield
 
 
 def weigh_phases(defense: Defense, updates: int) -> list[tuple[Phase, float]]:

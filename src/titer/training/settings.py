@@ -67,6 +67,16 @@ class Training(Config):
             )
         return replace(self, batch=self.batch // smaller, accumulate=self.accumulate // fewer)
 
+    def spread(self, ranks: int) -> Training:
+        """Return the settings of each of several ranks that share an update, evenly or not.
+
+        Their micro-batches, no larger than before, hold its rows and may hold more: the last ranks
+        then have fewer rows, or none.
+        """
+        share = -(-self.batch * self.accumulate // ranks)  # rows of a rank, rounded up
+        accumulate = -(-share // self.batch)
+        return replace(self, batch=-(-share // accumulate), accumulate=accumulate)
+
 
 # the term of an update that counts the rows drawn by then of those that the stage trains on; it is
 # absent where each update until then drew a full batch of them

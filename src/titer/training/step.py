@@ -48,6 +48,8 @@ class Step:
     logged: dict[str, float] = field(default_factory=dict)
     # of a method with a reference: the weights that the stage began with
     start: Mapping[str, Tensor] | None = None
+    # rows of an update, over ranks; None: as many as its micro-batches hold
+    rows: int | None = None
     _batches: dict[str, Batch] = field(default_factory=dict)
     _layers: list[Layer] = field(default_factory=list)  # found once, for all updates
     _part: Part | None = None  # the micro-batch that a pass is at
@@ -56,7 +58,7 @@ class Step:
     def size(self) -> int:
         """The rows of an update, over micro-batches and ranks."""
         ranks: int = self.accelerator.num_processes
-        return self.batch_size * self.accumulate * ranks
+        return self.rows or self.batch_size * self.accumulate * ranks
 
     def batch(self, stream: str) -> Batch:
         """Return this update's batch of a stream: the same one however often it is asked for."""
@@ -68,7 +70,7 @@ class Step:
         """Draw the next batch of a stream, of as many rows as an update has, or of `count`.
 
         All ranks draw the same rows, and each keeps its own share of the micro-batches: of fewer
-        rows than an update has, the last ranks have none. Raises where the method declares no such
+        rows than these hold, the last ranks have none. Raises where the method declares no such
         stream.
         """
         return self.collate(stream, self._take(stream, self.size if count is None else count))
@@ -220,6 +222,16 @@ class Step:
         return Acts(
             batch, parts, dict(zip(chosen, over_ranks, strict=True)), (1.0,) * len(parts), loss
         )
+
+    def sum_over_ranks(self, sums: Sequence[Tensor], count: int) -> list[float]:
+        """Sum what every micro-batch came to, `count` numbers in float64, over them and over ranks.
+
+        A rank that has no micro-batch adds nothing.
+        """
+        none = torch.zeros(count, dtype=torch.float64, device=self.accelerator.device)
+        mine = torch.stack([*sums]).sum(0) if sums else none
+        found: list[float] = self.accelerator.reduce(mine, "sum").tolist()
+        return found
 
     @contextmanager
     def shifted(self, acts: Acts) -> Iterator[None]:

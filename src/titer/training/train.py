@@ -55,6 +55,7 @@ def train(
     *,
     accelerator: Accelerator | None = None,
     autocast: torch.dtype | None = None,
+    rows: int | None = None,
     resume: Path | None = None,
     every: int = 0,
     watch: Watch = unwatched,
@@ -63,8 +64,9 @@ def train(
     """Train the model's trainable weights in place; return the terms of every update.
 
     `data` has the rows of every stream that the defense declares. Of several ranks each makes as many
-    micro-batches, as large, as the settings say. With `autocast` the passes compute in a coarser
-    dtype than that of the weights, also where the settings name none. The results of `probe` after an
+    micro-batches, as large, as the settings say; with `rows` an update has so many, and the last
+    ranks fewer, or none (`Training.spread`). With `autocast` the passes compute in a coarser dtype
+    than that of the weights, also where the settings name none. The results of `probe` after an
     update are kept with its terms.
 
     With `resume`, a checkpoint is written there after every `every` updates. If one is there at the
@@ -100,11 +102,15 @@ def train(
         settings.batch,
         settings.accumulate,
         autocast=autocast or passes_in(settings),
+        rows=rows,
     )
     loop = Loop(step, defense, settings)
 
     torch.manual_seed(seed)
-    identity = checkpoint.identity(defense, settings, seed, data, accelerator.num_processes)
+    ranks = accelerator.num_processes
+    identity = (  # it reads all rows
+        checkpoint.identity(defense, settings, seed, data, step.size, ranks) if resume else ""
+    )
     found = checkpoint.load(resume, identity, loop) if resume and resume.is_file() else None
     history = found or []
     if found is None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -19,6 +20,7 @@ from titer.runs.stages.edit import EditStage
 from titer.runs.stages.fit import fit
 from titer.runs.stages.stage import Work
 from titer.runs.stages.train import widen
+from titer.training.layers import recompute_layers
 from titer.training.settings import Training
 from titer.training.sharding import copy_shards, take_back
 from titer.training.train import accelerator_for, train
@@ -34,6 +36,7 @@ class RetrainStage(EditStage):
     joint: ClassVar[bool] = True
     finetune: Training  # how the user's fine-tuning went
     seed: int
+    recompute: bool = False  # activations, in the backward pass: less memory, the same gradients
 
     @property
     def about(self) -> dict[str, Any]:
@@ -56,7 +59,10 @@ class RetrainStage(EditStage):
         empty = checkpoints.skeleton(checkpoint)
         tuned = FineTuned.of(folders.locate(checkpoint), started, empty)
         model, template, fitted = self._train(work, folder)
-        checkpoints.save(model, template.tokenizer, folder, folders.locate(checkpoint).base)
+        base = folders.locate(checkpoint).base
+        checkpoints.save(
+            model, template.tokenizer, folder, base, checkpoints.brings_embeddings(tuned.whole)
+        )
         after = FineTuned.of(folders.locate(self.asking.at(folder)), tuned.started, empty)
         (folder / paths.FITTED).unlink(missing_ok=True)
         return compare(tuned, after), "train it longer", fitted
@@ -80,9 +86,13 @@ class RetrainStage(EditStage):
         dtype = None if adapters.has_adapter(model) else widen(model)
         rows = {"rows": template.encode_all(self.rows, "rows")}
         accelerator, watch = accelerator_for(), work.progress.advance
-        settings = training.among(accelerator.num_processes)
+        settings = training.spread(accelerator.num_processes)  # k may be less than there are
+        count = training.batch * training.accumulate
         trained = copy_shards(model, accelerator)
-        train(trained, SFT(), rows, settings, self.seed, autocast=dtype, watch=watch)
+        with recompute_layers(trained) if self.recompute else nullcontext():
+            train(
+                trained, SFT(), rows, settings, self.seed, rows=count, autocast=dtype, watch=watch
+            )
         take_back(model, trained)
         if dtype is not None:
             cast(nn.Module, model).to(dtype)
