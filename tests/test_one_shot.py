@@ -4,6 +4,7 @@ ended.
 
 import json
 import random
+from dataclasses import replace
 
 import pytest
 import torch
@@ -15,9 +16,11 @@ from titer.edits.one_shot import OneShot
 from titer.methods import Refusals
 from titer.progress import Silent
 from titer.runs import recipe
-from titer.runs.execute import Run
+from titer.runs.execute import Executor, Run
 from titer.runs.plan import Plan
+from titer.runs.stages import retrain
 from titer.runs.store import Store
+from titer.training.layers import decoder_layers
 from titer.training.settings import Training
 from titer.weights import adapters, checkpoints
 from titer.weights.settings import Checkpoint
@@ -118,6 +121,28 @@ def test_the_fine_tuned_model_goes_on_from_where_it_was(recipe_file, tmp_path, l
     assert sum(entry["changed"] for entry in changes) == stages[3].facts["changed entries"] > 0
     if lora:
         assert all("lora_" in entry["tensor"] for entry in changes)
+
+
+def test_it_computes_activations_again_where_it_is_asked_to(recipe_file, tmp_path, monkeypatch):
+    """Less memory, the same gradients: a model that was trained so could else not be repaired."""
+    settings = ['pipelines={"fixed": {"edit": {"method": "one_shot", "k": 2, "updates": 2}}}']
+    plain = Plan.prepare(recipe.load(recipe_file, settings)).pipelines()["fixed"][-1]
+    again = replace(plain, recompute=True)
+    assert again.key == plain.key
+    layers, forward = [], retrain.recompute_layers
+
+    def note(model):
+        layers.append(len(decoder_layers(model)))
+        return forward(model)
+
+    monkeypatch.setattr(retrain, "recompute_layers", note)
+    ends = []
+    for name, stage in (("plain", plain), ("again", again)):
+        store = Store(tmp_path / name)
+        ends.append(checkpoints.load(Executor(store, Silent()).checkpoint(stage))[0])
+        assert layers == [2] * (name == "again")
+    for one, other in zip(ends[0].parameters(), ends[1].parameters(), strict=True):
+        torch.testing.assert_close(one, other)
 
 
 def test_the_command_needs_refusals(monkeypatch, capsys, plan, tmp_path):

@@ -1,5 +1,6 @@
 """The loop: frozen weights, phases, resume, repeatability."""
 
+import tracemalloc
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
@@ -11,10 +12,12 @@ from safetensors.torch import load_file, save_file
 from conftest import tiny
 from test_booster import plain_loss
 from test_step import same, state
+from titer.data.batches import Encoded, hash_rows
 from titer.defenses.booster import Booster
 from titer.defenses.sft import SFT
 from titer.methods import Defense
 from titer.phase import Phase
+from titer.training import checkpoint
 from titer.training.settings import Training
 from titer.training.step import Step
 from titer.training.train import train
@@ -208,6 +211,45 @@ def test_a_checkpoint_of_another_run_is_refused(rows, tmp_path):
     train(tiny(torch.float32), SFT(), data, SETTINGS, seed=0, resume=checkpoint, every=12)
     with pytest.raises(ValueError, match="the checkpoint of another run"):
         train(tiny(torch.float32), SFT(), data, SETTINGS, seed=1, resume=checkpoint, every=12)
+    with pytest.raises(ValueError, match="rows, seed and number of ranks"):
+        train(tiny(torch.float32), SFT(), data, SETTINGS, seed=0, resume=checkpoint, rows=1)
+
+
+def test_no_two_sets_of_rows_have_one_hash():
+    row, other = Encoded((1, 2, 3), 1), Encoded((1, 2), 1)
+    sets = [
+        {},
+        {"rows": []},
+        {"more": []},
+        {"rows": [row]},
+        {"more": [row]},
+        {"rows": [row, row]},
+        {"rows": [row], "more": [row]},
+        {"rows": [Encoded((1, 2, 3), 2)]},
+        {"rows": [Encoded((1, 2, 4), 1)]},
+        {"rows": [Encoded((1, 2), 1, skipped=(3,))]},
+        {"rows": [Encoded((1, 2, 3), 1, cut=1)]},
+        {"rows": [Encoded((1, 2, 3), 1, skipped=(2,))]},
+        {"rows": [row, other]},
+        {"rows": [other, row]},
+        {"rows": [replace(row, other=other)]},
+        {"rows": [replace(other, other=row)]},
+        {"rows": [replace(row, other=other), other]},
+        {"rows": [row, replace(other, other=other)]},
+    ]
+    assert len({hash_rows(each) for each in sets}) == len(sets)
+    assert hash_rows({"a": [row], "b": []}) == hash_rows({"b": [], "a": [Encoded((1, 2, 3), 1)]})
+
+
+def test_rows_are_hashed_one_at_a_time_and_only_where_a_checkpoint_may_be(rows, monkeypatch):
+    many = {"rows": [Encoded(tuple(range(i, i + 200)), 100) for i in range(2000)]}
+    tracemalloc.start()
+    checkpoint.identity(SFT(), SETTINGS, 0, many, 2, 1)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 200 * 2000  # less than a byte a token
+    monkeypatch.setattr(checkpoint, "identity", None)
+    train(tiny(torch.float32), SFT(), {"rows": rows["rows"]}, SETTINGS, seed=0)
 
 
 @pytest.mark.parametrize("harm", ["cut", "flip", "empty", "changed weight", "changed facts"])
