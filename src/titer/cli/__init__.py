@@ -6,9 +6,11 @@ usage, 3 not enough evidence.
 
 from __future__ import annotations
 
+import atexit
 import os
 import sys
 import traceback
+from collections.abc import Callable
 from typing import Annotated
 
 import typer
@@ -82,16 +84,37 @@ def main() -> None:
     arguments = [word for word in sys.argv[1:] if word not in (DEBUG, screen.QUIET)]
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")  # its tables are no help to a person
     screen.take_notes()
-    try:
-        if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-            from titer.runs import crew
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        _run_as_rank(arguments)
+    else:
+        _run(lambda: app(arguments))
 
-            crew.run(lambda: app(arguments), next(iter(arguments), ""))
-        else:
-            app(arguments)
+
+def _run(command: Callable[[], object]) -> None:
+    try:
+        command()
     except (ValueError, OSError) as error:
         if DEBUG in sys.argv[1:]:
             traceback.print_exception(error)
         undecided = isinstance(error, EvidenceError)
         screen.print_error("undecided" if undecided else "error", error)
         sys.exit(3 if undecided else 2)
+
+
+def _run_as_rank(arguments: list[str]) -> None:
+    """Run the command as one of several ranks, and end the process with its exit code.
+
+    Where weights are sharded threads of torch may outlast their process group. A rank that ended as
+    other processes do would now and then be aborted by them, with all its results written.
+    """
+    from titer.runs import crew
+
+    code: str | int | None = None
+    try:
+        _run(lambda: crew.run(lambda: app(arguments), next(iter(arguments), "")))
+    except SystemExit as end:
+        code = end.code
+    atexit._run_exitfuncs()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code if isinstance(code, int) else 1 if code else 0)
