@@ -46,10 +46,8 @@ NULLS = {  # the control of a method: as strong, without its idea
 }
 # pipelines that no line of a table is of
 CONTROLS = {"sft", "scale", "lisa, no prox", *NULLS.values()}
-PLACED = (
-    "beyond",
-    "not decided",
-)  # words of a place among what is free that a method may be named for
+# words of a place among what is free that a method may be named for
+PLACED = ("beyond", "not decided")
 COSTS = {"task": -1, "benign": -1, "general": -1, "lookalike": 1}  # figures, and where a loss is
 ROWS = {  # what a method draws from beside the rows that every alignment needs
     Kind.HARMFUL: "harmful rows",

@@ -46,7 +46,7 @@ def updates_of(group: Group) -> int:
 def pairings(method: str, groups: Iterable[Group]) -> list[Pairing]:
     """Pair the models of a method with those of plain alignment, a pair a world."""
     found: dict[tuple[str, str], Sequence[Record]] = {
-        (group.pipeline, world_of(group)): next(iter(group.seeds.values())) for group in groups
+        (group.pipeline, world_of(group)): group.first for group in groups
     }
     return [
         Pairing(stages, found["sft", world])

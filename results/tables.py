@@ -49,7 +49,7 @@ def along(of: Iterable[Pool]) -> list[Pool]:
     """Every stage once, as a pipeline that ends with it."""
     reached: dict[tuple[str, ...], Pool] = {}
     for each in of:
-        stages = next(iter(each.seeds.values()))
+        stages = each.first
         for i in range(len(stages)):
             reached.setdefault(tuple(stage.label for stage in stages[: i + 1]), each.at(i))
     return list(reached.values())

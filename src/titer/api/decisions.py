@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -168,5 +169,11 @@ def calibrate(
         for each in given
     ]
     looks_for, one = read_means(means), build_judge(judge, settings)
-    measured = one, read_labels(sources, threshold), looks_for, threshold, controls
-    return calibrate(*measured) if out is None else calibrate_into(Path(out), *measured)
+    measure = partial(
+        calibrate,
+        labels=read_labels(sources, threshold),
+        means=looks_for,
+        threshold=threshold,
+        controls=controls,
+    )
+    return measure(one) if out is None else calibrate_into(Path(out), one, measure)

@@ -89,9 +89,7 @@ def plain(
         (
             (name, stages)
             for name, stages in found.items()
-            if is_undefended(stages)
-            and stages[-1].kind == "finetune"
-            and (beside is None or own_attack(stages) == own_attack(beside))
+            if is_plain_sft(stages) and (beside is None or own_attack(stages) == own_attack(beside))
         ),
         None,
     )
@@ -101,6 +99,11 @@ def own_attack(stages: Sequence[Record]) -> Any:
     """Return the attack that a pipeline has of its own; None where it is under the recipe's."""
     tuned = last(("finetune",), stages)
     return tuned.fact(ATTACK) if tuned else None
+
+
+def is_plain_sft(stages: Sequence[Record]) -> bool:
+    """Tell whether a pipeline is plain SFT throughout, and ends with it: no edit follows."""
+    return is_undefended(stages) and stages[-1].kind == "finetune"
 
 
 def is_undefended(stages: Sequence[Record]) -> bool:

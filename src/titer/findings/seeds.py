@@ -42,7 +42,12 @@ class Ends:
     @property
     def attack(self) -> Any:
         """The attack that the pipeline has of its own; None where it is under the recipe's."""
-        return own_attack(next(iter(self.seeds.values())))
+        return own_attack(self.first)
+
+    @property
+    def first(self) -> Sequence[Record]:
+        """The stages of the first seed, or of the first world and seed."""
+        return next(iter(self.seeds.values()))
 
     @property
     def struck(self) -> int:

@@ -13,7 +13,7 @@ from typing import Any
 
 from titer.findings.axes import average
 from titer.findings.records import quote
-from titer.findings.rules import COLLAPSE, OTHER_ATTACK, is_undefended
+from titer.findings.rules import COLLAPSE, OTHER_ATTACK, is_plain_sft
 from titer.findings.seeds import Group
 from titer.scoring.score import Score
 
@@ -32,7 +32,7 @@ class Standing:
     @property
     def is_control(self) -> bool:
         """Tell whether it is plain SFT, without an edit."""
-        return is_plain(self.of[0])
+        return is_plain_sft(self.of[0].first)
 
 
 def stand(found: Sequence[Group]) -> list[Standing]:
@@ -41,7 +41,7 @@ def stand(found: Sequence[Group]) -> list[Standing]:
     for group in found:
         by.setdefault(group.pipeline, []).append(group)
     most = len({group.settings for group in found})
-    plain = [group for group in found if is_plain(group)]
+    plain = [group for group in found if is_plain_sft(group.first)]
     attack = (plain or found)[0].attack if found else None
     all_of_them = [
         Standing(
@@ -79,12 +79,6 @@ def describe(standings: Sequence[Standing]) -> str:
 def _quote(of: Standing) -> str:
     assert of.harm
     return f"{quote(of.harm)} at FA {quote(of.task)}" if of.task else quote(of.harm)
-
-
-def is_plain(group: Group) -> bool:
-    """Tell whether a pipeline is plain SFT, without an edit."""
-    stages = next(iter(group.seeds.values()))
-    return is_undefended(stages) and stages[-1].kind == "finetune"
 
 
 def _unfit(of: Sequence[Group], most: int, attack: Any) -> str:

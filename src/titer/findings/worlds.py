@@ -47,11 +47,6 @@ class Pool(Ends):
             for seed, names in group.marks.items()
         }
 
-    @property
-    def first(self) -> Sequence[Record]:
-        """The stages of the first world and seed."""
-        return next(iter(self.seeds.values()))
-
     def at(self, stage: int) -> Pool:
         """Return the pool as if its pipeline ended with a stage, counted from the first or, below
         0, from the last.

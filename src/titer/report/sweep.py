@@ -15,7 +15,7 @@ from titer.findings.captions import lab_caption, lab_of
 from titer.findings.dose import multiple_of
 from titer.findings.frontier import SETTINGS, places
 from titer.findings.records import plain
-from titer.findings.rules import is_undefended
+from titer.findings.rules import is_plain_sft
 from titer.findings.seeds import Group, cell_name, figure_names, groups
 from titer.findings.standings import Standing, describe, stand
 from titer.findings.worlds import pool
@@ -186,7 +186,7 @@ def _times(found: Sequence[Group]) -> list[list[str]]:
         controls = {  # the first of a setting and an attack
             (each.settings, str(each.attack)): each
             for each in reversed(tuned)
-            if is_undefended(each.first)
+            if is_plain_sft(each.first)
         }
         told = [
             (each, control, each.times(control))

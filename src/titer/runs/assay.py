@@ -46,7 +46,7 @@ from titer.runs.execute import Run, claim
 from titer.runs.plan import Plan, name_files
 from titer.runs.preview import tell_rows
 from titer.runs.recipe import Pipeline, Recipe, plain
-from titer.runs.roles import roles
+from titer.runs.roles import Data, roles
 from titer.runs.store import Store, write
 from titer.runs.worlds import LABS
 
@@ -266,17 +266,17 @@ def compare_rows(setup: Setup) -> dict[str, Any]:
     are given.
     """
     recipe = setup.load(setup.model, setup.seeds[0])
-    strict = ["data.shared=refuse"] if recipe.data.shared == "keep" else []
-    recipe = setup.load(setup.model, setup.seeds[0], *strict)
     wanted = {"attack", "defense"} | ({"alignment"} if _has_alignment(recipe) else set())
     earlier = chain.trained_on(recipe.model.path)
-    rows = roles(recipe.data, recipe.benchmark, wanted, earlier)  # raises on a shared prompt
+    rows = roles(
+        _refusing(recipe.data), recipe.benchmark, wanted, earlier
+    )  # raises on a shared prompt
     given = {name: getattr(rows, name) for name in DEFENDERS}
     attackers = {"attack": rows.attack}
     for source, option in ((setup.topics, "--topics"), (setup.domain, "--domain")):
         if source and recipe.data.world is None:
             more = setup.other_rows(recipe, source, "")
-            data = setup.load(setup.model, setup.seeds[0], *more, *strict).data
+            data = _refusing(setup.load(setup.model, setup.seeds[0], *more).data)
             attackers[option] = roles(data, recipe.benchmark, {"attack"}, earlier).attack
     near = {name: _count_near(name, of, given) for name, of in attackers.items()}
     known = sum(len(earlier.get(name, ())) for name in DEFENDERS)
@@ -288,6 +288,11 @@ def compare_rows(setup: Setup) -> dict[str, Any]:
         "defender's prompts by its records": known,
         "defender's prompts given": len({identity(row) for of in given.values() for row in of}),
     }
+
+
+def _refusing(data: Data) -> Data:
+    """Refuse shared prompts where a recipe keeps them; one that drops them is left as it is."""
+    return replace(data, shared="refuse") if data.shared == "keep" else data
 
 
 def _count_near(name: str, attack: Sequence[Row], given: Mapping[str, Sequence[Row]]) -> int:

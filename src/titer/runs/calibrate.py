@@ -73,21 +73,16 @@ def calibrate(
 
 
 def calibrate_into(
-    out: Path,
-    judge: Judge,
-    labels: LabelledSet,
-    means: Means = "harmful",
-    threshold: float | None = None,
-    controls: int = 50,
+    out: Path, judge: Judge, measure: Callable[[Judge], CalibrationRecord]
 ) -> CalibrationRecord:
-    """Measure a judge, and write what was found to a file.
+    """Measure a judge, as `calibrate` does, and write what was found to a file.
 
     Until it is written, what a server said lies beside it, so that the same call goes on where it was
     interrupted.
     """
     folder = out.with_name(f"{out.name}.{paths.PARTIAL}")
     with keep_judged(judge, folder) as kept:
-        found = calibrate(kept, labels, means, threshold, controls)
+        found = measure(kept)
         write(out, found.model_dump(by_alias=True))
     with suppress(OSError):  # none was made, or somebody else's files lie there
         folder.rmdir()

@@ -480,8 +480,9 @@ class Plan:
 
     def digests_of(self, attack: Attack) -> dict[str, str]:
         """Return the SHA-256 of the rows of every role, and of the prompts that are asked under an attack."""
-        asked = self.benchmarks_of(attack)
-        return self.roles.digests | {f"benchmark {name}": digest(of) for name, of in asked.items()}
+        known = self.roles.digests
+        asked = {f"benchmark {name}": of for name, of in self.benchmarks_of(attack).items()}
+        return known | {name: digest(of) for name, of in asked.items() if name not in known}
 
     @cached_property
     def _asked_otherwise(self) -> dict[str, list[Row]]:
