@@ -26,6 +26,7 @@ from titer.defenses.random_vaccine import RandomVaccine, noise
 from titer.defenses.sft import SFT
 from titer.defenses.tar import TAR
 from titer.edits.one_shot import OneShot
+from titer.runs.crew import COMMANDS
 from titer.testing import rows, state, step_for, tiny
 from titer.testing.ranks import run_on_ranks
 from titer.training.ranks import Ranks, check_launch
@@ -40,12 +41,14 @@ LAUNCH = [
 ]
 
 
-def start(*words: str, how: list[str] | None, ranks: int = 2) -> subprocess.Popen[str]:
+def start(
+    *words: str, how: list[str] | None, ranks: int = 2, **environment: str
+) -> subprocess.Popen[str]:
     """Start a command, on several ranks where it is said how."""
     python = [sys.executable] if how is None else [*LAUNCH, *how, "--num_processes", str(ranks)]
     return subprocess.Popen(
         [*python, "-m", "titer", *words],
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        env=os.environ | {"OMP_NUM_THREADS": "1"} | environment,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -393,6 +396,20 @@ def test_an_error_is_one_line_of_the_first_rank(recipe, tmp_path):
         assert message in lines[0]
         assert not printed
         assert not out.exists()
+
+
+@pytest.mark.slow
+def test_the_first_rank_tells_of_an_error_though_another_finds_it_sooner(recipe, tmp_path):
+    (tmp_path / "sitecustomize.py").write_text(
+        "import os, time\nif os.environ.get('RANK') == '0':\n    time.sleep(4)\n"
+    )
+    launch = start("sweep", recipe, "--seeds", "0,1", how=PLAIN, PYTHONPATH=str(tmp_path))
+    _, error = launch.communicate(timeout=600)
+    assert launch.returncode != 0
+    assert [line for line in error.splitlines() if line.startswith("error: ")] == [
+        "error: `titer sweep` runs in one process, and the launch has 2: leave the launcher out "
+        f"(several ranks compute {', '.join(COMMANDS)})"
+    ]
 
 
 @pytest.mark.slow

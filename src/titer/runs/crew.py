@@ -7,7 +7,7 @@ and are sent each stage that all ranks compute together, until the leader is don
 from __future__ import annotations
 
 import os
-import sys
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -133,7 +133,8 @@ def run(command: Callable[[], None], name: str) -> None:
     """Run a command on all ranks of a launch, led by the first one.
 
     That one raises what the command raises, and a ValueError where several ranks cannot compute it or
-    the launch asks for what is not done here. Another raises what it alone fails by.
+    the launch asks for what is not done here. Another raises what it alone fails by. It raises the
+    latter too, but so late that a launcher has ended it by then.
     """
     leads = os.environ.get("RANK", "0") == "0"
     try:
@@ -144,9 +145,9 @@ def run(command: Callable[[], None], name: str) -> None:
             )
         accelerator_for()
     except ValueError:
-        if leads:
-            raise
-        sys.exit(2)
+        if not leads:  # a launcher ends all ranks at the first that fails: the leader is to tell of it
+            time.sleep(SAME.total_seconds())
+        raise
     crew = Crew(distributed.new_group(backend="gloo", timeout=AS_LONG_AS_IT_TAKES))
     CREW.set(crew)
     try:
