@@ -7,7 +7,7 @@ from typing import TypeAlias
 from scipy.stats import kendalltau
 
 from results.bundles import load_groups
-from results.names import display_name
+from results.names import display_name, in_order
 from titer.findings.worlds import Pool, pool
 from titer.scoring.pooled import Pooled
 
@@ -107,3 +107,17 @@ def orders(claim: str) -> dict[str, str]:
     """Kendall's tau of a table's order with that under each of the other conditions, by title."""
     own, *others = ((title, multiples(each)) for title, each in under(claim).items())
     return {title: order(own[1], found) for title, found in others}
+
+
+def agreement(claim: str) -> list[list[str]]:
+    """How many times plain training's dose methods take in two worlds, and how far the orders agree.
+
+    `claim` is that of either, with a plus sign between.
+    """
+    first, second = (
+        multiples({of: each for (_, of), each in pools(name).items()}) for name in claim.split("+")
+    )
+    names = in_order(name for name in second if name in first)
+    lines = [["method", *claim.split("+")]]
+    lines += [[display_name(name), first[name].ratio, second[name].ratio] for name in names]
+    return [*lines, ["Kendall's tau", order(first, second), ""]]

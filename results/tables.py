@@ -33,7 +33,7 @@ PAGES = (
 NONE = "-"  # not computed
 SHOWN = (
     *("harm", "prefill", "complied", "refused", "margin"),
-    *("task", "benign", "lookalike", "general", "coherent"),
+    *("task", "task_refused", "benign", "lookalike", "general", "coherent"),
 )
 TABLE = re.compile(
     r"(<!-- table (?P<kind>\w+) (?P<claim>\S+) -->\n).*?(<!-- end -->)",
@@ -175,6 +175,7 @@ KINDS = {
     "search": search.table,
     "conditions": conditions.times,
     "attacks": conditions.ends,
+    "agreement": conditions.agreement,
     "stopping": stopping.table,
     "ladder": ladder.table,
     "worst": ladder.worst,

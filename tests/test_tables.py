@@ -3,9 +3,12 @@
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from results import answer, bundles, conditions, figures, tables
+from test_worlds import group
+from titer.findings.worlds import pool
 
 LETTERS = {"harm": "hs", "task": "ew", "benign": "ew", "general": "ew", "lookalike": "rs"}
 
@@ -223,3 +226,25 @@ def test_gates_between_what_was_aligned_and_what_was_made_of_it(here):
     head, line = tables.KINDS["gates"]("toy")
     assert head == ["candidate", "world 1", "world 2"]
     assert line == ["SFT, attack.p=0.1", "fails by HS (+88)", "passes"]
+
+
+def test_the_orders_of_two_worlds_stand_side_by_side_with_their_tau(monkeypatch):
+    rng = np.random.default_rng(0)
+    dose = {
+        "here": {"sft": 10.0, "vaccine": 20.0, "booster": 40.0, "repnoise": 80.0},
+        "there": {"sft": 5.0, "booster": 10.0, "vaccine": 40.0, "random_booster": 30.0},
+    }
+    there = {
+        claim: {
+            ((), each.pipeline): each
+            for each in pool([group(rng, 0, name, 0.9, at) for name, at in of.items()])
+        }
+        for claim, of in dose.items()
+    }
+    monkeypatch.setattr(conditions, "pools", there.get)
+    assert tables.KINDS["agreement"]("here+there") == [
+        ["method", "here", "there"],
+        ["Vaccine", "2.00", "8.00"],
+        ["Booster", "4.00", "2.00"],
+        ["Kendall's tau", "-1.00 (2 methods, p = 1)", ""],
+    ]

@@ -1,6 +1,7 @@
 """Results over worlds: figures, differences and doses, each world one draw."""
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -93,6 +94,21 @@ def test_a_figure_is_the_mean_over_worlds_and_a_difference_students(found):
     assert margin.value == pytest.approx(np.mean(means[0]) - np.mean(means[1]))
     assert booster.score("margin").value == pytest.approx(np.mean(means[0]))
     assert booster.score("task") is None
+
+
+def test_a_figure_whose_prompts_no_record_keeps_is_the_mean_of_the_worlds(found):
+    kept = [each for each in found if each.pipeline == "sft"]
+    shares = [10.0, 20.0, 30.0, 20.0, 10.0, 30.0]
+    for of, share in zip(kept, shares, strict=True):
+        scores = of.last[0].scores
+        scores["task_refused"] = replace(scores["harm"], value=share, low=0.0, high=60.0)
+    score = pool(kept)[0].score("task_refused")
+    assert (score.value, score.covers, score.seeds) == (20.0, "worlds", 6)
+    assert 0 < score.low < 12 and 28 < score.high < 45
+    assert pool(kept[:1])[0].score("task_refused").value == 10.0
+    others = [each for each in found if each.pipeline == "booster" and not each.settings[1:]]
+    others[0].last[0].scores["task_refused"] = score
+    assert pool(others)[0].score("task_refused") is None  # five worlds lack it
 
 
 def _hits(stage) -> list[bool]:

@@ -16,7 +16,7 @@ from titer.findings.records import Record
 from titer.findings.seeds import Ends, Group
 from titer.scoring.pooled import Pooled, pooled
 from titer.scoring.score import Score
-from titer.scoring.statistics import mean
+from titer.scoring.statistics import mean, training_of
 
 WORLD = "data.world="
 
@@ -61,13 +61,14 @@ class Pool(Ends):
     def score(self, name: str) -> Score | None:
         """Return the mean over worlds of the last stage's figure; None where one lacks it.
 
-        Its interval is over worlds, and that of a single world over prompts.
+        Its interval is over worlds, and that of a single world over prompts. It is made from the
+        outcome of every prompt where the records have them, else from the worlds' figures alone.
         """
         drawn: list[Values] = []
         for group in self.worlds.values():
             found = [values_of(stage, name) for stage in group.last]
             if not found or None in found:
-                return None
+                return self._score_of_means(name)
             drawn.append(
                 Values(
                     [value for of in found if of for value in of.values],
@@ -81,6 +82,12 @@ class Pool(Ends):
         return replace(
             score, n=sum(len(of.values) for of in drawn), covers="worlds", seeds=len(means)
         )
+
+    def _score_of_means(self, name: str) -> Score | None:
+        means = [score for group in self.worlds.values() if (score := group.score(name))]
+        if len(means) < len(self.worlds) or name == "margin":
+            return None
+        return replace(training_of(means), covers="worlds")
 
     def less(self, other: Pool, name: str) -> Pooled:
         """Return the mean over worlds of the last stage's figure less the other pipeline's, in
