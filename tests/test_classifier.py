@@ -5,6 +5,7 @@ and what it refuses.
 import json
 import math
 import re
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -24,10 +25,14 @@ from transformers import (
 from conftest import tiny
 from test_recipe import run as titer
 from test_run import byte_level, plan, recipe_file  # noqa: F401  fixtures
+from titer import registry
 from titer.data import hub
 from titer.judges import classifier
 from titer.judges.classifier import Classifier
+from titer.judges.ensemble import Ensemble
+from titer.judges.refusal import Refusal
 from titer.methods import Label
+from titer.runs.stages.judge import JudgeStage
 
 HARMS = tuple(f"harm {i}" for i in range(14))
 SHAPE = {
@@ -666,3 +671,25 @@ def test_a_run_that_it_cannot_judge_ends_with_one_line(
     [line] = [line for line in err.splitlines() if line.startswith("error: ")]
     assert message in line
     assert not (tmp_path / "out").exists()
+
+
+def test_other_weights_at_the_same_place_judge_anew(tmp_path):
+    """The folder of a judge is trained again: what it said before is not served."""
+    place = tmp_path / "judge"
+    place.mkdir()
+    (place / "config.json").write_text("{}")
+    plain = registry.build("benchmarks", "answers")
+
+    def keys() -> list[str]:
+        one = Classifier(model=str(place))
+        both = Ensemble((Refusal(), one))
+        answers = SimpleNamespace(key="of a model", benchmarks={})
+        return [JudgeStage(answers, None, judge, plain, plain).key for judge in (one, both)]
+
+    found = []
+    for weights in (b"first", b"second", b"first"):
+        (place / "model.safetensors").write_bytes(weights)
+        found.append(keys())
+    assert found[0] == found[2]
+    assert not set(found[0]) & set(found[1])
+    assert Classifier().fingerprint == {}  # of the hub, where it stays at its commit

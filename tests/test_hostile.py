@@ -15,7 +15,7 @@ from test_recipe import run as titer
 from titer import paths
 from titer.cli import screen
 from titer.config import read_yaml
-from titer.errors import reading
+from titer.errors import EvidenceError, reading
 from titer.printable import printable
 from titer.report import contents
 from titer.runs.store import Store
@@ -39,6 +39,7 @@ ESCAPE = "\x1b[31mred\x1b[0m"
         ("x" * 101, "is longer than 100 bytes"),
         ("run", "is the name of another file there"),
         ("Figures", "is the name of another file there"),
+        ("sweep", "is the name of another file there"),
     ],
 )
 def test_a_pipelines_name_is_that_of_a_file_in_the_runs_folder(
@@ -243,6 +244,31 @@ def test_a_run_that_fails_leaves_no_folder_and_one_that_was_there_stays(monkeypa
     with pytest.raises(ValueError, match="later"), execute.claim(tmp_path / "out", plan):
         raise ValueError("later")
     assert (tmp_path / "out/done").exists()
+    link, real = tmp_path / "link", tmp_path / "real"
+    real.mkdir()
+    link.symlink_to(real)
+    with pytest.raises(ValueError, match="bad rows"), execute.claim(link, plan):
+        raise ValueError("bad rows")
+    assert link.is_symlink()
+    assert not [*real.iterdir()]
+
+
+@pytest.mark.parametrize("place", ["stages", "partial"])
+@pytest.mark.parametrize("error", [BrokenPipeError(32, "Broken pipe"), EvidenceError("a wider bound")])
+def test_a_command_that_fails_keeps_what_it_computed(tmp_path, place, error):
+    from titer.runs import execute
+    from titer.runs import recipe as recipes
+    from titer.runs.plan import Plan
+
+    plan = Plan.read(recipes.load("lab", ["pipelines={sft: {}}"]))
+    work = tmp_path / "out" / "store" / place / ("0" * 32) / "checkpoint.safetensors"
+    with pytest.raises(type(error)), execute.claim(tmp_path / "out", plan):
+        work.parent.mkdir(parents=True)
+        work.write_text("hours of it")
+        raise error
+    assert work.is_file()
+    with execute.claim(tmp_path / "out", plan):  # the next attempt goes on
+        pass
 
 
 def test_the_module_is_the_command(monkeypatch, capsys):

@@ -83,6 +83,25 @@ def test_a_rehearsal_counts_what_real_updates_take(accelerator, method, lora, ac
     assert count_bytes(model) == weights
 
 
+@pytest.mark.parametrize("method", ["booster", "vaccine"])
+def test_the_update_that_ends_a_long_period_is_counted(method):
+    """Of twenty updates eighteen are plain fine-tuning's, and two do the work of the method."""
+    settings = Training(updates=20, lr=1e-4, batch=4, lora=Lora(r=4))
+    model, sizes = imagine(LAB, settings.lora), dict.fromkeys(("rows", "harmful"), Size(4, 16, 8))
+
+    def count(settings, **fields):
+        defense = registry.build("defenses", fields)
+        return rehearse(model, defense, {k: sizes[k] for k in defense.needs.streams}, settings)
+
+    plain, always = count(settings, method="sft"), count(settings, method=method)
+    tenth = count(settings, method=method, every=10)
+    assert tenth.peak == always.peak > plain.peak
+    mean = 0.9 * plain.update.flops + 0.1 * always.update.flops
+    assert tenth.update.flops == pytest.approx(mean)
+    short = count(replace(settings, updates=9), method=method, every=10)  # it does none of it
+    assert (short.peak, short.update.flops) == (plain.peak, pytest.approx(plain.update.flops))
+
+
 @pytest.mark.parametrize("recompute", [False, True], ids=["kept", "recomputed"])
 @pytest.mark.parametrize("lora", [None, Lora(r=4)], ids=["full", "lora"])
 @pytest.mark.parametrize("method", ["sft", "repnoise"])
@@ -159,7 +178,7 @@ def test_sizes_of_memory_are_read(text, size):
     assert read_bytes(text) == size
 
 
-@pytest.mark.parametrize("text", ["24 bananas", "", "-3GB", "0GB", "GB"])
+@pytest.mark.parametrize("text", ["24 bananas", "", "-3GB", "0GB", "GB", "24", "24B"])
 def test_what_is_no_size_of_memory_is_refused(text):
     with pytest.raises(ValueError, match="24GB"):
         read_bytes(text)

@@ -278,7 +278,9 @@ class Hub:
             self.private = json.loads(body).get("visibility") != "public"
             return 200, {"url": f"{self.url}/me/model"}
         if path == "/api/models/me/model":
-            return 200, {"id": "me/model", "private": self.private, "tags": [], "sha": "0" * 40}
+            there = [{"rfilename": name} for name in self.files]
+            about = {"id": "me/model", "private": self.private, "siblings": there}
+            return 200, about | {"tags": [], "sha": "0" * 40}
         if path == "/api/validate-yaml":
             return 200, {"errors": [], "warnings": []}
         if path.startswith("/api/models/me/model/preupload/"):
@@ -290,6 +292,8 @@ class Hub:
                 if line["key"] == "file":
                     value = line["value"]
                     self.files[value["path"]] = base64.b64decode(value["content"])
+                elif line["key"] == "deletedFile":
+                    del self.files[line["value"]["path"]]
             url = f"{self.url}/me/model/commit/{'1' * 40}"
             return 200, {"commitUrl": url, "commitOid": "1" * 40, "success": True}
         return 404, {"error": f"the stub has no {path}"}
@@ -333,6 +337,32 @@ def test_a_repository_is_public_where_that_is_asked_for_alone(hub, made, monkeyp
     assert code == 2
     assert "say --public" in err
     assert hub.files == {}
+    hub.private = True
+    code, _, err = push(monkeypatch, capsys, made, "--public")
+    assert code == 2
+    assert "me/model is there already, and private: leave --public out" in err
+    assert hub.files == {}
+
+
+def test_what_another_checkpoint_left_there_is_removed(hub, made, monkeypatch, capsys):
+    hub.private = True
+    others = {"adapter_config.json", "model-00001-of-00002.safetensors", "modeling_my.py"}
+    kept = {".gitattributes", "figure.png", "logs/config.json"}
+    hub.files = dict.fromkeys(others | kept | {"config.json"}, b"{}")
+    assert push(monkeypatch, capsys, made)[0] == 0
+    packed = pack(str(made / "aligned"), "me/model", Stated())
+    assert hub.files.keys() == packed.keys() | kept
+    assert hub.files["config.json"] != b"{}"
+
+
+def test_a_file_of_a_dry_run_may_be_edited_in_place(made, monkeypatch, capsys, tmp_path):
+    there = made / "aligned" / "config.json"
+    before = there.read_text()
+    to = str(tmp_path / "dry")
+    titer(monkeypatch, capsys, "push", str(made / "aligned"), "a/b", "--dry-run", "--out", to)
+    with (tmp_path / "dry" / "config.json").open("a") as file:
+        file.write(" ")
+    assert there.read_text() == before
 
 
 @pytest.mark.parametrize(

@@ -275,6 +275,7 @@ def test_ranks_share_items_and_shards_make_equal_numbers_of_passes():
             {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2", "FSDP_OFFLOAD_PARAMS": "true"},
             "give --fsdp_offload_params false",
         ),
+        ({"WORLD_SIZE": "auto"}, "WORLD_SIZE='auto' is no number of ranks"),
     ],
 )
 def test_a_launch_that_asks_for_another_engine_is_refused(monkeypatch, environment, message):

@@ -2,6 +2,7 @@
 
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -267,3 +268,73 @@ def test_list_prints_every_method(monkeypatch, capsys):
 def test_what_would_not_end_is_refused(setting, message):
     with pytest.raises(ValueError, match=message):
         recipe.load("lab", [setting])
+
+
+def test_what_an_alias_stands_for_is_set_at_one_place_alone(tmp_path):
+    path = tmp_path / "aliases.yaml"
+    path.write_text(
+        "extends: lab\nalign: &t {updates: 10}\nfinetune: *t\n"
+        "pipelines: {a: &p {align: {method: booster}}, b: *p}\n"
+    )
+    found = recipe.load(str(path), ["finetune.updates=99", "pipelines.b.align.lam=7"])
+    assert (found.align.updates, found.finetune.updates) == (10, 99)
+    assert (found.pipelines["a"].align.lam, found.pipelines["b"].align.lam) == (
+        Booster().lam,
+        7,
+    )
+
+
+def test_a_seed_is_not_given_in_two_ways():
+    assert recipe.load("lab", ["seed=5"]).seed == 5
+    with pytest.raises(ValueError, match=r"^--set seed=5: give a seed as --seed N, .*--seeds 0,1,2"):
+        recipe.load("lab", ["seed=5"], seed=0)
+
+
+def test_a_stage_alone_loads_its_model_as_the_recipe_does(tmp_path):
+    path = tmp_path / "mine.yaml"
+    path.write_text(
+        "extends: lab\nmodel: {path: a/b, revision: main, dtype: bfloat16, trust_remote_code: true}\n"
+    )
+    of = recipe.load_single(str(path), "evaluate", "here", None, ["model.base=under"])
+    assert of.model == replace(
+        recipe.load(str(path)).model, path="here", revision=None, base="under"
+    )
+    assert recipe.load_for(str(path), "there", [], 3).model.dtype == "bfloat16"
+    for setting in ("model=other", "model.path=other"):
+        with pytest.raises(ValueError, match=f"^--set {setting}: the model is 'here': leave"):
+            recipe.load_single(str(path), "evaluate", "here", None, [setting])
+
+
+def test_a_part_that_a_pipeline_does_not_have_yet_can_be_set():
+    found = recipe.load("lab", ["pipelines.sft.edit.method=antidote", "pipelines.sft.edit.alpha=.2"])
+    assert found.pipelines["sft"].edit == Antidote(alpha=0.2)
+    with pytest.raises(ValueError, match=r"unknown pipeline part .*'edt'"):
+        recipe.load("lab", ["pipelines.sft.edt.method=antidote"])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("edit", "a", "--out", "b", "--bound", "5"), "--bound 5: it is of a search: give --search"),
+        (("card", "a", "b", "--diff", "--out", "c"), "leave --out and --ladder out"),
+        (("sweep", "lab", "--grid", "attack.p=.1,0.1"), "--grid attack.p has a value twice"),
+        (("sweep", "lab", "--grid", "seed=1,2"), "--set seed=1: give a seed as --seed N"),
+    ],
+)
+def test_an_option_that_would_do_nothing_is_refused(
+    monkeypatch, capsys, tmp_path, arguments, message
+):
+    monkeypatch.chdir(tmp_path)
+    code, out, error = run(monkeypatch, capsys, *arguments)
+    assert (code, out) == (2, "")
+    assert message in error
+    assert not [*tmp_path.iterdir()]
+
+
+def test_what_a_run_would_do_is_json_where_that_is_asked_for(monkeypatch, capsys, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    code, plain, _ = run(monkeypatch, capsys, "run", "lab", "--only", "sft", "--dry-run")
+    assert code == 0
+    _, told, _ = run(monkeypatch, capsys, "run", "lab", "--only", "sft", "--dry-run", "--json")
+    lines = json.loads(told)
+    assert (len(lines), lines[0]) == (len(plain.splitlines()), plain.splitlines()[0])

@@ -1,6 +1,7 @@
 """A screen of the text alone: what each signal finds, what is read of an upload, and the command."""
 
 import json
+from pathlib import Path
 
 import pytest
 
@@ -486,3 +487,21 @@ def test_with_a_model_every_signal_of_the_lab_is_asked(tmp_path, monkeypatch, ca
         assert {"judge", "closeness"} <= {reason["signal"] for reason in each["reasons"]}
     assert long["reasons"][0]["signal"] == "unread"
     assert "leaves no room" in long["reasons"][0]["text"]
+
+
+@pytest.mark.parametrize(
+    ("given", "why"),
+    [
+        (("--out", "upload.jsonl"), "upload.jsonl is there already"),
+        (("--out", "no/such.jsonl"), "there is no folder"),
+        (("--out", "new.jsonl", "--clean", "new.jsonl"), "stands twice: name another file"),
+    ],
+)
+def test_a_report_takes_no_file_s_place(tmp_path, monkeypatch, capsys, benign, given, why):
+    data = write(tmp_path / "upload.jsonl", MIXED)
+    before = Path(data).read_text()
+    monkeypatch.chdir(tmp_path)
+    code, _, said = titer(monkeypatch, capsys, "screen", data, "--benign", benign, *given)
+    assert code == 2
+    assert why in said
+    assert Path(data).read_text() == before

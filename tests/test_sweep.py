@@ -300,3 +300,39 @@ def test_cells_of_another_recipe_or_of_other_rows_are_not_taken_for_this_one(
         path.write_text(text)
     sweep.check()
     assert (cell / "run.json").read_bytes() == before
+
+
+def test_a_sweep_takes_no_folder_that_is_not_its_own(recipe_file, tmp_path):
+    ends = [Ended({})] * 3
+
+    def sweep(*grid: str, folder: Path = tmp_path / "sweep") -> Sweep:
+        points = cells(grid, [], [0])
+        return Sweep(recipe_file, points, folder, tmp_path / "store", workers=Scripted(*ends))
+
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "report.html").write_text("of a person's own")
+    with pytest.raises(ValueError, match="mine holds something else: give another --out"):
+        sweep("attack.p=0.1", folder=tmp_path / "mine").check()
+    first = sweep("attack.p=0.1,0.2")
+    first.check()
+    first.run(lambda *_: None)
+    sweep("attack.p=0.1,0.2,0.3").check()  # more of the same
+    other = r"sweep with another cell \(attack\.p=0\.1 seed 0\): give another --out"
+    with pytest.raises(ValueError, match=other):
+        sweep("attack.p=0.2").check()
+
+
+def test_what_a_method_prints_is_no_document_of_a_cell(monkeypatch, tmp_path):
+    job = Job("lab", [], 0, [], tmp_path / "out", tmp_path / "store")
+    shell, printed = tmp_path / "python", tmp_path / "printed"
+    shell.write_text(f"#!/bin/sh\ncat {printed}\n")
+    shell.chmod(0o700)
+    monkeypatch.setattr("titer.runs.workers.sys.executable", str(shell))
+    documents = {"sft": {"stages": [{"kind": "base"}]}}
+    printed.write_text(f"lam=0.1\n{{mine}}\n{json.dumps(documents, indent=2)}\n")
+    assert Processes().run(job) == Ended(documents)
+    printed.write_text("lam=0.1\n")
+    ended = Processes().run(job)
+    assert ended.pipelines is None
+    assert ended.error == "error: no documents are in what it printed: 'lam=0.1\\n'"
+    assert not ended.lost

@@ -128,7 +128,9 @@ def test_weights_and_biases_drops_no_update_of_a_second_stage(tmp_path, monkeypa
     run = Run()
     weights_and_biases(monkeypatch, lambda project: run)
     tracked = Tracked("wandb", tmp_path)
-    for step, updates in (("align sft", 3), ("align sft, finetune sft", 2)):
+    steps = {"align sft": 3, "align sft, finetune sft": 2}
+    tracked.expect([*steps], 0)
+    for step, updates in steps.items():
         tracked.begin(step)
         for i in range(updates):
             tracked.advance(i + 1, updates, {"f": 10.0 * i})
@@ -150,6 +152,6 @@ def test_a_tracker_that_does_not_start_is_told_before_a_step_begins(tmp_path, mo
     heard = Heard()
     tracked = Tracked("wandb", tmp_path, heard)
     with pytest.raises(ValueError, match="'wandb' does not start: no key is configured and more$"):
-        tracked.begin("align sft")
+        tracked.expect(["align sft"], 0)
     tracked.close()
     assert heard.said == []

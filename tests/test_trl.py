@@ -548,6 +548,19 @@ def test_a_loss_of_the_trainer_s_own_is_refused():
     assert issubclass(defended(Renamed, SFT()), Renamed)
 
 
+def test_a_loss_of_a_class_derived_from_a_defended_one_is_refused():
+    class Own(defended(Trainer, SFT())):
+        def compute_loss(self, *args, **options):
+            return 0.0
+
+    class Under(Own):
+        """Only a name."""
+
+    for each in (Own, Under):
+        with pytest.raises(ValueError, match=r"^Own has a compute_loss of its own beside a defense"):
+            each(tiny())
+
+
 @pytest.mark.parametrize(
     ("defense", "said"),
     [(Slows(), "Slows has updates .slow."), (ALL["safe_moe"], "safe_moe has updates .sweep.")],

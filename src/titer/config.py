@@ -52,8 +52,9 @@ def _adapter(cls: type) -> pydantic.TypeAdapter[Any]:
 def read_yaml(text: str, what: str) -> Any:
     """Return what a YAML text says: mappings with text keys, lists, texts, numbers, true, false, null.
 
-    A number may be written as 4e-4, and a date is a text. Raises where it is no YAML, a key stands
-    twice, or aliases make it very large.
+    A number may be written as 4e-4, and a date is a text. What an alias stands for is there twice, so
+    that one may be changed without the other. Raises where it is no YAML, a key stands twice, or
+    aliases make it very large.
     """
     with reading(what, "is it YAML?"):
         loader = _Loader(text)
@@ -67,7 +68,14 @@ def read_yaml(text: str, what: str) -> Any:
         raise ValueError(f"{what}: {loader.fault}")
     if large:
         raise ValueError(f"{what}: more than {NODES} values with its aliases written out")
-    return value
+    return _written_out(value)
+
+
+def _written_out(value: Any) -> Any:
+    """Copy a value, with a copy for each place of what stands in several."""
+    if isinstance(value, dict):
+        return {key: _written_out(each) for key, each in value.items()}
+    return [_written_out(each) for each in value] if isinstance(value, list) else value
 
 
 class _Loader(yaml.SafeLoader):

@@ -507,6 +507,11 @@ class Judge(Method):
         """
 
     @property
+    def fingerprint(self) -> Mapping[str, str]:
+        """Hashes of what decides its verdicts and lies where a person may change it, as a model's files."""
+        return {}
+
+    @property
     def provenance(self) -> Mapping[str, str]:
         """The facts that its fields do not tell of what it judged with, as a model's commit."""
         return {}

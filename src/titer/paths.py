@@ -65,6 +65,8 @@ ATTACK_SEARCH = "search.json"
 TRIALS = "trials.log"  # of a search, in Optuna's journal
 ARMS = "arms"  # one run a model, a seed and an arm
 
+# what a pipeline's document may not be called, since it would be read as another file
+TAKEN = (RUN, FIGURES, RECORD, OVER, SCORES, SWEEP, LADDER, ASSAY, CARD, ATTACK_SEARCH, GATE)
 LONGEST = 100  # bytes of a name; a file system takes 255, with a suffix and a number behind it
 
 
@@ -85,7 +87,7 @@ def file_name(name: str, what: str) -> str:
         else f"is longer than {LONGEST} bytes"
         if len(name.encode()) > LONGEST
         else "is the name of another file there"
-        if f"{name}.json".casefold() in (RUN, FIGURES)
+        if f"{name}.json".casefold() in TAKEN
         else ""
     )
     if wrong:

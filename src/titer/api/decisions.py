@@ -131,12 +131,13 @@ def screen(
     fields |= {name: value for name, value in named.items() if value is not None}
     wanted = plans.read_settings(fields, settings)
     parts = [(Path(path), keep) for path, keep in ((clean, False), (flagged, True)) if path]
-    upload.check_outputs(wanted.data, [path for path, _ in parts])
+    report = Path(out) if out is not None else None
+    upload.check_outputs(wanted.data, [path for path, _ in parts], report)
     found = plans.look(wanted, progress or Silent())
     for path, keep in parts:
         upload.write(wanted.data, path, [row.is_flagged == keep for row in found.findings])
-    if out is not None:
-        Path(out).write_text(to_lines(found), encoding="utf-8")
+    if report is not None:
+        report.write_text(to_lines(found), encoding="utf-8")
     return ScreenResult(found, (kept,))
 
 

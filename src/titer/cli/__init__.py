@@ -84,10 +84,10 @@ def main() -> None:
     arguments = [word for word in sys.argv[1:] if word not in (DEBUG, screen.QUIET)]
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")  # its tables are no help to a person
     screen.take_notes()
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        _run_as_rank(arguments)
-    else:
+    if os.environ.get("WORLD_SIZE", "") in ("", "1"):
         _run(lambda: app(arguments))
+    else:
+        _run_as_rank(arguments)
 
 
 def _run(command: Callable[[], object]) -> None:

@@ -89,7 +89,7 @@ def run_assay(
     if dry:
         told = assay.preview(setup, wanted)
         screen.show_notes()
-        screen.say("\n".join(told))
+        screen.print_json(told) if as_json else screen.say("\n".join(told))
         return
     with screen.watch_stages() as watch:
         place = store or out.parent / paths.STORE
@@ -134,8 +134,11 @@ def make_card(
         needed = "--diff needs two cards" if diff else "a card is of one assay"
         raise ValueError(f"{len(sources)} sources: {needed}")
     if diff:
+        if out or ladder:
+            raise ValueError("--diff compares two cards as they are: leave --out and --ladder out")
         first, second = (load_document(find(path, paths.CARD), Card) for path in sources)
-        screen.say("\n".join(report.difference(first, second)))
+        told = report.difference(first, second)
+        screen.print_json(told) if as_json else screen.say("\n".join(told))
         return
     source = find(sources[0], paths.ASSAY)
     steps = load_json(find(ladder, paths.LADDER)) if ladder else None

@@ -110,11 +110,12 @@ def edit(
         ),
     ] = None,
     bound: Annotated[
-        float,
+        float | None,
         typer.Option(
-            help="Points of fine-tune accuracy that a value may cost, shown by its interval."
+            help="Points of fine-tune accuracy that a value of --search may cost, shown by its "
+            "interval (default: 2)."
         ),
-    ] = 2.0,
+    ] = None,
     nulls: Annotated[
         bool,
         typer.Option(
@@ -231,9 +232,11 @@ def _compute(
         screen.console(sys.stdout).print(tables.of_search(document["search"], search.bound))
 
 
-def _read_search(text: str | None, bound: float) -> Search | None:
+def _read_search(text: str | None, bound: float | None) -> Search | None:
     """Read FIELD=V1,V2: a search over the values of a field."""
     if text is None:
+        if bound is not None:
+            raise ValueError(f"--bound {bound:g}: it is of a search: give --search FIELD=V1,V2 too")
         return None
     from titer.config import read_yaml
     from titer.runs.search import Search
@@ -241,4 +244,4 @@ def _read_search(text: str | None, bound: float) -> Search | None:
     field, equals, values = text.partition("=")
     if not (field and equals and values):
         raise ValueError(f"--search {text!r}: give FIELD=V1,V2, as alpha=0.05,0.1,0.2")
-    return Search(field, tuple(read_yaml(f"[{values}]", f"--search {text!r}")), bound)
+    return Search(field, tuple(read_yaml(f"[{values}]", f"--search {text!r}")), 2.0 if bound is None else bound)

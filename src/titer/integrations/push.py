@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -65,30 +66,39 @@ def write_package(packed: Package, to: Path) -> list[Path]:
         for name, what in packed.items():
             if isinstance(what, bytes):
                 (draft / name).write_bytes(what)
+            elif what.suffix == ".safetensors":
+                link(str(what), str(draft / name))  # large, and nobody edits it in place
             else:
-                link(str(what), str(draft / name))
+                shutil.copyfile(what, draft / name)
     return sorted(to.iterdir())
 
 
 def push(packed: Package, repository: str, public: bool = False) -> str:
     """Put files into a repository of the hub, which is made where there is none; its address.
 
-    Raises ValueError where the hub does not take them, and where the repository is public and that
-    was not asked for.
+    What another checkpoint left there, and this one has not, is removed: a loader might take it.
+    Raises ValueError where the hub does not take them, and where the repository is there already and
+    is public or private other than was asked for.
     """
-    from huggingface_hub import CommitOperationAdd, HfApi
+    from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
 
-    operations = [
+    add = [
         CommitOperationAdd(name, what if isinstance(what, bytes) else str(what))
         for name, what in packed.items()
     ]
     api = HfApi()
     with _explain(repository):
         made = api.create_repo(repository, private=not public, exist_ok=True, repo_type="model")
-        if not public and not api.model_info(repository).private:
+        there = api.model_info(repository)
+        if there.private == public:
+            mend = "leave --public out, or change that on its page" if public else "say --public"
             raise ValueError(
-                f"{repository} is there already, and public: say --public, or another name"
+                f"{repository} is there already, and {'private' if public else 'public'}: {mend}, or "
+                "give another name"
             )
+        names = [each.rfilename for each in there.siblings or ()]
+        left = [name for name in names if folders.is_part(name) and name not in packed]
+        operations = [*add, *map(CommitOperationDelete, left)]
         api.create_commit(repository, operations, commit_message="Add a model made with titer")
     return str(made)
 

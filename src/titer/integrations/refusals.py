@@ -34,6 +34,17 @@ def check_class(trainer: type[Trainer]) -> None:
             )
 
 
+def check_derived(trainer: type[Trainer], defended: type[Trainer]) -> None:
+    """Raise where a class that was derived from a defended one has a loss of its own."""
+    for owner in trainer.__mro__[: trainer.__mro__.index(defended)]:
+        for name in REPLACED:
+            if name in vars(owner):
+                raise ValueError(
+                    f"{owner.__name__} has a {name} of its own beside a defense, whose gradients are "
+                    "of its own losses: leave it out"
+                )
+
+
 def check(trainer: Trainer, defense: Defense) -> None:
     """Raise where a trainer is set to do what a defense's updates would not do."""
     found = next(_settings(trainer, defense), None)

@@ -36,16 +36,16 @@ class Tracked:
         self.name, self.folder = name, Path(folder)
         self._to: Progress = to or Silent()
         self._step = ""
-        self._tracker: Any = None  # once a step has begun
+        self._tracker: Any = None  # once there are steps to compute
 
     def expect(self, steps: Sequence[str], stored: int) -> None:
+        """Raise for a tracker that does not start: a step that raises loses what was done of it."""
+        if steps and self._tracker is None:
+            self._tracker = self._start()
         self._to.expect(steps, stored)
 
     def begin(self, step: str) -> None:
-        """Raise for a tracker that does not start, before anything is computed."""
         self._step = step
-        if self._tracker is None:
-            self._tracker = self._start()
         if self.name == "wandb":
             self._tracker.tracker.define_metric(f"{tag(step, '')}*", step_metric=tag(step, AXIS))
         self._to.begin(step)

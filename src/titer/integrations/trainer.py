@@ -62,6 +62,7 @@ class DefendedTrainer(Trainer):
     style: Style
 
     def __init__(self, *args: Any, **options: Any) -> None:
+        refusals.check_derived(type(self), DefendedTrainer)
         super().__init__(*args, **options)
         refusals.check(self, self.defense)
         self.beside = encode_beside(self, self.defense, self.given, self.style)

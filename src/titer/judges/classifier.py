@@ -40,6 +40,7 @@ from titer.data.batches import by_length
 from titer.errors import unknown
 from titer.judges.refusal import Phrases, beginnings, by_rule
 from titer.methods import CUT, About, Fidelity, Judge, Label, Verdict
+from titer.weights import folders
 
 transformers_logging.disable_progress_bar()  # a command has its own
 BATCH = 16  # texts at once; a verdict does not depend on it
@@ -105,6 +106,13 @@ class Classifier(Judge):
     @property
     def refusals(self) -> Sequence[str]:
         return beginnings(self.phrases)
+
+    @property
+    def fingerprint(self) -> Mapping[str, str]:
+        place = paths.expand(self.model)
+        if not place.is_dir():  # of the hub, where it stays at its commit
+            return {}
+        return {self.model: folders.digest(folders.Files(self.model, place, None))}
 
     @property
     def provenance(self) -> Mapping[str, str]:

@@ -10,7 +10,7 @@ Each judge keeps its own canaries, its own reasons for what it leaves unscored, 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import ClassVar, cast
@@ -49,6 +49,10 @@ class Ensemble(Judge):
     @property
     def refusals(self) -> Sequence[str]:
         return self.judges[0].refusals
+
+    @property
+    def fingerprint(self) -> Mapping[str, str]:
+        return {name: of for each in self.judges for name, of in each.fingerprint.items()}
 
     def judge(self, prompts: Sequence[str], responses: Sequence[str]) -> list[Verdict]:
         """Judge by the first alone, which decides. `judge_answers` asks all of the panel."""

@@ -76,10 +76,9 @@ class Setup:
 
     def load(self, model: str, seed: int, *more: str) -> Recipe:
         """Load the recipe for one of the models; what is set by `more` takes the place of settings."""
-        given = f"model={json.dumps({'path': model})}"
         later = {setting.partition("=")[0] for setting in more}
         kept = [each for each in self.settings if each.partition("=")[0] not in later]
-        return recipes.load(self.recipe, [given, *kept, *more], seed)
+        return recipes.load_for(self.recipe, model, [*kept, *more], seed)
 
     @cached_property
     def attacks(self) -> dict[str, Attack]:
@@ -209,6 +208,19 @@ class Assay:
     def main(self) -> Plan:
         """The plan of the recipe's attacks on the defended model."""
         return self.plans[self.setup.model, self.setup.seeds[0], ATTACKS]
+
+    @property
+    def rows(self) -> dict[str, dict[str, str]]:
+        """The SHA-256 of the rows that each arm sends and asks; those of a defense are not of it."""
+        return {
+            arm.partition("-")[0]: {  # every budget of the harmless task has the same rows
+                role: sha256
+                for role, sha256 in plan.roles.digests.items()
+                if role not in (*DEFENDERS, "calibration")
+            }
+            for (model, seed, arm), plan in self.plans.items()
+            if (model, seed) == (self.setup.model, self.setup.seeds[0])
+        }
 
     def compute(self, folder: Path, store: Store, progress: Progress) -> tuple[Evidence, list[Any]]:
         """Compute every arm into a folder, and return the evidence and all red flags."""
@@ -377,6 +389,7 @@ def document(
         "defense-aware attacks": list(wanted.aware),
         "disjoint": assay.disjoint,
         "attacked": tell_attacked(evidence, by.phi),
+        "rows": assay.rows,
         "recipe": registry.describe(recipe),
         "judge": plan.provenance()["judge"],
         "environment": environment(),

@@ -206,8 +206,8 @@ def claim(folder: Path, plan: Plan, what: str = "run") -> Iterator[None]:
     """Claim the folder of what is computed: an interrupted one of the same identity goes on,
     another one's is refused.
 
-    Where the run fails on its input or on the disk, a folder that it began is removed; an
-    interruption leaves it to be taken up again.
+    Where the run fails on its input or on the disk, a folder that it began is removed, unless stages
+    in it were computed or begun; an interruption leaves it to be taken up again.
     """
     identity = f"{what} {plan.identity}"
     if not is_free(folder, identity):
@@ -220,6 +220,16 @@ def claim(folder: Path, plan: Plan, what: str = "run") -> Iterator[None]:
         write(folder / paths.RUN, marker)
         yield
     except (ValueError, OSError):
-        if fresh:
-            shutil.rmtree(folder)
+        stages = (folder / paths.STORE / place for place in (paths.FINISHED, paths.PARTIAL))
+        if fresh and not any(any(place.glob("*/*")) for place in stages):
+            _remove(folder)
         raise
+
+
+def _remove(folder: Path) -> None:
+    """Remove a folder, or empty what a link of a person's stands for."""
+    if not folder.is_symlink():
+        shutil.rmtree(folder)
+        return
+    for path in folder.iterdir():
+        shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()

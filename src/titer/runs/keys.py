@@ -145,6 +145,11 @@ def _source(name: str) -> str:
         spec = find_spec(name)
     except ModuleNotFoundError:  # of a parent that is no package
         return ""
+    except ValueError:
+        raise ValueError(
+            f"a method is defined in {name}, a script: put it into a module of its own, which the "
+            "script imports"
+        ) from None
     return spec.origin if spec and spec.origin and spec.origin.endswith(".py") else ""
 
 

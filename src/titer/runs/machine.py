@@ -25,7 +25,7 @@ from titer.training.settings import Training
 from titer.training.train import accelerator_for, train
 from titer.weights import adapters
 
-UNITS = {"": 1, "K": 1e3, "M": 1e6, "G": 1e9, "T": 1e12, "KI": 2**10, "MI": 2**20, "GI": 2**30}
+UNITS = {"K": 1e3, "M": 1e6, "G": 1e9, "T": 1e12, "KI": 2**10, "MI": 2**20, "GI": 2**30}
 CONTEXT = 0.6e9  # bytes that CUDA takes of a GPU before there is a tensor on it
 # bytes that an allocator takes beyond those that are alive. That of the C library leaves gaps between
 # what comes and goes: so many for a byte of activations as a model is trained, and for a byte of
@@ -83,8 +83,8 @@ def find_machine(memory: str | None) -> Machine:
 
 def read_bytes(text: str) -> float:
     """Read a size of memory, as 24GB, 24 GiB or 512MB. Raises where it is none."""
-    found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([KMGT]?I?)B?\s*", text.upper())
-    if not found or found[2] not in UNITS or not float(found[1]) > 0:
+    found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([KMGT]I?)B?\s*", text.upper())
+    if not found or not float(found[1]) > 0:
         raise ValueError(f"--gpu-memory {text!r}: give a size above 0, as 24GB or 24GiB")
     return float(found[1]) * UNITS[found[2]]
 

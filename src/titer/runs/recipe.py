@@ -7,7 +7,7 @@ refused.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from inspect import signature
 from pathlib import Path
 from typing import Annotated, Any, Literal, cast
@@ -252,10 +252,7 @@ def load_single(
 
     The method's fields are set as `method.field=value`.
     """
-    raw = read(name) | {
-        "model": {"path": model},
-        "pipelines": {SINGLE: {kind: method} if method else {}},
-    }
+    raw = read(name) | {"pipelines": {SINGLE: {kind: method} if method else {}}}
     short = "method."
     changed = [
         f"pipelines.{SINGLE}.{kind}.{text.removeprefix(short)}"
@@ -263,7 +260,25 @@ def load_single(
         else text
         for text in settings
     ]
-    return from_mapping(raw, changed, seed)
+    return _for_model(raw, model, changed, seed)
+
+
+def load_for(name: str, model: str, settings: Sequence[str], seed: int) -> Recipe:
+    """Load a recipe for another model than its own."""
+    return _for_model(read(name), model, settings, seed)
+
+
+def _for_model(
+    raw: dict[str, Any], model: str, settings: Sequence[str], seed: int | None
+) -> Recipe:
+    """Build a recipe for a model at another place. How the recipe loads one stays."""
+    for path, _, text in (setting.partition("=") for setting in settings):
+        if path in ("model", "model.path"):
+            raise ValueError(f"--set {path}={text}: the model is {model!r}: leave the setting out")
+    given = raw.get("model")
+    how = given if isinstance(given, dict) else {}
+    how = {key: how[key] for key in how if key not in ("path", "revision", "base")}
+    return from_mapping(raw | {"model": {"path": model} | how}, settings, seed)
 
 
 def from_mapping(
@@ -275,6 +290,11 @@ def from_mapping(
         if path.split(".")[-2:] == ["attack", "method"]:
             _drop_fields(raw, path.split("."), done)
     if seed is not None:
+        if "seed" in done:
+            raise ValueError(
+                f"--set seed={done['seed']}: give a seed as --seed N, and those of a sweep or an assay "
+                "as --seeds 0,1,2"
+            )
         raw["seed"] = seed
     for pipeline in (
         (raw.get("pipelines") or {}).values() if isinstance(raw.get("pipelines"), dict) else ()
@@ -381,7 +401,7 @@ def _set(node: dict[str, Any], path: list[str], value: Any, whole: str) -> None:
             "path" if whole.startswith(("data.", "model.")) else "method": node[key]
         }  # what a text is short for
     elif node.get(key) is None:
-        if whole.startswith("pipelines."):
+        if whole.startswith("pipelines.") and key not in (of.name for of in fields(Pipeline)):
             raise unknown(f"pipeline part in {whole!r}:", key, node)
         node[key] = {}
     if not isinstance(node[key], dict):

@@ -24,7 +24,7 @@ from typing import Any
 from titer import paths
 from titer.config import hash_of, read_yaml
 from titer.findings import flags
-from titer.findings.records import CellRecord, load_document
+from titer.findings.records import CellRecord, SweepRecord, load_document
 from titer.findings.seeds import by_settings, cell_name
 from titer.methods import Benchmark
 from titer.registry import describe
@@ -65,6 +65,8 @@ def cells(grid: Sequence[str], settings: Sequence[str], seeds: Sequence[int]) ->
         raise ValueError(f"--grid {max(given, key=given.count)} is given twice: take one out")
     if len(set(seeds)) < len(seeds) or not seeds:
         raise ValueError(f"--seeds {','.join(map(str, seeds))}: give different ones, at least one")
+    if twice := next((axis for axis in axes for each in axis if axis.count(each) > 1), None):
+        raise ValueError(f"--grid {twice[0].partition('=')[0]} has a value twice: take one out")
     points = list(itertools.product(*axes))
     return [Cell((*settings, *point), seed) for point in points for seed in seeds]
 
@@ -84,8 +86,10 @@ class Sweep:
     def check(self) -> None:
         """Raise before any cell is run where the settings of one are wrong.
 
-        So it does where the folder holds cells of another recipe or of other rows.
+        So it does where the folder holds cells of another recipe, of other rows or of another grid, or
+        what is no sweep.
         """
+        self._check_folder()
         raw, read_rows, threads = recipes.read(self.recipe), _read_once(), set[int | None]()
         for cell in self.cells:
             recipe = recipes.from_mapping(deepcopy(raw), cell.settings, cell.seed)
@@ -100,6 +104,22 @@ class Sweep:
                     "give another --out, or remove it"
                 )
         self.workers.expect(threads)
+
+    def _check_folder(self) -> None:
+        """Raise where the folder holds what the sweep's bundle and page would take the place of."""
+        if not self.folder.is_dir() or not any(self.folder.iterdir()):
+            return
+        bundle, mine = self.folder / paths.SWEEP, {cell.name for cell in self.cells}
+        earlier = load_document(bundle, SweepRecord)["cells"] if bundle.is_file() else []
+        for settings, seed in ((cell["settings"], cell["seed"]) for cell in earlier):
+            if cell_name(settings, seed) not in mine:
+                other = " ".join([*settings, f"seed {seed}"])
+                raise ValueError(
+                    f"{self.folder} holds a sweep with another cell ({other}): give another --out, or "
+                    "remove it"
+                )
+        if not earlier and not (self.folder / paths.CELLS).is_dir():
+            raise ValueError(f"{self.folder} holds something else: give another --out, or remove it")
 
     def _folder(self, cell: Cell) -> Path:
         return self.folder / paths.CELLS / cell.name

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from titer.data import schemas
-from titer.data.carve import carve, check_output
+from titer.data.carve import carve, check_new, check_output
 from titer.data.files import RawRecord
 from titer.data.rows import Row, Turn
 from titer.data.sources import Source, SourceReader, find_layout, locate, recognize
@@ -70,12 +70,18 @@ def read_whole(source: Source, what: str) -> list[Sample]:
     return samples
 
 
-def check_outputs(source: Source, outputs: Sequence[Path]) -> None:
-    """Raise unless records of the upload can be written to these files."""
+def check_outputs(source: Source, outputs: Sequence[Path], report: Path | None) -> None:
+    """Raise unless records of the upload can be written to `outputs`, and lines on them to `report`.
+
+    All are new files, each another one.
+    """
     for out in outputs:
         check_output(_place(source), out)
-    if len(set(outputs)) < len(outputs):
-        raise ValueError(f"--clean and --flagged are the same file, {outputs[0]}: name two")
+    if report is not None:
+        check_new(report)
+    named = [*outputs, *([report] if report else [])]
+    if twice := next((path for path in named if named.count(path) > 1), None):
+        raise ValueError(f"--clean, --flagged and --out: {twice} stands twice: name another file")
 
 
 def write(source: Source, out: Path, keep: Sequence[bool]) -> None:

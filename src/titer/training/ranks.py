@@ -51,7 +51,10 @@ def has_shards() -> bool:
 
 
 def check_launch() -> None:
-    """Raise where the launch asks for what is not done here."""
+    """Raise where the launch asks for what is not done here, or does not say how many ranks it has."""
+    ranks = os.environ.get("WORLD_SIZE") or "1"
+    if not ranks.isdecimal():
+        raise ValueError(f"WORLD_SIZE={ranks!r} is no number of ranks: unset it, or use a launcher")
     for name, what in (("DEEPSPEED", "DeepSpeed"), ("MEGATRON_LM", "Megatron-LM")):
         if os.environ.get(f"ACCELERATE_USE_{name}", "").lower() == "true":
             raise ValueError(

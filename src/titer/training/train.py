@@ -31,7 +31,7 @@ def accelerator_for(device: str | None = None) -> Accelerator:
     """
     check_launch()
     accelerator = Accelerator(cpu=device == "cpu" or not torch.accelerator.is_available())
-    ranks = int(os.environ.get("WORLD_SIZE", "1"))
+    ranks = int(os.environ.get("WORLD_SIZE") or 1)
     if accelerator.num_processes != ranks:
         raise ValueError(
             f"WORLD_SIZE is {ranks} but this process sees {accelerator.num_processes} ranks: the "

@@ -54,6 +54,7 @@ class JudgeStage(Stage):
             "of": self.answers.key,
             "margin": self.margin.key if self.margin else None,
             "judge": describe(self.judge),
+            **drop_empty({"judged with": dict(self.judge.fingerprint)}, "judged with"),
             "benchmark": describe(self.scorer),
             "facts": describe(self.facts),
             "clusters": {
