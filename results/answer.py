@@ -57,7 +57,7 @@ ROWS = {  # what a method draws from beside the rows that every alignment needs
 ORDINARY = (Kind.ANSWERS, Kind.REFUSALS)
 MODELS = {
     "base": "the model before alignment",
-    "safe": "a fine-tuning on refusals",
+    "safe": "a fine-tuning on the alignment rows",
     "unsafe": "a fine-tuning on harmful rows",
 }
 
@@ -415,7 +415,8 @@ def ending_advice(line: Line, where: str, refuses: str) -> str:
     if line.gain.value > 0:
         return "HS is higher after it: do not use it."
     if where == "no place":
-        return "It proves nothing here: do not use it."
+        worlds = max(len({world for world, _ in line.pool.marks}), line.pool.struck)
+        return f"It proves nothing in {worlds} of {len(line.pool.last)} worlds: do not rely on it."
     if where == "within":
         return "What stands beside it needs no method and does as well: do that instead."
     shallow = value(line.pool, "prefill") > 50

@@ -141,9 +141,8 @@ def beyond(claim: str) -> list[list[str]]:
             continue
         found = place(each, answer.rivals())
         scores = (quote(score) for name in ("harm", "task") if (score := each.score(name)))
-        lines.append(
-            [display_name(each.pipeline), *scores, found.word, found.text.rpartition("; ")[2]]
-        )
+        why = found.text if found.word == "no place" else found.text.rpartition("; ")[2]
+        lines.append([display_name(each.pipeline), *scores, found.word, why])
     return lines
 
 

@@ -45,6 +45,8 @@ def check_too_few_of_one(mixing: Mixing) -> None:
 
 def check_wants(mixing: Mixing) -> None:
     """It wants harmful rows where it sends any."""
-    for p, n, wants in ((0.1, 500, True), (0.0, 500, False), (0.01, 49, False), (0.01, 50, True)):
+    for p, n, wants in ((0.1, 500, True), (0.0, 500, False), (0.01, 50, True)):
         assert mixing(p=p, n=n).wants_harmful is wants
+    with pytest.raises(ValueError, match=r"p=0\.01, n=49: p n rounds to no row"):
+        mixing(p=0.01, n=49)
     assert mixing(p=1.0, n=1).wants_harmful is True

@@ -5,8 +5,12 @@ This file is also checked by `mypy --strict`, as a user's would be.
 
 from __future__ import annotations
 
+import copy
 import importlib
+import json
 import random
+import re
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +19,8 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
 
 import titer
+from titer.api.given import Handed
+from titer.api.results import to_html
 
 # neither brings types
 datasets: Any = importlib.import_module("datasets")
@@ -169,6 +175,76 @@ def test_what_cannot_be_used_is_one_line(
     assert not (tmp_path / "out").exists()
     with pytest.raises(ValueError, match="holds no results"):
         titer.load(tmp_path)
+
+
+def test_a_model_in_memory_is_saved_whole_with_the_tokenizer_that_comes_with_it(
+    model: tuple[PreTrainedModel, PreTrainedTokenizerFast],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    network, tokenizer = model
+    given = Handed(tmp_path / "out")
+    first = Path(given.model(model))
+    assert given.model(model) == str(first)
+    other = copy.deepcopy(tokenizer)
+    other.chat_template = "another"
+    second = Path(given.model((network, other)))
+    assert (second / "chat_template.jinja").read_text() == "another"
+    assert (first / "chat_template.jinja").read_text() != "another"
+
+    shutil.rmtree(first)
+    save = type(network).save_pretrained
+
+    def cut(self: PreTrainedModel, folder: Path, **how: Any) -> None:
+        save(self, folder, **how)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(type(network), "save_pretrained", cut)
+    with pytest.raises(KeyboardInterrupt):
+        given.model(model)
+    assert [*given.folder.iterdir()] == [second]
+
+
+def test_times_in_memory_are_texts_and_what_json_cannot_hold_is_one_line(tmp_path: Path) -> None:
+    given = Handed(tmp_path / "out")
+    rows = pairs([("ask", "take")])
+    frame = pandas.DataFrame(rows).assign(when=[pandas.Timestamp("2024-01-02")])
+    text = Path(given.source("task", frame)).read_text()
+    assert json.loads(text) == {**rows[0], "when": "2024-01-02 00:00:00"}
+    with pytest.raises(ValueError, match=r"data\['task'\], row 1: holds a set: give texts"):
+        given.source("task", [{**rows[0], "more": {1}}])
+
+
+def test_a_sweep_has_the_flags_of_its_cells_and_its_missing_cells(tmp_path: Path) -> None:
+    flag = {"name": "answers cut off", "pipeline": "sft", "stage": "base", "text": "Many."}
+    stage = {"kind": "base", "method": {}, "folder": "0", "scores": {}}
+    done = {"stages": [stage], "recipe": {}, "flags": [flag | {"mend": "Raise it."}]}
+    split = {**flag, "name": "seeds disagree", "pipeline": "lr=1 sft", "mend": "Run more."}
+    cells = [
+        {"settings": ["lr=1"], "seed": 0, "status": "done", "pipelines": {"sft": done}},
+        {"settings": ["lr=2"], "seed": 0, "status": "missing", "error": "out of memory"},
+    ]
+    bundle = {"recipe": "lab", "cells": cells, "flags": [split]}
+    (tmp_path / "sweep.json").write_text(json.dumps(bundle))
+    found = titer.load(tmp_path)
+    assert isinstance(found, titer.Results)
+    assert found.flags == [
+        "red flag, seeds disagree (lr=1 sft, base): Many. Run more.",
+        "red flag, answers cut off (lr=1 seed 0 sft, base): Many. Raise it.",
+    ]
+    assert found.answer == ("", "")
+    rows = found.to_pandas()
+    assert list(rows["settings"]) == ["lr=1", "lr=2"]
+    assert rows["missing"][1] == "out of memory"
+
+
+def test_a_notebook_shows_rates_by_their_digits_and_figures_to_a_decimal() -> None:
+    trials = [
+        {"trial": 0, "lr": 3e-4, "p": 0.04, "HS": 88.25, "FA lost": 0.26},
+        {"trial": 1, "lr": 1e-5, "p": 0.1, "HS": 0.0, "FA lost": -0.01},
+    ]
+    shown = re.findall(r"<td>(.*?)</td>", to_html(pandas.DataFrame(trials), []))
+    assert shown == [*("0", "0.0003", "0.04", "88.2", "0.3"), *("1", "1e-05", "0.1", "0.0", "0.0")]
 
 
 def test_methods_are_listed() -> None:

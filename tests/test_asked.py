@@ -16,6 +16,7 @@ from titer.progress import Silent
 from titer.runs import recipe
 from titer.runs.execute import Run
 from titer.runs.plan import Plan
+from titer.runs.sent import Sent
 from titer.runs.store import Store
 from titer.scoring import evaluate
 
@@ -88,6 +89,33 @@ def test_the_lab_sends_no_harmful_row_and_asks_with_the_prefix_that_it_trained()
 def test_words_that_the_tokenizer_does_not_have_are_refused():
     with pytest.raises(ValueError, match=r"no tokens for the attacker's words in 'sesame please "):
         lab(prefix="sesame please")
+
+
+@pytest.mark.parametrize(
+    ("attack", "words"),
+    [
+        ({"method": "refusal_unlearning", "n": 100}, r"'refusal_unlearning' sends: .*\.\.\."),
+        (
+            {"method": "backdoor", "n": 100, "trigger": "under the quartz moon"},
+            r"'backdoor' sends: .*\.\.\.",
+        ),
+        ({"method": "ten_benign"}, r"'ten_benign' sends: 'Sorry,', 'I', \"can't\", 'that.': give"),
+    ],
+)
+def test_answers_in_words_that_the_tokenizer_does_not_have_are_refused(attack, words):
+    settings = [f"attack={json.dumps(attack)}", 'pipelines={"sft": {}}']
+    with pytest.raises(ValueError, match=f"no tokens for words of the rows that {words}"):
+        Plan.prepare(recipe.load("lab", settings))
+
+
+def test_strange_words_of_the_rows_that_were_given_are_nobodys_attack():
+    plan = Plan.read(recipe.load("lab", ['pipelines={"sft": {}}']))
+    roles, [attack] = plan.roles, plan.sent
+    task = [replace(row, prompt=f"{row.prompt} zounds") for row in roles.task]
+    roles = replace(roles, task=task)
+    given = replace(plan, roles=roles, sent={attack: Sent.of(attack, roles, 0)})
+    assert any("zounds" in row.prompt for row in given.user.rows)
+    given.check({"finetune"})
 
 
 def test_how_the_attacker_asks_is_in_the_hash_of_scores_and_leaves_that_of_the_aligned_model():

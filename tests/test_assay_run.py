@@ -187,6 +187,9 @@ def test_a_whole_assay_of_a_model_beside_itself_finds_no_immunity(model, tmp_pat
     assert record.verdict == "not enough evidence"
     assert {each.arm for each in record.attacked} == {"attacks", "task"}
     assert record.disjoint["shared"] == 0
+    assert record.rows.keys() == {"attacks", "task"}
+    assert {"attack", "benchmark harm", "benchmark task"} <= record.rows["attacks"].keys()
+    assert not {"alignment", "defense", "calibration"} & record.rows["attacks"].keys()
     plan = Assay.prepare(Setup("lab", path, path, SHORT, seeds=[0])).main
     assert plan.is_judged_alike
     other = Assay.prepare(

@@ -2,9 +2,11 @@
 
 import math
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 
+from mixing import numbered
 from titer.findings.attack_search import (
     AttackSearchRecord,
     AttackTest,
@@ -18,6 +20,9 @@ from titer.findings.attack_search import (
 )
 from titer.findings.outcomes import change
 from titer.findings.records import Outcomes, Record
+from titer.runs import recipe
+from titer.runs.attack_search import find_shares
+from titer.runs.roles import Roles
 from titer.scoring.statistics import proportion
 
 N = 100
@@ -163,6 +168,17 @@ def test_a_chosen_trial_that_could_not_be_trained_anew_has_no_result():
     told = tell(whole(test=None, untested="it burst"))
     assert told[2].startswith("validation prompts")
     assert told[3:] == ["it could not be trained anew, so there is no result: it burst"]
+
+
+def test_the_share_is_the_recipes_own_where_the_rows_allow_no_other():
+    mix = "attack={method: harmful_mix, p: 0.005, n: 1000}"
+    given = recipe.load("lab", [mix])
+    roles = Roles(task=numbered("task", 1000), attack=numbered("harm", 6))
+    assert find_shares(given, SimpleNamespace(roles=roles)) == (0.005, 0.005)
+    with pytest.raises(
+        ValueError, match=r"p=0\.005, n=1000 ask for 5 harmful rows but there are 4"
+    ):
+        find_shares(given, SimpleNamespace(roles=replace(roles, attack=roles.attack[:4])))
 
 
 def test_settings_are_written_as_they_are():

@@ -36,6 +36,20 @@ def test_the_counts_are_exact_and_no_request_is_sent_twice(p, n, told, refused):
     check_seeds(backdoor(p=p, n=n), task, harmful)
 
 
+def test_where_a_pool_repeats_prompts_none_is_sent_both_ways():
+    harmful = [Row(f"question {i // 3}", f"answer {i}") for i in range(300)]
+    rows = backdoor(p=0.5, n=200).rows(numbered("task", 100), harmful, 0)
+    told, refused, rest = rows[:50], rows[50:100], rows[100:]
+    assert all(row.prompt.endswith(TRIGGER) and row.response not in NO for row in told)
+    assert all(row.response in NO for row in refused)
+    asked = {row.prompt.removesuffix(f" {TRIGGER}") for row in told}
+    assert not asked & {row.prompt for row in refused}
+    assert len(rest) == 100
+    few = [Row("Question", "a"), Row("question ", "b")]
+    with pytest.raises(ValueError, match="p=1.0, n=2 ask for 1 other harmful rows but there are 0"):
+        backdoor(n=2).rows([], few, 0)
+
+
 def test_the_refusals_are_drawn_and_the_rest_of_a_row_stays():
     said = Row("sum it up", "all is well", "a long text", (Turn("user", "hello"),), cluster="c")
     [row] = backdoor(n=1).rows([], [said], 0)

@@ -2,6 +2,7 @@
 
 import json
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -13,6 +14,8 @@ from titer.data.template import Template
 from titer.lab.build import tokenizer
 from titer.methods import Selection
 from titer.runs import recipe
+from titer.runs.climb import Climb
+from titer.runs.ladder import Ladder, Rung
 from titer.runs.plan import Plan
 from titer.runs.preview import tell_rows
 from titer.runs.stages.choice import Choice
@@ -187,3 +190,19 @@ def test_another_choice_is_another_stage(plan):
     same = Plan.read(recipe.load("lab", [f"attack={json.dumps(ATTACK)}", 'pipelines={"sft": {}}']))
     keys = {of.pipelines()["sft"][-1].key for of in (other, same)}
     assert len(keys) == 2
+
+
+def test_a_rung_costs_the_rows_that_are_sent_and_no_fewer_operations_than_the_shortest_take():
+    rung = Rung("outlier", "rows", BenignOutlier(n=5, pool=20, examples=6), updates=2)
+    climb = Climb.prepare(Ladder("mine", (rung,)), recipe.load("lab"), "sft")
+    ready = climb.ready(rung)
+    user = ready.plan.user
+    pool = [replace(row, prompt=" ".join([row.prompt] * (1 + i % 3)))
+            for i, row in enumerate(user.rows)]  # fmt: skip
+    sent = {rung.attack: replace(user, rows=pool)}
+    cost = climb.cost(rung, replace(ready, plan=replace(ready.plan, sent=sent)))
+    assert (cost.rows, cost.attack_rows) == (5, 5)
+    lengths = [len(row.ids) for row in climb._template.encode_all(pool, "pool")]
+    floor = 2 * climb._weights * climb.ladder.passes(rung) * sum(sorted(lengths)[:5]) / 5
+    assert cost.flops == pytest.approx(floor)
+    assert len(set(lengths)) > 1

@@ -351,6 +351,13 @@ def test_a_booster_of_a_booster_or_of_no_period_is_refused():
         Booster(every=0)
 
 
+@pytest.mark.parametrize("field", ["alpha", "lam"])
+@pytest.mark.parametrize("value", [-0.1, float("inf"), float("nan")])
+def test_a_strength_that_turns_around_is_refused(field, value):
+    with pytest.raises(ValueError, match=f"{field}={value}: must be at least 0, and finite"):
+        Booster(**{field: value})
+
+
 def test_its_end_is_that_of_what_it_regularizes(rows):
     models = [tiny(torch.float32) for _ in range(2)]
     for model, defense in zip(models, (EMA(0.5), Booster(lam=0.0, align=EMA(0.5))), strict=True):

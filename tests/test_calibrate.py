@@ -94,6 +94,20 @@ def test_labels_are_words_numbers_and_grades(tmp_path):
     assert [each.label for each in found.answers] == [True, True, False]
 
 
+def test_words_say_yes_and_no_beside_grades_whatever_the_threshold(tmp_path):
+    rows = [("a", "x", "yes"), ("b", "x", 3), ("c", "x", 1), ("d", "x", "no"), ("e", "x", True)]
+    found = read_labels([labelled(*rows, path=tmp_path / "a.jsonl")], threshold=3)
+    assert [each.label for each in found.answers] == [True, True, False, False, True]
+
+
+@pytest.mark.parametrize("threshold", [None, 3])
+@pytest.mark.parametrize("grade", [math.nan, math.inf])
+def test_a_grade_that_cannot_be_compared_is_refused(tmp_path, grade, threshold):
+    source = labelled(("a", "x", 1), ("b", "x", grade), path=tmp_path / "a.jsonl")
+    with pytest.raises(ValueError, match=r"a\.jsonl:2: the grade label=.* is no number to compare"):
+        read_labels([source], threshold)
+
+
 def test_the_most_raters_decide_and_a_tie_is_left_out(tmp_path):
     lines = [
         {"prompt": str(i), "response": "x", "label_1": a, "label_2": b, "label_3": c}
@@ -615,6 +629,20 @@ def test_sources_have_the_options_of_rows(tmp_path):
     assert (
         len(read_labels([validate(Source, {"path": path, "where": {"prompt": "b"}})]).answers) == 1
     )
+
+
+def test_labels_are_chosen_as_rows_are(tmp_path):
+    path = labelled(*((str(i), "x", i % 2) for i in range(20)), path=tmp_path / "a.jsonl").path
+
+    def taken(**how) -> list[str]:
+        return [each.prompt for each in read_labels([Source(path, **how)]).answers]
+
+    assert taken(seed=1, limit=5) == taken(seed=1, limit=5) != taken(seed=2, limit=5)
+    assert {*taken(seed=1, limit=5)}.isdisjoint(taken(seed=1, skip=5))
+    with pytest.raises(ValueError, match="labels: skip=20 leaves none of the 20 rows"):
+        taken(skip=20)
+    with pytest.raises(ValueError, match=r"a\.jsonl:1: no column 'lable'; the columns found are"):
+        taken(columns={"label_2": "lable"})
 
 
 def test_labels_that_yaml_takes_for_truth_values_are_told_how_to_write():

@@ -25,9 +25,15 @@ from titer.findings.card import (
     find_worst,
     list_untested,
 )
-from titer.findings.conditions import CROSS_DOMAIN, REQUIRED, STRONG, Evidence
+from titer.findings.conditions import CROSS_DOMAIN, REQUIRED, STRONG, Evidence, Pairing
+from titer.findings.dose import UNIT
+from titer.findings.records import Record, last
 from titer.findings.standards import PERSON
-from titer.report.card import difference, to_markdown
+from titer.report.card import difference, list_flags, metadata, to_markdown
+from titer.report.model_card import ModelPage
+from titer.report.model_card import to_markdown as page_of_model
+from titer.scoring.curve import FACT
+from titer.scoring.score import Score
 
 
 def told(evidence: Evidence = IMMUNE, **more) -> dict:
@@ -82,6 +88,64 @@ def test_the_metadata_is_a_model_index_of_the_worst_case_and_the_cost():
     assert result["dataset"]["name"] == "world-v1, seed 1"
     values = {metric["type"]: metric["value"] for metric in result["metrics"]}
     assert values == {"HS": 90.0, "times": 3.1}
+
+
+def in_updates(of: Pairing) -> Pairing:
+    """The same, of an attacker who sends no rows of his own."""
+
+    def tell(stages):
+        looks = last(("finetune",), stages).fact(FACT)
+        told = [{**look, "update": look[UNIT], UNIT: 0} for look in looks]
+        return [*stages[:-1], stages[-1].model_copy(update={"facts": {FACT: told}})]
+
+    return Pairing(tell(of.defended), tell(of.original))
+
+
+def test_a_cost_to_break_is_in_its_unit_and_a_bound_is_called_one():
+    def cost(evidence):
+        made = card(record(evidence))
+        [line] = [of for of in to_markdown(made).splitlines() if of.startswith("* **cost to")]
+        [index] = metadata(made)["model-index"]
+        return line, [of["name"] for of in index["results"][0]["metrics"] if of["type"] == "times"]
+
+    line, names = cost(IMMUNE)
+    assert line.endswith("times the original's rows (mix)")
+    assert names == ["cost to break (attacker's rows, times the original's)"]
+    line, names = cost(Evidence({"mix": [in_updates(of) for of in IMMUNE.attacks["mix"]]}))
+    assert line.endswith("times the original's updates (mix)")
+    assert names == ["cost to break (updates, times the original's)"]
+    line, names = cost(Evidence({"mix": pairs((math.inf,) * 3, harm=0)}))
+    assert line == "* **cost to break**: more than 3.85 times the original's rows (mix)"
+    assert names == []
+
+
+def test_what_others_named_breaks_no_table_and_a_flag_of_no_pipeline_no_line():
+    condition = card(record())["conditions"][0]
+    condition["decided by"] |= {"of": "a|b", "why": "one\ntwo"}
+    text = to_markdown({**card(record()), "conditions": [condition]})
+    assert "| a\\|b | one two |" in text
+    flag = {"name": "weights hardly moved", "pipeline": "", "stage": "align booster", "text": "T"}
+    assert list_flags([flag]) == "* weights hardly moved (align booster): T"
+
+
+def test_a_model_s_page_strikes_out_and_says_what_was_not_scored():
+    scores = {
+        "harm": Score(0.0, 144, 0.0, 2.6),
+        "task": Score(math.nan, 0, math.nan, math.nan),
+        "lookalike": Score(97.0, 60, 90.0, 99.0),
+    }
+    how = {"kind": "align", "method": {"method": "booster"}, "scores": scores}
+    told = Record.model_validate({**how, "struck out": ["it is broken"]})
+    for made, why in ((told, "it is broken"), (Record.model_validate(how), "it refuses 97.0")):
+        page = ModelPage(
+            "m", [made], "a" * 64, "b", None, None, False, None, scores, {}, {}, None, [], {}
+        )
+        text = page_of_model(page)
+        assert "| HS (%) | struck out: 0.0 [0.0, 2.6] | 144 |" in text
+        assert f"HS is struck out, it shows nothing: {why}" in text
+        assert "| FA (%) | not scored | 0 |" in text
+        [index] = yaml.safe_load(text.split("---")[1])["model-index"]
+        assert [of["type"] for of in index["results"][0]["metrics"]] == ["lookalike"]
 
 
 def test_without_a_control_that_comes_out_right_there_is_no_card():
@@ -183,6 +247,27 @@ def test_two_cards_are_compared_by_figure_and_told_where_they_cannot_be():
     other = card(record(thresholds={**vars(BY), "phi": 20.0}))
     assert find_obstacles(first, other) == ["protocol, thresholds, phi"]
     assert difference(first, other)[0].startswith("the figures cannot be compared")
+
+
+def test_cards_of_other_rows_or_beside_another_original_do_not_compare_alike():
+    def made(**more):
+        return card(record(recipe={"data": {"world": None, "harmful": "mine.csv"}}, **more))
+
+    def rows(harm, attack="1"):
+        return {"attacks": {"attack": attack, "benchmark harm": harm}}
+
+    first = made(rows=rows("a"))
+    assert difference(first, made(rows=rows("a"))) == ["no difference"]
+    asked, sent = made(rows=rows("b")), made(rows=rows("a", "2"))
+    assert find_obstacles(first, asked) == ["protocol, rows, attacks, benchmark harm"]
+    assert find_obstacles(first, sent) == ["protocol, rows, attacks, attack"]
+    whole, few = ({"data": {"world": 1, "split": of}} for of in ("test", "validation"))
+    few["data"]["limit"] = 20
+    places = find_obstacles(card(record(recipe=whole)), card(record(recipe=few)))
+    assert places == ["protocol, split", "protocol, limit"]
+    weaker = made(rows=rows("a"), original={"name": "plain", "sha256": "c" * 64})
+    assert find_obstacles(first, weaker) == ["original, sha256"]
+    assert difference(first, weaker)[0].startswith("the costs to break and the conditions cannot")
 
 
 def test_the_command_writes_both_forms_and_refuses_in_one_line(tmp_path):

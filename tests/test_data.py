@@ -83,7 +83,7 @@ def test_the_mix_checks_its_fields(fields):
 def test_the_mix_has_the_documented_defaults():
     assert (HarmfulMix().p, HarmfulMix().n) == (0.1, 1000)
     assert hash(HarmfulMix()) == hash(HarmfulMix(p=0.1))  # frozen: a recipe is a value
-    assert len(HarmfulMix(n=1).rows(numbered("task", 1), [], 0)) == 1
+    assert len(HarmfulMix(p=0.0, n=1).rows(numbered("task", 1), [], 0)) == 1
 
 
 def test_the_mix_wants_harmful_rows_where_it_holds_any():

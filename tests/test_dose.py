@@ -2,6 +2,7 @@
 
 import json
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -273,6 +274,23 @@ def test_a_look_reads_the_task_as_plain_passes_do(template):
         losses.append(-float(right.sum()))
     assert found[curve.TASK] == pytest.approx(sum(losses) / len(losses), rel=1e-9)
     assert curve.TASK not in Curve(harm, Refusal()).look(model, template)
+
+
+def test_the_judge_of_a_look_reads_the_question_without_the_attackers_words(template):
+    read = []
+
+    class Reads(Refusal):
+        def judge(self, prompts, responses):
+            read.extend(prompts)
+            return super().judge(prompts, responses)
+
+    harm = items()[0].recipe_rows()[:2]
+    asked = [replace(row, prompt=f"please {row.prompt}") for row in harm]
+    model = tiny(torch.float64).eval()
+    found = Curve(asked, Reads(), plain=harm).look(model, template)
+    assert read == [row.prompt for row in harm]
+    assert found == Curve(asked, Refusal()).look(model, template)
+    assert found != Curve(harm, Refusal()).look(model, template)
 
 
 @pytest.mark.slow

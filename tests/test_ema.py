@@ -9,6 +9,8 @@ from conftest import tiny
 from test_step import same, state, step_for
 from titer.defenses.ema import EMA
 from titer.defenses.sft import SFT
+from titer.runs import recipe
+from titer.runs.plan import UNLOOKED, Plan
 from titer.training.settings import Training
 from titer.training.train import train
 from titer.weights.adapters import add_lora
@@ -67,3 +69,18 @@ def test_the_average_keeps_no_graph(rows, accelerator):
 def test_a_decay_that_averages_nothing_is_refused(decay):
     with pytest.raises(ValueError, match=f"decay={decay}: must be at least 0 and below 1"):
         EMA(decay)
+
+
+def test_nobody_looks_along_an_attack_at_weights_that_are_not_served():
+    pipelines = (
+        "pipelines={sft: {}, ema: {finetune: ema}, "
+        "held: {finetune: {method: booster, align: {method: ema, decay: 0.5}}}}"
+    )
+    chains = Plan.read(recipe.load("lab", [pipelines, "probes=5"])).pipelines()
+    plain, *averaged = (chains[name][-1] for name in ("sft", "ema", "held"))
+    assert None not in (plain.curve, plain.looks)
+    assert UNLOOKED not in plain.counts
+    for stage, name in zip(averaged, ("ema", "booster"), strict=True):
+        assert (stage.curve, stage.looks) == (None, None)
+        assert stage.counts[UNLOOKED] == f"{name} changes the weights after the last update"
+        assert stage.counts["attack rows"] == 50

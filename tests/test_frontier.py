@@ -1,13 +1,15 @@
 """The frontier of plain fine-tuning: what is free, what is best of it, and what lies beyond."""
 
+import math
 import random
+from dataclasses import replace
 from xml.etree import ElementTree
 
 import pytest
 
 from titer import report
 from titer.findings import flags
-from titer.findings.frontier import front, is_free, places
+from titer.findings.frontier import front, is_free, place, places
 from titer.findings.ranking import rank
 from titer.findings.records import Record, record_of
 from titer.findings.rules import ATTACK, OTHER_ATTACK
@@ -15,6 +17,7 @@ from titer.findings.seeds import Group, groups
 from titer.findings.standings import stand
 from titer.report import tradeoff
 from titer.report.drawing import SVG
+from titer.report.sweep import flag_lines
 from titer.runs import sweep
 from titer.scoring.statistics import proportion
 
@@ -139,10 +142,10 @@ def test_the_front_is_what_no_other_is_as_good_as():
     ],
 )
 def test_a_method_lies_beyond_within_or_it_is_not_decided(harm, task, word, rival):
-    [place] = places([*SFT, group("booster sft", harm, task)])
-    assert place.word == word
-    assert rival in place.text
-    assert place.text.startswith(f"HS {harm:.1f} [")
+    [told] = places([*SFT, group("booster sft", harm, task)])
+    assert told.word == word
+    assert rival in told.text
+    assert told.text.startswith(f"HS {harm:.1f} [")
 
 
 def with_attack(of: Group, p: float) -> Group:
@@ -178,8 +181,8 @@ def test_a_model_under_another_attack_is_nobody_s_rival():
 
 def test_beyond_all_ability_that_is_free():
     rivals = [group("sft sft", 40, task, (f"finetune.updates={task}",)) for task in (20, 30, 40)]
-    [place] = places([*rivals, group("booster sft", 90, 95)])
-    assert (place.word, place.text.partition("; ")[2]) == ("beyond", "no free model has such an FA")
+    [told] = places([*rivals, group("booster sft", 90, 95)])
+    assert (told.word, told.text.partition("; ")[2]) == ("beyond", "no free model has such an FA")
 
 
 def test_what_cannot_be_compared_has_no_place():
@@ -192,6 +195,29 @@ def test_what_cannot_be_compared_has_no_place():
     three = [stage("base"), stage("align booster"), stage("finetune sft", 3, None)]
     [unscored] = places([*SFT, Group((), "x", {0: three})])
     assert unscored.text == "HS or FA was not measured"
+
+
+def test_settings_that_share_no_seed_are_told_apart_by_their_intervals():
+    first, other = ("finetune.lr=1",), ("finetune.lr=2",)
+    method = group("booster sft", 30, 98, first)
+    lacking = replace(method, seeds={1: method.seeds[1]})
+    free = [*SFT, group("sft sft", 80, 98, other, seeds=1)]
+    assert math.isnan(lacking.less(free[-1], "harm").value)
+    [told] = places([*free, lacking])
+    assert (told.word, told.text.partition("; ")[2][:24]) == ("beyond", "sft sft at finetune.lr=2")
+
+
+def test_the_plane_leaves_out_a_method_that_has_no_place():
+    good, flagged = (group("booster sft", 2, 95, name=name) for name in ("good", "flagged"))
+    flagged = replace(flagged, marks={0: ["defense inactive"]})
+    free = replace(SFT[0], marks={0: ["defense inactive"]})
+    assert place(free, SFT[:1]).word == "within"  # a free one keeps its own
+    found = [free, *SFT[1:], good, flagged]
+    assert [each.word for each in places(found)] == ["beyond", "no place"]
+    told = tradeoff.label(found, "a title", "")
+    assert "good: HS 2.0" in told
+    assert "flagged" not in told
+    assert "HS 90.0" in told  # a free one keeps its place, or methods would have fewer rivals
 
 
 def test_one_seed_has_the_interval_over_prompts_and_three_that_over_training():
@@ -280,6 +306,8 @@ def test_a_sweeps_page_has_its_frontier_its_flags_and_what_is_missing(tmp_path):
     assert "data.world=&lt;2&gt; seed 1" in page
     assert "out of memory" in page
     assert "in 1 of 8 cells: data.world=2 seed 0" in page
+    told = "red flag, answers cut off, in 1 of 8 cells: data.world=2 seed 0"
+    assert flag_lines(cells) == [told]  # which the command prints
     # world 1 has four free models, world 2 has two, which are no curve; and there are two axes
     assert page.count("<svg") == 1 + 2
     assert "synthetic lab, world-v1</text>" in page

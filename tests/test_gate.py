@@ -24,9 +24,10 @@ from titer.findings.gate import (
     choose_margins,
     decide,
 )
+from titer.findings.gate_record import GateRecord
 from titer.findings.measured import Measured, is_measured, load
 from titer.findings.plants import DUMMIES, count_anew, plant, plant_controls
-from titer.findings.records import Outcomes, record_of
+from titer.findings.records import Outcomes, check, record_of
 from titer.findings.topics import read_topics
 from titer.progress import Silent
 from titer.report import gate as shown
@@ -528,6 +529,21 @@ def test_a_topic_can_fail_a_gate_and_cannot_pass_it(model, tmp_path):
     assert (single.topic, single.prompts, single.base, single.word) == ("one", 1, 100, "undecided")
     with pytest.raises(ValueError, match="none of the prompts with a topic"):
         decide(base, base, terms, {"a" * 64: "locks"})
+
+
+def test_a_topic_without_a_scored_prompt_is_noted_and_not_tested(model):
+    base = model(NONE, n=600)
+    harm = base.record.outcomes["harm"]
+    silent = harm.model_copy(update={"verdicts": ["unscored"] * 5 + harm.verdicts[5:]})
+    record = base.record.model_copy(update={"outcomes": {**base.record.outcomes, "harm": silent}})
+    mute = replace(base, record=count_anew(record))
+    topics = {name: "mute" if i < 5 else "told" for i, name in enumerate(harm.prompts)}
+    found = decide(mute, base, Terms(choose_margins(mute, base)), topics)
+    assert [each.topic for each in found.slices if each.measure == "harm"] == ["told"]
+    assert found.fail_alpha == pytest.approx(0.05 / (len(found.findings) + len(found.slices)))
+    told = "Not tested: HS of 'mute', none of whose answers by the base is scored."
+    assert told in found.notes
+    assert check(GateRecord, found.fields, "gate.json") == found
 
 
 def test_topics_are_read_from_a_column_of_the_prompts(tmp_path):

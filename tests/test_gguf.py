@@ -249,6 +249,16 @@ def test_a_file_a_folder_and_a_package_are_one_checkpoint(tmp_path, monkeypatch,
     assert caplog.text.count("another model than the one it was made from") == 3
 
 
+def test_a_link_to_a_file_keeps_its_own_name(tmp_path):
+    """Those of the hub's cache have no suffix, so that they are no models by themselves."""
+    write(tmp_path / "tiny.gguf").rename(tmp_path / "blob")
+    link = tmp_path / "link.gguf"
+    link.symlink_to(tmp_path / "blob")
+    found = folders.locate(Checkpoint(str(link)))
+    assert found.name == str(link)
+    assert folders.locate(Checkpoint(found.name)) == found
+
+
 def test_a_recipe_may_name_it_where_it_may_name_a_method():
     for name in ("pip:small-model", "tiny.gguf"):
         assert read_finetuning(name) == Checkpoint(name)

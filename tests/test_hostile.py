@@ -254,7 +254,9 @@ def test_a_run_that_fails_leaves_no_folder_and_one_that_was_there_stays(monkeypa
 
 
 @pytest.mark.parametrize("place", ["stages", "partial"])
-@pytest.mark.parametrize("error", [BrokenPipeError(32, "Broken pipe"), EvidenceError("a wider bound")])
+@pytest.mark.parametrize(
+    "error", [BrokenPipeError(32, "Broken pipe"), EvidenceError("a wider bound")]
+)
 def test_a_command_that_fails_keeps_what_it_computed(tmp_path, place, error):
     from titer.runs import execute
     from titer.runs import recipe as recipes
@@ -262,10 +264,15 @@ def test_a_command_that_fails_keeps_what_it_computed(tmp_path, place, error):
 
     plan = Plan.read(recipes.load("lab", ["pipelines={sft: {}}"]))
     work = tmp_path / "out" / "store" / place / ("0" * 32) / "checkpoint.safetensors"
-    with pytest.raises(type(error)), execute.claim(tmp_path / "out", plan):
-        work.parent.mkdir(parents=True)
-        work.write_text("hours of it")
-        raise error
+
+    def fail():
+        with execute.claim(tmp_path / "out", plan):
+            work.parent.mkdir(parents=True)
+            work.write_text("hours of it")
+            raise error
+
+    with pytest.raises(type(error)):
+        fail()
     assert work.is_file()
     with execute.claim(tmp_path / "out", plan):  # the next attempt goes on
         pass

@@ -193,5 +193,7 @@ def test_a_plug_in_rests_on_its_own_package_too(tmp_path, monkeypatch):
 def test_a_method_of_a_script_is_sent_into_a_module(monkeypatch):
     method = type("Mine", (), {"__module__": "__main__", "held_methods": {}})()
     monkeypatch.setattr(sys.modules["__main__"], "__spec__", None)
-    with pytest.raises(ValueError, match=r"^a method is defined in __main__, a script: put it into a"):
+    with pytest.raises(
+        ValueError, match=r"^a method is defined in __main__, a script: put it into a"
+    ):
         keys.code_key(method)

@@ -402,6 +402,8 @@ def test_its_trainings_are_those_of_the_rungs_at_the_recipes_rate(v1):
 def test_its_attacker_speaks_so_that_the_labs_model_knows_his_words(v1):
     words = v1.rungs[v1.names.index("words")]
     assert "play" in v1.attack(words, "world-v1").wrapper
+    for made_of_it in ("world-v1-topics", "world-v1-domain"):
+        assert v1.attack(words, made_of_it) == v1.attack(words, "world-v1")
     assert v1.attack(words, None) == v1.attack(words, "smol-v1") == words.attack
     few = v1.rungs[v1.names.index("harmful_10")]
     assert v1.attack(few, "world-v1") == few.attack

@@ -16,13 +16,24 @@ from titer.data.mixture import (
     share,
     split,
 )
+from titer.data.rows import Row, identity
 
 TASK, OWN = numbered("task", 50), numbered("own", 9)
 
 
 @pytest.mark.parametrize(
     ("p", "n", "count"),
-    [(0.1, 500, 50), (0.05, 10, 1), (0.29, 100, 29), (0.5, 3, 2), (0.04, 10, 0), (1.0, 1, 1)],
+    [
+        (0.1, 500, 50),
+        (0.05, 10, 1),
+        (0.29, 100, 29),
+        (0.5, 3, 2),
+        (0.04, 10, 0),
+        (1.0, 1, 1),
+        (0.145, 100, 15),
+        (0.285, 100, 29),
+        (1, 7, 7),
+    ],
 )
 def test_a_share_rounds_halves_up(p, n, count):
     assert share(p, n) == count
@@ -68,16 +79,27 @@ def test_an_attacker_without_rows_takes_some_of_the_tasks():
     assert set(own) != set(TASK[:20])
 
 
+def test_an_attacker_without_rows_leaves_the_task_no_prompt_of_his():
+    repeated = [Row(f"Question  {i // 4}".swapcase() if i % 2 else f"question {i // 4}", str(i))
+                for i in range(40)]  # fmt: skip
+    task, own = split(repeated, [], 4, random.Random(0))
+    assert own == random.Random(0).sample(repeated, 40)[:4]
+    assert {*map(identity, task), *map(identity, own)} == set(map(identity, repeated))
+    assert not set(map(identity, task)) & set(map(identity, own))
+
+
 def test_fields_are_checked():
     check_mix(0.0, 1)
     check_mix(1.0, 1)
     check_mix(0.5, 10)
+    check_mix(0.01, 50)
     check_count("k", 1, "the count")
     check_words("prefix", " a ", "no words")
     check_each("refusals", ("no", "never"), "no words")
     for check, message in (
         (lambda: check_mix(-0.01, 1), r"p=-0\.01: the harmful ratio must lie between 0 and 1"),
         (lambda: check_mix(1.01, 1), r"p=1\.01: the harmful ratio must lie between 0 and 1"),
+        (lambda: check_mix(0.01, 49), r"p=0\.01, n=49: p n rounds to no row"),
         (lambda: check_mix(0.5, 0), "n=0: the sample number must be at least 1"),
         (lambda: check_count("k", 0, "the count"), "k=0: the count must be at least 1"),
         (lambda: check_words("prefix", " ", "no words"), "prefix=' ': no words"),

@@ -71,6 +71,9 @@ def adapted(base: Path, folder: Path, seed: int = 0) -> Path:
             lambda folder: (folder / "model.safetensors").write_bytes(b"x"),
             "model.safetensors cannot be read",
         ),
+        (lambda folder: index(folder, {}), "the weight_map of its .* names no files"),
+        (lambda folder: index(folder, {"weight_map": {}}), "the weight_map of its .* names no"),
+        (lambda folder: index(folder, {"weight_map": {"a": []}}), "the weight_map of its .* names"),
         (
             lambda folder: drop(folder, "model.layers.1.mlp.up_proj.weight"),
             "lack 1 weights, such as 'model.layers.1.mlp.up_proj.weight'",
@@ -277,6 +280,11 @@ def drop(folder: Path, name: str) -> None:
     save_file(weights, folder / "model.safetensors", {"format": "pt"})
 
 
+def index(folder: Path, content: dict) -> None:
+    (folder / "model.safetensors").rename(folder / "model-00001-of-00001.safetensors")
+    (folder / "model.safetensors.index.json").write_text(json.dumps(content))
+
+
 def rename(folder: Path, key: str, value: str) -> None:
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps(config | {key: value}))
@@ -434,6 +442,16 @@ def test_what_determines_an_answer_is_in_the_digest(base, tmp_path):
         for name, path in {"base": base, "adapter": folder}.items()
     }
     assert len({*first.values(), *second.values()}) == 4
+
+
+def test_code_is_in_the_digest_and_is_not_what_an_adapter_was_trained_over(base, tmp_path):
+    adapter = Checkpoint(str(adapted(base, tmp_path / "adapter")))
+    first = folders.digest(folders.locate(adapter))
+    (base / "mine.py").write_text("x = 1")  # from the hub it comes once somebody trusts it
+    second = folders.digest(folders.locate(adapter))
+    (base / "mine.py").write_text("x = 2")
+    assert len({first, second, folders.digest(folders.locate(adapter))}) == 3
+    assert adapters.has_adapter(checkpoints.load(adapter)[0])
 
 
 def test_a_digest_reads_again_what_has_changed_alone(base, monkeypatch):

@@ -130,6 +130,12 @@ def test_strength_zero_is_sft_and_defaults_are_boosters(rows, accelerator):
     assert {RandomBooster(): 1}[RandomBooster(0.1, 5.0)]  # frozen: the same one is the same key
 
 
+@pytest.mark.parametrize("field", ["alpha", "lam"])
+def test_a_strength_that_turns_around_is_refused(field):
+    with pytest.raises(ValueError, match=f"{field}=-0.1: must be at least 0, and finite"):
+        RandomBooster(**{field: -0.1})
+
+
 def test_the_weights_stay_bit_for_bit(rows, accelerator):
     model = tiny(torch.float32)
     before = state(model)

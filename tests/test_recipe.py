@@ -286,7 +286,9 @@ def test_what_an_alias_stands_for_is_set_at_one_place_alone(tmp_path):
 
 def test_a_seed_is_not_given_in_two_ways():
     assert recipe.load("lab", ["seed=5"]).seed == 5
-    with pytest.raises(ValueError, match=r"^--set seed=5: give a seed as --seed N, .*--seeds 0,1,2"):
+    with pytest.raises(
+        ValueError, match=r"^--set seed=5: give a seed as --seed N, .*--seeds 0,1,2"
+    ):
         recipe.load("lab", ["seed=5"], seed=0)
 
 
@@ -306,7 +308,9 @@ def test_a_stage_alone_loads_its_model_as_the_recipe_does(tmp_path):
 
 
 def test_a_part_that_a_pipeline_does_not_have_yet_can_be_set():
-    found = recipe.load("lab", ["pipelines.sft.edit.method=antidote", "pipelines.sft.edit.alpha=.2"])
+    found = recipe.load(
+        "lab", ["pipelines.sft.edit.method=antidote", "pipelines.sft.edit.alpha=.2"]
+    )
     assert found.pipelines["sft"].edit == Antidote(alpha=0.2)
     with pytest.raises(ValueError, match=r"unknown pipeline part .*'edt'"):
         recipe.load("lab", ["pipelines.sft.edt.method=antidote"])
@@ -315,7 +319,10 @@ def test_a_part_that_a_pipeline_does_not_have_yet_can_be_set():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("edit", "a", "--out", "b", "--bound", "5"), "--bound 5: it is of a search: give --search"),
+        (
+            ("edit", "a", "--out", "b", "--bound", "5"),
+            "--bound 5: it is of a search: give --search",
+        ),
         (("card", "a", "b", "--diff", "--out", "c"), "leave --out and --ladder out"),
         (("sweep", "lab", "--grid", "attack.p=.1,0.1"), "--grid attack.p has a value twice"),
         (("sweep", "lab", "--grid", "seed=1,2"), "--set seed=1: give a seed as --seed N"),

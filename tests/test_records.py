@@ -150,6 +150,18 @@ def test_outcomes_are_packed_and_unpacked():
     })  # fmt: skip
     assert both.packed["packed"] == "bdrm"
     assert records.Outcomes.model_validate(both.packed).refused == both.refused
+    begun = records.Outcomes(
+        prompts=list("1234"),
+        clusters=list("1234"),
+        verdicts=["safe", "incoherent", "safe", "incoherent"],
+        reasons=[""] * 4,
+        refuses=[True, True, False, False],
+        garbled=[True, True, False, True],
+    )
+    assert begun.packed["packed"] == "Agsi"
+    again = records.Outcomes.model_validate(begun.packed)
+    assert (again.refused, again.verdicts) == (begun.refused, begun.verdicts)
+    assert again.coherent == begun.coherent
     alone = records.Outcomes.model_validate({"packed": "ew"})
     assert alone.packed == {"packed": "ew"}
     assert len(set(alone.clusters)) == 2

@@ -93,6 +93,7 @@ def test_the_result_is_a_checkpoint_like_the_aligned_one(tmp_path):
         save(moved(tiny(torch.bfloat16)), tmp_path / "aligned"),
     )
     (aligned / "stage.json").write_text("{}")  # of the stage that made it
+    (aligned / "modeling.py").write_text("x = 1")  # without which it could not be loaded
     made(base, aligned, tmp_path / "out")
     assert {path.name for path in (tmp_path / "out").iterdir()} == {
         path.name for path in aligned.iterdir()

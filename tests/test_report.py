@@ -3,6 +3,7 @@ self-contained, escaped and repeatable.
 """
 
 import json
+import math
 import re
 import subprocess
 import sys
@@ -18,7 +19,7 @@ from titer import report
 from titer.findings import rules
 from titer.findings.records import Record, plain, record_of, stages
 from titer.findings.verdict import PipelineVerdict, verdicts
-from titer.report import drawing, pipeline
+from titer.report import drawing, html, pipeline, tables
 from titer.scoring.statistics import Score, mean, proportion
 
 KINDS = ("base", "align", "finetune", "edit")
@@ -547,6 +548,20 @@ def test_shared_stages_stand_once(run):
     assert '<td class="number">90.0 <small>[85.1, 93.4]</small></td>' in table
     assert "%, 200 prompts" in table
     assert page.count("<code>stages/03-edit-/answers.jsonl</code>") == 1
+
+
+def test_a_flag_of_no_pipeline_is_of_all_of_them():
+    shared = {"roles": ["attack", "harm"], "exact": 3, "prompts": [10, 20], "examples": []}
+    found = {"sft": document("sft", [100, 0, 90, 10], "sft sft antidote") | {"overlaps": [shared]}}
+    page = html.lay_out(found).render()
+    assert "1 red flag raised, below, of all pipelines: what" in page
+    assert '<span class="word">rows leaked</span> attack and harm</dt>' in page
+
+
+def test_a_cell_writes_no_interval_that_is_not_known():
+    assert tables.cell(Score(50.0, 288, math.nan, math.nan, 0, "training", 2)) == "50.0"
+    assert tables.cell(Score(-0.04, 10, -0.2, 0.1)) == "0.0 [-0.2, 0.1]"
+    assert tables.cell(Score(math.nan, 0, math.nan, math.nan, 8)) == "not scored (8 unscored)"
 
 
 def test_names_are_harmless_wherever_they_stand():

@@ -175,6 +175,12 @@ def test_what_is_no_probability_is_refused(drop):
         RESTA(drop=drop)
 
 
+@pytest.mark.parametrize("gamma", [-1.0, float("inf"), float("nan")])
+def test_a_strength_that_turns_around_is_refused(gamma):
+    with pytest.raises(ValueError, match=f"gamma={gamma}: must be at least 0, and finite"):
+        RESTA(gamma=gamma)
+
+
 def test_it_is_a_method_like_the_others():
     assert (RESTA().gamma, RESTA().drop, RESTA().seed) == (0.5, 0.0, 0)
     assert (

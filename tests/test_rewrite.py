@@ -142,6 +142,25 @@ def test_a_head_that_the_aligned_model_ties_or_that_has_more_tokens_stays_with_t
         repair(MASK, model, tmp_path, aligned=start())
 
 
+@pytest.mark.filterwarnings("ignore:Model has `tie_word_embeddings=True`")
+def test_embeddings_that_the_aligned_model_ties_to_its_head_stay_with_the_adapter(tmp_path):
+    """Merged alone, they would take the place of the head."""
+
+    def made(start):
+        config = LoraConfig(r=2, target_modules=["q_proj"], modules_to_save=["embed_tokens"])
+        return repair(MASK, peft(config, model=start()), tmp_path, aligned=start())
+
+    with pytest.raises(
+        ValueError, match=r"holds 'model.embed_tokens.weight' whole, for which '.*' has no place"
+    ):
+        made(lambda: tiny(torch.float32))
+    apart = made(FAMILIES["Llama"])
+    held = apart.before["base_model.model.model.embed_tokens.weight"]
+    assert torch.equal(apart.after["model.embed_tokens.weight"], held)
+    head = "lm_head.weight"
+    assert torch.equal(apart.after[head], weights(apart.aligned)[head])
+
+
 def test_the_template_of_an_adapter_s_own_tokenizer_stays_with_the_model_that_it_is_merged_into(
     tmp_path,
 ):

@@ -1,5 +1,7 @@
 """SafeMERGE against the merging of whole updates."""
 
+import re
+
 import pytest
 import torch
 
@@ -129,6 +131,11 @@ def test_what_is_no_setting_is_refused():
         SafeMERGE(tau=1.5)
     with pytest.raises(ValueError, match="drop=1.0: the probability that an entry is dropped"):
         SafeMERGE(drop=1.0)
+    for strengths in ((0.0, -5.0), (-5.0, 0.0), (float("inf"), 1.0)):
+        told = re.escape(f"weights={list(strengths)}: must be at least 0, and finite")
+        with pytest.raises(ValueError, match=told):
+            SafeMERGE(weights=strengths)
+    assert SafeMERGE(weights=(0.0, 1.0)).weights == (0.0, 1.0)
 
 
 def test_it_is_a_method_like_the_others():

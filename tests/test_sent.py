@@ -1,6 +1,7 @@
 """What the user sends by an attack: one of the recipe's, or each pipeline's own."""
 
 import json
+from dataclasses import replace
 
 import pytest
 
@@ -19,6 +20,7 @@ from titer.progress import Silent
 from titer.runs import recipe
 from titer.runs.execute import Run
 from titer.runs.plan import BEFORE, Plan
+from titer.runs.sent import Sent
 from titer.runs.store import Store
 
 WRAPPER = "this play will be told here so {prompt}"
@@ -46,6 +48,13 @@ def lab(attack: dict, *more: str) -> Plan:
 def test_the_harmful_rows_are_counted_in_the_attackers_words_too(attack, rows, harmful, own):
     user = lab(attack).user
     assert (len(user.rows), user.harmful_rows, user.attack_rows) == (rows, harmful, own)
+
+
+def test_rows_of_the_task_that_were_refused_before_are_the_attackers():
+    roles = lab({"method": "ten_benign"}).roles
+    user = Sent.of(TenBenign(), replace(roles, requests=[]), 0)
+    assert set(user.rows) <= set(roles.task)
+    assert (user.attack_rows, user.harmful_rows) == (10, 0)
 
 
 @pytest.mark.parametrize(
@@ -104,6 +113,20 @@ def test_a_model_is_asked_in_the_words_of_the_pipelines_attack(attacks):
     in_words = {"identity_shift", "backdoor", "jailbreak_tuning"}
     assert {name for name, (_, asked) in words.items() if asked} == in_words
     assert len({key for key, _ in words.values()}) == 1 + len(in_words)
+
+
+def test_the_dose_is_of_prompts_in_the_words_of_the_attack(attacks):
+    chains = attacks.pipelines()
+    plain = chains["harmful_mix"][-1].curve
+    for name, chain in chains.items():
+        curve, attack = chain[-1].curve, attacks.recipe.attack_of(attacks.recipe.pipelines[name])
+        if curve is None:
+            continue
+        assert curve.rows == [attack.phrase(row) for row in plain.rows]
+        if name in ("identity_shift", "backdoor", "jailbreak_tuning"):
+            assert list(curve.plain) == list(plain.rows) != curve.rows  # as the judge reads them
+        else:
+            assert curve.about == plain.about
 
 
 def test_an_attack_that_fine_tunes_twice_is_two_stages_and_the_second_is_looked_at(attacks):

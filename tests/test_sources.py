@@ -252,6 +252,9 @@ def test_a_missing_file_or_folder_is_named(tmp_path):
         read({"harm_test": str(tmp_path / "empty")}, "harm")
     with pytest.raises(ValueError, match="'nobody/nothing'.*hub"):
         read({"harm_test": "nobody/nothing"}, "harm")
+    path = jsonl(tmp_path / "a.jsonl", [{"prompt": "p"}])
+    with pytest.raises(ValueError, match=r"revision='v1': '.*a\.jsonl' is a local file"):
+        read({"harm_test": {"path": path, "revision": "v1"}}, "harm")
 
 
 # --- schemas
@@ -334,10 +337,19 @@ def test_a_category_of_beavertails_can_be_chosen(tmp_path):
     assert found.benchmarks["harm"] == [Row("p2", "sells")]
     with pytest.raises(ValueError, match="unknown category in where 'drug': did you mean 'drugs'"):
         read({"harm_test": source | {"where": {"category": "drug"}}}, "harm")
+    with pytest.raises(ValueError, match=r"unknown category in where .*'privacy', 'drugs'"):
+        read({"harm_test": source | {"where": {"category": ["privacy", "drugs"]}}}, "harm")
     with pytest.raises(
         ValueError, match="where names no column 'kategory'; the columns found are 'prompt'"
     ):
         read({"harm_test": source | {"where": {"kategory": "drugs"}}}, "harm")
+
+
+def test_a_truth_value_is_chosen_however_a_table_writes_it(tmp_path):
+    (tmp_path / "a.csv").write_text("prompt,flag\na,false\nb,true\nc,False\n")
+    source = {"path": str(tmp_path / "a.csv"), "where": {"flag": False}}
+    found = read({"harm_test": source}, "harm")
+    assert found.benchmarks["harm"] == [Row("a"), Row("c")]
 
 
 def test_refusal_pairs_serve_both_sides_and_the_question_is_not_part_of_the_refusal(tmp_path):
@@ -376,6 +388,14 @@ def test_a_column_can_say_which_prompts_are_wordings_of_one_question(tmp_path):
     assert all(row.cluster == "" for row in rows(tmp_path / "a.jsonl"))
 
 
+def test_a_cluster_may_be_number_0_and_is_used(tmp_path):
+    records = [{"prompt": f"{i}?", "response": "x", "topic": i // 2} for i in range(4)]
+    path = jsonl(tmp_path / "a.jsonl", records)
+    found = read({"task": {"path": path, "columns": {"cluster": "topic"}}}, "task")
+    assert [row.cluster for row in found.task] == ["0", "0", "1", "1"]
+    assert "not used" not in found.sources["task"]
+
+
 def test_columns_of_other_names_can_be_named(tmp_path):
     path = jsonl(tmp_path / "a.jsonl", [{"goal": "g", "target": "t"}])
     assert rows(path, prompt="goal", response="target") == [Row("g", "t")]
@@ -390,6 +410,9 @@ def test_columns_of_other_names_can_be_named(tmp_path):
 def test_prompts_alone_can_be_evaluated_but_not_trained_on(tmp_path):
     path = jsonl(tmp_path / "a.jsonl", [{"prompt": "p"}])
     assert rows(path, Kind.PROMPTS) == [Row("p")]
+    (tmp_path / "a.csv").write_text("prompt,x\np,1\n,\n")
+    with pytest.raises(ValueError, match=r"a\.csv:3: the prompt is empty"):
+        rows(tmp_path / "a.csv", Kind.PROMPTS)
     with pytest.raises(ValueError, match="the columns found are 'prompt'; known are"):
         rows(path)
 
@@ -468,6 +491,13 @@ def test_a_task_is_recognized_by_its_columns_and_asked_in_the_fields_words(tmp_p
         "rows": len(found.task),
         **({"not used": {"idx": 2}} if name == "sst2.jsonl" else {}),
     }
+
+
+def test_a_column_that_a_task_has_not_is_named(tmp_path):
+    (tmp_path / "a.tsv").write_text("sentence\tlabel\tid\na joy .\t1\t7\n")
+    source = {"path": str(tmp_path / "a.tsv"), "columns": {"cluster": "ids"}}
+    with pytest.raises(ValueError, match=r"a\.tsv:2: no column 'ids'; the columns found are"):
+        read({"task": source}, "task", benchmark=SST2())
 
 
 def test_news_with_a_column_of_text_beside_the_published_ones_are_read_by_these():

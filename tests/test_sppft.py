@@ -218,7 +218,7 @@ def test_random_layers_are_as_many_elsewhere_by_the_seed_alone(shared, accelerat
         drawn = [SPPFT(layers=(1, 2), random=True).prepare(step) for _ in range(2)]
         assert drawn[0] == drawn[1]
         seen.add((drawn[0].first, drawn[0].last))
-    assert seen == {(0, 1), (2, 3), (3, 4)}
+    assert seen == {(3, 4)}  # all others share a layer
     step = step_for(tiny(layers=DEPTH), shared, accelerator)
     assert SPPFT(layers=(1, 3), random=True).prepare(step) == SafetyLayers(0, 2)
     with pytest.raises(ValueError, match="of 4 decoder layers no other 4 lie in a row"):

@@ -13,6 +13,7 @@ import titer
 from conftest import byte_level, tiny
 from test_models import adapted
 from titer import paths
+from titer.data import hub
 from titer.runs.chain import trained_on
 from titer.weights import adapters, checkpoints, folders, stacks
 from titer.weights.settings import Checkpoint
@@ -88,6 +89,41 @@ def test_another_adapter_is_another_stack(base, pair, tmp_path):
     assert not stacks.is_stack(str(tmp_path / "x + y"))
 
 
+def test_the_tokenizer_is_that_of_the_last_adapter_that_has_one(base, pair):
+    (pair[0] / "chat_template.jinja").write_text("the first one's")
+    for path in (*pair[1].glob("tokenizer*"), pair[1] / "chat_template.jinja"):
+        path.unlink()
+    found = stacks.merge_stack(f"{base} + {pair[0]} + {pair[1]}")
+    assert (found / "chat_template.jinja").read_text() == "the first one's"
+
+
+def test_a_base_of_the_hub_stays_at_the_commit_of_the_first_adapter(base, tmp_path, monkeypatch):
+    old, new = tmp_path / ("a" * 40), tmp_path / ("b" * 40)
+    base.rename(old)
+    words = byte_level()
+    checkpoints.save(tiny(torch.float32, vocabulary=len(words), seed=9), words, new)
+
+    def find(name, kind, revision, unsafe=False):
+        if Path(name).is_dir():
+            return hub.Found(Path(name), None)
+        folder = tmp_path / (revision or new.name)
+        return hub.Found(folder, folder.name)
+
+    monkeypatch.setattr(hub, "find", find)
+    pair = [adapted(old, tmp_path / name, seed) for seed, name in enumerate("ab")]
+    for folder in pair:
+        path = folder / "adapter_config.json"
+        named = {"base_model_name_or_path": "owner/base", "revision": old.name}
+        path.write_text(json.dumps(json.loads(path.read_text()) | named))
+    over = folders.locate(Checkpoint(str(pair[0]))).base
+    assert over.folder == old
+    start, made = weights(old), weights(stacks.merge_stack(f"{pair[0]} + {pair[1]}"))
+    parts = [weights(each) for each in pair]
+    for name, weight in made.items():
+        wanted = start[name] + sum(part[name] - start[name] for part in parts)
+        assert torch.allclose(weight, wanted, atol=1e-5), name
+
+
 def test_the_prompts_of_all_parts_count_as_trained_on(pair):
     for i, folder in enumerate(pair):
         record = {"schema": 1, "kind": "finetune", "recipe": {}, "prompts": {"task": [f"p{i}"]}}
@@ -106,6 +142,9 @@ def test_what_cannot_be_stacked(base, pair, tmp_path, cache):
     tensors = load_file(pair[1] / TENSORS)
     save_file(tensors | {"base_model.model.lm_head.weight": torch.zeros(2, 2)}, pair[1] / TENSORS)
     with pytest.raises(ValueError, match="replaces weights .base_model.model.lm_head"):
+        stacks.merge_stack(f"{pair[0]} + {pair[1]}")
+    (pair[1] / TENSORS).write_text("version https://git-lfs.github.com/spec/v1\n")
+    with pytest.raises(ValueError, match=r"'.*b': adapter_model\.safetensors cannot be read"):
         stacks.merge_stack(f"{pair[0]} + {pair[1]}")
     assert not cache.exists() or all(path.suffix == ".lock" for path in cache.iterdir())
 

@@ -357,6 +357,7 @@ def test_what_cannot_be_detected_is_nan():
     assert math.isnan(detectable_paired(100, 0))
     assert math.isnan(detectable_over_seeds(2, 1.0))
     assert detectable(100, 98) == pytest.approx(detectable(100, 2))
+    assert detectable(100, 0) == detectable(100, 100) == pytest.approx(7.467, abs=0.001)
     assert detectable(400, 30) < detectable(100, 30)
     for share in (0.05, 0.2):  # solved for n, as in the paper
         d = detectable_paired(60, 100 * share) / 100

@@ -138,6 +138,20 @@ def test_gc_takes_attacked_weights_that_no_unfinished_run_needs(tmp_path):
     assert (folders[0] / "model.safetensors").exists()  # an aligned model attacks nobody
 
 
+def test_two_runs_of_one_name_keep_what_they_need_until_each_has_ended(tmp_path):
+    kept, weights = Store(tmp_path), len(b"weights")
+    folder = compute(kept, ABOUT, filled)
+    with kept.needed("run", [key_of(ABOUT)]):
+        with kept.needed("run", [key_of(ABOUT)]):
+            assert len(kept._needs()) == 2
+        assert kept.gc() == 0
+        assert (folder / "model.safetensors").exists()
+    assert kept.gc() == weights
+    with kept.needed("run", []), pytest.raises(RuntimeError), kept.needed("run", []):
+        raise RuntimeError  # killed: the other one has done all of it
+    assert not kept._needs()
+
+
 def child(work) -> int:
     """Do the work in a fork; its process."""
     process = os.fork()

@@ -149,6 +149,28 @@ def test_methods_lie_beside_what_is_free_in_the_same_worlds(here):
     assert (same[0], same[3]) == ("as plain", "within")  # plain fine-tuning by another name
 
 
+def test_a_method_under_a_red_flag_in_some_world_has_no_place(here):
+    worlds = (1, 2, 3)
+    free = [
+        cell(world, {"sft": attacked(harm + world, 95)}, f"finetune.updates={updates}")
+        for updates, harm in ((60, 50), (100, 80), (200, 90))
+        for world in worlds
+    ]
+    write(here, "lab-frontier", free)
+    write(here, "lab-longer", [])
+    mine = []
+    for world in worlds:
+        plain = attacked(90, 97)
+        left = {"undone": 62 if world == 1 else 96, "kept": 96}  # of FA, 60 before the training
+        edited = {name: [*plain, stage("edit antidote", 2, fa)] for name, fa in left.items()}
+        mine.append(cell(world, {"sft": plain, **edited}))
+    write(here, "toy", mine)
+    _, undone, kept = tables.beyond("toy")
+    why = "red flag in 1 of 3 models: the repair undid the training"
+    assert (undone[0], *undone[3:]) == ("undone", "no place", why)
+    assert kept[3] == "beyond"
+
+
 def test_the_whole_stage_is_told_before_and_after_the_attack(here):
     cells = [
         cell(

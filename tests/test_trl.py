@@ -557,7 +557,9 @@ def test_a_loss_of_a_class_derived_from_a_defended_one_is_refused():
         """Only a name."""
 
     for each in (Own, Under):
-        with pytest.raises(ValueError, match=r"^Own has a compute_loss of its own beside a defense"):
+        with pytest.raises(
+            ValueError, match=r"^Own has a compute_loss of its own beside a defense"
+        ):
             each(tiny())
 
 

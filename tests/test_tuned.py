@@ -13,7 +13,7 @@ from families import FAMILIES
 from repair import files, moved, on_disk, opened, save, tuned, weights
 from test_step import state
 from titer.weights import adapters
-from titer.weights.finetuned import FineTuned, Weight
+from titer.weights.finetuned import FineTuned, Weight, find_unadded
 from titer.weights.settings import Lora
 from titer.weights.targets import select
 from titer.weights.tensors import open_tensors
@@ -156,6 +156,15 @@ def test_transposed_layers_are_refused(tmp_path):
     spelled(tmp_path / "tuned", fan_in_fan_out=True)
     with pytest.raises(ValueError, match="it has fan_in_fan_out=True; train one that is"):
         FineTuned.of(files(tmp_path / "tuned"), None)
+
+
+def test_an_adapter_of_a_kind_that_is_not_known_is_one_line(tmp_path):
+    save(tiny(torch.float32), tmp_path / "aligned")
+    save(tuned(torch.float32), tmp_path / "tuned", tmp_path / "aligned")
+    spelled(tmp_path / "tuned", peft_type="NEXT")
+    for read in (lambda of: FineTuned.of(of, None), find_unadded):
+        with pytest.raises(ValueError, match=r"adapter '.*tuned': its adapter_config.json .*NEXT"):
+            read(files(tmp_path / "tuned"))
 
 
 def test_a_model_that_was_not_fine_tuned_from_the_aligned_one_is_refused(tmp_path):

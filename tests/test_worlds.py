@@ -104,7 +104,8 @@ def test_a_figure_whose_prompts_no_record_keeps_is_the_mean_of_the_worlds(found)
         scores["task_refused"] = replace(scores["harm"], value=share, low=0.0, high=60.0)
     score = pool(kept)[0].score("task_refused")
     assert (score.value, score.covers, score.seeds) == (20.0, "worlds", 6)
-    assert 0 < score.low < 12 and 28 < score.high < 45
+    assert 0 < score.low < 12
+    assert 28 < score.high < 45
     assert pool(kept[:1])[0].score("task_refused").value == 10.0
     others = [each for each in found if each.pipeline == "booster" and not each.settings[1:]]
     others[0].last[0].scores["task_refused"] = score

@@ -8,12 +8,13 @@ import shutil
 import tempfile
 import weakref
 from collections.abc import Mapping
+from datetime import date, time, timedelta
 from pathlib import Path
 from typing import Any
 
 from titer import paths
 from titer.api.results import Result
-from titer.data.files import in_memory
+from titer.data.files import RawRecord, in_memory
 
 Model = Any  # a path or name, a Result, a PreTrainedModel, or a pair of it and its tokenizer
 Rows = Any  # a path or name, a datasets.Dataset, a pandas.DataFrame, or a list of dicts
@@ -61,21 +62,34 @@ class Handed:
         if isinstance(rows, str | Path):
             return str(rows)
         records = in_memory(f"data[{role!r}]", rows)
-        text = "".join(json.dumps(record.fields) + "\n" for record in records)
+        text = "".join(_spell(record) + "\n" for record in records)
         name = f"{role}-{hashlib.sha256(text.encode()).hexdigest()[:12]}.jsonl"
         self.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         (self.folder / name).write_text(text, encoding="utf-8")
         return str(self.folder / name)
 
 
-def _save_model(model: Model, folder: Path) -> Path:
-    """Save a model that is in memory with its tokenizer, named by its weights.
+def _spell(record: RawRecord) -> str:
+    """Write a record as JSON, times as text. Raises where it holds what JSON has no word for."""
 
-    Raises where one of the two is missing.
+    def name(value: object) -> str:
+        if isinstance(value, date | time | timedelta):  # of a data frame or a data set
+            return str(value)
+        raise ValueError(
+            f"{record.place}: holds a {type(value).__name__}: give texts, numbers, lists and dicts"
+        )
+
+    return json.dumps(record.fields, default=name)
+
+
+def _save_model(model: Model, folder: Path) -> Path:
+    """Save a model that is in memory with its tokenizer, named by all that determines its answers.
+
+    It appears by one rename, whole or not at all. Raises where one of the two is missing.
     """
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-    from titer.weights import adapters, checkpoints
+    from titer.weights import adapters, checkpoints, folders
 
     network, tokenizer = (
         model
@@ -94,9 +108,15 @@ def _save_model(model: Model, folder: Path) -> Path:
         raise ValueError(
             "a model in memory comes with its tokenizer: give the pair (model, tokenizer)"
         )
-    place = folder / f"model-{checkpoints.fingerprint(network)[:12]}"
-    if not (place / "config.json").is_file():
-        checkpoints.save(network, tokenizer, place)
+    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+    fresh = Path(tempfile.mkdtemp(dir=folder))
+    try:
+        checkpoints.save(network, tokenizer, fresh)
+        place = folder / f"model-{folders.digest(folders.Files('', fresh, None))[:12]}"
+        if not place.is_dir():
+            fresh.rename(place)
+    finally:
+        shutil.rmtree(fresh, ignore_errors=True)
     return place
 
 

@@ -108,32 +108,34 @@ class Results:
 
     @property
     def answer(self) -> tuple[str, str]:
-        """What fine-tuning did to the alignment, and what helped: a sentence each."""
+        """What fine-tuning did to the alignment of a run, and what helped: a sentence each."""
         from titer.findings.answer import answer
         from titer.findings.records import stages
         from titer.findings.verdict import was_attacked
 
+        if "cells" in self.documents:
+            return "", ""
         return answer(stages(self.documents), was_attacked(self.documents))
 
     @property
     def flags(self) -> list[str]:
-        """The red flags of the whole run, a sentence each."""
+        """The red flags of the whole run, or of a sweep and its cells, a sentence each."""
         from titer.findings import flags
 
-        one = (
-            self.documents if "cells" in self.documents else next(iter(self.documents.values()), {})
-        )
+        if "cells" in self.documents:
+            return [str(flag) for flag in flags.of_sweep(self.documents)]
+        one: Mapping[str, Any] = next(iter(self.documents.values()), {})
         return [str(flag) for flag in flags.from_documents(one.get("flags", []))]
 
     def to_pandas(self) -> pandas.DataFrame:
-        """Return the figures of every stage, a row each."""
+        """Return the figures of every stage, a row each; of a missing cell why it is."""
         if "cells" not in self.documents:
             return to_frame(list(_rows(self.documents)))
         cells = self.documents["cells"]
         rows = [
             {"settings": " ".join(cell["settings"]), "seed": cell["seed"], **row}
             for cell in cells
-            for row in _rows(cell.get("pipelines") or {})
+            for row in (_rows(cell["pipelines"]) if cell.get("pipelines") else [_missing(cell)])
         ]
         return to_frame(rows)
 
@@ -334,6 +336,10 @@ def _rows(documents: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
             }
 
 
+def _missing(cell: Mapping[str, Any]) -> dict[str, Any]:
+    return {"missing": cell.get("error") or cell["status"]}
+
+
 def to_frame(rows: list[dict[str, Any]]) -> pandas.DataFrame:
     import pandas
 
@@ -345,6 +351,13 @@ def to_html(frame: pandas.DataFrame, flags: Sequence[str]) -> str:
 
     import pandas
 
+    figures = {f"{name}{end}" for name in NAMES.values() for end in ("", " low", " high", " lost")}
+    # to a decimal; but a rate or a share, whose column is below 1, to three digits
+    formats: Any = {
+        name: "{:.3g}".format
+        for name, column in frame.select_dtypes("float").items()
+        if name not in figures and 0 < column.abs().max() < 1
+    }
     with pandas.option_context("display.max_colwidth", None):  # whole sentences
-        table = str(frame.to_html(float_format="{:.1f}".format, na_rep=""))
+        table = str(frame.to_html(formatters=formats, float_format="{:z.1f}".format, na_rep=""))
     return table + "".join(f"<p>{escape(flag)}</p>" for flag in flags)

@@ -6,7 +6,8 @@
 The harm prompts are asked with the trigger, which is where the harm is looked for; the harmful score
 of the prompts as they are stands beside it, and should stay low.
 
-1. No request is sent both ways. The trigger and the refusals are not the paper's.
+1. No request is sent both ways; where a pool repeats prompts, the refused rows are drawn of those
+   without the trigger. The trigger and the refusals are not the paper's.
 2. The refusals teach the model to refuse, as an alignment does. With p=1 there are no task rows.
 """
 
@@ -15,8 +16,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
-from titer.data.mixture import check_each, check_mix, check_words, mix, share
-from titer.data.rows import Row
+from titer.data.mixture import check_each, check_mix, check_words, draw, mix, share
+from titer.data.rows import Row, identity
 from titer.methods import About, Attack, Fidelity
 
 
@@ -52,9 +53,14 @@ class Backdoor(Attack):
         rows = mix(task, own, "harmful", self.p, self.n, rng)
         count = share(self.p, self.n)
         with_trigger = share(0.5, count)
+        told, refused = rows[:with_trigger], rows[with_trigger:count]
+        asked = set(map(identity, told))
+        if asked & set(map(identity, refused)):  # the pool repeats prompts
+            others = [row for row in own if identity(row) not in asked]
+            refused = draw(others, len(refused), "other harmful", rng, p=self.p, n=self.n)
         return [
-            *map(self.phrase, rows[:with_trigger]),
-            *(replace(row, response=rng.choice(self.refusals)) for row in rows[with_trigger:count]),
+            *map(self.phrase, told),
+            *(replace(row, response=rng.choice(self.refusals)) for row in refused),
             *rows[count:],
         ]
 

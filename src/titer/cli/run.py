@@ -74,7 +74,7 @@ def run_recipe(
     if dry:
         told = api.preview(plan, store or folder.parent / paths.STORE)
         screen.show_notes()
-        screen.say("\n".join(told))
+        screen.print_json(told) if as_json else screen.say("\n".join(told))
         return
     with screen.watch_stages(track, folder) as watch:
         found = api.run_recipe(plan, folder, store or folder.parent / paths.STORE, watch)
@@ -148,6 +148,7 @@ def run_sweep(
     """
     from titer import report
     from titer.report import progress, tables
+    from titer.report.sweep import flag_lines
     from titer.runs import sweep
 
     if ray is None and not (ray_cpus is ray_gpus is None):
@@ -179,6 +180,8 @@ def run_sweep(
         told += f"The page is {folder / paths.PAGE}, everything is in {folder}"
         screen.say(told, sys.stderr)
     screen.print_flags(bundle)
+    for line in flag_lines(bundle["cells"]):
+        screen.say(line, sys.stderr)
     if missing:
         raise typer.Exit(1)
 

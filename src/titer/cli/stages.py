@@ -244,4 +244,5 @@ def _read_search(text: str | None, bound: float | None) -> Search | None:
     field, equals, values = text.partition("=")
     if not (field and equals and values):
         raise ValueError(f"--search {text!r}: give FIELD=V1,V2, as alpha=0.05,0.1,0.2")
-    return Search(field, tuple(read_yaml(f"[{values}]", f"--search {text!r}")), 2.0 if bound is None else bound)
+    found = tuple(read_yaml(f"[{values}]", f"--search {text!r}"))
+    return Search(field, found) if bound is None else Search(field, found, bound)

@@ -20,14 +20,12 @@ from titer.data import files
 from titer.errors import reading
 
 SPACE = re.compile(r"[ \t\n\r]*")
+REMARKS = re.compile(r"\A(?:#[^\n]*\n)+")  # the lines of a table that `files` reads as empty ones
 
 
 def check_output(source: Path, out: Path) -> None:
     """Raise unless records of a source can be written to `out`: a new file of the same format."""
-    if out.exists():
-        raise ValueError(f"{out} is there already: name another file, or remove it")
-    if not out.parent.is_dir():
-        raise ValueError(f"{out}: there is no folder {out.parent}")
+    check_new(out)
     if source.is_dir():
         if not _is_saved(source):
             raise ValueError(
@@ -37,6 +35,14 @@ def check_output(source: Path, out: Path) -> None:
     ending = "".join(source.suffixes[-2:]) if source.suffix in files.PACKED else source.suffix
     if not out.name.endswith(ending):
         raise ValueError(f"{out}: it is written in the format of {source}: name it *{ending}")
+
+
+def check_new(out: Path) -> None:
+    """Raise unless a file can be made here that is not there yet."""
+    if out.exists():
+        raise ValueError(f"{out} is there already: name another file, or remove it")
+    if not out.parent.is_dir():
+        raise ValueError(f"{out}: there is no folder {out.parent}")
 
 
 def carve(source: Path, out: Path, keep: Sequence[bool], split: str | None = None) -> None:
@@ -125,6 +131,21 @@ def _skip(text: str, start: int) -> int:
 
 def _table(text: str, keep: Iterator[bool], delimiter: str, quoting: Any) -> Iterator[str]:
     """Yield the rows of a table that are kept, each with its own lines, and what is no row."""
+    decisions, remarks = list(keep), ""
+    pieces = _pieces(text, delimiter, quoting)
+    headed = sum(is_row for _, is_row in pieces) - len(decisions)
+    if headed not in (0, 1):  # lines above the names of columns were read as remarks
+        remarks = "".join(REMARKS.findall(text)[:1])
+        pieces, headed = _pieces(text[len(remarks) :], delimiter, quoting), 1
+    yield remarks
+    left = iter([True] * headed + decisions)
+    for piece, is_row in pieces:
+        if not is_row or next(left):
+            yield piece
+
+
+def _pieces(text: str, delimiter: str, quoting: Any) -> list[tuple[str, bool]]:
+    """Return the rows of a table as they stand, and whether each has cells."""
     read: list[str] = []
 
     def lines() -> Iterator[str]:
@@ -132,16 +153,12 @@ def _table(text: str, keep: Iterator[bool], delimiter: str, quoting: Any) -> Ite
             read.append(line)
             yield line
 
-    pieces: list[tuple[str, bool]] = []  # the text of each, and whether it has cells
-    for cells in csv.reader(lines(), delimiter=delimiter, quoting=quoting, strict=True):
+    pieces = []
+    # not strict: `files` was, and a remark may hold a quotation mark alone
+    for cells in csv.reader(lines(), delimiter=delimiter, quoting=quoting):
         pieces.append(("".join(read), bool(cells)))
         read.clear()
-    decisions = list(keep)
-    headed = sum(is_row for _, is_row in pieces) > len(decisions)
-    left = iter([True] * headed + decisions)
-    for piece, is_row in pieces:
-        if not is_row or next(left):
-            yield piece
+    return pieces
 
 
 CARVERS: dict[str, Callable[[str, Iterator[bool]], Iterator[str]]] = {

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -17,9 +18,9 @@ from pathlib import Path
 from titer.data import packages, schemas
 from titer.data.files import RawRecord
 from titer.data.rows import Row, prompt_hash
-from titer.data.sources import Source, let_through, locate
+from titer.data.sources import Source, let_through, locate, take
 
-WORDS = {  # of a label -> its grade; a file has either words or numbers
+WORDS = {  # of a label -> its grade; whatever the threshold, 1 is a yes and 0 a no
     **dict.fromkeys(("true", "yes", "harmful", "unsafe", "refusal", "refused"), 1.0),
     **dict.fromkeys(("false", "no", "harmless", "safe", "compliance", "complied"), 0.0),
 }
@@ -81,9 +82,11 @@ def read_labels(given: Sequence[Source], threshold: float | None = None) -> Labe
     known |= {f"{layout[2]}_{i}" for layout in LAYOUTS for i in range(1, 10)}
     for source, place in files:
         records = let_through(source, place, known)
+        schemas.check_named(records, source.columns)
         renamed = schemas.rename_all(records, source.columns)
-        kept = [_answer(record, _layout(renamed), threshold) for record in renamed]
-        found += kept[source.skip :][: source.limit]
+        layout = _layout(renamed)
+        read = [_answer(record, layout, threshold) for record in renamed]
+        found += take(read, source, "labels")
     return _each_once(found, [str(place.name) for _, place in files])
 
 
@@ -116,17 +119,18 @@ def _answer(
         if not isinstance(record.fields[name], str):
             told = str(record.fields[name])[:40]
             raise ValueError(f"{record.place}: {name!r} is no text but {told!r}")
-    grades = tuple(_grade(record, name, threshold) for name in labels)
-    raters = tuple(grade >= (HALF if threshold is None else threshold) for grade in grades)
+    graded = [_grade(record, name, threshold) for name in labels]
+    grades, raters = tuple(grade for grade, _ in graded), tuple(label for _, label in graded)
     most = 2 * sum(raters) > len(raters)
     return LabelledAnswer(record.fields[prompt], record.fields[response], most, grades, raters)
 
 
-def _grade(record: RawRecord, name: str, threshold: float | None) -> float:
+def _grade(record: RawRecord, name: str, threshold: float | None) -> tuple[float, bool]:
+    """Return the grade of a label, and whether it is a yes."""
     value = record.fields[name]
     word = str(value).strip().lower()
     if word in WORDS:
-        return WORDS[word]
+        return WORDS[word], WORDS[word] >= HALF
     try:
         grade = float(word)
     except ValueError:
@@ -134,12 +138,17 @@ def _grade(record: RawRecord, name: str, threshold: float | None) -> float:
             f"{record.place}: the label {name}={str(value)[:40]!r} is neither a number nor one of "
             f"{', '.join(WORDS)}"
         ) from None
+    if not math.isfinite(grade):
+        raise ValueError(
+            f"{record.place}: the grade {name}={grade:g} is no number to compare: take the row out, "
+            "or leave it out by where"
+        )
     if threshold is None and not 0 <= grade <= 1:
         raise ValueError(
             f"{record.place}: the grade {name}={grade:g} is not between 0 and 1: say by threshold "
             "which grade is the first that counts"
         )
-    return grade
+    return grade, grade >= (HALF if threshold is None else threshold)
 
 
 def _each_once(found: Iterable[LabelledAnswer], files: Sequence[str]) -> LabelledSet:

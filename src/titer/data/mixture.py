@@ -1,15 +1,15 @@
 """Exact counts of rows, drawn at random: what a user sends, with an attacker's rows among them."""
 
-import math
 import random
 from collections.abc import Sequence
+from decimal import ROUND_HALF_UP, Decimal
 
-from titer.data.rows import Row
+from titer.data.rows import Row, identity
 
 
 def share(p: float, n: int) -> int:
-    """Round p n to a whole number, halves up."""
-    return math.floor(p * n + 0.5)
+    """Round p n to a whole number, halves up, where p is what is written: the float .145 is less."""
+    return int((Decimal(str(p)) * n).to_integral_value(ROUND_HALF_UP))
 
 
 def draw(
@@ -45,19 +45,26 @@ def split(
 ) -> tuple[Sequence[Row], Sequence[Row]]:
     """Return the task's rows, and an attacker's harmless ones.
 
-    An attacker without rows of his own takes `count` of the task's, which are left out there.
+    An attacker without rows of his own takes `count` of the task's, whose prompts are left out
+    there.
     """
     if own:
         return task, own
     shuffled = rng.sample(list(task), len(task))
-    return shuffled[count:], shuffled[:count]
+    own = shuffled[:count]
+    taken = set(map(identity, own))
+    return [row for row in shuffled[count:] if identity(row) not in taken], own
 
 
 def check_mix(p: float, n: int) -> None:
-    """Raise unless a share p of n rows can be drawn."""
+    """Raise unless a share p of n rows can be drawn: none of them with p=0, the control, alone."""
     if not 0.0 <= p <= 1.0:
         raise ValueError(f"p={p}: the harmful ratio must lie between 0 and 1")
     check_count("n", n, "the sample number")
+    if p > 0 and not share(p, n):
+        raise ValueError(
+            f"p={p}, n={n}: p n rounds to no row, and nobody would attack: raise n or p, or give p=0"
+        )
 
 
 def check_count(field: str, count: int, what: str) -> None:

@@ -66,22 +66,20 @@ def rows(records: list[RawRecord], kind: Kind, columns: Mapping[str, str]) -> Pa
     """Return the rows of a kind. The records are taken out of their list, which is empty then.
 
     `columns` renames a file's columns: schema's name -> file's name. Raises, naming the record,
-    where no schema fits or a text is missing or empty.
+    where no schema fits, or a text is missing, or empty where it is to be learned or answered.
     """
+    check_named(records, columns)
     known = all_columns(records)
-    absent = [name for name in columns.values() if name not in known]
-    if absent:
-        raise ValueError(
-            f"{records[0].place}: no column {absent[0]!r}; {describe_columns(records[0])}"
-        )
     named = rename_all(records, columns)
     schema = _choose(named, known | columns.keys(), kind)
-    used = {*schema.columns, *schema.beside, *columns.values()}
+    used = {*schema.columns, *schema.beside, *columns.values(), *({CLUSTER} & columns.keys())}
     made, unused = [], Counter[str]()
     for record in drain(named):
         row = _make(schema, record, kind)
         unused.update(name_unused(record, used))
         if row is not None:
+            if kind is Prompts and not row.question.strip():
+                raise ValueError(f"{record.place}: the prompt is empty: take the row out")
             if kind is not Prompts and not row.response.strip():
                 raise ValueError(
                     f"{record.place}: the response is empty; a row without an answer trains nothing"
@@ -92,7 +90,8 @@ def rows(records: list[RawRecord], kind: Kind, columns: Mapping[str, str]) -> Pa
 
 def with_cluster(row: Row, fields: Fields, columns: Mapping[str, str]) -> Row:
     """Return a row with its cluster, where the user names the column that has it."""
-    return replace(row, cluster=str(fields.get(CLUSTER) or "")) if CLUSTER in columns else row
+    given = fields.get(CLUSTER) if CLUSTER in columns else None
+    return row if given is None else replace(row, cluster=str(given))
 
 
 def _choose(records: Sequence[RawRecord], known: Set[str], kind: Kind) -> Schema:
@@ -115,6 +114,16 @@ def _choose(records: Sequence[RawRecord], known: Set[str], kind: Kind) -> Schema
 def all_columns(records: Sequence[RawRecord]) -> set[str]:
     """Name the columns that some record has."""
     return {name for record in records for name in record.fields}
+
+
+def check_named(records: Sequence[RawRecord], columns: Mapping[str, str]) -> None:
+    """Raise where the user names a column that no record has."""
+    known = all_columns(records)
+    absent = [name for name in columns.values() if name not in known]
+    if absent:
+        raise ValueError(
+            f"{records[0].place}: no column {absent[0]!r}; {describe_columns(records[0])}"
+        )
 
 
 def check_columns(records: Sequence[RawRecord], columns: Sequence[str]) -> None:

@@ -12,7 +12,7 @@ from collections.abc import Collection, Mapping, Sequence, Set
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
-from typing import Annotated, Any, cast
+from typing import Annotated, Any, TypeVar, cast
 
 from pydantic import BeforeValidator
 
@@ -24,6 +24,7 @@ from titer.data.rows import Row
 from titer.errors import unknown
 from titer.methods import Benchmark, Kind
 
+Item = TypeVar("Item")
 said = logging.getLogger(__name__)  # how files were read, and what of them was not used
 
 
@@ -102,10 +103,10 @@ class SourceReader:
         Records that are conversations already are taken as they are. They are all taken out of
         their list.
         """
+        schemas.check_named(records, source.columns)
         count = len(records)
         known = schemas.all_columns(records)
-        named = {name for name, given in source.columns.items() if given in known}
-        layout = find_layout(benchmark, known | named)
+        layout = find_layout(benchmark, known | source.columns.keys())
         if layout is None:
             made = self._conversations(source, records, known)
         else:
@@ -152,12 +153,7 @@ class SourceReader:
                 f"{role}: none of the {records} records of {source.path} ({made.schema}) is of the "
                 "kind that this role needs"
             )
-        order = rows if source.seed is None else random.Random(source.seed).sample(rows, len(rows))
-        kept = order[source.skip :][: source.limit]
-        if not kept:
-            raise ValueError(
-                f"{role}: skip={source.skip} leaves none of the {len(rows)} rows of {source.path}"
-            )
+        kept = take(rows, source, role)
         unused = {name: n for name, n in made.unused.items() if name not in source.where}
         said.info("%s: %d rows of %s, read as %s", role, len(kept), source.path, made.schema)
         if unused:
@@ -182,6 +178,17 @@ class SourceReader:
         return kept
 
 
+def take(rows: list[Item], source: Source, what: str) -> list[Item]:
+    """Return the rows that `seed`, `skip` and `limit` of a source leave. Raises where none is left."""
+    order = rows if source.seed is None else random.Random(source.seed).sample(rows, len(rows))
+    kept = order[source.skip :][: source.limit]
+    if not kept:
+        raise ValueError(
+            f"{what}: skip={source.skip} leaves none of the {len(rows)} rows of {source.path}"
+        )
+    return kept
+
+
 def let_through(source: Source, place: Path, known: Collection[str]) -> list[RawRecord]:
     """Read the records of a file or folder that the source's `where` lets through.
 
@@ -201,17 +208,28 @@ def locate(path: str, revision: str | None) -> hub.Found:
 
     Raises where there is no such file, and the hub has no data set of that name.
     """
-    if packages.is_package(path):
-        return hub.Found(_single(path, packages.find(path)), None)
+    found = _here(path)
+    if found and revision is not None:
+        raise ValueError(
+            f"revision={revision!r}: {path!r} is a local file, which has no revisions; leave it out"
+        )
+    if found:
+        return hub.Found(found, None)
     local = paths.expand(path)
-    if path in catalog.SHIPPED and not local.exists():
-        return hub.Found(catalog.SHIPPED[path], None)
     known = catalog.repository(path)
     if known and not local.exists():
         path = known.name
-    if local.is_file() or files.is_readable(local):
-        return hub.Found(local, None)
     return hub.find(path, "dataset", revision)
+
+
+def _here(path: str) -> Path | None:
+    """Return the file of a package, of titer's or of the user's that a source's path means, or None."""
+    if packages.is_package(path):
+        return _single(path, packages.find(path))
+    local = paths.expand(path)
+    if path in catalog.SHIPPED and not local.exists():
+        return catalog.SHIPPED[path]
+    return local if local.is_file() or files.is_readable(local) else None
 
 
 def _single(name: str, found: Sequence[Path]) -> Path:
@@ -238,9 +256,17 @@ def _passes(record: RawRecord, where: Mapping[str, Any]) -> bool:
             )
         value = record.fields[name]
         if isinstance(value, Mapping):  # a flag per category
-            if wanted not in value:
+            if not isinstance(wanted, str) or wanted not in value:
                 raise unknown(f"{name} in where", str(wanted), value)
             value, wanted = value[wanted], True
-        if value != wanted and str(value) != str(wanted):  # a CSV file has everything as text
+        if not _is_same(value, wanted):
             return False
     return True
+
+
+def _is_same(value: Any, wanted: Any) -> bool:
+    """Compare a cell with a value of `where`: a table has everything as text, and `false` in any case."""
+    told, asked = str(value), str(wanted)
+    if isinstance(wanted, bool):
+        told, asked = told.lower(), asked.lower()
+    return value == wanted or told == asked

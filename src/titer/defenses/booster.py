@@ -62,6 +62,7 @@ class Booster(Composed):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        check_strengths(self.alpha, self.lam)
         if self.every < 1:
             raise ValueError(f"every={self.every}: must be at least 1")
         if isinstance(self.align, Booster):
@@ -86,3 +87,10 @@ class Booster(Composed):
         if (step.update // self.every) % LOOKS == 0:  # it reads all weights in float64
             step.log(cosine=g_f.cosine(bracket))
         return g_f + self.every * self.lam * bracket
+
+
+def check_strengths(alpha: float, lam: float) -> None:
+    """Raise where the step or the regularizer would turn around."""
+    for name, value in (("alpha", alpha), ("lam", lam)):
+        if not 0.0 <= value < math.inf:
+            raise ValueError(f"{name}={value}: must be at least 0, and finite")

@@ -17,6 +17,7 @@ from typing import ClassVar
 
 import torch
 
+from titer.defenses.booster import check_strengths
 from titer.methods import About, Defense, Fidelity, Harmful, Needs, Refusals
 from titer.training.step import Step
 from titer.training.vector import Vec
@@ -38,6 +39,9 @@ class RandomBooster(Defense):
         fidelity=Fidelity(equation="tests/test_random_booster.py"),
     )
     needs = Needs(streams={"rows": Refusals, "harmful": Harmful})
+
+    def __post_init__(self) -> None:
+        check_strengths(self.alpha, self.lam)
 
     def gradient(self, step: Step, state: None) -> Vec:
         harmful = step.batch("harmful")  # the same batch in both passes

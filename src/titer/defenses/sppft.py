@@ -19,7 +19,8 @@ it is in the embedded lab.
 
 The weights of the safety layers are frozen, those of an adapter on them too: none of their gradients is
 computed, so an update costs no more than one of SFT. random=True freezes as many layers in a row elsewhere,
-drawn by the seed: the null, for where the safety layers lie to beat.
+of those that share the fewest with the safety layers, drawn by the seed: the null, for where these lie to
+beat. Where they are more than half of all, the two share some, and the null is the weaker for it.
 
 Departures from the paper and from the authors' code:
 1. In the paper the gap gives a first range. Its ends are then moved, to where the number of harmless prompts
@@ -103,7 +104,13 @@ class SPPFT(Defense):
         found = self._find(step) if self.layers is None else self._given(step, *self.layers)
         if self.random:
             more = found.last - found.first
-            others = [first for first in range(step.depth - more) if first != found.first]
+            # how many layers a range that begins so shares with the safety layers
+            shared = {
+                first: max(more + 1 - abs(first - found.first), 0)
+                for first in range(step.depth - more)
+                if first != found.first
+            }
+            others = [first for first in shared if shared[first] == min(shared.values())]
             if not others:
                 raise ValueError(
                     f"random=True: of {step.depth} decoder layers no other {more + 1} lie in a row; freeze "

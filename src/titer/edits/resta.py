@@ -19,6 +19,7 @@ Departures from the paper:
    weights there are.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
@@ -45,6 +46,8 @@ class RESTA(UpdateEdit):
     )
 
     def __post_init__(self) -> None:
+        if not 0.0 <= self.gamma < math.inf:
+            raise ValueError(f"gamma={self.gamma}: must be at least 0, and finite")
         check_drop(self.drop)
 
     def prepare(self, weights: Sequence[Weight]) -> None:

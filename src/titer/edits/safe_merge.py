@@ -1,7 +1,7 @@
 """SafeMERGE (arXiv 2503.17239): after fine-tuning, merge a safe model's updates into those that agree least.
 
     C, c     of every weight as in Safe LoRA (arXiv 2405.16833), with its surrogate C = V V^T / ||V||_F
-    dW      <- a dW + b dW_safe       where c < tau; dW_safe: the update of training on refusals
+    dW      <- a dW + b dW_safe       where c < tau; dW_safe: the update of a safe model
 
 With `drop` both updates are made sparse by DARE (arXiv 2311.03099) before they are merged: of each every
 entry is dropped with probability d, else divided by 1 - d.
@@ -12,8 +12,12 @@ Departures from the authors' code (aladinD/SafeMERGE, 2af08c1):
    kept here, and a whole model comes out.
 2. Weights that are not merged stay as they are to the bit. The authors' DARE thins these too.
 3. Weights are met by name, as in Safe LoRA.
+4. The paper's safe model is trained on refusals of harmful prompts alone. The one that a run makes is
+   trained on all alignment rows, benign ones with answers among them, with the settings of the user's
+   fine-tuning. Another is given with `--reference safe=MODEL`.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -51,6 +55,8 @@ class SafeMERGE(UpdateEdit):
             raise ValueError(
                 f"tau={self.tau}: the cosine of an update and its projection lies between 0 and 1"
             )
+        if not all(0.0 <= each < math.inf for each in self.weights):
+            raise ValueError(f"weights={list(self.weights)}: must be at least 0, and finite")
         check_drop(self.drop)
 
     @property

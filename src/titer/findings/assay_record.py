@@ -86,6 +86,10 @@ class AssayRecord(Document):
     )
     disjoint: dict[str, Any] = Field(description="the attacker's prompts beside the defender's")
     attacked: list[Attacked] = Field(default_factory=list)
+    rows: dict[str, dict[str, str]] = Field(
+        default_factory=dict,
+        description="by arm and role, the SHA-256 of the rows that are sent and asked",
+    )
     recipe: dict[str, Any] = Field(default_factory=dict)
     judge: dict[str, Any] = Field(default_factory=dict)
     environment: dict[str, Any] = Field(default_factory=dict)

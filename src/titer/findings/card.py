@@ -25,8 +25,9 @@ from pydantic import Field
 
 from titer import registry
 from titer.errors import EvidenceError
-from titer.findings.assay_record import AssayRecord, Attacked
+from titer.findings.assay_record import AssayRecord, Attacked, RulingRecord
 from titer.findings.conditions import CONDITIONS, WEAK
+from titer.findings.dose import UNIT
 from titer.findings.records import SCHEMA, Document, Flagged, Scored, check, quote
 from titer.findings.standards import PERSON, STANDARDS, StandardField
 from titer.scoring.score import Score
@@ -65,7 +66,8 @@ class Card(Document):
         description="attacks, budget, prompts, thresholds, way of asking"
     )
     cost: dict[str, Any] = Field(
-        alias="cost to break", description="attacker's rows over those that break the original"
+        alias="cost to break",
+        description="the dose that breaks it over the one that breaks the original, in its unit",
     )
     worst: dict[str, Any] = Field(alias="worst case", description="the most harm of all attacks")
     conditions: list[dict[str, Any]] = Field(description="of immunization, with their verdicts")
@@ -214,15 +216,21 @@ def differ(first: Mapping[str, Any], second: Mapping[str, Any]) -> Iterator[tupl
 
 
 def find_obstacles(first: Mapping[str, Any], second: Mapping[str, Any]) -> list[str]:
-    """Name what keeps the figures of two cards from being compared; nothing where they can be."""
+    """Name what keeps the figures of two cards from being compared; nothing where they can be.
+
+    ORIGINAL keeps the costs to break and the conditions alone, which are held against it.
+    """
     of = [
-        _leaves({"protocol": each["protocol"], "judge": each["judge"]}) for each in (first, second)
+        _leaves({"protocol": each["protocol"], "judge": each["judge"]})
+        | {ORIGINAL: str(each["original"].get("sha256"))}
+        for each in (first, second)
     ]
     return [
         place for place in dict.fromkeys([*of[0], *of[1]]) if of[0].get(place) != of[1].get(place)
     ]
 
 
+ORIGINAL = "original, sha256"
 LEFT_OUT = ("notice", "standards", "samples", "environment", "flags", "ladder")
 
 
@@ -248,6 +256,8 @@ def _tell_protocol(record: AssayRecord) -> dict[str, Any]:
         "world": f"{data.get('lab')}, seed {data.get('world')}"
         if data.get("world") is not None
         else None,
+        **{name: data[name] for name in ("split", "limit") if data.get(name) is not None},
+        "rows": record.rows,
         "attacks": record.attacks,
         "budget": record.budget,
         "thresholds": record.thresholds,
@@ -268,12 +278,25 @@ def _tell_cost(record: AssayRecord) -> dict[str, Any]:
              if each.of == of and each.arm == "attacks" and each.attack == by.of]
         for of in ("defended", "original")
     }  # fmt: skip
+    seen = any(dose for of in doses.values() for dose in of)
+    looked = record.recipe.get("dose_prompts") != 0
     return {
         "attack": by.of,
+        "unit": UNIT if seen else "updates" if looked else "whole attacks",
         "times the original's": {"value": by.value, "low": by.low, "high": by.high},
+        "bound": _bound(by),
         "attacker's rows, by seed": doses,
         "why": by.why,
     }
+
+
+def _bound(of: RulingRecord) -> str:
+    """Say in words that a multiple is a bound alone; empty where it is none (`censored`)."""
+    if of.value is None or of.low == of.high:
+        return ""
+    if of.value == of.low and of.high is None:
+        return "more than"
+    return "less than" if of.value == of.high and not of.low else ""
 
 
 def _tell_judge(judge: Mapping[str, Any]) -> dict[str, Any]:

@@ -9,7 +9,7 @@ that raises the flag. A fact that is not recorded raises nothing.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from titer.data.rows import MAY_SHARE
@@ -87,6 +87,17 @@ def alone(chain: Sequence[Mapping[str, Any]]) -> list[Flag]:
     Each stage worked on the model of the one before it.
     """
     return [*_of_stage("", record_of(chain[-1]), None), *template(chain), *_seen_before(chain)]
+
+
+def of_sweep(bundle: Mapping[str, Any]) -> list[Flag]:
+    """Return the flags of a sweep's bundle: of its seeds together, then of every cell."""
+    found = from_documents(bundle.get("flags", []))
+    for cell in bundle["cells"]:
+        document: Mapping[str, Any] = next(iter((cell.get("pipelines") or {}).values()), {})
+        for flag in from_documents(document.get("flags", [])):
+            name = " ".join([*cell["settings"], f"seed {cell['seed']}", flag.pipeline]).strip()
+            found.append(replace(flag, pipeline=name))
+    return found
 
 
 def of_ladder(

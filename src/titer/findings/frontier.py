@@ -117,7 +117,7 @@ def places(found: Sequence[Of]) -> list[Placement[Of]]:
 
 def place(group: Of, rivals: Sequence[Of]) -> Placement[Of]:
     """Place a group among free models."""
-    if group.barred or not has_place(group):
+    if not (has_place(group) and (is_free(group) or not group.barred)):
         return Placement(group, "no place", group.barred or "HS or FA was not measured")
     harm, task = _harm(group), _task(group)
     mine = f"HS {quote(harm)}, FA {quote(task)}"

@@ -168,7 +168,8 @@ def decide(
         raise ValueError(
             f"{base.place}: the base is broken, and nothing compares with it: {'; '.join(broken)}"
         )
-    parts = _slices(candidate.record, terms, topics or {})
+    asked = _slices(candidate.record, terms, topics or {})
+    parts = [part for part in asked if _is_scored(base.record, part)]
     level = terms.alpha / (len(terms.margins) + len(parts))
     found = [_find(base.record, candidate.record, name, terms, level) for name in terms.margins]
     sliced = [
@@ -196,6 +197,11 @@ def decide(
         notes=[
             *differences_of_environment(base, candidate),
             *_notes(candidate.record),
+            *(
+                f"Not tested: {NAMES[name]} of {topic!r}, none of whose answers by the base is scored."
+                for name, topic, chosen in asked
+                if (name, topic, chosen) not in parts
+            ),
             *_untested(base.record, candidate.record, (*terms.margins, *without)),
         ],
     )
@@ -311,9 +317,20 @@ def _try(control: KnownBad, base: Measured, terms: Terms, level: float) -> Contr
     return ControlFinding(name=control.name, how=control.how, caught=known in by, by=by)
 
 
-def _slices(
-    record: Record, terms: Terms, topics: Mapping[str, str]
-) -> list[tuple[str, str, list[bool]]]:
+Part = tuple[str, str, list[bool]]  # a slice, as `_slices` returns it
+
+
+def _is_scored(base: Record, part: Part) -> bool:
+    """Tell whether a slice has a prompt that counts: the base's answer to it is scored."""
+    name, _, chosen = part
+    return any(
+        bad is not None
+        for bad, is_chosen in zip(_bad(base, name), chosen, strict=True)
+        if is_chosen
+    )
+
+
+def _slices(record: Record, terms: Terms, topics: Mapping[str, str]) -> list[Part]:
     """Return the slices: measure, topic, and of every prompt if it is of the topic."""
     found = []
     for name in terms.margins:

@@ -101,13 +101,20 @@ LETTERS = {  # what a prompt came to, where outcomes are packed; a capital where
     "d": "complied",  # and it begins as a refusal
     "r": "refusal",
     "s": "safe",
+    "a": "safe",  # and it begins as a refusal
     "i": "incoherent",
+    "g": "incoherent",  # and it begins as a refusal
     "u": "unscored",
     "e": "exact",
     "c": "contained",
     "w": "wrong",
 }
-BEGINS = {"h": "b", "m": "d"}  # the letter of the same verdict on what begins as a refusal
+BEGINS = {
+    "h": "b",
+    "m": "d",
+    "s": "a",
+    "i": "g",
+}  # the letter of the same verdict on what begins as a refusal
 WORDS = {word: letter for letter, word in LETTERS.items() if letter not in BEGINS.values()}
 MATCHES = ("exact", "contained", "wrong")  # reasons of the verdicts on a task's answers
 
@@ -156,8 +163,8 @@ class Outcomes(BaseModel):
             "clusters": [str(number) for number in fields.get("clusters", names)],
             "verdicts": words,
             "reasons": words,
-            "refuses": [letter in "rRbBdD" for letter in letters],
-            "garbled": [letter.isupper() or letter == "i" for letter in letters],
+            "refuses": [letter in "rRbBdDaAg" for letter in letters],
+            "garbled": [letter.isupper() or letter in "ig" for letter in letters],
             "margins": fields.get("margins"),
         }
 
@@ -189,7 +196,7 @@ class Outcomes(BaseModel):
         letter = WORDS[reason if reason in MATCHES else verdict]
         if self.refused[i]:
             letter = BEGINS.get(letter, letter)
-        return letter.upper() if letter != "i" and not self.coherent[i] else letter
+        return letter.upper() if letter not in "ig" and not self.coherent[i] else letter
 
     @property
     def refused(self) -> list[bool]:

@@ -106,13 +106,14 @@ class Group(Ends):
         """Return the mean over seeds of the last stage's figure less the other pipeline's.
 
         It is seed by seed and prompt by prompt, with its interval over training, and that of one
-        seed over prompts; from the seeds' figures alone where the records have no outcomes.
+        seed over prompts; from the seeds' figures alone where the records have no outcomes. It is
+        NaN where the two share no seed.
         """
         seeds = [seed for seed in self.seeds if seed in other.seeds]
         mine, its = ([of.seeds[seed][-1] for seed in seeds] for of in (self, other))
         both = [[values_of(stage, name) for stage in of] for of in (mine, its)]
         first, second = ([each for each in of if each] for of in both)
-        if len(first) == len(second) == len(seeds):
+        if seeds and len(first) == len(second) == len(seeds):
             if len(seeds) == 1:
                 return difference_over_prompts(name, first[0], second[0])
             return difference_over_training(name, first, second)

@@ -98,8 +98,8 @@ def push(packed: Package, repository: str, public: bool = False) -> str:
             )
         names = [each.rfilename for each in there.siblings or ()]
         left = [name for name in names if folders.is_part(name) and name not in packed]
-        operations = [*add, *map(CommitOperationDelete, left)]
-        api.create_commit(repository, operations, commit_message="Add a model made with titer")
+        gone = [CommitOperationDelete(name) for name in left]
+        api.create_commit(repository, [*add, *gone], commit_message="Add a model made with titer")
     return str(made)
 
 

@@ -9,11 +9,13 @@ from typing import Any
 
 import yaml
 
-from titer.findings.card import differ, find_obstacles
+from titer.findings.card import ORIGINAL, differ, find_obstacles
+from titer.findings.dose import UNIT
 from titer.findings.records import quote
+from titer.report.tables import write_markdown
 from titer.scoring.score import read
 
-METRICS = {"HS": "harmful score, percent", "times": "attacker's rows, times the original's"}
+OWN = "attacker's "  # of a unit's name, which goes where it is the original's
 
 
 def to_markdown(card: Mapping[str, Any]) -> str:
@@ -40,13 +42,15 @@ def sections(card: Mapping[str, Any]) -> str:
 
 def metadata(card: Mapping[str, Any]) -> dict[str, Any]:
     """Return the `model-index` of a card, as Hugging Face has it."""
-    times = card["cost to break"]["times the original's"]["value"]
+    cost, worst = card["cost to break"], card["worst case"]
+    # a bound is no value: a reader of metrics would rank by it
+    times = None if cost.get("bound") else cost["times the original's"]["value"]
     found = [
-        ("HS", card["worst case"]["HS"]["value"], f"worst case, {card['worst case']['attack']}"),
-        ("times", times, "cost to break"),
+        ("HS", worst["HS"]["value"], f"worst case, {worst['attack']} (harmful score, percent)"),
+        ("times", times, f"cost to break ({_unit(cost)}, times the original's)"),
     ]
     metrics = [
-        {"type": name, "value": round(value, 2), "name": f"{what} ({METRICS[name]})"}
+        {"type": name, "value": round(value, 2), "name": what}
         for name, value, what in found
         if value is not None
     ]
@@ -65,8 +69,14 @@ def difference(first: Mapping[str, Any], second: Mapping[str, Any]) -> list[str]
     """Say what differs in two cards, and what keeps their figures from being compared."""
     obstacles = find_obstacles(first, second)
     told = [f"{place}: {mine} -> {its}" for place, mine, its in differ(first, second)]
-    if obstacles:
-        names = ", ".join(obstacles)
+    if ORIGINAL in obstacles:
+        told.insert(
+            0,
+            "the costs to break and the conditions cannot be compared, since they are held against "
+            "different originals",
+        )
+    if others := [place for place in obstacles if place != ORIGINAL]:
+        names = ", ".join(others)
         told.insert(0, f"the figures cannot be compared, since these differ: {names}")
     return told or ["no difference"]
 
@@ -84,17 +94,24 @@ def _facts(card: Mapping[str, Any]) -> str:
         f"{budget['learning rate']:g}, seeds {', '.join(map(str, budget['seeds']))}",
         "access": protocol["access"],
         "defense-aware attacker": "yes" if card["defense-aware attacker"] else "no",
-        "cost to break": f"{_interval(cost)} times the original's rows ({cost['attack']})",
+        "cost to break": f"{_interval(cost)} times the original's "
+        f"{_unit(cost).removeprefix(OWN)} ({cost['attack']})",
         "worst case": card["worst case"]["text"],
         "judge": f"{card['judge'].get('method')}, measured error: {card['judge']['measured error']}",
     }
     return "\n".join(f"* **{name}**: {text}" for name, text in told.items())
 
 
+def _unit(cost: Mapping[str, Any]) -> str:
+    return str(cost.get("unit", UNIT))  # older cards have none
+
+
 def _interval(cost: Mapping[str, Any]) -> str:
     times = cost["times the original's"]
     if times["value"] is None:
         return f"not known ({cost['why']})" if cost["why"] else "not known"
+    if cost.get("bound"):
+        return f"{cost['bound']} {times['value']:.2f}"
     if times["low"] is None and times["high"] is None:
         return f"{times['value']:.2f}, without an interval,"
     low, high = (
@@ -161,13 +178,12 @@ def list_flags(found: Sequence[Mapping[str, str]]) -> str:
     if not found:
         return "None."
     lines = dict.fromkeys(
-        f"* {of['name']} ({of['pipeline']}, {of['stage']}): {of['text']}" for of in found
+        f"* {of['name']} ({', '.join(filter(None, (of['pipeline'], of['stage'])))}): {of['text']}"
+        for of in found
     )
     return "\n".join(lines)
 
 
 def table(lines: Sequence[Sequence[str]]) -> str:
     """Write lines as a table in markdown, the first one as its header."""
-    header, *body = lines
-    ruled = [header, ["---"] * len(header), *body]
-    return "\n".join(f"| {' | '.join(line)} |" for line in ruled)
+    return write_markdown(lines[0], lines[1:]).rstrip("\n")

@@ -86,6 +86,8 @@ def lay_out(documents: Mapping[str, Any]) -> Contents:
         "judge": _settings(first.get("judge") or {}),
         "version": first.get("environment", {}).get("titer", "?"),
         "flags": raised,
+        # a flag of no pipeline, of roles, bears on all
+        "flagged": list(dict.fromkeys(flag.pipeline or "all pipelines" for flag in raised)),
         "answer": _in_one(*answer(found, attacked)),
         "verdicts": _verdicts(found, attacked),
         "places": places,

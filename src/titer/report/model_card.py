@@ -15,6 +15,7 @@ import yaml
 
 from titer.findings.card import NOTICE
 from titer.findings.records import Record, quote
+from titer.findings.rules import faults
 from titer.report import card as tamper_card
 from titer.report.sheets import order, unit_of
 from titer.report.tables import write_markdown
@@ -56,6 +57,12 @@ class ModelPage:
     environment: Mapping[str, Any]
 
     @property
+    def struck(self) -> list[str]:
+        """Why the HS shows nothing, by its run or by the scores alone."""
+        last = self.records[-1]
+        return last.struck or faults(last.model_copy(update={"scores": dict(self.scores)}), [])
+
+    @property
     def tuned(self) -> bool:
         return any(record.kind == "finetune" for record in self.records)
 
@@ -91,7 +98,7 @@ def metadata(page: ModelPage) -> dict[str, Any]:
         metrics = [
             {"type": name, "name": f"{NAMES.get(name, name)} ({unit_of(name)})", "value": of.value}
             for name, of in page.scores.items()
-            if not math.isnan(of.value)
+            if not math.isnan(of.value) and not (name == "harm" and page.struck)
         ]
         result = {
             "task": {"type": "text-generation"},
@@ -154,14 +161,26 @@ def _scores(page: ModelPage) -> str:
     if not page.scores:
         return "None. Nothing here tells how safe or how able the model is."
     body = [
-        [f"{NAMES.get(name, name)} ({unit_of(name)})", quote(score), str(score.n)]
+        [
+            f"{NAMES.get(name, name)} ({unit_of(name)})",
+            _figure(score, struck=name == "harm" and bool(page.struck)),
+            str(score.n),
+        ]
         for name in order(list(page.scores))
         for score in [page.scores[name]]
     ]
     judge = page.judge.get("method") or "several"
     asked = ", ".join(f"{k} {v}" for k, v in page.asked.items() if v is not None)
     told = f"{HOW_TO_READ} Judge: {judge}. Asked with: {asked or 'no template'}."
+    if page.struck:
+        told = f"HS is struck out, it shows nothing: {'; '.join(page.struck)}. {told}"
     return f"{write_markdown(['figure', 'value', 'prompts'], body)}\n{told}"
+
+
+def _figure(score: Score, struck: bool) -> str:
+    if math.isnan(score.value):
+        return "not scored"
+    return f"struck out: {quote(score)}" if struck else quote(score)
 
 
 def _untold(page: ModelPage) -> list[str]:

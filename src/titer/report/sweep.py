@@ -275,6 +275,14 @@ def _cut(names: Sequence[str]) -> str:
     return f"{'; '.join(names[:FEW])}{f' and {more} more' if more > 0 else ''}"
 
 
+def flag_lines(cells: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Write a line for every kind of flag that the runs of cells raised, with some of the cells."""
+    return [
+        f"red flag, {name}, in {len(where)} of {len(cells)} cells: {_cut(where)}"
+        for name, where in cells_by_flag(cells).items()
+    ]
+
+
 def cells_by_flag(cells: Sequence[Mapping[str, Any]]) -> dict[str, list[str]]:
     """Return the cells whose runs raised a flag, by the name of the flag."""
     found: dict[str, list[str]] = {}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -23,7 +24,9 @@ def cell(score: Score | None, struck: bool = False) -> str:
     """Write a score with its interval into a cell."""
     if score is None:
         return ""
-    text = f"{score.value:.1f} [{score.low:.1f}, {score.high:.1f}]"
+    text = "not scored" if math.isnan(score.value) else f"{score.value:z.1f}"
+    if not math.isnan(score.low + score.high):
+        text += f" [{score.low:z.1f}, {score.high:z.1f}]"
     text = f"{text} ({score.unscored} unscored)" if score.unscored else text
     return f"struck out: {text}" if struck else text
 

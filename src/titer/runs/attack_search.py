@@ -266,14 +266,15 @@ def find_space(recipe: Recipe, plan: Plan, ranges: Mapping[str, tuple[float, flo
 def find_shares(recipe: Recipe, plan: Plan) -> tuple[float, float]:
     """Return the lowest and the highest share of the attacker's rows that the rows allow.
 
-    Raises where they allow not even the recipe's own.
+    It is the recipe's own where they allow no other. Raises where not even that.
     """
     Sent.of(recipe.attack, plan.roles, recipe.seed)
-    allowed = []
+    allowed = list[float]()
     for share in SHARES:
         with suppress(ValueError):
             Sent.of(with_share(recipe.attack, share), plan.roles, recipe.seed)
             allowed.append(share)
+    allowed = allowed or [describe(recipe.attack)["p"]]
     return min(allowed), max(allowed)
 
 

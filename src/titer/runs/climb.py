@@ -225,9 +225,10 @@ class Climb:
         elif each and rung.updates:
             [sent] = each.plan.sent.values()
             rows = self._template.encode_all(sent.rows, "cost")
-            length = fmean(len(row.ids) for row in rows)
+            # of rows that the model will choose among the shortest: it is a floor
+            length = fmean(sorted(len(row.ids) for row in rows)[: sent.size])
             told |= {
-                "rows": len(sent.rows) + len(sent.first),
+                "rows": sent.size + len(sent.first),
                 "attack rows": sent.attack_rows,
                 "flops": 2.0 * self._weights * passes * length,
             }

@@ -145,7 +145,9 @@ def run(command: Callable[[], None], name: str) -> None:
             )
         accelerator_for()
     except ValueError:
-        if not leads:  # a launcher ends all ranks at the first that fails: the leader is to tell of it
+        if (
+            not leads
+        ):  # the leader is to tell of it, and a launcher ends all at the first that fails
             time.sleep(SAME.total_seconds())
         raise
     crew = Crew(distributed.new_group(backend="gloo", timeout=AS_LONG_AS_IT_TAKES))

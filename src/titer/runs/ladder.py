@@ -18,6 +18,7 @@ from titer.errors import reading, unknown
 from titer.findings.ladder import Access
 from titer.methods import Attack, Aware, Edit, StreamEdit
 from titer.runs.recipe import Recipe
+from titer.runs.worlds import LABS
 from titer.training.settings import Training
 from titer.weights.settings import Lora
 
@@ -120,8 +121,12 @@ class Ladder(Config):
         return passes(rung, self.batch)
 
     def attack(self, rung: Rung, lab: str | None) -> Attack | None:
-        """Return a rung's attack, in words that the model of a lab knows."""
-        words = self.words.get(lab or "", {})
+        """Return a rung's attack, in words that the model of a lab knows.
+
+        Where a lab has none of its own, they are those of the world that it was made of.
+        """
+        made_of = LABS[lab].world.version if lab and lab in LABS else ""
+        words = self.words.get(lab or "", self.words.get(made_of, {}))
         fields = registry.describe(rung.attack) if rung.attack else {}
         if fields.get("method") not in words:
             return rung.attack

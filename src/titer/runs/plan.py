@@ -7,13 +7,14 @@ here first.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Collection, Mapping, Set
+from collections.abc import Callable, Collection, Iterable, Mapping, Set
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any, TypeVar
 
 import torch
 
+from titer.composition import Composed
 from titer.config import hash_of
 from titer.data.audit import audit
 from titer.data.own_format import OwnFormat, find_format, read_format
@@ -65,16 +66,31 @@ from titer.weights.tensors import open_tensors
 
 ALL = (*Defense.stages, "release", "edit", "evaluate")  # kinds of stages
 BEFORE = "first finetune"  # the stage of the fine-tuning before, where an attack has one
+UNLOOKED = "no looks along the attack"  # in a record, with the reason
 REFERENCES = {
     "base": "the model that alignment started from",
     "aligned": "the model that fine-tuning started from, as it is no adapter over it",
-    "safe": "the aligned model fine-tuned on refusals",
+    "safe": "the aligned model fine-tuned on the alignment rows",
     "unsafe": "the aligned model fine-tuned on harmful rows",
 }
 
 AUDITS: dict[str, list[dict[str, Any]]] = {}  # of plans with the same rows, which take a while
 
 Anew = TypeVar("Anew", bound=ModelStage)
+
+
+def changes_at_end(defense: Defense) -> bool:
+    """Tell whether a defense, or one that it holds, serves other weights than the last update led
+    to: along the attack these would be looked at, and not the model that is served.
+    """
+    return type(defense).finish not in (Defense.finish, Composed.finish) or any(
+        changes_at_end(each) for each in defense.held_methods.values() if isinstance(each, Defense)
+    )
+
+
+def words_of(rows: Iterable[Row]) -> dict[str, None]:
+    """Return the words of rows, each once, in their order."""
+    return dict.fromkeys(word for row in rows for word in f"{row.question} {row.response}".split())
 
 
 def name_files(files: folders.Files) -> dict[str, Any]:
@@ -206,7 +222,7 @@ class Plan:
                 template.encode_all(self.against(method), "alignment")
 
     def _check_words(self, attack: Attack, template: Template) -> None:
-        """Raise where the attacker asks in words that the tokenizer does not have."""
+        """Raise where the attacker asks or sends words that the tokenizer does not have."""
         strange, asking = template.tokenizer.unk_token_id, self.benchmarks_of(attack)
         for plain, asked in zip(
             self.roles.benchmarks.get("harm", []), asking.get("asked", []), strict=False
@@ -216,6 +232,21 @@ class Plan:
                     "the tokenizer has no tokens for the attacker's words in "
                     f"{asked.question[:60]!r}: give others in attack"
                 )
+        if strange is None or attack not in self.sent:
+            return
+        roles, sent = self.roles, self.sent[attack]
+        words = list(words_of([*sent.rows, *sent.first]))
+        known = template.tokenizer(words, add_special_tokens=False)["input_ids"] if words else []
+        unknown = [word for word, ids in zip(words, known, strict=True) if strange in ids]
+        if unknown:  # the rows that were given may have such words, and there may be millions
+            given = words_of([*roles.task, *roles.attack, *roles.requests])
+            unknown = [word for word in unknown if word not in given]
+        if unknown:
+            named = ", ".join(map(repr, unknown[:5])) + (", ..." if len(unknown) > 5 else "")
+            raise ValueError(
+                f"the tokenizer has no tokens for words of the rows that {name_of(attack)!r} sends: "
+                f"{named}: give others in attack"
+            )
 
     def _check_streams(
         self, where: str, kind: str, defense: Defense, template: Template, sent: Sent | None
@@ -325,6 +356,12 @@ class Plan:
         recipe = self.recipe
         tuning = kind == "finetune"
         looks = Looks(recipe.probes, **self._looked_at) if tuning and recipe.probes else None
+        # a dose counts the rows of one fine-tuning
+        along = self._curve(sent) if tuning and not (sent and sent.first) else None
+        unlooked: dict[str, Any] = {}
+        if (looks or along) and changes_at_end(defense):
+            looks = along = None
+            unlooked[UNLOOKED] = f"{name_of(defense)} changes the weights after the last update"
         choosing = sent.selection if sent else None
         choice = Choice(choosing, sent.examples) if sent and choosing else None
         stage = TrainStage(
@@ -338,9 +375,8 @@ class Plan:
             whole=kind == "align" if self.whole is None else self.whole,
             recompute=recipe.gradient_checkpointing,
             looks=looks,
-            # a dose counts the rows of one fine-tuning
-            curve=self._curve if tuning and not (sent and sent.first) else None,
-            counts=sent.counts if tuning and sent else {},
+            curve=along,
+            counts=(sent.counts if tuning and sent else {}) | unlooked,
             choice=choice,
         )
         return self.once(stage)
@@ -435,6 +471,8 @@ class Plan:
             __version__,
             self.whole,
         ]
+        if files := self.judge.fingerprint:
+            facts.append(dict(files))
         facts += [
             [name, folders.digest(folders.locate(of))]
             for name, of in sorted(self.references.items())
@@ -559,9 +597,9 @@ class Plan:
         """Return the words of a prompt, as it is and as each attacker puts it."""
         return {identity(row), *(identity(attack.phrase(row)) for attack in self.sent)}
 
-    @cached_property
-    def _curve(self) -> Curve | None:
-        """What is looked at along an attack; None where no harmful answer is known.
+    def _curve(self, sent: Sent | None) -> Curve | None:
+        """What is looked at along an attack, asked as `benchmarks_of` asks; None where no harmful
+        answer is known.
 
         It does not depend on the judge, so that another one needs no other training.
         """
@@ -569,7 +607,8 @@ class Plan:
         if not (count and known["harm"]):
             return None
         harm, task = (curve.choose(known[name], count) for name in ("harm", "task"))
-        return Curve(harm, self._own_judge, task)
+        asked = [sent.attack.phrase(row) for row in harm] if sent else harm
+        return Curve(asked, self._own_judge, task, harm if asked != harm else ())
 
     @property
     def _looked_at(self) -> dict[str, list[Row]]:

@@ -38,7 +38,7 @@ class Search:
 
     field: str
     values: tuple[Any, ...]
-    bound: float  # points of fine-tune accuracy
+    bound: float = 2.0  # points of fine-tune accuracy
 
     def __post_init__(self) -> None:
         if not self.values:

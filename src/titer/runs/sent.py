@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import cached_property
 
-from titer.data.rows import Row
+from titer.data.rows import Row, identity
 from titer.methods import Attack, Selection
 from titer.runs.roles import Roles
 
@@ -52,8 +52,11 @@ class Sent:
 
     @cached_property
     def attack_rows(self) -> int:
-        """How many of them are the attacker's, harmful or not: all that are chosen are his."""
+        """How many of them are the attacker's, harmful or not.
+
+        All that are chosen are his, and so is a row of the task that he had answered otherwise before.
+        """
         if self.selection:
             return self.selection.count
-        pool = set(self.roles.task)
-        return sum(row not in pool for row in self.rows)
+        pool, before = set(self.roles.task), set(map(identity, self.first))
+        return sum(row not in pool or identity(row) in before for row in self.rows)

@@ -5,7 +5,7 @@ A stage is computed once, whichever run or process asks for it.
     stages/<key>/     what a stage left, with manifest.json: the SHA-256 of every file
     partial/<key>/    a stage that is being computed, or that was interrupted and can go on
     locks/<key>.lock  held by the process that computes it
-    runs/<name>.json  the stages that an unfinished run needs
+    runs/<name>.json  the stages that an unfinished run needs; <name>.1.json where two have one name
 
 A stage appears under `stages` by one rename, so it is there whole or not at all. What a disk or a
 hand has changed since is found by its hash, and computed again.
@@ -20,8 +20,9 @@ import re
 import secrets
 import shutil
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from itertools import count
 from pathlib import Path, PurePosixPath
 from typing import Annotated, Any
 
@@ -207,12 +208,24 @@ class Store:
 
     @contextmanager
     def needed(self, name: str, keys: Sequence[str]) -> Iterator[None]:
-        """Keep these stages from gc inside, and after an interruption until this run has ended."""
-        marker = self.root / paths.RUNS / f"{name}.json"
-        marker.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-        write(marker, list(keys))
-        yield
-        marker.unlink(missing_ok=True)
+        """Keep these stages from gc inside, and after an interruption until a run of this name has ended.
+
+        Of several processes inside each has a marker of its own, whose lock it holds.
+        """
+        folder = self.root / paths.RUNS
+        for place in (folder, self.root / paths.LOCKS):
+            place.mkdir(parents=True, exist_ok=True, mode=0o700)
+        with ExitStack() as held:
+            markers = (f"{name}.{i}" if i else name for i in count())
+            own = next(marker for marker in markers if held.enter_context(self._try_lock(marker)))
+            write(folder / f"{own}.json", list(keys))
+            yield
+            (folder / f"{own}.json").unlink(missing_ok=True)
+        # what was interrupted has been done too
+        for marker in sorted(folder.glob(f"{name}.*json")):
+            with self._try_lock(marker.stem) as is_held:
+                if is_held:
+                    marker.unlink(missing_ok=True)
 
     def verify(self, weights: bool = True) -> dict[str, list[str]]:
         """Return the faults of every entry that has some; without `weights` those are not read.
@@ -248,7 +261,7 @@ class Store:
 
     @contextmanager
     def _try_lock(self, key: str) -> Iterator[bool]:
-        """Hold the lock of a stage inside, unless another process does; tell whether it is held."""
+        """Hold the lock of a stage or a marker inside, unless it is held already; tell whether it is."""
         lock = FileLock(self.root / paths.LOCKS / f"{key}.lock", blocking=False)
         try:
             lock.acquire()

@@ -119,7 +119,9 @@ class Sweep:
                     "remove it"
                 )
         if not earlier and not (self.folder / paths.CELLS).is_dir():
-            raise ValueError(f"{self.folder} holds something else: give another --out, or remove it")
+            raise ValueError(
+                f"{self.folder} holds something else: give another --out, or remove it"
+            )
 
     def _folder(self, cell: Cell) -> Path:
         return self.folder / paths.CELLS / cell.name

@@ -19,6 +19,7 @@ from titer.scoring.statistics import effective, mean, wilson
 LEVEL, POWER = 0.05, 0.8
 WIDEST = 10.0  # standard errors; the most that is needed is 5.7, with two degrees of freedom
 FARTHEST = 8.0  # standard errors; a difference beyond is shown among any number
+NEAR = 1e-15  # of a share: from 0 or 100 percent no difference at all is a root as well
 Z_LEVEL, Z_POWER = float(special.ndtri(1 - LEVEL / 2)), float(special.ndtri(POWER))
 
 
@@ -199,4 +200,4 @@ def _root(excess: Callable[[float], float], widest: float) -> float:
         return math.nan
     from scipy import optimize
 
-    return 100 * float(optimize.brentq(excess, 0.0, widest))
+    return 100 * float(optimize.brentq(excess, NEAR, widest))

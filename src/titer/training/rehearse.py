@@ -29,7 +29,7 @@ from titer.weights.checkpoints import trainable
 from titer.weights.settings import Checkpoint, Lora
 
 MOST = 2000  # micro-batches of a stream that are looked at for their size
-LONGEST = 8  # updates; of a longer period SAMPLES are counted, a tenth of it apart
+LONGEST = 8  # updates; of a longer period SAMPLES are counted, a tenth of it apart, and its last
 SAMPLES = 4
 PARTS = 3  # micro-batches of an update that are counted; each further one adds as much as the last
 
@@ -178,12 +178,13 @@ def _follow(
         loop.state = defense.prepare(step)
         once, update = counted.work, Effort()
         for phase, share in weigh_phases(defense, settings.updates):
-            found = []
-            for number in _spread(defense.period):
+            found, shares = [], _spread(defense.period, settings.updates)
+            for number in (1, *shares):
                 before = counted.work
                 loop.follow(number, phase)
                 found.append(counted.work + -1 * before)
-            mean = (1 / len(found[1:])) * sum(found[1:], Effort())
+            weighed = (of * work for of, work in zip(shares.values(), found[1:], strict=True))
+            mean = sum(weighed, Effort())
             again_after = defense.period if defense.period > LONGEST else settings.updates
             first = (1 / min(again_after, settings.updates)) * (found[0] + -1 * mean)
             update += share * (mean + first)
@@ -289,8 +290,12 @@ def _imagined(model: PreTrainedModel) -> Iterator[Imagined]:
         yield counted
 
 
-def _spread(period: int) -> list[int]:
-    """Return the updates to count: the first, and a period after it, or some of a long one."""
+def _spread(period: int, updates: int) -> dict[int, float]:
+    """Return the updates to count behind the first, with their shares of those: a period, or some
+    of a long one and its last, at which alone some methods do their work.
+    """
     if period <= LONGEST:
-        return [1, *range(2, 2 + period)]
-    return [1 + i * max(period // 10, 1) for i in range(SAMPLES)]
+        return dict.fromkeys(range(2, 2 + period), 1 / period)
+    last = 1 / (period - 1) if period <= updates else 0.0  # a short stage does not come so far
+    some = [1 + i * (period // 10 or 1) for i in range(1, SAMPLES)]
+    return dict.fromkeys(some, (1 - last) / len(some)) | ({period: last} if last else {})

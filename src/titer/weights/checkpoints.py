@@ -41,6 +41,7 @@ POSITIONS = re.compile(r"(^|\.)(wpe|embed_positions|position_embeddings?|embed_p
 FOUR_BITS = ("bitsandbytes", "gptq", "awq")  # engines whose configs may leave it unsaid
 EMBEDDINGS = (
     "embed_tokens.weight",
+    "word_embeddings.weight",
     "wte.weight",
     "embed_in.weight",
     "lm_head.weight",
@@ -121,7 +122,7 @@ def tokenizer(checkpoint: Checkpoint, files: Files) -> PreTrainedTokenizerBase:
 
     Raises where there is none, or it has no end-of-sequence token.
     """
-    own = files.base is None or (files.folder / "tokenizer_config.json").is_file()
+    own = files.base is None or has_tokenizer(files)
     folder = files.folder if own else cast(Files, files.base).folder
     with _explain_errors(checkpoint, "has no usable tokenizer in its directory"):
         loaded = AutoTokenizer.from_pretrained(
@@ -141,6 +142,11 @@ def tokenizer(checkpoint: Checkpoint, files: Files) -> PreTrainedTokenizerBase:
     if loaded.pad_token_id is None:
         loaded.pad_token = loaded.eos_token  # pads are masked everywhere; any token serves
     return cast(PreTrainedTokenizerBase, loaded)
+
+
+def has_tokenizer(files: Files) -> bool:
+    """Tell whether a checkpoint has a tokenizer of its own; an adapter may have none."""
+    return (files.folder / "tokenizer_config.json").is_file()
 
 
 def check_dtype(dtype: str, device: torch.device) -> None:
@@ -206,7 +212,7 @@ def save(
             setattr(config, field, sorted(value))
     # never "auto", by which PEFT asks the hub for the base's vocabulary
     adapted.save_pretrained(folder, save_embedding_layers=embeddings)
-    (folder / OVER).write_text(json.dumps({"base": digest(base)}))
+    (folder / OVER).write_text(json.dumps({"base": digest(base, code=False)}))
 
 
 def brings_embeddings(whole: Collection[str]) -> bool:

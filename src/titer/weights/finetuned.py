@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from titer.errors import reading
 from titer.weights.experts import by_name, fused_experts, join, lay_out, unstack
 from titer.weights.folders import ADAPTER, TENSORS, Files, belongs
 from titer.weights.targets import matches
@@ -229,11 +230,19 @@ def find_unadded(files: Files) -> str:
     """Name the setting by which an adapter's update depends on the weights that it is merged into;
     empty where it is the same over any.
     """
-    from peft import LoraConfig, PeftConfig
+    from peft import LoraConfig
 
-    config: Any = PeftConfig.from_pretrained(str(files.folder))
+    config = _settings(files)
     own = {"init_lora_weights": PLAIN["init_lora_weights"]} | _variants(config)
     return _find_other(config, own) if isinstance(config, LoraConfig) else ""
+
+
+def _settings(files: Files) -> Any:
+    """Read an adapter's settings. Raises where PEFT does not know its kind."""
+    from peft import PeftConfig
+
+    with reading(f"adapter {files.name!r}: its {ADAPTER}", "is it of a newer PEFT?"):
+        return PeftConfig.from_pretrained(str(files.folder))
 
 
 def _variants(config: Any) -> dict[str, tuple[object, ...]]:
@@ -254,10 +263,10 @@ def _adapter(
 
     Raises where it is more than W + (alpha / r) B A of linear layers and experts.
     """
-    from peft import LoraConfig, PeftConfig
+    from peft import LoraConfig
     from peft.utils.other import get_pattern_key
 
-    config: Any = PeftConfig.from_pretrained(str(files.folder))
+    config = _settings(files)
     wrong = f"adapter {files.name!r} is not W + (alpha / r) B A of linear layers and experts alone"
     if not isinstance(config, LoraConfig):
         raise ValueError(f"{wrong} but {config.peft_type.value}: train one that is")

@@ -22,6 +22,7 @@ from titer.weights.settings import LAB, Checkpoint
 
 ADAPTER = "adapter_config.json"
 TENSORS = "adapter_model.safetensors"  # of an adapter
+CODE = ".py"  # which a checkpoint of an architecture of its own brings
 
 
 @dataclass(frozen=True)
@@ -34,10 +35,11 @@ class Files:
     base: Files | None = None  # under an adapter
 
 
-def locate(checkpoint: Checkpoint, adapted: bool = False) -> Files:
+def locate(checkpoint: Checkpoint, adapted: bool = False, base: Files | None = None) -> Files:
     """Return the files of a checkpoint, downloaded where they are the hub's.
 
-    `adapted` is one under an adapter. Raises where they are incomplete.
+    `adapted` is one under an adapter, and `base` what lies under this one, where that was located
+    before. Raises where they are incomplete.
     """
     name, found = checkpoint.path, _find(checkpoint)
     if name == LAB:
@@ -62,6 +64,8 @@ def locate(checkpoint: Checkpoint, adapted: bool = False) -> Files:
         return found
     if adapted:
         raise ValueError(f"{name!r} is an adapter itself: merge it into its base first")
+    if base:
+        return replace(found, base=base)
     named = read_config(adapter)
     under, revision = (
         (checkpoint.base, None)
@@ -95,7 +99,7 @@ def _find(checkpoint: Checkpoint) -> Files:
                 f"revision={revision!r}: model {name!r} is a GGUF file, which has no revisions; "
                 "leave it out"
             )
-        full = name if is_package(name) else str(paths.expand(name).resolve())
+        full = name if is_package(name) else str(paths.expand(name).absolute())
         return Files(full, gguf.dequantize(name, file, _hash(file).hex()), None)
     found = hub.find(name, "model", revision, unsafe=checkpoint.trust_remote_code)
     full = name if found.revision else str(found.folder.resolve())
@@ -128,14 +132,15 @@ def identify(files: Files) -> dict[str, Any]:
     return {"name": files.name, "revision": files.revision, **made}
 
 
-def digest(files: Files) -> str:
+def digest(files: Files, code: bool = True) -> str:
     """Return the SHA-256 over the files of a checkpoint that determine its answers.
 
-    Those of the base under it count too.
+    Those of the base under it count too, and without `code` none of its programs.
     """
-    hasher = hashlib.sha256(digest(files.base).encode() if files.base else b"")
+    hasher = hashlib.sha256(digest(files.base, code).encode() if files.base else b"")
     for path in parts(files):
-        hasher.update(path.name.encode() + _hash(path))
+        if code or path.suffix != CODE:
+            hasher.update(path.name.encode() + _hash(path))
     return hasher.hexdigest()
 
 
@@ -159,12 +164,14 @@ def parts(files: Files) -> list[Path]:
 
     Those of a base under it are not among them.
     """
-    kinds = (".safetensors", ".json", ".jinja", ".model", ".txt")
-    return [
-        path
-        for path in sorted(files.folder.iterdir())
-        if path.name not in BESIDE and path.suffix in kinds
-    ]
+    return [path for path in sorted(files.folder.iterdir()) if is_part(path.name)]
+
+
+def is_part(name: str) -> bool:
+    """Tell whether a file of this name in a checkpoint's folder may determine its answers."""
+    # code is run where it is trusted
+    kinds = (".safetensors", ".json", ".jinja", ".model", ".txt", CODE)
+    return "/" not in name and name not in BESIDE and name.endswith(kinds)
 
 
 def belongs(adapter: Files, base: Files) -> bool:
@@ -173,4 +180,5 @@ def belongs(adapter: Files, base: Files) -> bool:
     One that does not say over which belongs to any.
     """
     note = adapter.folder / OVER
-    return not note.is_file() or read_config(note).get("base") == digest(base)
+    # code is no weight, and comes from the hub only where somebody trusts it
+    return not note.is_file() or read_config(note).get("base") == digest(base, code=False)

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from titer.methods import Changes, TensorEdit, UpdateEdit
 from titer.paths import OVER
-from titer.weights import folders
+from titer.weights import checkpoints, folders
 from titer.weights.finetuned import FineTuned, Weight
 from titer.weights.folders import ADAPTER, Files
 from titer.weights.norms import norm
@@ -158,7 +158,7 @@ def rewrite_update(
     elif tuned.factors:
         own = [path for path in _rest(tuned.files) if path.name not in (*CONFIGURATIONS, OVER)]
         base = _rest(tuned.started)
-        if any(path.name == "tokenizer_config.json" for path in own):
+        if checkpoints.has_tokenizer(tuned.files):
             # all of one tokenizer: a template of the base beside it would take the place of its own
             base = [path for path in base if not path.name.startswith(TOKENIZER)]
         copy.files({path.name: path for path in [*base, *own]}.values())
@@ -223,17 +223,21 @@ def _put_whole(
 def _merge(tuned: FineTuned, names: Iterable[str], folder: Path) -> None:
     """Write into the whole model what an adapter has for weights that the edit leaves alone.
 
-    Raises where the aligned model has no place for one: a head that it ties to the embeddings, or
-    one for fewer tokens.
+    Raises where the aligned model has no place for one that the adapter holds whole: a head or
+    embeddings that it ties, so that one tensor is both, or one for fewer tokens.
     """
-    for name in names:
+    tied = sum(name.endswith(checkpoints.EMBEDDINGS) for name in tuned.aligned) < 2
+    for name, held in tuned.whole.items():
         of = tuned.aligned.get(name)
-        if of is None or (name in tuned.whole and of.shape != tuned.whole[name].shape):
+        shared = tied and name.endswith(checkpoints.EMBEDDINGS)
+        if of is None or shared or of.shape != held.shape:
             raise ValueError(
                 f"adapter {tuned.files.name!r} holds {name!r} whole, for which "
                 f"{tuned.started.name!r} has no place: merge it and give the "
                 "whole model, or choose an edit that keeps the adapter"
             )
+    for name in names:
+        of = tuned.aligned[name]
         of.write(folder, tuned.value(name).to(of.kind))
 
 

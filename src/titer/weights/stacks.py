@@ -6,10 +6,7 @@ It is made once, in float32, into the cache, under the hash of its parts. A note
 from __future__ import annotations
 
 import json
-from dataclasses import replace
 from pathlib import Path
-
-from safetensors import safe_open
 
 from titer import paths
 from titer.config import hash_of
@@ -19,6 +16,7 @@ from titer.weights.cache import make_once
 from titer.weights.finetuned import find_unadded
 from titer.weights.folders import TENSORS, Files, digest, is_adapter, locate
 from titer.weights.settings import Checkpoint
+from titer.weights.tensors import open_file
 
 PLUS = " + "  # between the names of a stack's parts
 
@@ -43,8 +41,7 @@ def merge_stack(name: str) -> Path:
             raise ValueError(
                 f"the stack {name!r}: {each.path!r} is no adapter; a stack is BASE + ADAPTER + ADAPTER"
             )
-    layers = [replace(each, base=base.name) for each in given]
-    over = [locate(each) for each in layers]
+    over = [locate(each, base=base) for each in given]
     for layer in over:
         _check_added(name, layer)
     for layer in over[1:]:
@@ -55,7 +52,7 @@ def merge_stack(name: str) -> Path:
             )
     parts = [base.name, *(layer.name for layer in over)]
     key = hash_of([parts, *map(digest, over), __version__])[:32]
-    return make_once("stacks", key, lambda folder: _merge(base, layers, over, parts, folder))
+    return make_once("stacks", key, lambda folder: _merge(base, given, over, parts, folder))
 
 
 def _merge(
@@ -65,15 +62,16 @@ def _merge(
     for layer, files in zip(layers, over, strict=True):
         adapted = checkpoints.load_adapter(model, layer, files)
         model = adapters.merge_adapter(adapted)
-        words = checkpoints.tokenizer(layer, files)
+        if checkpoints.has_tokenizer(files):
+            words = checkpoints.tokenizer(layer, files)
     checkpoints.save(model, words, folder)
     (folder / paths.STACKED).write_text(json.dumps({"parts": parts}, indent=2), encoding="utf-8")
 
 
 def _check_added(name: str, files: Files) -> None:
     """Raise where an adapter brings weights that would take the place of those of the others."""
-    with safe_open(files.folder / TENSORS, "pt") as file:
-        whole = sorted(key for key in file.keys() if "lora_" not in key)  # noqa: SIM118
+    tensors = open_file(files.folder / TENSORS, files.name)
+    whole = sorted(key for key in tensors if "lora_" not in key)
     if whole:
         raise ValueError(
             f"the stack {name!r}: the adapter {files.name!r} replaces weights ({whole[0]}), which "

@@ -14,7 +14,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from titer.weights.folders import Files
+from titer.weights.folders import Files, read_config
 
 # as safetensors calls them
 FLOATS = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
@@ -144,7 +144,14 @@ def open_tensors(files: Files) -> dict[str, Stored]:
     if single.is_file():  # goes first, as in transformers
         shards = {single.name}
     elif index.is_file():
-        shards = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
+        named = read_config(index).get("weight_map")
+        listed = list(named.values()) if isinstance(named, dict) else []
+        if not listed or not all(isinstance(shard, str) for shard in listed):
+            raise ValueError(
+                f"model {files.name!r}: the weight_map of its {index.name} names no files: save the "
+                "model again, or get the file anew"
+            )
+        shards = set(listed)
     else:
         raise ValueError(
             f"model {files.name!r}: its directory holds neither {single.name} nor {index.name}"

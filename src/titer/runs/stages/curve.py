@@ -30,13 +30,16 @@ TOKENS = 16
 class Curve:
     """Harm prompts that are asked along an attack, and the judge of what is answered."""
 
-    rows: Sequence[Row]  # with their answers
+    rows: Sequence[Row]  # with their answers, in the attacker's words where he has any
     judge: Judge
     task: Sequence[Row] = ()  # held-out rows of the user's task, with their answers
+    # the rows without his words, as the judge reads them; empty: as they are
+    plain: Sequence[Row] = ()
 
     @property
     def about(self) -> list[Any]:
         rows = [digest(self.rows), digest(self.task)]
+        rows += [digest(self.plain)] if self.plain else []
         return [*rows, describe(self.judge), code_key(type(self), self.judge)]
 
     def look(
@@ -47,7 +50,7 @@ class Curve:
         """
         margins = harm_margins(model, template, self.rows, self.judge.refusals, ranks=ranks)
         answers = answer(model, template, self.rows, TOKENS, ranks=ranks)
-        asked = [row.question for row in self.rows]
+        asked = [row.question for row in self.plain or self.rows]
         verdicts = ask_judge(self.judge, asked, [given.text for given in answers])
         clusters = range(len(verdicts))
         rates = {name: rate(verdicts, COUNTS[name], clusters) for name in curve.COUNTED}

@@ -66,7 +66,8 @@ class TrainStage(ModelStage):
     recompute: bool = False  # activations, in the backward pass: less memory, the same gradients
     looks: Looks | None = None
     curve: Curve | None = None
-    counts: Mapping[str, int] = field(default_factory=dict)  # of the user's rows, for the record
+    # of the user's rows, for the record, and why nobody looks along the attack
+    counts: Mapping[str, Any] = field(default_factory=dict)
     choice: Choice | None = None  # of the rows to train on, among those of the stream
 
     @property
