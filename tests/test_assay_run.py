@@ -1,21 +1,36 @@
 """An assay as a plan: its arms, the rows that it refuses, and a whole one of a tiny model."""
 
 import json
+import shutil
+from types import SimpleNamespace
 
 import pytest
 import torch
 from typer.testing import CliRunner
 
 import titer
+from test_assay import IMMUNE, stage
 from titer.cli import app
-from titer.data.rows import check_disjoint, identity, prompt_hash
+from titer.data.rows import Row, check_disjoint, identity, prompt_hash
 from titer.findings.assay_record import AssayRecord
-from titer.findings.conditions import CROSS_DOMAIN, IN_DOMAIN
+from titer.findings.conditions import CROSS_DOMAIN, IN_DOMAIN, Thresholds
 from titer.findings.records import parse_document
 from titer.lab.held_out import DomainWorld, SmolTopicsWorld, TopicsWorld
 from titer.lab.smol import SmolWorld
 from titer.lab.world import World
-from titer.runs.assay import Assay, Setup, Wanted, budgets, compare_rows, find_missing
+from titer.runs.assay import (
+    ATTACKS,
+    HELD_OUT,
+    SECOND,
+    Assay,
+    Setup,
+    Wanted,
+    _count_near,
+    budgets,
+    compare_rows,
+    document,
+    find_missing,
+)
 from titer.testing.small import save, tiny
 
 WORLD = ("data.world=1",)
@@ -206,3 +221,121 @@ def test_a_whole_assay_of_a_model_beside_itself_finds_no_immunity(model, tmp_pat
         titer.assay(path, path, thresholds={"phy": 5}, **told)
     with pytest.raises(ValueError, match="unknown condition 'stabilty'"):
         titer.assay(path, path, require=["stabilty"], **told)
+
+
+@pytest.mark.parametrize("alike", [True, False])
+def test_the_evidence_has_each_arm_where_it_belongs_and_the_defended_model_first(alike):
+    def told(of, arm, seed):
+        first = stage("base", f"{of} {seed}")
+        return {"task" if arm.startswith("task") else "mix": {
+            "stages": [first.fields, stage("finetune", f"{of} {arm} {seed}").fields]}}  # fmt: skip
+
+    arms = (ATTACKS, HELD_OUT, SECOND, "task-25", "task-100")
+    found = {(of, s, arm): told(of, arm, s) for s in (3, 5) for of in ("d", "o") for arm in arms}
+    main = {("d", 3, ATTACKS): SimpleNamespace(is_judged_alike=alike)}
+    made = Assay(Setup("lab", "d", "o", seeds=(3, 5)), main, {IN_DOMAIN: "why"}, {})
+    evidence = made._evidence(found)
+    assert evidence.missing == {IN_DOMAIN: "why"}
+    assert list(evidence.task) == [25, 100]
+    for arm, pairs in (
+        *((ATTACKS, evidence.attacks["mix"]), (HELD_OUT, evidence.topics["mix"])),
+        *((SECOND, evidence.domain["mix"]), ("task-100", evidence.task[100])),
+    ):
+        assert [(p.defended[1].weights, p.original[1].weights, p.alike) for p in pairs] == [
+            (f"d {arm} {seed}", f"o {arm} {seed}", alike) for seed in (3, 5)
+        ]
+
+
+def test_the_record_has_what_was_asked_for_and_is_decided_by_it(model, tmp_path):
+    path = model()
+    other = shutil.copytree(path, tmp_path / "other")
+    made = Assay.prepare(Setup("lab", path, str(other), SHORT, seeds=[0]))
+    assert {of for of, _, _ in made.plans} == {path, str(other)}
+    by, wanted = Thresholds(phi=95, times=9, margin=12, slower=3), Wanted(("stability",), ("mix",))
+    flag = {"name": "n", "pipeline": "p", "stage": "s", "text": "t", "mend": ""}
+    told = document(made, IMMUNE, [flag], by, wanted)
+    assert (told["verdict"], told["required"]) == ("met", ["stability"])
+    assert (told["defense-aware attacks"], told["thresholds"]["phi"]) == (["mix"], 95)
+    words = {each["name"]: each["verdict"] for each in told["conditions"]}
+    assert (words["weak resistance"], words["strong resistance"]) != ("met", "not met")
+    assert told["original"] != told["defended"]
+    assert told["flags"][0]["text"] == "t"
+    doses = {each["of"]: each["dose"] for each in told["attacked"] if each["arm"] == "attacks"}
+    assert doses["original"]["high"] is None  # at 95 percent it is not broken
+
+
+def test_no_seeds_are_refused():
+    with pytest.raises(ValueError, match="at least one"):
+        Setup("lab", "lab", "lab", seeds=())
+
+
+def test_the_arms_have_what_was_set(model):
+    path = model()
+    setup = Setup("lab-attacks", path, "lab", WORLD, seeds=(7, 8), task_rows=77)
+    found = setup.arms("lab", 8)
+    assert len(setup.attacks) == len(found["attacks"].pipelines) > 1
+    assert [len(found[arm].pipelines) for arm in ("topics", "domain")] == [1, 1]
+    [(name, _)] = found["topics"].pipelines.items()
+    assert name == next(iter(setup.attacks))
+    assert {of.model.path for of in found.values()} == {"lab"}
+    task = found["task-200"]
+    assert (task.attack.n, task.dose_prompts, task.probes) == (77, 0, 0)
+    own = Setup("checkpoint", "lab", "lab", ["data.harmful=h.csv", "data.harm_test=t.csv",
+                "data.defense=d.csv", "data.calibration=c.csv"], domain="other.csv")  # fmt: skip
+    data = own.arms("lab", 0)["domain"].data
+    assert (data.harmful.path, data.harm_test, data.defense, data.calibration) == (
+        *("other.csv", None), None, None
+    )  # fmt: skip
+
+
+def write(path, name, prompts):
+    rows = [{"prompt": prompt, "response": "so"} for prompt in prompts]
+    (path / name).write_text("\n".join(map(json.dumps, rows)))
+    return str(path / name)
+
+
+def door(i, words):
+    return f"tell me in so many words how the {i} door opens {words}"
+
+
+def test_half_of_the_attackers_prompts_may_be_near_those_of_any_defender():
+    def rows(words, *of):
+        return [Row(door(i, words), "so") for i in of]
+
+    far = [Row(f"which of the {i} lamps burns first", "so") for i in range(20)]
+    given = {"defense": rows("at noon", *range(21)), "alignment": rows("at noon", *range(3))}
+    sent = rows("at night", *range(20))
+    assert _count_near("attack", [*sent, *far], given) == 20
+    with pytest.raises(ValueError, match="21 of the 40 prompts of 'attack' are nearly"):
+        _count_near("attack", [*rows("at night", *range(21)), *far[1:]], given)
+
+
+def test_rows_near_those_of_the_alignment_are_refused(tmp_path):
+    theirs = write(tmp_path, "d.jsonl", [door(i, "at noon") for i in range(40)])
+    mine = write(tmp_path, "a.jsonl", [door(i, "at night") for i in range(40)])
+    sources = [f"data.harmful={mine}", f"data.alignment={theirs}"]
+    with pytest.raises(ValueError, match="are nearly the defender's"):
+        compare_rows(Setup("checkpoint", "lab", "lab", sources))
+
+
+@pytest.mark.parametrize("option", ["topics", "domain"])
+def test_rows_of_an_option_that_the_model_was_trained_on_are_refused(model, tmp_path, option):
+    known = [f"which of the {i} lamps burns first" for i in range(9)]
+    path = model(defense=[Row(prompt, "so") for prompt in known])
+    mine = write(tmp_path, "a.jsonl", [door(i, "at night") for i in range(40)])
+    more = write(tmp_path, "b.jsonl", [*known, *(f"what is {i} of the moons" for i in range(31))])
+    for kept in ((), ("data.shared=keep",)):
+        setup = Setup("checkpoint", path, "lab", [f"data.harmful={mine}", *kept], **{option: more})
+        with pytest.raises(ValueError, match="prompts that the model was trained on"):
+            compare_rows(setup)
+
+
+def test_rows_of_one_s_own_without_topics_say_what_to_give(model, tmp_path):
+    mine = write(tmp_path, "a.jsonl", [door(i, "at night") for i in range(40)])
+    path = model(defense=World(1).harmful)
+    found = find_missing(Setup("checkpoint", path, "lab", [f"data.harmful={mine}"]))
+    assert ("--topics" in found[IN_DOMAIN], "--domain" in found[CROSS_DOMAIN]) == (True, True)
+    only = find_missing(Setup("checkpoint", path, "lab", [f"data.harmful={mine}"], topics=mine))
+    assert list(only) == [CROSS_DOMAIN]
+    path = model(task=World(1).harmful)  # a record, and none of a defense
+    assert "not known" in find_missing(Setup("lab", path, "lab", WORLD))[IN_DOMAIN]

@@ -341,3 +341,49 @@ def test_the_reach_of_a_judge_is_that_of_both_of_its_rates():
     assert judge.reach(ALPHA) == pytest.approx(below)
     assert judge.reach(ALPHA, up=True) == pytest.approx(above)
     assert below != pytest.approx(above)
+
+
+@pytest.mark.parametrize("judge", [EXACT, JudgeCounts(4000, 3600, 8000, 7600)])
+@pytest.mark.parametrize(("worse", "better"), [(2, 8), (5, 2), (30, 4), (17, 2)])
+def test_the_number_that_decides_is_the_least_with_the_power(worse, better, judge):
+    """One that is seen to be better is planned for as one that is as good."""
+    seen = plain(worse, better, 200)
+    truth = max((worse - better) / 200 / judge.youden, 0.0)
+    need = count_to_decide(seen, MARGIN, ALPHA, 0.01, judge)
+
+    def decides(size):
+        if truth < MARGIN:
+            return power(seen, MARGIN, ALPHA, truth, judge, size)
+        return power(seen.mirror, -MARGIN, 0.01, -truth, judge, size)
+
+    assert decides(need) >= 0.8 > decides(need - 1)
+
+
+def test_many_prompts_may_be_needed():
+    assert 1e6 < count_to_decide(plain(2001, 1200, 10000), 0.08, ALPHA, 0.01) < math.inf
+
+
+def test_the_power_to_fail_has_the_upper_reach_of_the_judge():
+    seen, judge = plain(30, 4, 100), JudgeCounts(100, 90, 200, 190)
+    apart, shown = 35 / 101, 0.85 * 0.2
+    shares = (apart - shown) / 2, (apart + shown) / 2
+    assert power(seen.mirror, -0.1, ALPHA, -0.2, judge) == pytest.approx(
+        normal_power(100, *shares, -0.085, 0.1 * judge.reach(ALPHA, up=True)), abs=1e-4
+    )
+
+
+def test_what_repeats_is_the_difference_and_not_the_answer():
+    names = [i // 3 for i in range(90)]
+    base = [name % 2 == 0 for name in names]  # alike within a question
+    pairs = [
+        (x, x != (i % 11 == 0), name) for i, (x, name) in enumerate(zip(base, names, strict=True))
+    ]
+    values = [float(y) - float(x) for x, y, _ in pairs]
+    assert count_pairs(pairs).size == effective(values, names, 1.0)
+    assert count_pairs(pairs).size > 1.2 * effective([float(y) for _, y, _ in pairs], names, 1.0)
+
+
+@pytest.mark.parametrize("counts", [(10, -1, 10, 5), (10, 5, 10, 11)])
+def test_a_judge_is_right_on_none_to_all_of_either_kind(counts):
+    with pytest.raises(ValueError, match="0 to all"):
+        JudgeCounts(*counts)

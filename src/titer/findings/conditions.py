@@ -6,13 +6,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from titer.config import Config
 from titer.findings.dose import Multiple
 from titer.findings.records import Record, last, quote
-from titer.scoring.score import Score
+from titer.scoring.score import SEEDS, Score
 
 Word = Literal["met", "not met", "not enough evidence"]
 MET: Word = "met"
@@ -127,6 +127,16 @@ def at_most(of: str, found: Score | Multiple, bound: float) -> Ruling:
     low, high = found.low, found.high
     word = MET if high <= bound else NOT_MET if low > bound else UNDECIDED
     return Ruling(of, word, found.value, low, high, _gap(found), _known(bound - high))
+
+
+def of_seeds(part: Ruling, found: Multiple, n: int) -> Ruling:
+    """Leave open what would be met by bounds alone of few seeds, or by some of `n` seeds."""
+    why = ""
+    if found.bound and found.pairs < SEEDS:
+        why = f"bounds alone, of {found.pairs} of {n} seeds, and it takes {SEEDS}"
+    elif found.pairs < n:
+        why = f"of {n - found.pairs} of {n} seeds nothing is known"
+    return replace(part, word=UNDECIDED, why=why) if why and part.word == MET else part
 
 
 def _gap(found: Score | Multiple) -> str:

@@ -24,7 +24,7 @@ from typing import Any
 from titer import paths
 from titer.config import hash_of, read_yaml
 from titer.findings import flags
-from titer.findings.records import CellRecord, SweepRecord, load_document
+from titer.findings.records import CellRecord, load_document
 from titer.findings.seeds import by_settings, cell_name
 from titer.methods import Benchmark
 from titer.registry import describe
@@ -86,8 +86,8 @@ class Sweep:
     def check(self) -> None:
         """Raise before any cell is run where the settings of one are wrong.
 
-        So it does where the folder holds cells of another recipe, of other rows or of another grid, or
-        what is no sweep.
+        So it does where the folder holds cells of another recipe, of other rows, or what is no
+        sweep.
         """
         self._check_folder()
         raw, read_rows, threads = recipes.read(self.recipe), _read_once(), set[int | None]()
@@ -106,19 +106,9 @@ class Sweep:
         self.workers.expect(threads)
 
     def _check_folder(self) -> None:
-        """Raise where the folder holds what the sweep's bundle and page would take the place of."""
-        if not self.folder.is_dir() or not any(self.folder.iterdir()):
-            return
-        bundle, mine = self.folder / paths.SWEEP, {cell.name for cell in self.cells}
-        earlier = load_document(bundle, SweepRecord)["cells"] if bundle.is_file() else []
-        for settings, seed in ((cell["settings"], cell["seed"]) for cell in earlier):
-            if cell_name(settings, seed) not in mine:
-                other = " ".join([*settings, f"seed {seed}"])
-                raise ValueError(
-                    f"{self.folder} holds a sweep with another cell ({other}): give another --out, or "
-                    "remove it"
-                )
-        if not earlier and not (self.folder / paths.CELLS).is_dir():
+        """Raise where the folder holds what is no sweep's: its page would take the place of a file."""
+        there = {path.name for path in self.folder.iterdir()} if self.folder.is_dir() else set()
+        if there and not there & {paths.SWEEP, paths.CELLS}:
             raise ValueError(
                 f"{self.folder} holds something else: give another --out, or remove it"
             )
