@@ -59,7 +59,8 @@ def find(
         return Found(local, None)
     if local.is_file() or not re.fullmatch(r"[\w.-]+/[\w.-]+", name):
         raise _meaningless(name, kind)
-    from httpx2 import HTTPError  # what the hub's client raises for any failed connection
+    # what the hub's client raises for any failed connection, and for a proxy that is no address
+    from httpx2 import HTTPError, InvalidURL
     from huggingface_hub import constants, snapshot_download
     from huggingface_hub.errors import (
         GatedRepoError,
@@ -95,7 +96,7 @@ def find(
             f"revision={revision!r}: {kind} {name!r} has none of that name; give a branch, tag or "
             f"commit of {page}"
         ) from None
-    except (LocalEntryNotFoundError, OfflineModeIsEnabled, HTTPError) as error:
+    except (LocalEntryNotFoundError, OfflineModeIsEnabled, HTTPError, InvalidURL) as error:
         cause = " ".join(str(error.__cause__ or error).split())
         raise ValueError(
             f"{kind} {name!r}: no such directory here, and the hub cannot be reached for it "

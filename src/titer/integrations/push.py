@@ -106,7 +106,7 @@ def push(packed: Package, repository: str, public: bool = False) -> str:
 @contextmanager
 def _explain(repository: str) -> Iterator[None]:
     """Turn what the hub or its client says into one line with the mend."""
-    from httpx2 import HTTPError
+    from httpx2 import HTTPError, InvalidURL
     from huggingface_hub.errors import (
         HfHubHTTPError,
         HFValidationError,
@@ -130,7 +130,7 @@ def _explain(repository: str) -> Iterator[None]:
         mend = mends.get(status, "try again later")
         said = cause(Exception(error.server_message or str(error).splitlines()[0]))
         raise ValueError(f"{repository}: the hub answered {status} ({said}): {mend}") from None
-    except (OfflineModeIsEnabled, HTTPError) as error:
+    except (OfflineModeIsEnabled, HTTPError, InvalidURL) as error:
         raise ValueError(
             f"{repository}: the hub cannot be reached ({cause(error)}): nothing went up; --dry-run "
             "writes it into a folder"

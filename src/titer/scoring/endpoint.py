@@ -182,11 +182,17 @@ class _Line:
     def __init__(self, endpoint: Endpoint) -> None:
         self.endpoint, self.over = endpoint, threading.Event()
         self.key = _read_key(endpoint.key)
-        self.client = httpx2.Client(
-            timeout=endpoint.timeout,
-            headers={"Authorization": f"Bearer {self.key}"} if self.key else {},
-            limits=httpx2.Limits(max_connections=endpoint.at_once),
-        )
+        try:
+            self.client = httpx2.Client(
+                timeout=endpoint.timeout,
+                headers={"Authorization": f"Bearer {self.key}"} if self.key else {},
+                limits=httpx2.Limits(max_connections=endpoint.at_once),
+            )
+        except (httpx2.InvalidURL, ValueError) as error:
+            raise ValueError(
+                f"a proxy of the environment is no address ({error}): mend HTTP_PROXY, HTTPS_PROXY or "
+                "ALL_PROXY, or unset it"
+            ) from None
         self.address = f"{endpoint.url.rstrip('/')}/chat/completions"
 
     def __enter__(self) -> _Line:
