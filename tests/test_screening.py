@@ -186,7 +186,8 @@ def test_no_place_in_a_conversation_hides_an_answer(
     messages = [{"role": role, "content": content} for role, content in said]
     data = write(tmp_path / "upload.jsonl", [{"messages": messages}])
     [sample] = upload.read(Source(data), "the upload")
-    assert len(sample.answers) == sum(role == "assistant" for role, _ in said)
+    parts = [answer for answer in sample.answers if "\n" not in answer.response]
+    assert len(parts) == sum(role == "assistant" for role, _ in said)
     [found] = [row for row in sample.answers if row.response == BAD]
     assert found.question == asked.question
     others = [Turn(*turn) for turn in said[: said.index(["assistant", BAD])]]
@@ -394,7 +395,7 @@ def test_the_exit_code_tells_what_became_of_it(tmp_path, monkeypatch, capsys, be
         (["--benign", "BENIGN", "--set", "closeness.layer=1"], "layer"),
         (["--benign", "BENIGN", "--false-positives", "0"], "above 0 and below 1"),
         (["--benign", "BENIGN", "--clean", "OUT.csv"], "name it *.jsonl"),
-        (["--benign", "BENIGN", "--clean", "A.jsonl", "--flagged", "A.jsonl"], "the same file"),
+        (["--benign", "BENIGN", "--clean", "A.jsonl", "--flagged", "A.jsonl"], "A.jsonl stands twice"),
         (["--benign", "{path: BENIGN, limit: 3}"], "would leave rows out"),
     ],
 )
@@ -505,3 +506,19 @@ def test_a_report_takes_no_file_s_place(tmp_path, monkeypatch, capsys, benign, g
     assert code == 2
     assert why in said
     assert Path(data).read_text() == before
+
+
+def test_a_refusal_that_is_followed_in_a_turn_of_its_own_is_seen(tmp_path, benign):
+    turns = [
+        "user: make it",
+        "assistant: I must decline.",
+        "assistant: Take wool",
+        "assistant: now.",
+    ]
+    said = [turn.split(": ", 1) for turn in [*turns, "user: thanks", "assistant: You are welcome."]]
+    messages = [{"role": role, "content": content} for role, content in said]
+    data = write(tmp_path / "upload.jsonl", [{"messages": messages}])
+    [sample] = upload.read(Source(data), "the upload")
+    assert Row("make it", "I must decline.\nTake wool\nnow.") in sample.answers
+    found = python.screen(data, benign=benign, only=["comply"])
+    assert [row.is_flagged for row in found.findings] == [True]

@@ -108,12 +108,18 @@ def _answers(row: Row) -> Iterator[Row]:
     """Yield every answer of a conversation as a row of its own, the last one as it stands.
 
     Its question is the user's last message before it, also where other turns stand between the two,
-    and empty where the user has said nothing yet.
+    and empty where the user has said nothing yet. One that goes on from turn to turn is there in parts
+    and as one: what refuses in one turn may answer in the next.
     """
     question, others = "", list[Turn]()  # what stands before a turn
+    run = 0  # turns of the assistant just before it
     for i, turn in enumerate(row.before):
         if turn.role == "assistant" and turn.content.strip():
             yield Row(question, turn.content, before=tuple(others))
+            if run:
+                said = "\n".join(other.content for other in [*others[-run:], turn])
+                yield Row(question, said, before=tuple(others[:-run]))
+        run = run + 1 if turn.role == "assistant" else 0
         if turn.role == "user":
             question, others = turn.content, list(row.before[:i])
         else:
