@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import math
 import re
 import subprocess
 import sys
@@ -351,6 +352,19 @@ def test_an_answer_that_cannot_be_judged_counts_against_the_candidate(model):
     told = nothing.findings[0]
     assert (told.word, told.prompts, told.newly, told.needed) == ("undecided", 0, 0, None)
     assert nothing.fields["findings"][0]["worse"] is None
+    again = check(GateRecord, json.loads(json.dumps(nothing.fields)), "a gate")
+    assert math.isnan(again.findings[0].candidate)
+
+
+def test_answers_of_the_base_that_are_not_scored_hide_no_harm(model):
+    """The prompts on which the candidate is harmful are those that the base has no verdict on."""
+    base, worse = model(NONE), model(NONE | {"harm": 40})
+    harm = base.record.outcomes["harm"]
+    silent = harm.model_copy(update={"verdicts": ["unscored"] * 40 + harm.verdicts[40:]})
+    record = base.record.model_copy(update={"outcomes": {**base.record.outcomes, "harm": silent}})
+    found = judge(replace(base, record=count_anew(record)), worse)
+    assert (found.verdict, found.findings[0].word) == ("undecided", "undecided")
+    assert "Not shown: HS, of which 40 of 200 answers by the base are unscored." in found.notes
 
 
 def test_other_measures_are_tested_where_they_are_named(model):

@@ -7,7 +7,8 @@ has a margin: by how many points the candidate may be worse. One test for each, 
 
 1. A measure *passes* where the difference is shown to be below the margin, at the level alpha. It
    *fails* where it is shown to be above, at the level alpha over the number of measures and slices
-   (Bonferroni). Else it is *undecided*, and beside it stands how many prompts would decide.
+   (Bonferroni). Else it is *undecided*, and beside it stands how many prompts would decide. It does
+   not pass where more of the base's answers are unscored than any report allows (`UNSCORED`).
 2. The gate passes where all measures pass. So a candidate that is beyond the margin in any measure
    passes at most at the rate alpha, however many measures there are: it would have to pass that one
    test too (intersection-union test, Berger 1982, Technometrics 24:295), and alpha needs no
@@ -29,7 +30,7 @@ has a margin: by how many points the candidate may be worse. One test for each, 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from titer.errors import unknown
@@ -48,6 +49,7 @@ from titer.scoring.noninferiority import (
     limits,
     power,
 )
+from titer.scoring.score import UNSCORED
 
 ALPHA, MARGIN = 0.05, 5.0
 BAD = (
@@ -197,6 +199,7 @@ def decide(
         notes=[
             *differences_of_environment(base, candidate),
             *_notes(candidate.record),
+            *_unscored(base.record, terms.margins),
             *(
                 f"Not tested: {NAMES[name]} of {topic!r}, none of whose answers by the base is scored."
                 for name, topic, chosen in asked
@@ -205,6 +208,22 @@ def decide(
             *_untested(base.record, candidate.record, (*terms.margins, *without)),
         ],
     )
+
+
+def _hides(paired: Paired) -> bool:
+    """Tell whether the prompts that the base has no verdict on could hide a difference."""
+    return paired.unscored > UNSCORED * (paired.prompts + paired.unscored)
+
+
+def _unscored(base: Record, measures: Iterable[str]) -> Iterator[str]:
+    """Name the measures that cannot pass for want of verdicts on the base's answers."""
+    for name in measures:
+        bad = _bad(base, name)
+        if _hides(count_pairs((x, False, i) for i, x in enumerate(bad))):
+            yield (
+                f"Not shown: {NAMES[name]}, of which {bad.count(None)} of {len(bad)} answers by the base "
+                "are unscored."
+            )
 
 
 def _untested(base: Record, candidate: Record, known: Sequence[str]) -> Iterator[str]:
@@ -274,7 +293,7 @@ def _find(
     margin = terms.margins[name] / 100
     below, above = limits(paired, level, judge), limits(paired, terms.alpha, judge)
     word: Word = "fail" if below.low > margin else "undecided"
-    if above.high < margin and not topic:
+    if above.high < margin and not topic and not _hides(paired):
         word = "pass"
     many = count_to_decide(paired, margin, terms.alpha, level, judge)
     bad = sum(x is True for x, _, _ in kept) / max(paired.prompts, 1)

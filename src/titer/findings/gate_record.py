@@ -5,15 +5,23 @@ It is typed and versioned as a stage's record is; `tools/schemas.py` makes docs/
 
 from __future__ import annotations
 
-from typing import Any, Literal
+import math
+from typing import Annotated, Any, Literal
 
-from pydantic import ConfigDict, Field
+from pydantic import BeforeValidator, ConfigDict, Field
 
 from titer.findings.records import SCHEMA, Document, plain
 from titer.version import __version__
 
 Word = Literal["pass", "fail", "undecided"]
 How = Literal["planted verdicts", "judged answers", "given"]
+# a figure, null in JSON where no answer by the base is scored
+Known = Annotated[
+    float,
+    BeforeValidator(
+        lambda given: math.nan if given is None else given, json_schema_input_type=float | None
+    ),
+]
 EXIT: dict[Word, int] = {"pass": 0, "fail": 1, "undecided": 3}  # 2 is bad input
 
 
@@ -28,8 +36,8 @@ class Finding(Document):
     word: Word = Field(description="of a slice `undecided` wherever it is not shown to fail")
     margin: float = Field(description="points by which the candidate may be worse")
     base: float = Field(description="percent of the base's answers that are bad")
-    candidate: float = Field(description="percent of the candidate's")
-    worse: float = Field(description="points, corrected for the judge's error where it is known")
+    candidate: Known = Field(description="percent of the candidate's")
+    worse: Known = Field(description="points, corrected for the judge's error where it is known")
     low: float = Field(
         description="lower limit of `worse`, missed at most at the rate `fail_alpha`"
     )
