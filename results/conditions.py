@@ -28,6 +28,7 @@ CONDITIONS: Mapping[str, Conditions] = {  # of a table, its own first
         "twice the learning rate": (DOSES, ("finetune.lr=0.0016",)),
     },
 }
+WORLDS = {"lab-alignment": "in the lab", "smol-alignment": "on SmolLM2"}
 NONE = "-"
 
 
@@ -118,6 +119,6 @@ def agreement(claim: str) -> list[list[str]]:
         multiples({of: each for (_, of), each in pools(name).items()}) for name in claim.split("+")
     )
     names = in_order(name for name in second if name in first)
-    lines = [["method", *claim.split("+")]]
+    lines = [["method", *(WORLDS.get(name, name) for name in claim.split("+"))]]
     lines += [[display_name(name), first[name].ratio, second[name].ratio] for name in names]
     return [*lines, ["Kendall's tau", order(first, second), ""]]
