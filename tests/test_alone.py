@@ -349,7 +349,7 @@ def test_the_other_models_of_an_edit_are_given_or_found_where_the_checkpoint_cam
         found(adapter, wise_ft, safe=aligned)
     with pytest.raises(
         ValueError,
-        match="needs the aligned model fine-tuned on refusals: give it as --reference safe=MODEL",
+        match="needs the aligned model fine-tuned on the alignment rows: give it as --reference safe=MODEL",
     ):
         found(adapter, Asking(), base=base)
     given = {"base": base, "safe": adapter, "unsafe": whole}

@@ -395,7 +395,10 @@ def test_the_exit_code_tells_what_became_of_it(tmp_path, monkeypatch, capsys, be
         (["--benign", "BENIGN", "--set", "closeness.layer=1"], "layer"),
         (["--benign", "BENIGN", "--false-positives", "0"], "above 0 and below 1"),
         (["--benign", "BENIGN", "--clean", "OUT.csv"], "name it *.jsonl"),
-        (["--benign", "BENIGN", "--clean", "A.jsonl", "--flagged", "A.jsonl"], "A.jsonl stands twice"),
+        (
+            ["--benign", "BENIGN", "--clean", "A.jsonl", "--flagged", "A.jsonl"],
+            "A.jsonl stands twice",
+        ),
         (["--benign", "{path: BENIGN, limit: 3}"], "would leave rows out"),
     ],
 )

@@ -806,5 +806,7 @@ def test_a_model_that_cannot_judge_does_not_start(lab_server):
 @pytest.mark.parametrize("proxy", ["http://a:b:c", "ftp://a"])
 def test_a_proxy_that_is_no_address_is_one_line(monkeypatch, proxy):
     monkeypatch.setenv("HTTP_PROXY", proxy)
-    with pytest.raises(ValueError, match=r"^a proxy of the environment is no address .*: mend HTTP_"):
+    with pytest.raises(
+        ValueError, match=r"^a proxy of the environment is no address .*: mend HTTP_"
+    ):
         endpoint._Line(Endpoint(url="http://10.0.0.1/v1", model="m"))

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 
 from titer import paths
+from titer.errors import EvidenceError
 from titer.findings.records import (
     SCHEMA,
     Claim,
@@ -219,9 +220,12 @@ def claim(folder: Path, plan: Plan, what: str = "run") -> Iterator[None]:
     try:
         write(folder / paths.RUN, marker)
         yield
-    except (ValueError, OSError):
+    except (ValueError, OSError) as error:
         stages = (folder / paths.STORE / place for place in (paths.FINISHED, paths.PARTIAL))
-        if fresh and not any(any(place.glob("*/*")) for place in stages):
+        is_done = isinstance(
+            error, EvidenceError
+        )  # what it found is told, and asked otherwise next
+        if fresh and (is_done or not any(any(place.glob("*/*")) for place in stages)):
             _remove(folder)
         raise
 
