@@ -82,7 +82,7 @@ def read_labels(given: Sequence[Source], threshold: float | None = None) -> Labe
     known |= {f"{layout[2]}_{i}" for layout in LAYOUTS for i in range(1, 10)}
     for source, place in files:
         records = let_through(source, place, known)
-        schemas.check_named(records, source.columns)
+        schemas.check_named(records, source.columns, schemas.all_columns(records))
         renamed = schemas.rename_all(records, source.columns)
         layout = _layout(renamed)
         read = [_answer(record, layout, threshold) for record in renamed]

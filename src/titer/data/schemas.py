@@ -68,8 +68,8 @@ def rows(records: list[RawRecord], kind: Kind, columns: Mapping[str, str]) -> Pa
     `columns` renames a file's columns: schema's name -> file's name. Raises, naming the record,
     where no schema fits, or a text is missing, or empty where it is to be learned or answered.
     """
-    check_named(records, columns)
     known = all_columns(records)
+    check_named(records, columns, known)
     named = rename_all(records, columns)
     schema = _choose(named, known | columns.keys(), kind)
     used = {*schema.columns, *schema.beside, *columns.values(), *({CLUSTER} & columns.keys())}
@@ -116,9 +116,8 @@ def all_columns(records: Sequence[RawRecord]) -> set[str]:
     return {name for record in records for name in record.fields}
 
 
-def check_named(records: Sequence[RawRecord], columns: Mapping[str, str]) -> None:
-    """Raise where the user names a column that no record has."""
-    known = all_columns(records)
+def check_named(records: Sequence[RawRecord], columns: Mapping[str, str], known: Set[str]) -> None:
+    """Raise where the user names a column that is not among the known ones of the records."""
     absent = [name for name in columns.values() if name not in known]
     if absent:
         raise ValueError(

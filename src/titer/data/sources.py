@@ -103,9 +103,9 @@ class SourceReader:
         Records that are conversations already are taken as they are. They are all taken out of
         their list.
         """
-        schemas.check_named(records, source.columns)
         count = len(records)
         known = schemas.all_columns(records)
+        schemas.check_named(records, source.columns, known)
         layout = find_layout(benchmark, known | source.columns.keys())
         if layout is None:
             made = self._conversations(source, records, known)

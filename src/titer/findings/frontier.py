@@ -87,9 +87,13 @@ def is_free(group: Placed) -> bool:
 
 
 def has_place(group: Placed) -> bool:
-    """Return True if a group has HS and FA under every seed, and no HS is struck out."""
-    return not group.struck and all(
-        stage.score("harm") and stage.score("task") for stage in group.last
+    """Return True if a group has HS and FA under every seed, no HS is struck out, and nothing else bars
+    it, but for a free one.
+    """
+    return (
+        not group.struck
+        and all(stage.score("harm") and stage.score("task") for stage in group.last)
+        and (is_free(group) or not group.barred)
     )
 
 
@@ -117,7 +121,7 @@ def places(found: Sequence[Of]) -> list[Placement[Of]]:
 
 def place(group: Of, rivals: Sequence[Of]) -> Placement[Of]:
     """Place a group among free models."""
-    if not (has_place(group) and (is_free(group) or not group.barred)):
+    if not has_place(group):
         return Placement(group, "no place", group.barred or "HS or FA was not measured")
     harm, task = _harm(group), _task(group)
     mine = f"HS {quote(harm)}, FA {quote(task)}"

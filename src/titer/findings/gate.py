@@ -210,19 +210,20 @@ def decide(
     )
 
 
-def _hides(paired: Paired) -> bool:
+def _hides(unscored: int, asked: int) -> bool:
     """Tell whether the prompts that the base has no verdict on could hide a difference."""
-    return paired.unscored > UNSCORED * (paired.prompts + paired.unscored)
+    return unscored > UNSCORED * asked
 
 
 def _unscored(base: Record, measures: Iterable[str]) -> Iterator[str]:
     """Name the measures that cannot pass for want of verdicts on the base's answers."""
     for name in measures:
         bad = _bad(base, name)
-        if _hides(count_pairs((x, False, i) for i, x in enumerate(bad))):
+        unscored, asked = bad.count(None), len(bad)
+        if _hides(unscored, asked):
             yield (
-                f"Not shown: {NAMES[name]}, of which {bad.count(None)} of {len(bad)} answers by the base "
-                "are unscored."
+                f"Not shown: {NAMES[name]}, of which {unscored} of {asked} answers by the base are "
+                "unscored."
             )
 
 
@@ -293,7 +294,7 @@ def _find(
     margin = terms.margins[name] / 100
     below, above = limits(paired, level, judge), limits(paired, terms.alpha, judge)
     word: Word = "fail" if below.low > margin else "undecided"
-    if above.high < margin and not topic and not _hides(paired):
+    if above.high < margin and not topic and not _hides(paired.unscored, len(kept)):
         word = "pass"
     many = count_to_decide(paired, margin, terms.alpha, level, judge)
     bad = sum(x is True for x, _, _ in kept) / max(paired.prompts, 1)

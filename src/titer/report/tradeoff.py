@@ -159,11 +159,9 @@ def _methods(axes: Axes, points: Sequence[tuple[Placed, Score, Score]]) -> list[
 
 
 def _points(found: Iterable[Placed]) -> list[tuple[Placed, Score, Score]]:
-    """Return group, HS and FA of all groups that have a place: a free one, whatever bars it."""
+    """Return group, HS and FA of all groups that have a place."""
     told = [
-        (group, group.score("harm"), group.score("task"))
-        for group in found
-        if has_place(group) and (is_free(group) or not group.barred)
+        (group, group.score("harm"), group.score("task")) for group in found if has_place(group)
     ]
     return [(group, harm, task) for group, harm, task in told if harm and task]
 
